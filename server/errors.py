@@ -1,0 +1,149 @@
+"""Every refusal as a value: its status, its body in the contract's shape, and the headers that belong to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+
+JSON_TYPE: Final = "application/json"
+# RFC 9110's names, where Python's older tables still have those of RFC 2616.
+_PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of a status, as RFC 9110 names it."""
+    if status in _PHRASES:
+        return _PHRASES[status]
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+class ApiError(Exception):
+    """An answer other than success. `reason` is a slug for the caller, `more` further members of the body."""
+
+    status = 500
+
+    def __init__(
+        self, reason: str | None = None, *, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(reason or phrase(self.status))
+        self.reason = reason
+        self.headers = headers
+        self.more = more
+
+    def response(self) -> web.Response:
+        """The answer to send."""
+        return error_response(self.status, self.reason, self.headers, self.more)
+
+
+class BadRequest(ApiError):
+    status = 400
+
+
+class Unauthorized(ApiError):
+    """401 with a challenge (RFC 6750 3): who are you?"""
+
+    status = 401
+
+    def __init__(self, reason: str = "credential-missing", detail: str = "") -> None:
+        super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)})
+        self.detail = detail
+
+
+class Forbidden(ApiError):
+    status = 403
+
+
+class NotFound(ApiError):
+    status = 404
+
+
+class RequestTimeout(ApiError):
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class Conflict(ApiError):
+    status = 409
+
+
+class LengthRequired(ApiError):
+    status = 411
+
+
+class PreconditionFailed(ApiError):
+    status = 412
+
+
+class ContentTooLarge(ApiError):
+    status = 413
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+
+
+class Unprocessable(ApiError):
+    """422 with every bad field: `fields` is a list of `{"field": "a.b", "message": "..."}`."""
+
+    status = 422
+
+    def __init__(self, fields: list[dict[str, str]]) -> None:
+        super().__init__(more={"fields": fields})
+
+
+class TooManyRequests(ApiError):
+    status = 429
+
+
+class ServiceUnavailable(ApiError):
+    status = 503
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__(headers={"Retry-After": str(max(1, retry_after))})
+
+
+def challenge(reason: str) -> str:
+    """The `WWW-Authenticate` of a 401. Without a credential there is no error to name (RFC 6750 3.1)."""
+    return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
+
+
+def error_response(
+    status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+) -> web.Response:
+    """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
+    name = phrase(status)
+    body: dict[str, Any] = {"error": name}
+    if reason is not None:
+        body["reason"] = reason
+    if more:
+        body.update(more)
+    return web.Response(
+        body=json.dumps(body).encode(), status=status, reason=name, headers={"Content-Type": JSON_TYPE, **(headers or {})}
+    )
+
+
+def from_http(raised: web.HTTPException) -> web.Response:
+    """What a handler or the router raised, as JSON. Of its headers only those that mean something to a client stay."""
+    if raised.status < 400:
+        raised.body = None
+        return raised
+    kept = {name: raised.headers[name] for name in ("Allow", "Retry-After", "WWW-Authenticate") if name in raised.headers}
+    if raised.status == 503:
+        kept.setdefault("Retry-After", "1")
+    if raised.status == 401:
+        kept.setdefault("WWW-Authenticate", "Bearer")
+    if raised.status == 413:
+        kept["Connection"] = "close"
+    return error_response(raised.status, headers=kept)
