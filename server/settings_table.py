@@ -1,0 +1,40 @@
+"""The table of the server's own settings: name, kind, default, environment variable, meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .hookspecs import Setting
+
+DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
+
+CORE: Final[Mapping[str, Setting]] = {
+    "env": Setting("str", "development", help="development, test or production"),
+    "host": Setting("str", "127.0.0.1", help="address to serve on"),
+    "port": Setting("int", 8080, help="port to serve on; 0 takes a free one"),
+    "workers": Setting("int", 1, help="processes that share the port"),
+    "providers": Setting("list", ("clerk", "api_key"), help="who is asked, in this order"),
+    "handlers": Setting("list", None, help="which built-in handlers are served; none named: all"),
+    "plugins": Setting("list", (), help="installed plugins to load, or module:<import path>"),
+    "public_routes": Setting("list", DEFAULT_PUBLIC, help="patterns that open routes declared @public"),
+    "cors_origins": Setting("list", None, help="origins whose pages may call; none named: Clerk's authorized parties"),
+    "trusted_proxies": Setting("list", (), help="networks whose X-Forwarded-For is believed, for limits and logs"),
+    "data_folder": Setting("str", ".gatepost", help="where the server keeps files of its own"),
+    "database.url": Setting("str", None, env="DATABASE_URL", secret=True, help="the serving role's URL; none: embedded"),
+    "database.owner_url": Setting("str", None, env="DATABASE_OWNER_URL", secret=True, help="the owner's URL, for migrate"),
+    "database.direct_url": Setting("str", None, secret=True, help="past a pooler, for LISTEN and locks"),
+    "database.pool_size": Setting("int", 32, help="connections per worker"),
+    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer)"),
+    "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
+    "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
+    "ops.host": Setting("str", "127.0.0.1", help="address of the operations port"),
+    "ops.port": Setting("int", 9090, help="port of /livez and /readyz; 0: off"),
+    "limits.head_bytes": Setting("int", 16384, help="request line and headers together"),
+    "limits.head_seconds": Setting("float", 10.0, help="longest time for a request's head"),
+    "limits.body_bytes": Setting("int", 1_048_576, help="largest request body"),
+    "limits.body_seconds": Setting("float", 30.0, help="longest time for a request's body"),
+    "limits.idle_seconds": Setting("float", 75.0, help="how long an idle connection is kept"),
+    "limits.provider_seconds": Setting("float", 5.0, help="longest time a provider may take"),
+    "limits.drain_seconds": Setting("float", 20.0, help="longest time accepted requests have after SIGTERM"),
+}
