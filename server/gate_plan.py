@@ -1,0 +1,16 @@
+"""What the gate knows of one route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .access import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Its access, its template, and whether both keys to it are turned."""
+
+    access: Access
+    template: str
+    public: bool

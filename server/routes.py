@@ -1,0 +1,139 @@
+"""The route table: what may be served at all, and which routes are public (both keys, or none)."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+from .access import Access, access_of
+from .gate_plan import Plan
+from .patterns import Pattern, PatternError, template_language
+from .settings import ConfigError
+from .settings_table import DEFAULT_PUBLIC
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the printed table."""
+
+    method: str
+    template: str
+    access: str
+    handler: str
+
+
+@dataclass(slots=True)
+class RouteTable:
+    """What the gate, `routes` and `explain` know of the routes."""
+
+    plans: dict[web.AbstractRoute, Plan] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+def build(
+    router: web.UrlDispatcher, offered: Iterable[tuple[str, web.RouteDef]], patterns: Sequence[str], builtin: Sequence[str]
+) -> RouteTable:
+    """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
+
+    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open.
+    """
+    table = RouteTable()
+    public = [(text, _compile(text)) for text in patterns]
+    used: set[str] = set()
+    for plugin, route in offered:
+        access = _checked(plugin, route)
+        opening = [text for text, pattern in public if pattern.covers(route.path)]
+        used |= {text for text in opening if access.public or text not in DEFAULT_PUBLIC}
+        if plugin not in builtin:
+            opening = [text for text in opening if text not in DEFAULT_PUBLIC]
+        is_open = access.public and bool(opening)
+        table.warnings += _warnings(plugin, route, access.public, opening, is_open)
+        for added in _register(router, plugin, route):
+            table.plans[added] = Plan(access, route.path, is_open)
+            said = access.words() if is_open or not access.public else "signed in (declared public, not listed)"
+            table.rows.append(Row(added.method, route.path, said, f"{route.handler.__module__}.{route.handler.__qualname__}"))
+    for text, _ in public:
+        if text not in used:
+            if text not in DEFAULT_PUBLIC:
+                raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
+            table.unused.append(text)
+    _refuse_shadows(router)
+    table.rows.sort(key=lambda row: (row.template, row.method))
+    return table
+
+
+def _compile(text: str) -> Pattern:
+    try:
+        return Pattern(text)
+    except PatternError as error:
+        raise ConfigError(f"public_routes: {error}") from error
+
+
+def _checked(plugin: str, route: web.RouteDef) -> Access:
+    """The route's access, once everything about the route may stand."""
+    where = f"plugin {plugin!r}: {route.method} {route.path}"
+    if route.method not in METHODS:
+        raise ConfigError(f"{where}: the method must be one of {', '.join(sorted(METHODS))}")
+    if inspect.isclass(route.handler) or not inspect.iscoroutinefunction(route.handler):
+        raise ConfigError(f"{where}: the handler must be an `async def` function, not a class")
+    if set(route.kwargs) - {"name", "allow_head"}:
+        raise ConfigError(f"{where}: a route takes a name and nothing else")
+    access = access_of(route.handler)
+    if access is None:
+        raise ConfigError(
+            f"{where}: no access is declared. Put @public, @signed_in or @requires(...) on the handler, below @routes"
+        )
+    if access.organization is not None and f"{{{access.organization}" not in route.path:
+        raise ConfigError(f"{where}: the path has no parameter {{{access.organization}}}, which its access names")
+    return access
+
+
+def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> list[web.AbstractRoute]:
+    """Add the route; GET brings HEAD with it, under the same access."""
+    methods = ["GET", "HEAD"] if route.method == "GET" else [route.method]
+    try:
+        resource = router.add_resource(route.path, name=route.kwargs.get("name"))
+        return [resource.add_route(method, route.handler, expect_handler=_expect) for method in methods]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
+
+
+async def _expect(request: web.Request) -> None:
+    """Say nothing yet: `100 Continue` is sent when a handler reads the body, after the gate (RFC 9110 10.1.1)."""
+
+
+def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[str], is_open: bool) -> list[str]:
+    where = f"{route.method} {route.path} (plugin {plugin!r})"
+    if opening and not declared:
+        return [f"public_routes: {opening[0]!r} also covers {where}, which is not declared @public: it stays locked"]
+    if declared and not is_open:
+        return [f"{where} is declared @public, but no pattern in public_routes covers it: it stays locked"]
+    return []
+
+
+def _refuse_shadows(router: web.UrlDispatcher) -> None:
+    """Two routes of one method where the first takes all that the second could: the second never runs."""
+    groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
+    for resource in router.resources():
+        template = _full_template(resource)
+        literal, brace, _ = template.partition("{")
+        for route in resource:
+            groups[route.method, literal, bool(brace)].append(template)
+    for (method, _, _), templates in groups.items():
+        for number, later in enumerate(templates):
+            for earlier in templates[:number]:
+                if later == earlier or template_language(later).within(template_language(earlier)):
+                    raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
+
+
+def _full_template(resource: web.AbstractResource) -> str:
+    return str(getattr(resource, "_orig_path", resource.canonical))
