@@ -1,0 +1,80 @@
+"""Answers that succeed: JSON made by Postgres or by a handler, entity tags, and the headers that every answer bears."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from .errors import JSON_TYPE, PreconditionFailed
+
+_SERVER: Final = "gatepost"
+_VARY: Final = "Authorization, Cookie, X-API-Key, Origin"
+_random = random.SystemRandom()
+_fast_random = random.Random(_random.getrandbits(256))  # noqa: S311 - request ids are unique, not secret
+
+
+ROW_END: Final = "\x1e"
+"""Stands between two rows' JSON as Postgres sends them: a control character, which no JSON text can hold unescaped."""
+
+
+class Rows(str):
+    """A JSON array made by Postgres. `number` rows are in it; `first(n)` is an array of the first n."""
+
+    __slots__ = ("_separated", "number")
+    number: int
+    _separated: str
+
+    def __new__(cls, separated: str) -> Rows:
+        self = super().__new__(cls, f"[{separated.replace(ROW_END, ',')}]")
+        self._separated = separated
+        self.number = separated.count(ROW_END) + 1 if separated else 0
+        return self
+
+    def first(self, rows: int) -> tuple[str, str]:
+        """(the first rows as a JSON array, the last of them as a JSON object)."""
+        kept = self._separated.split(ROW_END)[:rows]
+        return f"[{','.join(kept)}]", kept[-1]
+
+
+def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer. A text counts as JSON already (that is what `read` and `scoped` give); anything else is encoded."""
+    raw = data.encode() if isinstance(data, str) else msgspec.json.encode(data)
+    return web.Response(body=raw, status=status, headers={"Content-Type": JSON_TYPE, **(headers or {})})
+
+
+def entity_tag(text: str) -> str:
+    """A strong entity tag (RFC 9110 8.8.3) of a row's JSON."""
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+def check_if_match(request: web.Request, text: str) -> None:
+    """412 unless the request's `If-Match`, where there is one, names this row as it is now (RFC 9110 13.1.1)."""
+    wanted = request.headers.getall("If-Match", ())
+    if not wanted:
+        return
+    tags = {tag.strip() for line in wanted for tag in line.split(",")}
+    if "*" not in tags and entity_tag(text) not in tags:
+        raise PreconditionFailed
+
+
+def new_request_id() -> str:
+    """24 characters that name one request in answers and logs. A counter would tell strangers how busy we are."""
+    return f"{_fast_random.getrandbits(96):024x}"
+
+
+def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
+    """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
+    headers = response.headers
+    headers["X-Request-Id"] = request_id
+    headers["Server"] = _SERVER
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Vary"] = _VARY
+    if not cacheable:
+        headers["Cache-Control"] = "no-store"
+    headers.setdefault("Referrer-Policy", "no-referrer")
+    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")

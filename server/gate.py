@@ -1,0 +1,113 @@
+"""The gate: every request passes here, and none goes on until it is known who is calling and whether they may.
+
+It decides on the route that the router chose and on the access declared there, never on the text of a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from .access import IDENTITY, OPENED, Handler, check
+from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
+from .gate_plan import Plan
+from .hookspecs import Provider
+from .identity import CredentialRejected, Identity, Unavailable
+from .observe import Decision, Listener, log_failure
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+_API_KEY: Final = "X-API-Key"
+_SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+
+
+class Gate:
+    """Asks the providers in the operator's order, one await at a time."""
+
+    def __init__(
+        self,
+        plans: Mapping[web.AbstractRoute, Plan],
+        providers: Sequence[tuple[str, Provider]],
+        *,
+        provider_seconds: float,
+        listeners: Sequence[Listener],
+    ) -> None:
+        self._plans = dict(plans)
+        self._providers = list(providers)
+        self._seconds = provider_seconds
+        self._listeners = listeners
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        plan = self._plans.get(request.match_info.route)
+        if plan is not None and plan.public:
+            request[OPENED] = True  # the credentials of a public route are never read
+            return await handler(request)
+        started = time.perf_counter()
+        identity: Identity | None = None
+        try:
+            identity = await self._identify(request)
+            if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
+                raise request.match_info.http_exception or web.HTTPNotFound
+            check(plan.access, identity, request.match_info)
+        except (ApiError, web.HTTPException) as error:
+            self._tell(request, plan, identity, error, started)
+            raise
+        request[IDENTITY] = identity
+        self._tell(request, plan, identity, None, started)
+        return await handler(request)
+
+    async def _identify(self, request: web.Request) -> Identity:
+        headers = request.headers
+        shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
+        if shown > 1:
+            raise BadRequest("credentials-ambiguous")
+        for name, provider in self._providers:
+            identity = await self._ask(name, provider, request)
+            if identity is not None:
+                return identity
+        if shown:
+            raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
+        raise Unauthorized("credential-missing")
+
+    async def _ask(self, name: str, provider: Provider, request: web.Request) -> Identity | None:
+        """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                identity = await provider.authenticate(request)
+            if identity is None or isinstance(identity, Identity):
+                return identity
+            raise TypeError(f"authenticate returned a {type(identity).__name__}")
+        except CredentialRejected as rejected:
+            reason = rejected.reason if _SLUG.match(rejected.reason) else "credential-rejected"
+            raise Unauthorized(reason, f"{name}: {rejected.detail}") from None
+        except Unavailable as outage:
+            log_failure("provider unavailable", outage, provider=name, why=str(outage))
+            raise ServiceUnavailable(outage.retry_after) from None
+        except Exception as error:
+            log_failure("provider failed", error, provider=name)
+            raise ServiceUnavailable from None
+
+    def _tell(
+        self, request: web.Request, plan: Plan | None, identity: Identity | None, error: Exception | None, started: float
+    ) -> None:
+        status = error.status if isinstance(error, ApiError | web.HTTPException) else 200
+        outcome = {200: "allowed", 401: "unauthorized", 403: "forbidden"}.get(status, str(status))
+        decision = Decision(
+            request.get(REQUEST_ID, ""),
+            request.method,
+            plan.template if plan else "(none)",
+            identity.provider if identity else None,
+            identity.user_id if identity else None,
+            identity.org_id if identity else None,
+            outcome,
+            error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
+            error.detail if isinstance(error, Unauthorized) else "",
+            time.perf_counter() - started,
+        )
+        for listener in self._listeners:
+            listener(decision)

@@ -1,0 +1,80 @@
+"""Is this request target one that everybody reads alike? And does the request come from this very machine?
+
+A target that two parsers can read differently is how a gate is walked around, so it is refused before any decision.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import hdrs, web
+
+# The common case in one match: a path of plain segments, none of them `.` or `..`, and a query without escapes.
+_PLAIN: Final = re.compile(
+    r"(?:/(?!\.{1,2}(?:[/?;]|\Z))[A-Za-z0-9_~!$&'()*+,;=:@.-]*)+(?:\?[A-Za-z0-9_~!$&'()*+,;=:@./?-]*)?\Z"
+)
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_ENCODED_TRICK: Final = re.compile(r"%(?:2[fF]|2[eE]|5[cC]|25)")
+_DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
+# C0 and C1 controls, DEL, and the two separators that regular expressions of other languages read as a line's end.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LOCAL_HOST: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?\Z", re.IGNORECASE)
+
+
+def malformed(target: str) -> bool:
+    """True for a raw request target that gets 400 whoever sends it.
+
+    Bad escapes, escapes that are not UTF-8, encoded or plain dot segments, encoded slashes, backslashes and percent
+    signs in the path, NUL and control characters anywhere, a raw backslash, `#` or non-ASCII character.
+    """
+    if _PLAIN.match(target):
+        return False
+    if not target.isascii() or "\\" in target or "#" in target or _BAD_ESCAPE.search(target):
+        return True
+    path, _, query = _origin_form(target).partition("?")
+    if not path.startswith("/") or _ENCODED_TRICK.search(path) or _DOT_SEGMENT.search(path):
+        return True
+    return _unreadable(path) or _unreadable(query)
+
+
+def _origin_form(target: str) -> str:
+    """The path and query of an absolute-form target (RFC 9112 3.2.2); anything with user information is left as is."""
+    scheme, separator, rest = target.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        authority, slash, path = rest.partition("/")
+        if "@" not in authority and "?" not in authority:
+            return slash + path if slash else "/"
+    return target
+
+
+def _unreadable(text: str) -> bool:
+    try:
+        return _CONTROL.search(unquote_to_bytes(text).decode("utf-8")) is not None
+    except UnicodeDecodeError:
+        return True
+
+
+def is_local(request: web.Request) -> bool:
+    """May a development credential be taken from this request?
+
+    Only from a loopback peer that asks for a loopback host, and only when no proxy stands between: a page in a
+    browser can send requests to 127.0.0.1 under a name of its own (DNS rebinding), and a proxy on this machine
+    makes the whole world look like loopback.
+    """
+    headers = request.headers
+    if hdrs.FORWARDED in headers or any(name.lower().startswith("x-forwarded-") for name in headers):
+        return False
+    hosts = headers.getall(hdrs.HOST, [])
+    if len(hosts) != 1 or not _LOCAL_HOST.match(hosts[0]) or not _LOCAL_HOST.match(request.host):
+        return False
+    transport = request.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    if isinstance(peer, str | bytes):
+        return True  # a unix socket: only this machine can reach it
+    try:
+        return peer is not None and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+    except ValueError:
+        return False

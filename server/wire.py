@@ -1,0 +1,117 @@
+"""What happens before any middleware: the head's limits, and errors of the parser in our shape.
+
+aiohttp answers a malformed head with a text that repeats it, credentials and all, and logs it too. Here such an answer
+is the contract's JSON, and the log has the kind of mistake only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from .answers import new_request_id, stamp
+from .errors import error_response
+from .observe import LOG
+
+_LATE: Final = b'{"error": "Request Timeout"}'
+_LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
+
+
+class Wire(RequestHandler):
+    """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
+
+    __slots__ = ("_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
+
+    def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, **kwargs: Any) -> None:
+        super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
+        self._head_limit, self._head_seconds = head_bytes, head_seconds
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        # Before the first head nobody waits yet: the task that will has not run.
+        idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+        super().data_received(data)
+        if not idle:
+            return
+        if self._messages:
+            if self._head_bytes + len(data) > self._head_limit:
+                self._weigh_head()
+            self._head_done()
+        elif data:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._head_limit:
+                self._refuse(b"431 Request Header Fields Too Large", _LARGE)
+            elif self._head_timer is None:
+                self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, b"408 Request Timeout", _LATE)
+
+    def _weigh_head(self) -> None:
+        """The head came whole, with much beside it: was it the head that was large, or the body behind it?"""
+        message = self._messages[0][0]
+        if not isinstance(message, _ErrInfo):  # the C parser has a class of its own for messages
+            total = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if total > self._head_limit:
+                self._messages[0] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
+                self._close = True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._head_done()
+        super().connection_lost(exc)
+
+    def _head_done(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: bytes, body: bytes) -> None:
+        """Answer a head that never ends, and hang up."""
+        self._head_done()
+        if self.transport is not None:
+            head = (
+                b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
+                b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nServer: gatepost\r\nX-Request-Id: %s\r\n\r\n"
+            )
+            self.transport.write(head % (status, len(body), new_request_id().encode()) + body)
+        self.force_close()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """An error of the parser (or of our own layers), without a word of what was sent."""
+        if isinstance(exc, LineTooLong) or "many headers" in str(message).lower():
+            status = 431
+        LOG.info("request refused", extra={"fields": {"status": status, "error": type(exc).__name__}})
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        response = error_response(status)
+        stamp(response, new_request_id())
+        response.force_close()
+        return response
+
+
+class WireServer(web.Server):
+    """aiohttp's server with our connections."""
+
+    def __call__(self) -> RequestHandler:
+        return Wire(self, loop=self._loop, **self._kwargs)
+
+
+def install(app: web.Application, *, head_bytes: int, head_seconds: float, idle_seconds: float) -> None:
+    """Make whatever serves `app` (our own runner, a test server, gunicorn's worker) serve it through Wire."""
+
+    def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> WireServer:
+        app._set_loop(loop)
+        app.freeze()
+        # Deadlines are ours to choose, whatever the runner's defaults are (AppRunner keeps idle connections an hour).
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
+        kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
+        kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds}
+        return WireServer(app._handle, request_factory=app._make_request, loop=loop, **kwargs)  # type: ignore[arg-type]
+
+    object.__setattr__(app, "_make_handler", make_handler)
