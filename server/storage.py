@@ -1,0 +1,95 @@
+"""The database of one server, from its settings: another machine's, or the embedded one that comes along."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from .database import Database, direct_connection
+from .identity import Unavailable
+from .migrate import migrate
+from .postgres import EmbeddedPostgres, PostgresError, running_socket
+from .safety import problems
+from .settings import ConfigError, Settings
+
+NAME: Final = "gatepost"
+SERVING_ROLE: Final = "gatepost_app"
+
+
+class StartFailed(Exception):
+    """The start failed for a reason that is not a mistake in the settings: exit status 1."""
+
+
+class Storage:
+    """Opens the database, sees to it that it is safe to serve from, and closes it again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._embedded: EmbeddedPostgres | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.database = Database(
+            size=settings.get("database.pool_size"),
+            acquire_seconds=settings.get("database.acquire_seconds"),
+            statement_seconds=settings.get("database.statement_seconds"),
+            pooled=settings.get("database.pooler") == "transaction",
+        )
+
+    async def open(self) -> None:
+        """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""
+        url = self._settings.get("database.url")
+        if url is None:
+            connect = await self._start_embedded()
+        else:
+            connect = {"dsn": url}
+        try:
+            await self.database.open(connect)
+            await self._refuse_unsafe()
+        except Unavailable as error:
+            raise StartFailed(f"the database cannot be reached: {error}") from error
+        except ValueError as error:
+            raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        await self.database.close()
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    async def _refuse_unsafe(self) -> None:
+        async with self.database.connection() as connection:
+            found = await problems(connection)
+        if found:
+            more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
+            raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")
+
+    async def _start_embedded(self) -> dict[str, Any]:
+        folder = Path(self._settings.get("data_folder")) / "postgres"
+        self._embedded = EmbeddedPostgres(folder)
+        try:
+            self._embedded.start()
+        except PostgresError as error:
+            raise ConfigError(f"embedded Postgres: {error}") from error
+        self._watch = asyncio.create_task(self._embedded.watch())
+        owner = {"host": str(self._embedded.socket), "port": self._embedded.port, "user": self._embedded.superuser}
+        await migrate_embedded(owner)
+        return {**owner, "user": SERVING_ROLE, "database": NAME}
+
+
+async def migrate_embedded(owner: dict[str, Any]) -> None:
+    """Make the database where it is missing, and bring its schema up to date."""
+    async with direct_connection({**owner, "database": "postgres"}) as first:
+        if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", NAME):
+            await first.execute(f"CREATE DATABASE {NAME}")
+    async with direct_connection({**owner, "database": NAME}) as connection:
+        await migrate(connection, serving_role=SERVING_ROLE)
+
+
+def beside_running_server(settings: Settings) -> dict[str, Any] | None:
+    """How to connect, as the serving role, to the embedded Postgres of a server that runs on our folder; else None."""
+    socket = running_socket(Path(settings.get("data_folder")) / "postgres")
+    return {"host": str(socket), "port": 5432, "user": SERVING_ROLE, "database": NAME} if socket else None
