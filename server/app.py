@@ -1,0 +1,135 @@
+"""Puts the rooms together: settings and plugins in, an application out. The only room that knows all the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from . import wire
+from .bodies import BODY_LIMITS
+from .cors import Cors
+from .front import Errors, Preflights
+from .gate import Gate
+from .hookspecs import Provider
+from .house import ServerHouse
+from .identity import Unavailable
+from .observe import LOG, log_denials
+from .plugins import Plugins
+from .routes import RouteTable
+from .routes import build as build_routes
+from .scope import DATABASE
+from .settings import ConfigError, Settings
+from .storage import Storage
+
+SETTINGS: Final = web.AppKey("settings", Settings)
+TABLE: Final = web.AppKey("route_table", RouteTable)
+PROVIDERS: Final = web.AppKey("providers", list)
+STORAGE: Final = web.AppKey("storage", Storage)
+
+
+def create_app() -> web.Application:
+    """The application with settings from the file and the environment: for gunicorn's aiohttp worker and tests."""
+    return build(Settings())
+
+
+def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.Application:
+    """An application that opens its database and providers when it starts. Raises ConfigError for any mistake.
+
+    `extra` are plugin objects by name, as if installed and named in `plugins`.
+    """
+    plugins = Plugins(settings, extra)
+    offers = plugins.offers()
+    providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
+    app = web.Application(client_max_size=settings.get("limits.body_bytes"))
+    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
+    cors = Cors(_origins(settings, providers))
+    gate = Gate(table.plans, providers, provider_seconds=settings.get("limits.provider_seconds"), listeners=[log_denials])
+    app.middlewares.extend([Errors(cors).middleware, Preflights(cors).middleware, gate.middleware])
+    for warning in table.warnings:
+        LOG.warning(warning)
+    app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
+    app[BODY_LIMITS] = (settings.get("limits.body_bytes"), settings.get("limits.body_seconds"))
+    app[STORAGE] = Storage(settings)
+    app[DATABASE] = app[STORAGE].database
+    app.cleanup_ctx.append(_storage)
+    app.cleanup_ctx.append(_open_providers)
+    wire.install(
+        app,
+        head_bytes=settings.get("limits.head_bytes"),
+        head_seconds=settings.get("limits.head_seconds"),
+        idle_seconds=settings.get("limits.idle_seconds"),
+    )
+    return app
+
+
+def not_ready(app: web.Application) -> list[str]:
+    """Why requests should not be sent here now; empty when ready. The database is asked by the operations port."""
+    reasons = []
+    for name, provider in app[PROVIDERS]:
+        said = getattr(provider, "not_ready", lambda: None)()
+        if said:
+            reasons.append(f"{name}: {said}")
+    return reasons
+
+
+def _origins(settings: Settings, providers: list[tuple[str, Provider]]) -> list[str]:
+    if settings.get("cors_origins") is not None:
+        return _checked_origins(settings.words("cors_origins"))
+    return [origin for _, provider in providers for origin in getattr(provider, "authorized_parties", ())]
+
+
+def _checked_origins(origins: list[str]) -> list[str]:
+    for origin in origins:
+        scheme, _, rest = origin.partition("://")
+        if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest or origin != origin.lower():
+            raise ConfigError(f"cors_origins: {origin!r} is not an origin (scheme://host[:port], lower case, no path)")
+    return origins
+
+
+async def _storage(app: web.Application) -> AsyncIterator[None]:
+    storage = app[STORAGE]
+    await storage.open()
+    try:
+        yield
+    finally:
+        await storage.close()
+
+
+async def _open_providers(app: web.Application) -> AsyncIterator[None]:
+    settings: Settings = app[SETTINGS]
+    house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call)
+    opened: list[Provider] = []
+    try:
+        for name, provider in app[PROVIDERS]:
+            await _open_one(name, provider, house)
+            opened.append(provider)
+        yield
+    finally:
+        for provider in reversed(opened):
+            if hasattr(provider, "close"):
+                with suppress(Exception):
+                    async with asyncio.timeout(5):
+                        await provider.close()
+        await house.close()
+
+
+async def _open_one(name: str, provider: Provider, house: ServerHouse) -> None:
+    for issuer in getattr(provider, "issuers", ()):
+        if other := house.claim_issuer(issuer, name):
+            raise ConfigError(f"providers: both {other!r} and {name!r} answer for the issuer {issuer}")
+    if not hasattr(provider, "open"):
+        return
+    try:
+        async with asyncio.timeout(30):
+            await provider.open(house)
+    except ValueError as error:
+        raise ConfigError(f"provider {name!r}: {error}") from error
+    except (Unavailable, TimeoutError) as error:
+        LOG.warning("provider is not ready", extra={"fields": {"provider": name, "error": type(error).__name__}})
+    except Exception as error:
+        raise ConfigError(f"provider {name!r} failed at start: {type(error).__name__}: {error}") from error

@@ -1,0 +1,62 @@
+"""Say what the gate makes of METHOD PATH: which route, which access, public or not and why."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from ..app import SETTINGS, TABLE, build
+from ..gate_plan import Plan
+from ..patterns import Pattern
+from ..settings import Settings
+from ..targets import malformed
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD")
+    parser.add_argument("path", metavar="PATH", help="a raw request target, as it stands in a request line")
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Ask the real router; nothing is opened and nothing runs."""
+    told = asyncio.run(explain(build(settings), args.method.upper(), args.path))
+    if args.json:
+        print(json.dumps(told))
+    else:
+        print("\n".join(f"{name + ':':9}{value}" for name, value in told.items()))
+    return 0
+
+
+async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
+    """What would happen to this request without a credential, and why."""
+    if malformed(target):
+        return {"route": "none", "answer": "400", "why": "the target is malformed: it could be read in more than one way"}
+    try:
+        match = await app.router.resolve(make_mocked_request(method, target))
+    except Exception:
+        return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
+    plan = app[TABLE].plans.get(match.route)
+    if plan is None:
+        status = match.http_exception.status if match.http_exception else 404
+        return {"route": "none", "answer": "401", "why": f"a stranger learns nothing; a known caller gets {status}"}
+    return _told(app, method, plan)
+
+
+def _told(app: web.Application, method: str, plan: Plan) -> dict[str, str]:
+    route = f"{method} {plan.template}"
+    patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(plan.template)]
+    if plan.public:
+        return {"route": route, "access": "public", "answer": "open", "why": f"declared @public, and {patterns[0]!r} covers it"}
+    if plan.access.public:
+        why = "declared @public, but no pattern of the operator's covers it"
+    elif patterns:
+        why = f"{patterns[0]!r} covers it, but it is not declared @public"
+    else:
+        why = "not declared @public"
+    access = "signed in" if plan.access.public else plan.access.words()
+    return {"route": route, "access": access, "answer": "401", "why": why}

@@ -1,0 +1,35 @@
+"""Print every route: method, template, access, handler."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from ..app import TABLE, build
+from ..routes import Row
+from ..settings import Settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Build the application without opening anything, and print its table."""
+    table = build(settings)[TABLE]
+    rows = [row for row in table.rows if row.method != "HEAD"]
+    if args.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    print(as_text(rows))
+    for pattern in table.unused:
+        print(f"# the default public pattern {pattern} covers no route")
+    return 0
+
+
+def as_text(rows: list[Row]) -> str:
+    """The table in columns."""
+    cells = [(r.method, r.template, r.access, r.handler) for r in rows]
+    widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(3)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(cell, widths, strict=False)), cell[3]]) for cell in cells)
