@@ -1,0 +1,117 @@
+"""A user's own rows, in every organisation and in none; an organisation's administrator may delete its rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from server import (
+    answer,
+    body,
+    check_if_match,
+    entity_tag,
+    hookimpl,
+    identity_of,
+    page,
+    read,
+    requires,
+    scoped,
+)
+
+routes = web.RouteTableDef()
+Name = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+
+COLUMNS = "id, user_id, org_id, name, payload, created_at, updated_at"
+PAGE = f"""SELECT {COLUMNS} FROM data
+           WHERE user_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
+ONE = f"SELECT {COLUMNS} FROM data WHERE user_id = $1 AND id = $2"
+INSERT = f"INSERT INTO data (user_id, org_id, name, payload) VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
+UPDATE = f"""UPDATE data SET name = coalesce($3, name), payload = coalesce($4, payload)
+             WHERE user_id = $1 AND id = $2 RETURNING {COLUMNS}"""
+DELETE = "DELETE FROM data WHERE org_id = $1 AND id = $2 RETURNING id"
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.IGNORECASE)
+
+
+class NewRow(BaseModel):
+    """What a client may say of a new row; the server owns the rest."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name
+    payload: dict[str, Any] = {}
+
+
+class Change(BaseModel):
+    """What a client may change; at least one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name = ""
+    payload: dict[str, Any] = {}
+
+
+def row_id(request: web.Request) -> str:
+    """The path's `{id}`; what is no uuid names no row."""
+    if not _UUID.match(request.match_info["id"]):
+        raise web.HTTPNotFound
+    return request.match_info["id"]
+
+
+def found(row: str | None) -> str:
+    """The row's JSON; 404 where there is none for this caller, whoever else may have it."""
+    if row is None:
+        raise web.HTTPNotFound
+    return row
+
+
+@routes.get("/api/data")
+@requires(user=True)
+async def list_data(request: web.Request) -> web.Response:
+    at = page(request)
+    return at.answer(await read(request, PAGE, identity_of(request).user_id, *at.args))
+
+
+@routes.post("/api/data")
+@requires(user=True)
+async def create_data(request: web.Request) -> web.Response:
+    new, caller = await body(request, NewRow), identity_of(request)
+    async with scoped(request) as db:
+        row = found(await db.row(INSERT, caller.user_id, caller.org_id, new.name, json.dumps(new.payload)))
+    return answer(row, 201, {"Location": f"/api/data/{json.loads(row)['id']}", "ETag": entity_tag(row)})
+
+
+@routes.get("/api/data/{id}")
+@requires(user=True)
+async def get_data(request: web.Request) -> web.Response:
+    async with scoped(request) as db:
+        row = found(await db.row(ONE, identity_of(request).user_id, row_id(request)))
+    return answer(row, headers={"ETag": entity_tag(row)})
+
+
+@routes.patch("/api/data/{id}")
+@requires(user=True)
+async def change_data(request: web.Request) -> web.Response:
+    change, user_id = await body(request, Change), identity_of(request).user_id
+    payload = json.dumps(change.payload) if "payload" in change.model_fields_set else None
+    name = change.name if "name" in change.model_fields_set else None
+    async with scoped(request) as db:
+        before = found(await db.row(ONE + " FOR UPDATE", user_id, row_id(request)))
+        check_if_match(request, before)
+        row = found(await db.row(UPDATE, user_id, row_id(request), name, payload))
+    return answer(row, headers={"ETag": entity_tag(row)})
+
+
+@routes.delete("/api/data/{id}")
+@requires(role="org:admin")
+async def delete_data(request: web.Request) -> web.Response:
+    async with scoped(request) as db:
+        found(await db.row(DELETE, identity_of(request).org_id, row_id(request)))
+    return answer('{"success": true}')
+
+
+@hookimpl
+def register_handlers() -> web.RouteTableDef:
+    return routes

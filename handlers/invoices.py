@@ -1,0 +1,77 @@
+"""Invoices of the active organisation, for those who have the permission."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from decimal import Decimal
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from server import answer, body, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+
+routes = web.RouteTableDef()
+
+# An amount leaves as it came, a decimal text: a JSON number may pass through a float on its way.
+COLUMNS = "id, organization_id, created_by, customer, amount::text AS amount, currency, due_on, memo, created_at, updated_at"
+PAGE = f"""SELECT {COLUMNS} FROM invoices
+           WHERE organization_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
+ONE = f"SELECT {COLUMNS} FROM invoices WHERE organization_id = $1 AND id = $2"
+INSERT = f"""INSERT INTO invoices (organization_id, created_by, customer, amount, currency, due_on, memo)
+             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {COLUMNS}"""
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.IGNORECASE)
+
+
+def _a_date(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+class NewInvoice(BaseModel):
+    """What a client may say of a new invoice; the server owns the rest."""
+
+    model_config = ConfigDict(extra="forbid")
+    customer: Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+    amount: Annotated[str, Field(strict=True, pattern=r"^[0-9]{1,10}(\.[0-9]{1,2})?$")]
+    currency: Annotated[str, Field(strict=True, pattern=r"^[A-Z]{3}$")]
+    due_on: Annotated[str, Field(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_a_date)] | None = None
+    memo: Annotated[str, Field(strict=True, max_length=2000)] | None = None
+
+
+@routes.get("/api/invoices")
+@requires(permission="org:invoices:read")
+async def list_invoices(request: web.Request) -> web.Response:
+    at = page(request)
+    return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))
+
+
+@routes.get("/api/invoices/{id}")
+@requires(permission="org:invoices:read")
+async def get_invoice(request: web.Request) -> web.Response:
+    if not _UUID.match(request.match_info["id"]):
+        raise web.HTTPNotFound
+    async with scoped(request) as db:
+        row = await db.row(ONE, identity_of(request).org_id, request.match_info["id"])
+    if row is None:
+        raise web.HTTPNotFound
+    return answer(row, headers={"ETag": entity_tag(row)})
+
+
+@routes.post("/api/invoices")
+@requires(permission="org:invoices:create")
+async def create_invoice(request: web.Request) -> web.Response:
+    new, caller = await body(request, NewInvoice), identity_of(request)
+    due_on = date.fromisoformat(new.due_on) if new.due_on else None
+    values = (new.customer, Decimal(new.amount), new.currency, due_on, new.memo)
+    async with scoped(request) as db:
+        row = await db.row(INSERT, caller.org_id, caller.actor, *values)
+    return answer(row, 201, {"Location": f"/api/invoices/{json.loads(row)['id']}", "ETag": entity_tag(row)})
+
+
+@hookimpl
+def register_handlers() -> web.RouteTableDef:
+    return routes
