@@ -1,0 +1,76 @@
+"""Verified tokens, so that a token's signature is proven once and not at every request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+def digest_of(token: str) -> bytes:
+    """What stands for a token in the cache: its SHA-256."""
+    # "surrogatepass": a header may hold any bytes, and looking it up must not be able to fail.
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+class Verified(NamedTuple, Generic[T]):
+    """What a verified token says. `value` must be frozen: many requests share it.
+
+    It holds from `not_before` (inclusive, the permitted skew already taken off) until `expires` (exclusive: the
+    token's own `exp`, no skew added), both Unix seconds.
+    """
+
+    value: T
+    not_before: float
+    expires: float
+
+
+class TokenCache(Generic[T]):
+    """At most `limit` verified tokens under SHA-256 of their text, the oldest dropped first. Tokens are not kept.
+
+    An entry stops counting
+    - at the token's `exp`, by the time that each `get` is given, so a clock that was wrong does no lasting harm;
+    - before its `not_before`, should the clock go back;
+    - as soon as `generation` is another number than at the last call: a key left the key set, so all are forgotten;
+    - by `clear`, for whoever changes settings while running (a provider's settings do not change: a new provider has
+      a new cache).
+    Nothing else is remembered: what can change while a token lives (revocation, route, origin, peer) is checked on
+    every request by those who know it. A miss says nothing about a token; it only means: verify it.
+    """
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._generation: int | None = None
+        self._entries: OrderedDict[bytes, Verified[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, digest: bytes, generation: int, now: float) -> T | None:
+        """The value for this `digest_of` a token, where it was put under this generation and `now` is in bounds."""
+        self._follow(generation)
+        entry = self._entries.get(digest)
+        if entry is None or now < entry.not_before:
+            return None
+        if now >= entry.expires:
+            del self._entries[digest]
+            return None
+        return entry.value
+
+    def put(self, digest: bytes, generation: int, entry: Verified[T]) -> None:
+        """Keep what was verified. `generation` is the key set's at the time when its key was looked up."""
+        self._follow(generation)
+        self._entries[digest] = entry
+        if len(self._entries) > self._limit:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    def _follow(self, generation: int) -> None:
+        if generation != self._generation:
+            self._entries.clear()
+            self._generation = generation

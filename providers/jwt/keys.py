@@ -1,0 +1,169 @@
+"""One public key: made from a JWK or a PEM, fit for use or refused, and bound to the algorithms it may serve."""
+
+from __future__ import annotations
+
+import re
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from jwt.algorithms import Algorithm, RSAAlgorithm
+
+from .strict_json import Malformed, read_object
+
+RSA: Final = ("RS256", "RS384", "RS512")
+RSA_PSS: Final = ("PS256", "PS384", "PS512")
+_BY_CURVE: Final[Mapping[str, tuple[str, ...]]] = {
+    "P-256": ("ES256",),
+    "P-384": ("ES384",),
+    "P-521": ("ES512",),
+    "Ed25519": ("EdDSA",),
+}
+# RFC 7518 6: these members are the private half. A key whose private half was published proves nothing.
+_PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_MIN_BITS: Final = 2048
+_MAX_BITS: Final = 8192
+_MIN_EXPONENT: Final = 65537
+_MAX_EXPONENT: Final = 2**32
+_ARMOUR: Final = re.compile(r"-----(?:BEGIN|END) ([A-Z0-9 ]+)-----")
+_PUBLIC_ARMOUR: Final = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY"})
+
+
+class OddKey(Exception):
+    """A key that is not used. The message says why, in words that hold nothing of the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A public key and its verifiers, one per algorithm that it may serve. `material` tells two keys apart."""
+
+    kid: str | None
+    material: tuple[str, ...]
+    verifiers: Mapping[str, tuple[Algorithm, Any]] = field(repr=False)
+
+    def verify(self, alg: str, signing_input: bytes, signature: bytes) -> bool:
+        """Was `signing_input` signed with this key's private half under `alg`? An `alg` not its own: False."""
+        verifier = self.verifiers.get(alg)
+        return verifier is not None and bool(verifier[0].verify(signing_input, verifier[1], signature))
+
+
+def from_jwk(jwk: object, algorithms: Collection[str]) -> Key:
+    """The key that a member of a key set describes (RFC 7517 4), for those of `algorithms` that its type allows.
+
+    A member's own `alg` narrows them to one. Raises OddKey for a member that must be skipped.
+    """
+    if not isinstance(jwk, dict):
+        raise OddKey("it is not an object")
+    _check_purpose(jwk)
+    allowed = [name for name in _algorithms_of(jwk) if name in algorithms]
+    if "alg" in jwk:
+        allowed = [name for name in allowed if name == jwk["alg"]]
+    if not allowed:
+        raise OddKey("its type or its alg is not one that is allowed here")
+    public = {name: jwk[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in jwk}
+    if not all(isinstance(value, str) for value in public.values()):
+        raise OddKey("it is malformed")
+    verifiers = {name: _verifier(public, name) for name in allowed}
+    _check_strength(next(iter(verifiers.values()))[1])
+    return Key(jwk.get("kid"), (*allowed, *(f"{name}={public[name]}" for name in sorted(public))), verifiers)
+
+
+def from_pem(text: str, algorithms: Collection[str] = RSA) -> Key:
+    """The RSA key in a PEM, whatever an environment variable did to it: `\\n` escapes, no newlines, no armour lines.
+
+    Raises ValueError, never with the text, for anything but one public RSA key of 2048 bits or more.
+    """
+    text = text.replace("\\r", "").replace("\\n", "\n").strip()
+    labels = set(_ARMOUR.findall(text))
+    if labels - _PUBLIC_ARMOUR or len(_ARMOUR.findall(text)) > 2:
+        raise ValueError("must be one public key in PEM form (BEGIN PUBLIC KEY), and nothing else")
+    try:
+        der = a2b_base64("".join(_ARMOUR.sub("", text).split()), strict_mode=True)
+        key = load_der_public_key(der)
+    except (ValueError, Base64Error, UnsupportedAlgorithm):
+        raise ValueError("must be a public key in PEM form") from None
+    if not isinstance(key, RSAPublicKey):
+        raise ValueError("must be an RSA key")
+    try:
+        return from_jwk(RSAAlgorithm.to_jwk(key, as_dict=True) | {"key_ops": ["verify"]}, algorithms)
+    except OddKey as error:
+        raise ValueError(f"must be an RSA key of {_MIN_BITS} to {_MAX_BITS} bits ({error})") from None
+
+
+def read_set(raw: bytes, algorithms: Collection[str]) -> tuple[dict[str, Key], set[str]]:
+    """The usable keys of a key set's JSON (RFC 7517 5) by kid, and a line for the log about each that is not used.
+
+    Raises Malformed when it is no key set. When usable members share a kid, none of them is used: the set does not
+    say which one is meant.
+    """
+    members = read_object(raw, "key set").get("keys")
+    if not isinstance(members, list):
+        raise Malformed("the key set has no list of keys")
+    keys: dict[str, Key] = {}
+    odd: set[str] = set()
+    twice: set[str] = set()
+    for position, member in enumerate(members):
+        try:
+            key = from_jwk(member, algorithms)
+            if key.kid is None:
+                raise OddKey("it has no kid")
+            if key.kid in keys:
+                twice.add(key.kid)
+                raise OddKey("another key has the same kid, and neither is used")
+            keys[key.kid] = key
+        except OddKey as error:
+            odd.add(f"key {position} ({_kid_of(member)}) is not used: {error}")
+    return {kid: key for kid, key in keys.items() if kid not in twice}, odd
+
+
+def _kid_of(member: Any) -> str:
+    kid = member.get("kid") if isinstance(member, dict) else None
+    return repr(kid[:64]) if isinstance(kid, str) else "no kid"
+
+
+def _check_purpose(jwk: Mapping[str, Any]) -> None:
+    kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
+    if "kid" in jwk and not (isinstance(kid, str) and 0 < len(kid) <= 255):
+        raise OddKey("its kid is not a text of 1 to 255 characters")
+    if jwk.get("kty") == "oct":
+        raise OddKey("it is symmetric")
+    if _PRIVATE & jwk.keys():
+        raise OddKey("its private half was published")
+    if jwk.get("use", "sig") != "sig":
+        raise OddKey("its use is not sig")
+    if not isinstance(operations, list) or "verify" not in operations:
+        raise OddKey("its key_ops do not hold verify")
+
+
+def _algorithms_of(jwk: Mapping[str, Any]) -> tuple[str, ...]:
+    kty, curve = jwk.get("kty"), jwk.get("crv")
+    if kty == "RSA":
+        return RSA + RSA_PSS
+    if kty in ("EC", "OKP") and isinstance(curve, str) and (curve == "Ed25519") == (kty == "OKP"):
+        return _BY_CURVE.get(curve, ())
+    return ()
+
+
+def _verifier(public: dict[str, Any], algorithm: str) -> tuple[Algorithm, Any]:
+    try:
+        made = jwt.PyJWK(public, algorithm=algorithm)
+    except Exception:  # one odd member must never spoil the set, whatever the library makes of it
+        # Not chained: the library's messages quote the member.
+        raise OddKey("it is malformed") from None
+    return made.Algorithm, made.key
+
+
+def _check_strength(key: Any) -> None:
+    if not isinstance(key, RSAPublicKey):
+        return
+    if not _MIN_BITS <= key.key_size <= _MAX_BITS:
+        raise OddKey(f"it has {key.key_size} bits, not {_MIN_BITS} to {_MAX_BITS}")
+    exponent = key.public_numbers().e
+    if exponent % 2 == 0 or not _MIN_EXPONENT <= exponent <= _MAX_EXPONENT:
+        raise OddKey("its exponent is not an odd number from 65537 to 2**32")

@@ -1,0 +1,134 @@
+"""JSON with one reading: UTF-8, no duplicate members at any depth, finite numbers, bounded depth. And its freezing."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+MAX_DEPTH: Final = 32
+MAX_DIGITS: Final = 4300  # as many as Python converts before it refuses
+
+
+class Malformed(Exception):
+    """What was read breaks a rule. The message names the rule, never the value: it goes to the log."""
+
+    @property
+    def detail(self) -> str:
+        """The rule that was broken."""
+        return str(self)
+
+
+def read_object(raw: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `raw`; `what` names it in the message of Malformed."""
+    value = _plain(raw)
+    return value if value is not None else _read_slowly(raw, what)
+
+
+def _plain(raw: bytes) -> dict[str, Any] | None:
+    """The object, where it is written as compactly as can be; None: look closer.
+
+    What comes out of a decoder and an encoder byte for byte as it went in has no second reading: a duplicate member,
+    a mark at the start or a number out of range would not come back.
+    """
+    try:
+        value = msgspec.json.decode(raw)
+        same: bool = msgspec.json.encode(value) == raw
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    shallow = raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH
+    return value if same and shallow and type(value) is dict else None
+
+
+def _read_slowly(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = _decoder.decode(_text(raw))
+    except Malformed as error:
+        raise Malformed(f"the {what} {error}") from None
+    except (ValueError, RecursionError):
+        raise Malformed(f"the {what} is not JSON") from None
+    if type(value) is not dict:
+        raise Malformed(f"the {what} is not a JSON object")
+    # Rare characters decide whether the slower checks can matter at all.
+    if b"\\u" in raw and _has_surrogate(value):
+        raise Malformed(f"the {what} holds half a character")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _too_deep(value):
+        raise Malformed(f"the {what} is nested too deeply")
+    return value
+
+
+def freeze(value: Any) -> Any:
+    """The same JSON value, read-only at every depth: objects become mapping proxies, arrays become tuples.
+
+    One verified payload serves many requests; a handler that changes it would change it for all of them.
+    """
+    if type(value) is dict:
+        for name, member in value.items():
+            if type(member) is dict or type(member) is list:
+                value[name] = freeze(member)
+        return MappingProxyType(value)
+    return tuple(freeze(member) for member in value) if type(value) is list else value
+
+
+def _text(raw: bytes) -> str:
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise Malformed("starts with a byte order mark")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Malformed("is not UTF-8") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise Malformed("has duplicate members")
+    return members
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise Malformed("holds too large a number")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise Malformed("holds too large a number")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise Malformed("holds NaN or Infinity")
+
+
+def _has_surrogate(value: object) -> bool:
+    # json joins proper pairs; what is left in the surrogate range cannot be encoded.
+    try:
+        json.dumps(value, ensure_ascii=False, check_circular=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    except RecursionError:
+        raise Malformed("the text is nested too deeply") from None
+    return False
+
+
+def _too_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        children: list[Any] = []
+        for node in level:
+            children.extend(node.values() if isinstance(node, dict) else node)
+        level = [node for node in children if isinstance(node, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+_decoder: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+)
