@@ -1,0 +1,150 @@
+"""Clerk: `Authorization: Bearer <session token>`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from server import CredentialRejected, House, Identity, Unavailable, is_local
+
+from ..jwt import strict
+from ..jwt.cache import TokenCache, Verified, digest_of
+from ..jwt.keys import RSA
+from ..jwt.keyset import Keys, KeySet, StaticKeys
+from ..jwt.strict_json import Malformed
+from . import development, session
+from .settings import ClerkSettings
+
+NAME: Final = "clerk"
+_API_VERSION: Final = "2026-05-12"
+
+
+class ClerkProvider:
+    """Session tokens in the header. Cookies and machine tokens get their places in `authenticate`, beside `_bearer`."""
+
+    def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
+        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
+        self._settings = ClerkSettings.read(table)
+        self._clock = clock
+        self._headers = strict.HeaderReader(RSA)
+        self._cache: TokenCache[Identity] = TokenCache()
+        self._keys: Keys | None = None
+        self._house: House | None = None
+        self._local_only = False
+
+    @property
+    def issuers(self) -> frozenset[str]:
+        """The `iss` values that are Clerk's."""
+        return self._settings.issuers or (frozenset() if self._settings.configured else frozenset({development.ISSUER}))
+
+    async def open(self, house: House) -> None:
+        """Choose the keys: the PEM, else a key set, else (never in production) the development key."""
+        self._settings.check(house.env)
+        self._house = house
+        if self._settings.jwt_key is not None:
+            self._keys = StaticKeys(self._settings.jwt_key)
+        elif self._settings.jwks_url is not None:
+            self._keys = KeySet(self._fetch_keys, algorithms=RSA, name="Clerk's key set")
+        else:
+            key = await asyncio.to_thread(development.signing_key, house.folder)
+            self._keys = development.verification_keys(key)
+            self._local_only = True
+            self._settings = replace(self._settings, issuers=frozenset({development.ISSUER}))
+        await self._keys.open()
+
+    def not_ready(self) -> str | None:
+        """Why no token can be verified now, or None."""
+        return self._keys.not_ready() if self._keys is not None else "Clerk's provider is not open"
+
+    async def close(self) -> None:
+        """Stop refreshing the keys."""
+        if self._keys is not None:
+            await self._keys.close()
+
+    async def authenticate(self, request: web.Request) -> Identity | None:
+        """The caller of a session token; None for anything that is not a JWT, or another provider's."""
+        token = _bearer(request)
+        if token is None or self._keys is None:
+            return None
+        digest = digest_of(token)
+        known = self._cache.get(digest, self._keys.generation(), self._clock())
+        if known is not None:
+            self._check_peer(request)
+            return known
+        segments = strict.split(token)
+        if segments is None:
+            return None
+        return await self._verify(request, digest, segments, self._keys)
+
+    async def _verify(
+        self, request: web.Request, digest: bytes, segments: strict.Segments, keys: Keys
+    ) -> Identity | None:
+        try:
+            payload = strict.decode(segments.payload)
+            if self._is_anothers(strict.unproven_issuer(payload)):
+                return None
+            self._check_peer(request)
+            header = self._headers.read(segments.header)
+            generation = await self._prove(segments, header, keys)
+            claims = strict.claims(payload)
+        except Malformed as error:
+            raise CredentialRejected("credential-rejected", error.detail) from None
+        now = self._clock()
+        identity, times = session.identity(header.members, claims, self._settings, now)
+        self._cache.put(digest, generation, _bounds(identity, times, self._settings.leeway))
+        return identity
+
+    async def _prove(self, segments: strict.Segments, header: strict.Header, keys: Keys) -> int:
+        """Check the signature; gives the keys' generation. Raises CredentialRejected, Malformed, Unavailable."""
+        signature = strict.decode(segments.signature)
+        key = keys.get(header.kid) or await keys.find(header.kid)
+        generation = keys.generation()  # no await between here and the last use of the key
+        if key is None:
+            raise CredentialRejected("credential-rejected", "no such key" if header.kid else "kid is missing")
+        if not key.verify(header.alg, f"{segments.header}.{segments.payload}".encode(), signature):
+            raise CredentialRejected("credential-rejected", "bad signature")
+        self._headers.remember(segments.header, header)
+        return generation
+
+    def _is_anothers(self, issuer: object) -> bool:
+        if not isinstance(issuer, str) or self._house is None:
+            return False
+        return self._house.issuer_of(issuer) not in (None, NAME)
+
+    def _check_peer(self, request: web.Request) -> None:
+        # On every request, cached or not: the same token can come from another peer.
+        if self._local_only and not is_local(request):
+            raise CredentialRejected("credential-rejected", "a development token from elsewhere than this machine")
+
+    async def _fetch_keys(self) -> bytes:
+        house, settings = self._house, self._settings
+        if house is None or settings.jwks_url is None:
+            raise Unavailable("the provider is not open")
+        headers = {"Accept": "application/json"}
+        if settings.secret_key is not None:
+            headers |= {"Authorization": f"Bearer {settings.secret_key}", "Clerk-API-Version": _API_VERSION}
+        answer = await house.fetch(settings.jwks_url, headers=headers)
+        if answer.status in (401, 403) and settings.secret_key is not None:
+            raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY right?")
+        if answer.status != 200:
+            raise Unavailable(f"Clerk answered {answer.status}")
+        return answer.body
+
+
+def _bearer(request: web.Request) -> str | None:
+    """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if len(values) != 1:
+        return None  # the gate refuses two; neither is ours to choose
+    scheme, _, token = values[0].partition(" ")
+    return token if scheme.lower() == "bearer" and token else None
+
+
+def _bounds(identity: Identity, times: session.Times, leeway: float) -> Verified[Identity]:
+    starts = [start for start in (times.not_before, times.issued) if start is not None]
+    return Verified(identity, max(starts) - leeway if starts else 0.0, times.expires)

@@ -1,0 +1,191 @@
+"""From the proven payload of a Clerk session token to an Identity, or to the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from server import CredentialRejected, Identity
+
+from ..jwt.strict import numeric_date
+from ..jwt.strict_json import Malformed, freeze
+from .permissions import OddPermissions, unpack
+from .settings import ClerkSettings
+
+# Every kind of JWT of an instance is signed with the same key; the `cat` in the header tells them apart.
+# Absent: minted before there were categories. The last one marks instances that stamp one value on everything.
+_SESSION_CATEGORIES: Final = frozenset({"cl_B7d4PD111AAA", "cl_I7d4PD111III"})
+
+
+class Times(NamedTuple):
+    """A token's own times, Unix seconds; None where it has none."""
+
+    expires: float
+    not_before: float | None
+    issued: float | None
+
+
+def identity(
+    header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkSettings, now: float
+) -> tuple[Identity, Times]:
+    """Who the token speaks for, and when it holds. `header` and `claims` are proven; `now` is in Unix seconds.
+
+    Raises CredentialRejected with the reason. The order of the checks is that of Clerk's own verifier, so that a
+    token with several faults gets the same one named.
+    """
+    _check_kind(header, claims)
+    subject = _subject(claims)
+    _check_audience(claims, settings)
+    _check_party(claims, settings)
+    _check_issuer(claims, settings)
+    times = _check_times(claims, settings, now)
+    found = _organisation(claims)
+    made = Identity(
+        provider="clerk",
+        token_type="session_token",
+        user_id=subject,
+        session_id=_text(claims, "sid"),
+        claims=freeze(claims),
+        issued_at=times.issued,
+        **found,
+    )
+    return made, times
+
+
+def _reject(reason: str, detail: str) -> CredentialRejected:
+    return CredentialRejected(reason, detail)
+
+
+def _check_kind(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+    if "cat" in header:
+        category = header["cat"]
+        if not isinstance(category, str) or category not in _SESSION_CATEGORIES:
+            raise _reject("token-type", "cat is not a session token's")
+    subject = claims.get("sub")
+    if isinstance(subject, str) and subject.startswith(("mch_", "org_")):
+        raise _reject("token-type", "sub is not a user")
+
+
+def _subject(claims: Mapping[str, Any]) -> str:
+    subject = _text(claims, "sub")
+    if subject is None:
+        raise _reject("token-claims", "sub is missing")
+    return subject
+
+
+def _text(members: Mapping[str, Any], name: str) -> str | None:
+    """A text that can be stored and logged, or None when it is absent."""
+    if name not in members:
+        return None
+    value = members[name]
+    if not isinstance(value, str) or not 0 < len(value) <= 255 or not value.isprintable() or value.isspace():
+        raise _reject("token-claims", f"{name} is not 1 to 255 characters of printable text")
+    return value
+
+
+def _check_audience(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
+    """As Clerk: a token that names no audience passes; one that names any must name one of ours, exactly."""
+    if not settings.audience or "aud" not in claims:
+        return
+    audience = claims["aud"]
+    named = audience if isinstance(audience, list) else [audience]
+    if not all(isinstance(name, str) for name in named):
+        raise _reject("token-audience", "aud is neither a text nor a list of texts")
+    if settings.audience.isdisjoint(named):
+        raise _reject("token-audience", "aud names none of ours")
+
+
+def _check_party(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
+    if not settings.authorized_parties:
+        return
+    if "azp" not in claims:
+        if settings.allow_missing_azp:
+            return
+        raise _reject("token-authorized-party", "azp is missing")
+    party = claims["azp"]
+    if not isinstance(party, str) or party not in settings.authorized_parties:
+        raise _reject("token-authorized-party", "azp is not an authorized party")
+
+
+def _check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
+    if "iss" not in claims and not settings.issuers:
+        return
+    issuer = claims.get("iss")
+    if not isinstance(issuer, str):
+        raise _reject("token-issuer", "iss is missing or not a text")
+    if settings.issuers and issuer not in settings.issuers:
+        raise _reject("token-issuer", "iss is not one of ours")
+
+
+def _check_times(claims: Mapping[str, Any], settings: ClerkSettings, now: float) -> Times:
+    try:
+        expires = numeric_date(claims, "exp")
+        not_before, issued = numeric_date(claims, "nbf"), numeric_date(claims, "iat")
+    except Malformed as error:
+        raise _reject("token-claims", error.detail) from None
+    if expires is None:
+        raise _reject("token-claims", "exp is missing")
+    if expires <= now - settings.leeway:
+        raise _reject("token-expired", "exp is past")
+    if not_before is not None and not_before > now + settings.leeway:
+        raise _reject("token-not-active-yet", "nbf is to come")
+    if issued is not None and issued > now + settings.leeway:
+        raise _reject("token-not-active-yet", "iat is to come")
+    times = Times(expires, not_before, issued)
+    _check_lifetime(times, settings, now)
+    return times
+
+
+def _check_lifetime(times: Times, settings: ClerkSettings, now: float) -> None:
+    for name, start in (("nbf", times.not_before), ("iat", times.issued)):
+        if start is not None and start > times.expires:
+            raise _reject("token-claims", f"{name} is after exp")
+    # Without iat the time that is left is the least that the token can have been made for.
+    start = times.issued if times.issued is not None else now
+    if settings.max_lifetime and times.expires - start > settings.max_lifetime:
+        raise _reject("token-claims", "the token lives longer than clerk.max_token_seconds")
+
+
+def _organisation(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The active organisation. Only a `v` that is the number 2 makes a v2 token; the other shape never counts."""
+    version = claims.get("v")
+    if type(version) in (int, float) and version == 2:
+        return _version_2(claims)
+    return _version_1(claims)
+
+
+def _version_1(claims: Mapping[str, Any]) -> dict[str, Any]:
+    org_id = _optional(claims, "org_id")
+    permissions = claims.get("org_permissions")
+    if permissions is not None and not (isinstance(permissions, list) and all(isinstance(p, str) for p in permissions)):
+        raise _reject("token-claims", "org_permissions is not a list of texts")
+    role, slug = _optional(claims, "org_role"), _optional(claims, "org_slug")
+    if org_id is None:
+        return {}
+    return {"org_id": org_id, "org_role": role, "org_slug": slug, "org_permissions": permissions}
+
+
+def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
+    org = claims.get("o")
+    if org is None:
+        return {}
+    if not isinstance(org, dict):
+        raise _reject("token-claims", "o is not an object")
+    org_id, role = _text(org, "id"), _optional(org, "rol")
+    if org_id is None:
+        raise _reject("token-claims", "o has no id")
+    packed = [members.get(name, "") for members, name in ((claims, "fea"), (org, "per"), (org, "fpm"))]
+    if not all(isinstance(value, str) for value in packed):
+        raise _reject("token-claims", "fea, o.per or o.fpm is not a text")
+    try:
+        permissions = unpack(*packed)
+    except OddPermissions as error:
+        raise _reject("token-claims", str(error)) from None
+    # The claim has the role without its prefix; `admin` becomes `org:admin`, as in v1.
+    full_role = f"org:{role}" if role is not None else None
+    return {"org_id": org_id, "org_role": full_role, "org_slug": _optional(org, "slg"), "org_permissions": permissions}
+
+
+def _optional(members: Mapping[str, Any], name: str) -> str | None:
+    """A text, or None when the member is absent, null or empty: none of these can name an organisation or a role."""
+    return _text(members, name) if members.get(name) not in (None, "") else None

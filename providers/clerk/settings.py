@@ -1,0 +1,189 @@
+"""Clerk's settings: the names that Clerk users know, checked before anything uses them."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from server import Setting
+
+from ..jwt.keys import Key, from_pem
+
+API_URL: Final = "https://api.clerk.com"
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_SECRET_KEY: Final = re.compile(r"sk_(?:test|live)_[\x21-\x7e]+")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
+# What browsers send as Origin (RFC 6454 6.2): lower case, no path, no slash at the end, also for app schemes.
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@,*\\]+")
+
+TABLE: Final[Mapping[str, Setting]] = {
+    "secret_key": Setting(env="CLERK_SECRET_KEY", secret=True, help="Clerk's secret key, sk_..."),
+    "publishable_key": Setting(env="CLERK_PUBLISHABLE_KEY", help="Clerk's publishable key, pk_...; tells the issuer"),
+    "jwt_key": Setting(env="CLERK_JWT_KEY", help="the public key as PEM: session tokens are verified without network"),
+    "api_url": Setting(default=API_URL, env="CLERK_API_URL", help="Clerk's Backend API"),
+    "machine_secret_key": Setting(env="CLERK_MACHINE_SECRET_KEY", secret=True, help="for machine tokens"),
+    "webhook_signing_secret": Setting(env="CLERK_WEBHOOK_SIGNING_SECRET", secret=True, help="whsec_..."),
+    "authorized_parties": Setting("list", env="CLERK_AUTHORIZED_PARTIES", help="origins that a token's azp may name"),
+    "audience": Setting("list", env="CLERK_AUDIENCE", help="audiences; a token that names any must name one of these"),
+    "issuer": Setting("list", env="CLERK_ISSUER", help="issuers; default: the publishable key's frontend API"),
+    "leeway_seconds": Setting("float", 5.0, env="CLERK_LEEWAY_SECONDS", help="how far clocks may differ"),
+    "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="take header tokens without azp"),
+    "max_token_seconds": Setting("float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS", help="longest exp - iat; 0: any"),
+}
+_CLERKS_OWN: Final = (
+    "secret_key", "publishable_key", "jwt_key", "machine_secret_key", "webhook_signing_secret", "authorized_parties",
+    "audience", "issuer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ClerkSettings:
+    """The checked settings. `jwt_key` is the key itself; `jwks_url` is where the key set is, when there is no PEM."""
+
+    secret_key: str | None = field(default=None, repr=False)
+    publishable_key: str | None = None
+    jwt_key: Key | None = field(default=None, repr=False)
+    api_url: str = API_URL
+    machine_secret_key: str | None = field(default=None, repr=False)
+    webhook_signing_secret: str | None = field(default=None, repr=False)
+    authorized_parties: frozenset[str] = frozenset()
+    audience: frozenset[str] = frozenset()
+    issuers: frozenset[str] = frozenset()
+    leeway: float = 5.0
+    allow_missing_azp: bool = False
+    max_lifetime: float = 86_400.0
+    jwks_url: str | None = None
+    configured: bool = False
+    """Does any of Clerk's own settings exist? Then the development key is never trusted."""
+
+    @staticmethod
+    def read(table: Mapping[str, Any]) -> ClerkSettings:
+        """Check the plugin's table. Raises ValueError that names the setting, and never a secret's value."""
+        secret = _text(table, "secret_key", _SECRET_KEY, "must look like sk_test_... or sk_live_...")
+        publishable = _text(table, "publishable_key", _TOKEN, "must be one word")
+        frontend = _frontend(publishable) if publishable else None
+        if secret and publishable and secret[:7] != "s" + publishable[1:7]:
+            raise ValueError("clerk.secret_key and clerk.publishable_key are of different kinds (test and live)")
+        api_url = _url("clerk.api_url", _text(table, "api_url", _TOKEN, "must be a URL") or API_URL)
+        jwks_url = f"{api_url}/v1/jwks" if secret else f"{frontend}/.well-known/jwks.json" if frontend else None
+        issuers = _words(table, "issuer")
+        for issuer in issuers:
+            _url("clerk.issuer", issuer)
+        return ClerkSettings(
+            secret_key=secret,
+            publishable_key=publishable,
+            jwt_key=_pem(table),
+            api_url=api_url,
+            machine_secret_key=_text(table, "machine_secret_key", _TOKEN, "must be one word"),
+            webhook_signing_secret=_text(table, "webhook_signing_secret", _TOKEN, "must be one word"),
+            authorized_parties=_origins(table),
+            audience=_words(table, "audience"),
+            issuers=issuers or (frozenset({frontend}) if frontend else frozenset()),
+            leeway=_seconds(table, "leeway_seconds", 5.0, 300.0),
+            allow_missing_azp=_flag(table, "allow_missing_azp"),
+            max_lifetime=_seconds(table, "max_token_seconds", 86_400.0, float(2**31)),
+            jwks_url=jwks_url,
+            configured=any(table.get(name) for name in _CLERKS_OWN) or api_url != API_URL,
+        )
+
+    def check(self, env: str) -> None:
+        """Is this enough to start in `env`? Raises ValueError that says what to set."""
+        has_keys = self.jwt_key is not None or self.jwks_url is not None
+        if not has_keys and (self.configured or env == "production"):
+            names = "CLERK_SECRET_KEY, CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY"
+            raise ValueError(f"clerk has no keys to verify tokens with: set {names}")
+        if env == "production" and not self.issuers:
+            raise ValueError("clerk needs an issuer in production: set CLERK_PUBLISHABLE_KEY or CLERK_ISSUER")
+        if env == "production" and not self.authorized_parties:
+            raise ValueError("clerk needs authorized parties in production: set CLERK_AUTHORIZED_PARTIES")
+
+
+def _text(table: Mapping[str, Any], name: str, form: re.Pattern[str], rule: str) -> str | None:
+    value = table.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not form.fullmatch(value):
+        raise ValueError(f"clerk.{name} {rule}" if value != "" else f"clerk.{name} is set but empty")
+    return value
+
+
+def _pem(table: Mapping[str, Any]) -> Key | None:
+    value = table.get("jwt_key")
+    if value is None:
+        return None
+    try:
+        return from_pem(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise ValueError(f"clerk.jwt_key {error}") from None
+
+
+def _frontend(publishable_key: str) -> str:
+    """The frontend API's URL. The key is `pk_test_` or `pk_live_` and base64 of `<host>$`, often without padding."""
+    parts = publishable_key.split("_")
+    host = ""
+    if len(parts) == 3 and parts[0] == "pk" and parts[1] in ("test", "live"):
+        encoded = parts[2].rstrip("=")
+        try:
+            host = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode("ascii")
+        except (Base64Error, UnicodeDecodeError):
+            host = ""
+    name = host[:-1]
+    if not host.endswith("$") or "." not in name or not _HOST.fullmatch(name):
+        raise ValueError("clerk.publishable_key is not a publishable key: copy it whole from Clerk's dashboard")
+    local = parts[1] == "test" and name.partition(":")[0] in _LOOPBACK
+    return f"{'http' if local else 'https'}://{name}"
+
+
+def _url(name: str, value: str) -> str:
+    """An https URL, or http on this machine, without the slash at its end."""
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    plain = value.isascii() and value.isprintable() and "@" not in parts.netloc
+    if not host or not plain or parts.query or parts.fragment:
+        raise ValueError(f"{name} must be a URL such as https://api.example.com")
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
+        raise ValueError(f"{name} must start with https:// (http:// only for this machine)")
+    return value.rstrip("/")
+
+
+def _words(table: Mapping[str, Any], name: str) -> frozenset[str]:
+    values = table.get(name)
+    if values is None:
+        return frozenset()
+    fine = isinstance(values, list | tuple)
+    if not fine or not all(isinstance(word, str) and word.strip() == word != "" for word in values):
+        raise ValueError(f"clerk.{name} must be a list of texts, none of them empty")
+    return frozenset(values)
+
+
+def _origins(table: Mapping[str, Any]) -> frozenset[str]:
+    origins = _words(table, "authorized_parties")
+    for origin in sorted(origins):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"clerk.authorized_parties: {origin!r} is not an origin such as https://app.example.com")
+    return origins
+
+
+def _seconds(table: Mapping[str, Any], name: str, default: float, most: float) -> float:
+    value = table.get(name)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not 0 <= value <= most:
+        raise ValueError(f"clerk.{name} must be a number of seconds from 0 to {most:g}")
+    return float(value)
+
+
+def _flag(table: Mapping[str, Any], name: str) -> bool:
+    value = table.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"clerk.{name} must be true or false")
+    return bool(value)

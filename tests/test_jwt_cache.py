@@ -1,0 +1,45 @@
+"""The cache of verified tokens: bounded, never past `exp`, and empty as soon as a key is gone."""
+
+from providers.jwt.cache import TokenCache, Verified, digest_of
+
+
+def test_kept_under_a_hash_and_within_its_times() -> None:
+    cache: TokenCache[str] = TokenCache()
+    cache.put(digest_of("secret-token"), 0, Verified("me", 100, 160))
+    assert [cache.get(digest_of("secret-token"), 0, now) for now in (99.9, 100, 159.9)] == [None, "me", "me"]
+    assert cache.get(digest_of("secret-tokeN"), 0, 120) is None
+    assert "secret-token" not in repr(vars(cache))
+
+
+def test_a_clock_that_jumps_back_and_forth() -> None:
+    cache: TokenCache[str] = TokenCache()
+    cache.put(digest_of("t"), 0, Verified("me", 100, 160))
+    assert cache.get(digest_of("t"), 0, 50) is None
+    assert cache.get(digest_of("t"), 0, 130) == "me"
+    assert cache.get(digest_of("t"), 0, 160) is None
+    assert cache.get(digest_of("t"), 0, 130) is None  # once past exp it was dropped for good
+    assert len(cache) == 0
+
+
+def test_the_oldest_goes_first() -> None:
+    cache: TokenCache[int] = TokenCache(limit=100)
+    for number in range(1000):
+        cache.put(digest_of(str(number)), 0, Verified(number, 0, 10))
+    assert len(cache) == 100
+    assert cache.get(digest_of("899"), 0, 1) is None
+    assert cache.get(digest_of("900"), 0, 1) == 900
+
+
+def test_another_generation_empties_it_whichever_way_it_is_seen() -> None:
+    cache: TokenCache[str] = TokenCache()
+    cache.put(digest_of("t"), 0, Verified("me", 0, 10))
+    assert cache.get(digest_of("t"), 1, 1) is None
+    cache.put(digest_of("t"), 1, Verified("me", 0, 10))
+    cache.put(digest_of("u"), 2, Verified("me", 0, 10))
+    assert (cache.get(digest_of("t"), 2, 1), cache.get(digest_of("u"), 2, 1)) == (None, "me")
+    cache.clear()
+    assert cache.get(digest_of("u"), 2, 1) is None
+
+
+def test_any_text_can_be_looked_up() -> None:
+    assert TokenCache().get(digest_of("\udc80\x00é"), 0, 1) is None
