@@ -1,0 +1,714 @@
+-- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
+-- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
+--
+-- The promise of this file: a query that has forgotten its WHERE still returns only rows that its caller may see, and a
+-- query without a caller returns none. It guards against forgetting, not against SQL injection or hostile code in the
+-- server's process (whoever can run any SQL as the serving role can also set the settings below).
+--
+-- Who is who:
+--   the owner       runs this file, owns the tables, serves nobody. Row-level security is FORCED, so it sees no row either.
+--   gatepost_app    the serving role. Owns nothing, is a member of nothing, has column grants and nothing else.
+--   gatepost_auth   nobody can log in as it. It owns the functions that look up a credential before anybody is known.
+--   gatepost_sync   the same for what arrives without a caller (webhooks, revocations).
+--
+-- Who is asking is told by three settings, set for one transaction only:
+--   gatepost.user_id        the user
+--   gatepost.org_id         the active organisation
+--   gatepost.admin_org_id   the same organisation, but only on a route which requires the role org:admin
+-- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
+-- transaction of the same connection reads ''. Both must mean "nobody".
+
+SET LOCAL client_min_messages = warning;                   -- no notices about what exists already
+SET LOCAL search_path = public, pg_temp;
+
+DO $do$
+DECLARE
+    owner text := current_user;
+    app   text := coalesce(NULLIF(current_setting('gatepost.serving_role', true), ''), 'gatepost_app');
+    name  text;
+BEGIN
+    IF current_setting('server_version_num')::int < 150000 THEN
+        RAISE EXCEPTION 'Gatepost needs Postgres 15 or newer, this is %', current_setting('server_version');
+    END IF;
+    IF app IN (owner, 'gatepost_auth', 'gatepost_sync') THEN
+        RAISE EXCEPTION 'the serving role must be a role of its own, % is not', app;
+    END IF;
+    PERFORM set_config('gatepost.serving_role', app, true), set_config('gatepost.owner', owner, true);
+
+    -- Roles belong to the whole server, not to this database: made where missing, never altered. Two databases may be
+    -- migrated at the same moment, so "somebody else was faster" is no error.
+    FOREACH name IN ARRAY ARRAY[app, 'gatepost_auth', 'gatepost_sync'] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name);
+        BEGIN
+            EXECUTE format('CREATE ROLE %I %s', name, CASE WHEN name = app THEN 'LOGIN' ELSE 'NOLOGIN NOINHERIT' END);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+        END;
+    END LOOP;
+    -- A role that was here before is not ours to alter, but neither is it to be trusted blindly.
+    SELECT rolname INTO name FROM pg_roles
+     WHERE rolname IN ('gatepost_auth', 'gatepost_sync')
+       AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication);
+    IF FOUND THEN
+        RAISE EXCEPTION 'role % exists and is not a plain NOLOGIN role', name;
+    END IF;
+
+    -- CONNECT and TEMP are PUBLIC's by default: every role of the server could come in, and make temporary tables.
+    EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), app);
+    -- Whoever may create in a schema can put a function or a table in the way of ours.
+    REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+    EXECUTE format('GRANT USAGE ON SCHEMA public TO %I, gatepost_auth, gatepost_sync', app);
+END $do$;
+
+
+-- Which version of this file the database has; `check` and the start compare. Never a tenant's data, readable by the server.
+CREATE TABLE IF NOT EXISTS gatepost_meta (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    checksum    text        NOT NULL,
+    migrated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+
+-- Tables ------------------------------------------------------------------------------------------------------------------
+-- A tenant's id is text and never empty: an empty one would be a tenant that nobody is, or worse, everybody.
+-- Ids of rows are random (122 bits) and made here. No unique constraint on anything that a tenant chooses: its violation
+-- would tell one tenant what another one has.
+
+CREATE TABLE IF NOT EXISTS data (
+    id         uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    user_id    text        NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 255),
+    org_id     text        CHECK (char_length(org_id) BETWEEN 1 AND 255),         -- active at creation, NULL for none
+    name       text        NOT NULL CHECK (char_length(name) BETWEEN 1 AND 200),
+    payload    jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(payload) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS data_by_user ON data (user_id, created_at DESC, id DESC);     -- a page of one's own rows
+CREATE INDEX IF NOT EXISTS data_by_org ON data (org_id, id);                             -- an administrator's delete
+
+CREATE TABLE IF NOT EXISTS org_data (
+    id              uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_id text        NOT NULL CHECK (char_length(organization_id) BETWEEN 1 AND 255),
+    created_by      text        NOT NULL CHECK (char_length(created_by) BETWEEN 1 AND 255),
+    name            text        NOT NULL CHECK (char_length(name) BETWEEN 1 AND 200),
+    payload         jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(payload) = 'object'),
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS org_data_by_org ON org_data (organization_id, created_at DESC, id DESC);
+
+CREATE TABLE IF NOT EXISTS invoices (
+    id              uuid          PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_id text          NOT NULL CHECK (char_length(organization_id) BETWEEN 1 AND 255),
+    created_by      text          NOT NULL CHECK (char_length(created_by) BETWEEN 1 AND 255),
+    customer        text          NOT NULL CHECK (char_length(customer) BETWEEN 1 AND 200),
+    amount          numeric(12,2) NOT NULL CHECK (amount >= 0 AND amount <> 'NaN'),      -- to Postgres NaN is >= 0
+    currency        text          NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
+    due_on          date          CHECK (isfinite(due_on)),
+    memo            text          CHECK (char_length(memo) <= 2000),
+    created_at      timestamptz   NOT NULL DEFAULT now(),
+    updated_at      timestamptz   NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS invoices_by_org ON invoices (organization_id, created_at DESC, id DESC);
+
+-- API keys: a user's (user_id present; org_id is then the organisation it acts in) or an organisation's (org_id alone).
+-- Only the SHA-256 of a secret is kept. A rotated key has two for a while.
+CREATE TABLE IF NOT EXISTS api_keys (
+    id                  text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
+    hash                bytea       NOT NULL UNIQUE CHECK (octet_length(hash) = 32),
+    previous_hash       bytea       UNIQUE CHECK (octet_length(previous_hash) = 32),
+    previous_expires_at timestamptz CHECK (isfinite(previous_expires_at)),
+    name                text        NOT NULL CHECK (char_length(name) BETWEEN 1 AND 200),
+    user_id             text        CHECK (char_length(user_id) BETWEEN 1 AND 255),
+    org_id              text        CHECK (char_length(org_id) BETWEEN 1 AND 255),
+    org_role            text        CHECK (char_length(org_role) BETWEEN 1 AND 255),
+    org_permissions     text[]      NOT NULL DEFAULT '{}' CHECK (array_position(org_permissions, NULL) IS NULL),
+    scopes              text[]      NOT NULL DEFAULT '{}' CHECK (array_position(scopes, NULL) IS NULL),
+    created_by          text        NOT NULL CHECK (char_length(created_by) BETWEEN 1 AND 255),
+    created_by_key      text        CHECK (char_length(created_by_key) BETWEEN 1 AND 255),
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    expires_at          timestamptz,
+    revoked_at          timestamptz,
+    last_used_at        timestamptz,
+    CONSTRAINT api_keys_owner CHECK (user_id IS NOT NULL OR org_id IS NOT NULL),
+    CONSTRAINT api_keys_rights CHECK (org_id IS NOT NULL OR (org_role IS NULL AND org_permissions = '{}'))
+);
+CREATE INDEX IF NOT EXISTS api_keys_by_user ON api_keys (user_id, created_at DESC, id DESC);
+CREATE INDEX IF NOT EXISTS api_keys_by_org ON api_keys (org_id, created_at DESC, id DESC);
+CREATE INDEX IF NOT EXISTS api_keys_by_maker ON api_keys (created_by_key) WHERE created_by_key IS NOT NULL;
+
+
+-- Triggers ----------------------------------------------------------------------------------------------------------------
+-- They run with the rights of whoever changes the row (no definer), so they are no way around anything below.
+
+-- updated_at is the server's. It always moves forward, so that two changes never share an ETag.
+CREATE OR REPLACE FUNCTION gatepost_touch() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
+    RETURN NEW;
+END $$;
+
+-- The serving role cannot read a hash, so it cannot copy the old one aside: that happens here, whenever a new hash comes.
+-- Revoking is for ever, and a revoked key gets no new secret.
+CREATE OR REPLACE FUNCTION gatepost_key_changes() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF OLD.revoked_at IS NOT NULL AND (NEW.hash <> OLD.hash OR NEW.revoked_at IS DISTINCT FROM OLD.revoked_at) THEN
+        RAISE EXCEPTION 'a revoked key stays revoked' USING ERRCODE = 'check_violation';
+    END IF;
+    IF NEW.hash <> OLD.hash THEN
+        NEW.previous_hash := CASE WHEN NEW.previous_expires_at > now() THEN OLD.hash END;
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE OR REPLACE TRIGGER touch BEFORE UPDATE ON data FOR EACH ROW EXECUTE FUNCTION gatepost_touch();
+CREATE OR REPLACE TRIGGER touch BEFORE UPDATE ON org_data FOR EACH ROW EXECUTE FUNCTION gatepost_touch();
+CREATE OR REPLACE TRIGGER touch BEFORE UPDATE ON invoices FOR EACH ROW EXECUTE FUNCTION gatepost_touch();
+CREATE OR REPLACE TRIGGER changes BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION gatepost_key_changes();
+REVOKE EXECUTE ON FUNCTION gatepost_touch(), gatepost_key_changes() FROM PUBLIC;      -- a trigger needs no such right
+
+
+-- Row-level security ------------------------------------------------------------------------------------------------------
+-- ENABLE alone leaves the owner out; FORCE takes it in. No policy for a role or a command means no row.
+ALTER TABLE data     ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE org_data ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE invoices ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+
+-- The serving role's name is a setting of `migrate`, so what names it is a text: %1$I below is that name, quoted.
+DO $do$
+BEGIN
+EXECUTE format($sql$
+
+    -- data: a user's own rows, whatever the active organisation is. A new row may name no organisation but the active one.
+    DROP POLICY IF EXISTS own_select ON data;
+    CREATE POLICY own_select ON data FOR SELECT TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+    DROP POLICY IF EXISTS own_insert ON data;
+    CREATE POLICY own_insert ON data FOR INSERT TO %1$I
+        WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), '')
+                    AND (org_id IS NULL OR org_id = NULLIF(current_setting('gatepost.org_id', true), '')));
+    DROP POLICY IF EXISTS own_update ON data;
+    CREATE POLICY own_update ON data FOR UPDATE TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''))
+        WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+    DROP POLICY IF EXISTS own_delete ON data;
+    CREATE POLICY own_delete ON data FOR DELETE TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+
+    -- An administrator sees and deletes the organisation's rows, and changes none. Its setting is separate from the active
+    -- organisation, so that a forgotten WHERE on any other route shows an administrator their own rows and no more.
+    DROP POLICY IF EXISTS admin_select ON data;
+    CREATE POLICY admin_select ON data FOR SELECT TO %1$I
+        USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+    DROP POLICY IF EXISTS admin_delete ON data;
+    CREATE POLICY admin_delete ON data FOR DELETE TO %1$I
+        USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+
+    -- org_data, invoices: the active organisation's rows. A user cannot sign a new row with another one's name; a caller
+    -- that is no user (an organisation's key) signs as the handler says.
+    DROP POLICY IF EXISTS org_select ON org_data;
+    CREATE POLICY org_select ON org_data FOR SELECT TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS org_insert ON org_data;
+    CREATE POLICY org_insert ON org_data FOR INSERT TO %1$I
+        WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
+                    AND created_by = coalesce(NULLIF(current_setting('gatepost.user_id', true), ''), created_by));
+    DROP POLICY IF EXISTS org_update ON org_data;
+    CREATE POLICY org_update ON org_data FOR UPDATE TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''))
+        WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS org_delete ON org_data;
+    CREATE POLICY org_delete ON org_data FOR DELETE TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+
+    DROP POLICY IF EXISTS org_select ON invoices;
+    CREATE POLICY org_select ON invoices FOR SELECT TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS org_insert ON invoices;
+    CREATE POLICY org_insert ON invoices FOR INSERT TO %1$I
+        WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
+                    AND created_by = coalesce(NULLIF(current_setting('gatepost.user_id', true), ''), created_by));
+    DROP POLICY IF EXISTS org_update ON invoices;
+    CREATE POLICY org_update ON invoices FOR UPDATE TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''))
+        WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS org_delete ON invoices;
+    CREATE POLICY org_delete ON invoices FOR DELETE TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+
+    -- api_keys: a user's own; the organisation's (those without a user) for its administrator only. A user's key acts in no
+    -- organisation but the one that was active when it was made. Keys are revoked, never deleted: no policy for DELETE.
+    DROP POLICY IF EXISTS own_select ON api_keys;
+    CREATE POLICY own_select ON api_keys FOR SELECT TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+    DROP POLICY IF EXISTS own_insert ON api_keys;
+    CREATE POLICY own_insert ON api_keys FOR INSERT TO %1$I
+        WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), '')
+                    AND (org_id IS NULL OR org_id = NULLIF(current_setting('gatepost.org_id', true), '')));
+    DROP POLICY IF EXISTS own_update ON api_keys;
+    CREATE POLICY own_update ON api_keys FOR UPDATE TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''))
+        WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+    DROP POLICY IF EXISTS admin_select ON api_keys;
+    CREATE POLICY admin_select ON api_keys FOR SELECT TO %1$I
+        USING (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+    DROP POLICY IF EXISTS admin_insert ON api_keys;
+    CREATE POLICY admin_insert ON api_keys FOR INSERT TO %1$I
+        WITH CHECK (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+    DROP POLICY IF EXISTS admin_update ON api_keys;
+    CREATE POLICY admin_update ON api_keys FOR UPDATE TO %1$I
+        USING (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''))
+        WITH CHECK (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+
+    -- Grants. First everything is taken, so that the file says all there is. Then by column: what the server owns (ids,
+    -- times) cannot be written, and no UPDATE names a tenant's column, so no row can be moved to another tenant.
+    -- Never TRUNCATE (no policy stops it), REFERENCES (an oracle for other tenants' ids) or TRIGGER.
+    REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM PUBLIC, %1$I;
+    GRANT SELECT, DELETE ON data, org_data, invoices TO %1$I;
+    GRANT INSERT (user_id, org_id, name, payload), UPDATE (name, payload) ON data TO %1$I;
+    GRANT INSERT (organization_id, created_by, name, payload), UPDATE (name, payload) ON org_data TO %1$I;
+    GRANT INSERT (organization_id, created_by, customer, amount, currency, due_on, memo),
+          UPDATE (customer, amount, currency, due_on, memo) ON invoices TO %1$I;
+    GRANT SELECT ON gatepost_meta TO %1$I;
+    -- A hash is written and never read back. Who a key is and what it may do cannot be changed after it was made.
+    GRANT SELECT (id, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, created_at,
+                  expires_at, revoked_at, previous_expires_at, last_used_at),
+          INSERT (id, hash, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, expires_at),
+          UPDATE (hash, previous_expires_at, revoked_at, last_used_at) ON api_keys TO %1$I;
+
+$sql$, current_setting('gatepost.serving_role'));
+END $do$;
+
+
+-- What must work before anybody is known ----------------------------------------------------------------------------------
+-- A key is looked up to learn who is calling, so no tenant's policy can apply. A definer function of the table owner would
+-- see nothing (FORCE). So: a role that nobody can be, with a policy and column grants of its own, which owns one function.
+-- `check` refuses any other definer function that the serving role can execute.
+DROP POLICY IF EXISTS auth_select ON api_keys;
+CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
+REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync;
+GRANT SELECT ON api_keys TO gatepost_auth;
+
+
+-- What Clerk tells us: users, organisations, memberships, sign-outs ---------------------------------------------------------
+-- Written by the functions of gatepost_sync alone; the serving role reads, under the policies below. Events come late, twice
+-- and in any order: a row remembers the event it came from, and an older one changes nothing. A deleted row stays as a
+-- tombstone without personal data, so that a late update finds it and does not bring it back; nobody is shown tombstones.
+CREATE TABLE IF NOT EXISTS users (
+    id              text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
+    external_id     text,
+    username        text,
+    first_name      text,
+    last_name       text,
+    image_url       text,
+    email           text,                                                      -- the primary one
+    email_verified  boolean     NOT NULL DEFAULT false,
+    banned          boolean     NOT NULL DEFAULT false,
+    locked          boolean     NOT NULL DEFAULT false,
+    public_metadata jsonb       NOT NULL DEFAULT '{}',
+    created_at      timestamptz,                                               -- Clerk's times; NULL in a tombstone
+    updated_at      timestamptz,
+    deleted_at      timestamptz,
+    last_event_at   timestamptz,
+    last_event_id   text
+);
+
+CREATE TABLE IF NOT EXISTS organizations (
+    id              text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
+    name            text,
+    slug            text,
+    image_url       text,
+    public_metadata jsonb       NOT NULL DEFAULT '{}',
+    created_by      text,
+    created_at      timestamptz,
+    updated_at      timestamptz,
+    deleted_at      timestamptz,
+    last_event_at   timestamptz,
+    last_event_id   text
+);
+
+-- One row for a pair, the newest membership of that user there: whoever leaves and comes back has a new id.
+CREATE TABLE IF NOT EXISTS memberships (
+    organization_id text        NOT NULL CHECK (char_length(organization_id) BETWEEN 1 AND 255),
+    user_id         text        NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 255),
+    id              text        NOT NULL CHECK (char_length(id) BETWEEN 1 AND 255),
+    role            text,                                                      -- with org:
+    permissions     text[]      NOT NULL DEFAULT '{}',
+    created_at      timestamptz NOT NULL,
+    updated_at      timestamptz,
+    deleted_at      timestamptz,
+    last_event_at   timestamptz,
+    last_event_id   text,
+    PRIMARY KEY (organization_id, user_id)
+);
+CREATE INDEX IF NOT EXISTS memberships_by_user ON memberships (user_id);
+CREATE INDEX IF NOT EXISTS memberships_page ON memberships (organization_id, created_at DESC, id DESC);
+
+-- Every delivery that was taken, for a while: a second one with the same id does nothing, and `replay` applies them again.
+CREATE TABLE IF NOT EXISTS webhook_inbox (
+    id          text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
+    provider    text        NOT NULL,
+    type        text        NOT NULL,
+    event_at    timestamptz NOT NULL,
+    payload     jsonb       NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS webhook_inbox_in_order ON webhook_inbox (provider, event_at, id);
+CREATE INDEX IF NOT EXISTS webhook_inbox_expiry ON webhook_inbox (expires_at);
+
+-- Who is signed out although a token still runs. Every worker reads it whole, all the time: it is kept small.
+CREATE TABLE IF NOT EXISTS revocations (
+    kind          text        NOT NULL CHECK (kind IN ('session', 'user', 'membership', 'organization', 'role', 'key')),
+    subject       text        NOT NULL CHECK (subject <> ''),                  -- of a membership: 'user organisation'
+    issued_before timestamptz,                                                 -- credentials of then or earlier; NULL: all
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    expires_at    timestamptz NOT NULL,                                        -- when the last of those has run out
+    PRIMARY KEY (kind, subject)
+);
+CREATE INDEX IF NOT EXISTS revocations_expiry ON revocations (expires_at);
+
+ALTER TABLE users         ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE organizations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE memberships   ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE webhook_inbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE revocations   ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+
+DO $do$
+DECLARE
+    name text;
+BEGIN
+EXECUTE format($sql$
+
+    -- One's own memberships, and those of the active organisation. Names no other table, so that users can name it.
+    DROP POLICY IF EXISTS own_select ON memberships;
+    CREATE POLICY own_select ON memberships FOR SELECT TO %1$I
+        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), '') AND deleted_at IS NULL);
+    DROP POLICY IF EXISTS org_select ON memberships;
+    CREATE POLICY org_select ON memberships FOR SELECT TO %1$I
+        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), '') AND deleted_at IS NULL);
+
+    -- Oneself, and the members of the active organisation. The organisation is named here too: through one's own
+    -- memberships in other organisations nobody comes into sight.
+    DROP POLICY IF EXISTS own_select ON users;
+    CREATE POLICY own_select ON users FOR SELECT TO %1$I
+        USING (id = NULLIF(current_setting('gatepost.user_id', true), '') AND deleted_at IS NULL);
+    DROP POLICY IF EXISTS org_select ON users;
+    CREATE POLICY org_select ON users FOR SELECT TO %1$I
+        USING (deleted_at IS NULL AND EXISTS (
+            SELECT FROM memberships AS m
+             WHERE m.user_id = users.id AND m.organization_id = NULLIF(current_setting('gatepost.org_id', true), '')));
+
+    DROP POLICY IF EXISTS org_select ON organizations;
+    CREATE POLICY org_select ON organizations FOR SELECT TO %1$I
+        USING (id = NULLIF(current_setting('gatepost.org_id', true), '') AND deleted_at IS NULL);
+
+    -- Read only. The inbox and the revocations are for their functions alone: no grant, no policy.
+    REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations FROM PUBLIC, gatepost_auth, gatepost_sync, %1$I;
+    GRANT SELECT (id, external_id, username, first_name, last_name, image_url, email, email_verified, banned, locked,
+                  public_metadata, created_at, updated_at, deleted_at) ON users TO %1$I;
+    GRANT SELECT (id, name, slug, image_url, public_metadata, created_by, created_at, updated_at, deleted_at)
+          ON organizations TO %1$I;
+    GRANT SELECT (organization_id, user_id, id, role, permissions, created_at, updated_at, deleted_at)
+          ON memberships TO %1$I;
+
+$sql$, current_setting('gatepost.serving_role'));
+
+    FOREACH name IN ARRAY ARRAY['users', 'organizations', 'memberships', 'webhook_inbox', 'revocations'] LOOP
+        EXECUTE format('DROP POLICY IF EXISTS sync_all ON %I', name);
+        EXECUTE format('CREATE POLICY sync_all ON %I FOR ALL TO gatepost_sync USING (true) WITH CHECK (true)', name);
+    END LOOP;
+END $do$;
+GRANT SELECT, INSERT, UPDATE ON users, organizations, memberships TO gatepost_sync;
+GRANT SELECT, INSERT, UPDATE, DELETE ON revocations TO gatepost_sync;
+GRANT SELECT, INSERT, DELETE ON webhook_inbox TO gatepost_sync;
+-- Of API keys it can do one thing: end them. It sees no hash.
+DROP POLICY IF EXISTS sync_select ON api_keys;
+CREATE POLICY sync_select ON api_keys FOR SELECT TO gatepost_sync USING (true);
+DROP POLICY IF EXISTS sync_update ON api_keys;
+CREATE POLICY sync_update ON api_keys FOR UPDATE TO gatepost_sync USING (true) WITH CHECK (revoked_at IS NOT NULL);
+GRANT SELECT (id, user_id, org_id, revoked_at), UPDATE (revoked_at) ON api_keys TO gatepost_sync;
+
+-- To make a function that belongs to gatepost_auth the owner must be able to become that role, for this transaction only:
+-- an owner that kept the membership would inherit USING (true). A superuser can become anybody and needs no membership.
+-- Postgres 16+ gives whoever makes a role ADMIN over it, without INHERIT and SET; that remains and opens no table.
+DO $do$
+DECLARE
+    options text := CASE WHEN current_setting('server_version_num')::int >= 160000
+                         THEN 'WITH INHERIT FALSE, SET TRUE' ELSE '' END;
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        EXECUTE format('GRANT gatepost_auth TO %I %s', current_user, options);
+        EXECUTE format('GRANT gatepost_sync TO %I %s', current_user, options);
+    END IF;
+END $do$;
+GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync;
+
+SET LOCAL ROLE gatepost_auth;
+
+-- The key with this SHA-256, or nothing. An earlier secret counts until its overlap ends. Expired and revoked keys are
+-- returned as such: whoever holds the secret may learn why it is refused. search_path is pinned and every name qualified,
+-- so nobody can slip another table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
+CREATE OR REPLACE FUNCTION public.key_by_hash(wanted bytea)
+RETURNS TABLE (id text, name text, user_id text, org_id text, org_role text, org_permissions text[], scopes text[],
+               created_by text, created_by_key text, created_at timestamptz, expires_at timestamptz, revoked_at timestamptz,
+               last_used_at timestamptz)
+LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1
+SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT k.id, k.name, k.user_id, k.org_id, k.org_role, k.org_permissions, k.scopes,
+           k.created_by, k.created_by_key, k.created_at, k.expires_at, k.revoked_at, k.last_used_at
+      FROM public.api_keys AS k
+     WHERE k.hash = wanted OR (k.previous_hash = wanted AND k.previous_expires_at > pg_catalog.now())
+$$;
+REVOKE ALL ON FUNCTION public.key_by_hash(bytea) FROM PUBLIC;
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.key_by_hash(bytea) TO %I', current_setting('gatepost.serving_role'));
+END $do$;
+
+
+-- What arrives without a caller -------------------------------------------------------------------------------------------
+SET LOCAL ROLE gatepost_sync;
+
+-- Revoke a subject's credentials issued at `before` or earlier (NULL: all of them), until `until`, and tell every worker.
+-- Two revocations of one subject make the stronger one, in whichever order they come.
+CREATE OR REPLACE FUNCTION public.gatepost_revoke(of_kind text, whom text, before timestamptz, until timestamptz)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+BEGIN
+    IF until <= now() THEN                          -- replayed: what it was for has run out long ago
+        RETURN;
+    END IF;
+    INSERT INTO public.revocations AS r (kind, subject, issued_before, expires_at) VALUES (of_kind, whom, before, until)
+    ON CONFLICT (kind, subject) DO UPDATE
+        SET issued_before = CASE WHEN r.issued_before IS NOT NULL AND excluded.issued_before IS NOT NULL
+                                 THEN greatest(r.issued_before, excluded.issued_before) END,
+            expires_at = greatest(r.expires_at, excluded.expires_at);
+    PERFORM pg_notify('gatepost_revocations', '');
+END $$;
+
+-- Apply what a membership event says: (`body` as in gatepost_apply). The newest membership of a pair wins, by its creation;
+-- of one membership the newest state wins; deletion, also of the user or the organisation, is for ever.
+CREATE OR REPLACE FUNCTION public.gatepost_apply_membership(msg text, what text, at timestamptz, body jsonb, until timestamptz)
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    org     text        := body->>'organization_id';
+    who     text        := body->>'user_id';
+    rights  text[]      := ARRAY(SELECT jsonb_array_elements_text(body->'permissions'));
+    born    timestamptz := (body->>'created_at')::timestamptz;
+    changed timestamptz := (body->>'updated_at')::timestamptz;
+    moment  timestamptz := greatest(at, (body->>'updated_at')::timestamptz);
+    ending  boolean     := what = 'organizationMembership.deleted';
+    gone    timestamptz;
+    old     public.memberships;
+BEGIN
+    SELECT * INTO old FROM public.memberships AS m WHERE m.organization_id = org AND m.user_id = who;
+    gone := least((SELECT u.deleted_at FROM public.users AS u WHERE u.id = who),
+                  (SELECT o.deleted_at FROM public.organizations AS o WHERE o.id = org), CASE WHEN ending THEN moment END);
+    IF ending THEN                                  -- also when a newer membership is known: older tokens are older tokens
+        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until);
+    END IF;
+    IF old.id = body->>'id' THEN
+        gone := least(gone, old.deleted_at);
+        IF gone IS NULL AND (old.updated_at, old.last_event_at, old.last_event_id) > (changed, at, msg) THEN
+            RETURN 'stale';
+        END IF;
+    ELSIF (old.created_at, old.id) > (born, body->>'id') THEN
+        RETURN 'stale';
+    END IF;
+    -- A tombstone says the same whatever came before it.
+    INSERT INTO public.memberships AS m (organization_id, user_id, id, role, permissions, created_at, updated_at, deleted_at,
+                                         last_event_at, last_event_id)
+    VALUES (org, who, body->>'id', CASE WHEN gone IS NULL THEN body->>'role' END,
+            CASE WHEN gone IS NULL THEN rights ELSE '{}' END, born, CASE WHEN gone IS NULL THEN changed END, gone,
+            CASE WHEN gone IS NULL THEN at END, CASE WHEN gone IS NULL THEN msg END)
+    ON CONFLICT (organization_id, user_id) DO UPDATE
+        SET (id, role, permissions, created_at, updated_at, deleted_at, last_event_at, last_event_id) =
+            (excluded.id, excluded.role, excluded.permissions, excluded.created_at, excluded.updated_at, excluded.deleted_at,
+             excluded.last_event_at, excluded.last_event_id);
+    IF gone IS NOT NULL AND old.id = body->>'id' AND old.deleted_at IS NOT NULL THEN
+        RETURN 'stale';
+    END IF;
+    IF ending THEN
+        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = who AND k.org_id = org AND k.revoked_at IS NULL;
+    -- Tokens still say the old role. A change of something that we have never seen may be a change of the role.
+    ELSIF gone IS NULL AND (what = 'organizationMembership.updated' OR old.id IS NOT NULL)
+          AND (old.role, old.permissions) IS DISTINCT FROM (body->>'role', rights) THEN
+        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until);
+    END IF;
+    RETURN 'applied';
+END $$;
+
+-- Apply one event; gives 'applied', 'stale' (we know newer), or 'stored' (nothing to apply). `body` has the fields of our
+-- tables, already checked, times as RFC 3339 texts; {} where the event could not be read. `until` ends its revocations.
+CREATE OR REPLACE FUNCTION public.gatepost_apply(msg text, what text, at timestamptz, body jsonb, until timestamptz)
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    me     text        := body->>'id';
+    moment timestamptz := greatest(at, (body->>'updated_at')::timestamptz);
+BEGIN
+    IF me IS NULL THEN
+        RETURN 'stored';
+    END IF;
+    CASE what
+    WHEN 'user.created', 'user.updated' THEN
+        IF (body->>'banned')::boolean OR (body->>'locked')::boolean THEN
+            PERFORM public.gatepost_revoke('user', me, moment, until);
+        END IF;
+        INSERT INTO public.users AS u (id, external_id, username, first_name, last_name, image_url, email, email_verified, banned,
+                                       locked, public_metadata, created_at, updated_at, last_event_at, last_event_id)
+        VALUES (me, body->>'external_id', body->>'username', body->>'first_name', body->>'last_name', body->>'image_url',
+                body->>'email', (body->>'email_verified')::boolean, (body->>'banned')::boolean, (body->>'locked')::boolean,
+                body->'public_metadata', (body->>'created_at')::timestamptz, (body->>'updated_at')::timestamptz, at, msg)
+        ON CONFLICT (id) DO UPDATE
+            SET (external_id, username, first_name, last_name, image_url, email, email_verified, banned, locked,
+                 public_metadata, created_at, updated_at, last_event_at, last_event_id) =
+                (excluded.external_id, excluded.username, excluded.first_name, excluded.last_name, excluded.image_url,
+                 excluded.email, excluded.email_verified, excluded.banned, excluded.locked, excluded.public_metadata,
+                 excluded.created_at, excluded.updated_at, excluded.last_event_at, excluded.last_event_id)
+          WHERE u.deleted_at IS NULL AND (u.updated_at, u.last_event_at, u.last_event_id)
+                                      <= (excluded.updated_at, excluded.last_event_at, excluded.last_event_id);
+        IF NOT FOUND THEN
+            RETURN 'stale';
+        END IF;
+        -- A ban ends the keys. A lock does not: whoever guesses at a password could end other people's keys with it.
+        IF (body->>'banned')::boolean THEN
+            UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = me AND k.revoked_at IS NULL;
+        END IF;
+    WHEN 'user.deleted' THEN
+        PERFORM public.gatepost_revoke('user', me, NULL, until);
+        INSERT INTO public.users AS u (id, deleted_at) VALUES (me, moment)
+        ON CONFLICT (id) DO UPDATE
+            SET (external_id, username, first_name, last_name, image_url, email, email_verified, banned, locked,
+                 public_metadata, created_at, updated_at, deleted_at, last_event_at, last_event_id) =
+                (NULL, NULL, NULL, NULL, NULL, NULL, false, false, false, '{}', NULL, NULL, excluded.deleted_at, NULL, NULL)
+          WHERE u.deleted_at IS NULL;
+        IF NOT FOUND THEN
+            RETURN 'stale';
+        END IF;
+        UPDATE public.memberships AS m
+           SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id) =
+               (NULL, '{}', NULL, least(m.deleted_at, moment), NULL, NULL) WHERE m.user_id = me;
+        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = me AND k.revoked_at IS NULL;
+    WHEN 'organization.created', 'organization.updated' THEN
+        INSERT INTO public.organizations AS o (id, name, slug, image_url, public_metadata, created_by, created_at, updated_at,
+                                               last_event_at, last_event_id)
+        VALUES (me, body->>'name', body->>'slug', body->>'image_url', body->'public_metadata', body->>'created_by',
+                (body->>'created_at')::timestamptz, (body->>'updated_at')::timestamptz, at, msg)
+        ON CONFLICT (id) DO UPDATE
+            SET (name, slug, image_url, public_metadata, created_by, created_at, updated_at, last_event_at, last_event_id) =
+                (excluded.name, excluded.slug, excluded.image_url, excluded.public_metadata, excluded.created_by,
+                 excluded.created_at, excluded.updated_at, excluded.last_event_at, excluded.last_event_id)
+          WHERE o.deleted_at IS NULL AND (o.updated_at, o.last_event_at, o.last_event_id)
+                                      <= (excluded.updated_at, excluded.last_event_at, excluded.last_event_id);
+        IF NOT FOUND THEN
+            RETURN 'stale';
+        END IF;
+    WHEN 'organization.deleted' THEN
+        PERFORM public.gatepost_revoke('organization', me, NULL, until);
+        INSERT INTO public.organizations AS o (id, deleted_at) VALUES (me, moment)
+        ON CONFLICT (id) DO UPDATE
+            SET (name, slug, image_url, public_metadata, created_by, created_at, updated_at, deleted_at, last_event_at,
+                 last_event_id) = (NULL, NULL, NULL, '{}', NULL, NULL, NULL, excluded.deleted_at, NULL, NULL)
+          WHERE o.deleted_at IS NULL;
+        IF NOT FOUND THEN
+            RETURN 'stale';
+        END IF;
+        UPDATE public.memberships AS m
+           SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id) =
+               (NULL, '{}', NULL, least(m.deleted_at, moment), NULL, NULL) WHERE m.organization_id = me;
+        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.org_id = me AND k.revoked_at IS NULL;
+    WHEN 'organizationMembership.created', 'organizationMembership.updated', 'organizationMembership.deleted' THEN
+        RETURN public.gatepost_apply_membership(msg, what, at, body, until);
+    WHEN 'session.ended', 'session.removed', 'session.revoked' THEN
+        PERFORM public.gatepost_revoke('session', me, NULL, until);
+    WHEN 'role.updated', 'role.deleted' THEN
+        PERFORM public.gatepost_revoke('role', me, moment, until);
+    ELSE
+        RETURN 'stored';
+    END CASE;
+    RETURN 'applied';
+END $$;
+REVOKE ALL ON FUNCTION public.gatepost_revoke(text, text, timestamptz, timestamptz),
+    public.gatepost_apply_membership(text, text, timestamptz, jsonb, timestamptz),
+    public.gatepost_apply(text, text, timestamptz, jsonb, timestamptz) FROM PUBLIC;
+
+-- Take one event: note it in the inbox and apply it, all or nothing. Gives what gatepost_apply gives, or 'repeated' where
+-- this event is there already. Events go one at a time: they are few, and no question of order is left open that way.
+CREATE OR REPLACE FUNCTION public.apply_clerk_event(event_id text, event_type text, event_at timestamptz, event jsonb,
+                                                    keep_for interval, revoke_for interval)
+RETURNS text LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(4716, 2);
+    -- Never forgotten while its signature still counts, whatever the caller says.
+    INSERT INTO public.webhook_inbox (id, provider, type, event_at, payload, expires_at)
+    VALUES (event_id, 'clerk', event_type, event_at, event, now() + greatest(keep_for, interval '1 hour'))
+    ON CONFLICT (id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN 'repeated';
+    END IF;
+    RETURN public.gatepost_apply(event_id, event_type, event_at, event, now() + revoke_for);
+END $$;
+
+-- Apply kept events again, the next `at_most` after a place in their order; one that fails leaves nothing and is said.
+CREATE OR REPLACE FUNCTION public.replay_clerk_events(after_at timestamptz, after_id text, at_most integer, revoke_for interval)
+RETURNS TABLE (event_at timestamptz, event_id text, outcome text)
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    kept public.webhook_inbox;
+BEGIN
+    PERFORM pg_advisory_xact_lock(4716, 2);
+    FOR kept IN SELECT i.* FROM public.webhook_inbox AS i
+                 WHERE i.provider = 'clerk' AND (i.event_at, i.id) > (after_at, after_id) AND i.expires_at > now()
+                 ORDER BY i.event_at, i.id LIMIT at_most LOOP
+        event_at := kept.event_at;
+        event_id := kept.id;
+        BEGIN
+            outcome := public.gatepost_apply(kept.id, kept.type, kept.event_at, kept.payload, kept.received_at + revoke_for);
+        EXCEPTION WHEN OTHERS THEN
+            outcome := 'failed';
+        END;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- Every revocation that still matters.
+CREATE OR REPLACE FUNCTION public.live_revocations()
+RETURNS TABLE (kind text, subject text, issued_before timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT r.kind, r.subject, r.issued_before FROM public.revocations AS r WHERE r.expires_at > now()
+$$;
+
+-- Forget events and revocations that have expired; how many rows that were.
+CREATE OR REPLACE FUNCTION public.prune_sync() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    WITH events AS (DELETE FROM public.webhook_inbox AS i WHERE i.expires_at <= now() RETURNING 1),
+         expired AS (DELETE FROM public.revocations AS r WHERE r.expires_at <= now() RETURNING 1)
+    SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM expired)
+$$;
+
+REVOKE ALL ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
+    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(), public.prune_sync() FROM PUBLIC;
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
+                    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(),
+                    public.prune_sync() TO %I', current_setting('gatepost.serving_role'));
+END $do$;
+
+-- Back to the owner, and the means go away again.
+SELECT set_config('role', current_setting('gatepost.owner'), true);
+REVOKE CREATE ON SCHEMA public FROM gatepost_auth, gatepost_sync;
+DO $do$
+DECLARE
+    super boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
+BEGIN
+    IF NOT super THEN
+        EXECUTE format('REVOKE gatepost_auth, gatepost_sync FROM %I', current_user);
+        IF pg_has_role('gatepost_auth', 'USAGE') OR pg_has_role('gatepost_sync', 'USAGE') THEN
+            RAISE EXCEPTION '% inherits gatepost_auth or gatepost_sync by a grant that is not its own: revoke it', current_user;
+        END IF;
+    END IF;
+END $do$;
