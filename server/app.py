@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +14,12 @@ from aiohttp import web
 from . import wire
 from .bodies import BODY_LIMITS
 from .cors import Cors
-from .front import Errors, Preflights
+from .front import Errors
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
 from .identity import Unavailable
-from .observe import LOG, log_denials
+from .observe import LOG, DenialLog
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -26,6 +27,7 @@ from .scope import DATABASE
 from .settings import ConfigError, Settings
 from .storage import Storage
 
+_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?\Z")
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
@@ -48,16 +50,22 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
     cors = Cors(_origins(settings, providers))
-    gate = Gate(table.plans, providers, provider_seconds=settings.get("limits.provider_seconds"), listeners=[log_denials])
-    app.middlewares.extend([Errors(cors).middleware, Preflights(cors).middleware, gate.middleware])
+    storage = Storage(settings)
+    gate = Gate(
+        table.plans,
+        providers,
+        provider_seconds=settings.get("limits.provider_seconds"),
+        revocations=storage.revocations,
+        denied=[DenialLog()],
+    )
+    app.middlewares.extend([Errors(cors).middleware, gate.middleware])
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
     app[BODY_LIMITS] = (settings.get("limits.body_bytes"), settings.get("limits.body_seconds"))
-    app[STORAGE] = Storage(settings)
-    app[DATABASE] = app[STORAGE].database
+    app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
-    app.cleanup_ctx.append(_open_providers)
+    app.cleanup_ctx.append(open_providers)
     wire.install(
         app,
         head_bytes=settings.get("limits.head_bytes"),
@@ -85,24 +93,24 @@ def _origins(settings: Settings, providers: list[tuple[str, Provider]]) -> list[
 
 def _checked_origins(origins: list[str]) -> list[str]:
     for origin in origins:
-        scheme, _, rest = origin.partition("://")
-        if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest or origin != origin.lower():
+        if not _ORIGIN.match(origin):
             raise ConfigError(f"cors_origins: {origin!r} is not an origin (scheme://host[:port], lower case, no path)")
     return origins
 
 
 async def _storage(app: web.Application) -> AsyncIterator[None]:
     storage = app[STORAGE]
-    await storage.open()
     try:
+        await storage.open()
         yield
     finally:
         await storage.close()
 
 
-async def _open_providers(app: web.Application) -> AsyncIterator[None]:
+async def open_providers(app: web.Application) -> AsyncIterator[None]:
+    """A context in which the providers are open. Raises ConfigError for a mistake that shows only then."""
     settings: Settings = app[SETTINGS]
-    house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call)
+    house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[STORAGE].revocations)
     opened: list[Provider] = []
     try:
         for name, provider in app[PROVIDERS]:

@@ -5,7 +5,6 @@ It decides on the route that the router chose and on the access declared there, 
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from .access import IDENTITY, OPENED, Handler, check
+from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
 from .hookspecs import Provider
 from .identity import CredentialRejected, Identity, Unavailable
 from .observe import Decision, Listener, log_failure
+from .revocation import Revocations
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _API_KEY: Final = "X-API-Key"
@@ -34,12 +35,15 @@ class Gate:
         providers: Sequence[tuple[str, Provider]],
         *,
         provider_seconds: float,
-        listeners: Sequence[Listener],
+        revocations: Revocations,
+        denied: Sequence[Listener],
     ) -> None:
+        """`denied` are told of every request that is turned away."""
         self._plans = dict(plans)
         self._providers = list(providers)
         self._seconds = provider_seconds
-        self._listeners = listeners
+        self._revocations = revocations
+        self._denied = denied
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -51,6 +55,8 @@ class Gate:
         identity: Identity | None = None
         try:
             identity = await self._identify(request)
+            if self._revocations.denies(identity):
+                raise Unauthorized("session-revoked")
             if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise request.match_info.http_exception or web.HTTPNotFound
             check(plan.access, identity, request.match_info)
@@ -58,7 +64,6 @@ class Gate:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
-        self._tell(request, plan, identity, None, started)
         return await handler(request)
 
     async def _identify(self, request: web.Request) -> Identity:
@@ -77,14 +82,12 @@ class Gate:
     async def _ask(self, name: str, provider: Provider, request: web.Request) -> Identity | None:
         """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
         try:
-            async with asyncio.timeout(self._seconds):
-                identity = await provider.authenticate(request)
+            identity = await within(self._seconds, provider.authenticate(request))
             if identity is None or isinstance(identity, Identity):
                 return identity
             raise TypeError(f"authenticate returned a {type(identity).__name__}")
         except CredentialRejected as rejected:
-            reason = rejected.reason if _SLUG.match(rejected.reason) else "credential-rejected"
-            raise Unauthorized(reason, f"{name}: {rejected.detail}") from None
+            raise Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}") from None
         except Unavailable as outage:
             log_failure("provider unavailable", outage, provider=name, why=str(outage))
             raise ServiceUnavailable(outage.retry_after) from None
@@ -93,10 +96,14 @@ class Gate:
             raise ServiceUnavailable from None
 
     def _tell(
-        self, request: web.Request, plan: Plan | None, identity: Identity | None, error: Exception | None, started: float
+        self,
+        request: web.Request,
+        plan: Plan | None,
+        identity: Identity | None,
+        error: ApiError | web.HTTPException,
+        started: float,
     ) -> None:
-        status = error.status if isinstance(error, ApiError | web.HTTPException) else 200
-        outcome = {200: "allowed", 401: "unauthorized", 403: "forbidden"}.get(status, str(status))
+        outcome = {401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status))
         decision = Decision(
             request.get(REQUEST_ID, ""),
             request.method,
@@ -109,5 +116,10 @@ class Gate:
             error.detail if isinstance(error, Unauthorized) else "",
             time.perf_counter() - started,
         )
-        for listener in self._listeners:
+        for listener in self._denied:
             listener(decision)
+
+
+def _slug(reason: object) -> str:
+    """A plugin's reason, if it is a slug at all."""
+    return reason if isinstance(reason, str) and _SLUG.match(reason) else "credential-rejected"

@@ -74,6 +74,12 @@ class House(Protocol):
     async def query(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         """Call one of the listed database functions that work without an identity. Raises Unavailable."""
 
+    def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
+        """Is this subject (kind `key`, `session`, `user`, ...) revoked for what was issued at `issued_at` (Unix seconds)?
+
+        From memory, at no cost. Raises Unavailable when that memory is older than the allowed staleness.
+        """
+
     def issuer_of(self, issuer: str) -> str | None:
         """The name of the provider that answers for this `iss`, or None."""
 

@@ -11,16 +11,18 @@ import aiohttp
 
 from .hookspecs import Answer
 from .identity import Unavailable
+from .revocation import Revocations
 
 
 class ServerHouse:
     """The House of one running server."""
 
-    def __init__(self, env: str, folder: Path, call: Any) -> None:
+    def __init__(self, env: str, folder: Path, call: Any, revocations: Revocations) -> None:
         """`call(function, *args)` runs a listed database function."""
         self.env = env
         self.folder = folder
         self._call = call
+        self._revocations = revocations
         self._issuers: dict[str, str] = {}
         self._client: aiohttp.ClientSession | None = None
 
@@ -28,6 +30,11 @@ class ServerHouse:
         """Note that `provider` answers for tokens of `issuer`; the name of another that does already, or None."""
         owner = self._issuers.setdefault(issuer, provider)
         return None if owner == provider else owner
+
+    def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
+        if self._revocations.stale:
+            raise Unavailable("the revocation feed is stale")
+        return self._revocations.revoked(kind, subject, issued_at)
 
     def issuer_of(self, issuer: str) -> str | None:
         return self._issuers.get(issuer)

@@ -116,8 +116,10 @@ class Plugins:
 
     def _register(self, name: str, plugin: object) -> None:
         table = name.removeprefix("module:").partition(".")[0]
-        if table in ("database", "ops", "limits"):
+        if table in ("database", "ops", "limits", "revocation"):
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the server itself")
+        if name != table and table in self.builtin:
+            raise ConfigError(f"plugins: {name!r} would share a table of the settings with the built-in plugin {table!r}")
         try:
             self._manager.register(plugin, name=name)
         except (pluggy.PluginValidationError, ValueError) as error:
@@ -167,7 +169,10 @@ def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, 
 
 
 def _routes(plugin: str, given: object) -> list[web.RouteDef]:
-    routes = list(given) if isinstance(given, Iterable) else [None]
+    try:
+        routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
+    except Exception as error:  # a generator runs only now
+        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {_said(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
         raise ConfigError(f"plugin {plugin!r}: register_handlers must give web.RouteDefs: no static routes, no applications")
     return routes  # type: ignore[return-value]

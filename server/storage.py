@@ -11,6 +11,7 @@ from .database import Database, direct_connection
 from .identity import Unavailable
 from .migrate import migrate
 from .postgres import EmbeddedPostgres, PostgresError, running_socket
+from .revocation import Feed, Revocations
 from .safety import problems
 from .settings import ConfigError, Settings
 
@@ -35,6 +36,8 @@ class Storage:
             statement_seconds=settings.get("database.statement_seconds"),
             pooled=settings.get("database.pooler") == "transaction",
         )
+        self.revocations = Revocations(max_staleness=settings.get("revocation.max_staleness"))
+        self._feed: Feed | None = None
 
     async def open(self) -> None:
         """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""
@@ -46,12 +49,17 @@ class Storage:
         try:
             await self.database.open(connect)
             await self._refuse_unsafe()
+            direct = self._settings.get("database.direct_url")
+            self._feed = Feed(self.revocations, lambda: direct_connection({"dsn": direct} if direct else connect))
+            await self._feed.open()
         except Unavailable as error:
             raise StartFailed(f"the database cannot be reached: {error}") from error
         except ValueError as error:
             raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
 
     async def close(self) -> None:
+        if self._feed is not None:
+            await self._feed.close()
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
