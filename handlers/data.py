@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server import (
     answer,
@@ -51,6 +51,12 @@ class Change(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: Name = ""
     payload: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _something(self) -> Change:
+        if not self.model_fields_set:
+            raise ValueError("name or payload must be given")
+        return self
 
 
 def row_id(request: web.Request) -> str:

@@ -16,9 +16,11 @@ _FIELDS = (
 @signed_in
 async def me(request: web.Request) -> web.Response:
     identity = identity_of(request)
-    shown = {name: getattr(identity, name) for name in _FIELDS}
-    shown["claims"] = None if identity.claims is None else dict(identity.claims)
-    return answer(shown)
+    body = identity.derived.get("me")
+    if body is None:  # it depends on the identity alone, which does not change
+        shown = {name: getattr(identity, name) for name in _FIELDS}
+        body = identity.derived["me"] = answer({**shown, "claims": identity.claims}).body
+    return answer(body)
 
 
 @hookimpl

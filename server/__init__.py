@@ -1,8 +1,9 @@
 """The door: what providers, handlers and strangers' plugins may import. Nothing behind it is promised."""
 
+from .accepted import accepted_types
 from .access import identity_of, public, requires, signed_in
 from .answers import answer, check_if_match, entity_tag
-from .bodies import body
+from .bodies import body, raw_body
 from .hookspecs import Answer, Command, CommandContext, House, Provider, Setting, hookimpl
 from .identity import CredentialRejected, Identity, Unavailable
 from .pages import page
@@ -11,6 +12,6 @@ from .targets import is_local
 
 __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "Unavailable", "answer", "body", "check_if_match", "entity_tag", "hookimpl", "identity_of", "is_local", "page",
-    "public", "read", "requires", "scoped", "signed_in",
+    "Unavailable", "accepted_types", "answer", "body", "check_if_match", "entity_tag", "hookimpl", "identity_of",
+    "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
 ]  # fmt: skip

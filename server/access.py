@@ -6,13 +6,13 @@ import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aiohttp import web
 
 from .errors import Forbidden, Unauthorized
-from .identity import TOKEN_TYPES, Identity, with_prefix
+from .identity import TOKEN_TYPES, Identity, names_something, with_prefix
 from .reverification import Reverification, level_and_minutes
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -24,6 +24,7 @@ OPENED: Final = web.RequestKey("opened", bool)
 
 EVERYDAY_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
 _SLUG: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,200}\Z")
+_SCOPE: Final = re.compile(r"[!#-\[\]-~]+\Z")
 _MARK: Final = "__access__"
 
 
@@ -42,6 +43,12 @@ class Access:
     accepts: frozenset[str] = EVERYDAY_TYPES
     organization: str | None = None
     allow_pending: bool = False
+    asked: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
+    """Of role, permission, feature and plan those that are set."""
+
+    def __post_init__(self) -> None:
+        words = (("role", self.role), ("permission", self.permission), ("feature", self.feature), ("plan", self.plan))
+        object.__setattr__(self, "asked", tuple((word, value) for word, value in words if value is not None))
 
     @property
     def as_admin(self) -> bool:
@@ -55,7 +62,7 @@ class Access:
         said = ["signed in", "user"] if self.user else []
         if self.organization:
             said.append(f"organization {{{self.organization}}}")
-        said += [f"{name} {value}" for name in ("role", "permission", "feature", "plan") if (value := getattr(self, name))]
+        said += [f"{word} {value}" for word, value in self.asked]
         said += [f"scope {scope}" for scope in self.scopes]
         if self.reverification is not None:
             said.append(f"reverification {self.reverification if isinstance(self.reverification, str) else 'custom'}")
@@ -76,22 +83,17 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
         raise Unauthorized("session-pending")
     if access.user and identity.user_id is None:
         raise Forbidden("user")
-    if access.organization is not None:
-        asked = parameters.get(access.organization)
-        if not asked or identity.org_id is None or asked != identity.org_id:
-            raise Forbidden("organization")
-    for word in ("role", "permission", "feature", "plan"):
-        value = getattr(access, word)
-        if value is not None and not identity.has(**{word: value}):
+    named = access.organization
+    if named is not None and (identity.org_id is None or parameters.get(named) != identity.org_id):
+        raise Forbidden("organization")
+    for word, value in access.asked:
+        if not identity.has(**{word: value}):
             raise Forbidden(word)
     if access.scopes and not set(access.scopes) <= set(identity.scopes or ()):
-        raise Forbidden("scope", headers={"WWW-Authenticate": _scope_challenge(access.scopes)})
+        challenge = f'Bearer error="insufficient_scope", scope="{" ".join(access.scopes)}"'  # RFC 6750 3.1
+        raise Forbidden("scope", headers={"WWW-Authenticate": challenge})
     if access.reverification is not None and not identity.has(reverification=access.reverification):
         raise _step_up(access.reverification)
-
-
-def _scope_challenge(scopes: tuple[str, ...]) -> str:
-    return f'Bearer error="insufficient_scope", scope="{" ".join(scopes)}"'  # RFC 6750 3.1
 
 
 def _step_up(asked: Reverification) -> Forbidden:
@@ -151,7 +153,7 @@ def requires(
     if reverification is not None:
         if level_and_minutes(reverification) is None:
             raise ValueError(f"@requires(reverification={reverification!r}): not a preset, and not a level with minutes")
-        more["reverification"] = reverification
+        more["reverification"] = reverification if isinstance(reverification, str) else dict(reverification)
     if scopes is not None:
         more["scopes"] = tuple(_text("scopes", scope) for scope in _several("scopes", scopes))
     if accepts is not None:
@@ -169,7 +171,9 @@ def requires(
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not _SLUG.match(value):
         raise ValueError(f"@requires({name}={value!r}): a word without blanks or commas")
-    if name in ("role", "permission") and not value.strip("org:"):
+    if name == "scopes" and not _SCOPE.match(value):
+        raise ValueError(f"@requires(scopes=[{value!r}]): characters that no scope can have (RFC 6749 3.3)")
+    if name in ("role", "permission") and not names_something(value):
         raise ValueError(f"@requires({name}={value!r}): names nothing")
     return value
 

@@ -10,10 +10,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from .errors import JSON_TYPE, PreconditionFailed
+from .errors import SERVER, STANDARD_HEADERS, PreconditionFailed
 
-_SERVER: Final = "gatepost"
-_VARY: Final = "Authorization, Cookie, X-API-Key, Origin"
 _random = random.SystemRandom()
 _fast_random = random.Random(_random.getrandbits(256))  # noqa: S311 - request ids are unique, not secret
 
@@ -41,10 +39,22 @@ class Rows(str):
         return f"[{','.join(kept)}]", kept[-1]
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+
 def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON answer. A text counts as JSON already (that is what `read` and `scoped` give); anything else is encoded."""
-    raw = data.encode() if isinstance(data, str) else msgspec.json.encode(data)
-    return web.Response(body=raw, status=status, headers={"Content-Type": JSON_TYPE, **(headers or {})})
+    """A JSON answer. A text (or bytes) counts as JSON already, which is what `read` and `scoped` give; the rest is encoded."""
+    raw = data if isinstance(data, bytes) else data.encode() if isinstance(data, str) else _encoder.encode(data)
+    complete = STANDARD_HEADERS.copy()
+    if headers:
+        complete.update(headers)
+    return web.Response(body=raw, status=status, headers=complete)
 
 
 def entity_tag(text: str) -> str:
@@ -70,11 +80,12 @@ def new_request_id() -> str:
 def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
     """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
     headers = response.headers
+    if headers.get("Server") != SERVER:  # a handler's own response, not made from STANDARD_HEADERS
+        for name, value in STANDARD_HEADERS.items():
+            headers.setdefault(name, value)
+        headers["Server"] = SERVER
     headers["X-Request-Id"] = request_id
-    headers["Server"] = _SERVER
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Vary"] = _VARY
     if not cacheable:
         headers["Cache-Control"] = "no-store"
-    headers.setdefault("Referrer-Policy", "no-referrer")
-    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    elif headers["Cache-Control"] == "no-store":
+        del headers["Cache-Control"]

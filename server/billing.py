@@ -26,6 +26,8 @@ class Subscription:
 
     def has(self, asked: str) -> bool:
         """`slug` is looked up in both sets, `org:slug` and `user:slug` in one; any other scope is no. Case counts."""
+        if not isinstance(asked, str):
+            return False
         parts = asked.split(":")
         if len(parts) == 1:
             return bool(asked) and (asked in self.org or asked in self.user)

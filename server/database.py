@@ -124,7 +124,7 @@ class Database:
             raise ValueError("not the name of a function")
         holes = ", ".join(f"${n}" for n in range(1, len(args) + 1))
         async with self.connection() as connection:
-            rows = await connection.fetch(f"SELECT * FROM gatepost_call.{function}({holes})", *args)  # noqa: S608 - a name we checked
+            rows = await connection.fetch(f"SELECT * FROM public.{function}({holes})", *args)  # noqa: S608 - a name we checked
         return [dict(row) for row in rows]
 
 
@@ -189,10 +189,12 @@ async def translated() -> AsyncIterator[None]:
 
 def _meaning(error: asyncpg.PostgresError) -> Exception:
     state = error.sqlstate or ""
-    known: dict[str, type[ApiError]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict, "42501": Forbidden}
+    known: dict[str, type[ApiError]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
+    if state == "42501":  # a policy or a grant said no: the row would be another tenant's
+        return Forbidden("organization")
     if state in known:
         return known[state]()
-    if state.startswith(("22", "23")):
+    if state.startswith(("22", "23", "54")):
         return Unprocessable([])
     if state.startswith(_NOT_NOW) or isinstance(error, asyncpg.InvalidCachedStatementError):
         return Unavailable(f"database: {type(error).__name__} ({state})")

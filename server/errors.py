@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-JSON_TYPE: Final = "application/json"
+SERVER: Final = "gatepost"
+STANDARD_HEADERS: Final = CIMultiDict(
+    {
+        "Content-Type": "application/json",
+        "Server": SERVER,
+        "Cache-Control": "no-store",
+        "Vary": "Authorization, Cookie, X-API-Key, Origin",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    }
+)
+"""On every answer, unless a handler chose otherwise. Copied, never changed."""
 # RFC 9110's names, where Python's older tables still have those of RFC 2616.
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 
@@ -123,15 +137,20 @@ def error_response(
     status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
 ) -> web.Response:
     """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
-    name = phrase(status)
-    body: dict[str, Any] = {"error": name}
-    if reason is not None:
-        body["reason"] = reason
-    if more:
-        body.update(more)
-    return web.Response(
-        body=json.dumps(body).encode(), status=status, reason=name, headers={"Content-Type": JSON_TYPE, **(headers or {})}
-    )
+    complete = STANDARD_HEADERS.copy()
+    if headers:
+        complete.update(headers)
+    body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
+    return web.Response(body=body, status=status, reason=phrase(status), headers=complete)
+
+
+def _members(status: int, reason: str | None) -> dict[str, Any]:
+    return {"error": phrase(status)} if reason is None else {"error": phrase(status), "reason": reason}
+
+
+@lru_cache(maxsize=512)
+def _body(status: int, reason: str | None) -> bytes:
+    return json.dumps(_members(status, reason)).encode()
 
 
 def from_http(raised: web.HTTPException) -> web.Response:

@@ -1,4 +1,7 @@
-"""The outermost layer of every request: its id, malformed targets, cross-origin answers, and errors as JSON."""
+"""The outermost layer of every request: its id, malformed targets, cross-origin answers, and errors as JSON.
+
+Preflights are answered here, before the gate: the same for every path, and nothing runs.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,14 @@ class Errors:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = new_request_id()
+        response: web.StreamResponse | None = None
         try:
             if malformed(request.raw_path) or request.version not in _VERSIONS:
                 raise BadRequest
-            response = await handler(request)
+            if request.method == hdrs.METH_OPTIONS:
+                response = self._cors.preflight(request)
+            if response is None:
+                response = await handler(request)
         except ApiError as error:
             response = error.response()
         except web.HTTPException as error:
@@ -41,7 +48,7 @@ class Errors:
             response = error_response(500)
         return self.finish(request, response, request_id)
 
-    def finish(self, request: web.Request, response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    def finish(self, request: web.Request, response: web.StreamResponse | None, request_id: str) -> web.StreamResponse:
         if not isinstance(response, web.StreamResponse):
             response = error_response(500)
         if response.prepared:
@@ -50,14 +57,3 @@ class Errors:
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
         return response
-
-
-class Preflights:
-    """Answers cross-origin preflights before the gate: the same for every path, and nothing runs."""
-
-    def __init__(self, cors: Cors) -> None:
-        self._cors = cors
-
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        return self._cors.preflight(request) or await handler(request)

@@ -35,7 +35,8 @@ class Unavailable(Exception):
 
     def __init__(self, message: str = "", *, retry_after: int = 1) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        given: object = retry_after  # a plugin's word: it may be anything
+        self.retry_after = given if isinstance(given, int) else 1
 
 
 class Identity:
@@ -50,10 +51,12 @@ class Identity:
     claims           the caller's own token payload; None for opaque credentials
     issued_at        when the credential was issued, Unix seconds; None where unknown (revocation needs it)
     key_id           for an API key: its id (never the secret)
+    derived          a dictionary for values computed from this identity alone, kept with it (a provider's cache keeps
+                     identities, so what is computed once serves many requests)
     """
 
     __slots__ = (
-        "_permissions", "claims", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
+        "_permissions", "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
         "org_slug", "provider", "scopes", "session_id", "token_type", "user_id",
     )  # fmt: skip
 
@@ -69,6 +72,7 @@ class Identity:
     claims: Mapping[str, Any] | None
     issued_at: float | None
     key_id: str | None
+    derived: dict[str, Any]
     _permissions: frozenset[str]
 
     def __init__(
@@ -105,6 +109,7 @@ class Identity:
         put(self, "claims", claims)
         put(self, "issued_at", issued_at)
         put(self, "key_id", key_id)
+        put(self, "derived", {})
         put(self, "_permissions", frozenset(self.org_permissions or ()))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -163,12 +168,12 @@ class Identity:
         )
 
     def _has_role(self, role: str) -> bool:
-        if self.org_id is None or not isinstance(self.org_role, str) or not self.org_role:
+        if self.org_id is None or not isinstance(self.org_role, str) or not names_something(role):
             return False
-        return bool(role) and with_prefix(role) == with_prefix(self.org_role)
+        return with_prefix(role) == with_prefix(self.org_role)
 
     def _has_permission(self, permission: str) -> bool:
-        return self.org_id is not None and bool(permission) and with_prefix(permission) in self._permissions
+        return self.org_id is not None and names_something(permission) and with_prefix(permission) in self._permissions
 
     def _session_claim(self, name: str) -> Subscription:
         claims = self.claims if self.claims is not None and self.token_type == "session_token" else _NO_CLAIMS
@@ -183,6 +188,11 @@ def with_prefix(name: str) -> str:
     while name.startswith("org:"):
         name = name[4:]
     return "org:" + name
+
+
+def names_something(name: object) -> bool:
+    """Is this the name of a role or a permission at all? `org:` alone is none."""
+    return isinstance(name, str) and with_prefix(name) != "org:"
 
 
 def _is_tenant_id(value: object) -> bool:

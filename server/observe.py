@@ -8,16 +8,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-
-from aiohttp import web
+from typing import Any, Final, NamedTuple, TypeAlias
 
 LOG: Final = logging.getLogger("gatepost")
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The gate's word on one request. `route` is the template, never the path; `detail` is for logs alone."""
 
     request_id: str
@@ -33,16 +29,36 @@ class Decision:
 
 
 Listener: TypeAlias = Callable[[Decision], None]
-LISTENERS: Final = web.AppKey("listeners", list)
 
 
-def log_denials(decision: Decision) -> None:
-    """A line for each request that was turned away, with the full reason. Allowed requests make no line."""
-    if decision.outcome == "allowed":
-        return
-    fields = {name: value for name in Decision.__slots__ if (value := getattr(decision, name)) not in (None, "")}
-    fields["seconds"] = round(decision.seconds, 6)
-    LOG.info("denied", extra={"fields": fields})
+class DenialLog:
+    """A line for each request that was turned away, with the full reason. Allowed requests make no line.
+
+    Strangers can be turned away as often as they like, so their lines are bounded: so many a second, and then one that
+    says how many more there were.
+    """
+
+    def __init__(self, *, strangers_per_second: int = 20, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = strangers_per_second, clock
+        self._second, self._lines, self._dropped = 0, 0, 0
+
+    def __call__(self, decision: Decision) -> None:
+        if decision.provider is None and self._too_many():
+            return
+        fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}
+        LOG.info("denied", extra={"fields": {**fields, "seconds": round(decision.seconds, 6)}})
+
+    def _too_many(self) -> bool:
+        second = int(self._clock())
+        if second != self._second:
+            dropped, self._second, self._lines, self._dropped = self._dropped, second, 0, 0
+            if dropped:
+                LOG.info("more strangers denied", extra={"fields": {"count": dropped}})
+        self._lines += 1
+        if self._lines > self._limit:
+            self._dropped += 1
+            return True
+        return False
 
 
 def log_failure(message: str, error: BaseException, **fields: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -61,7 +60,7 @@ def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
     if "cursor" in query:
         try:
             created_at, after = _decode(query.getall("cursor"), key)
-        except (ValueError, TypeError, binascii.Error, RecursionError):
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):  # UUID(5), a time out of range
             bad.append({"field": "cursor", "message": "must be the cursor of a Link header"})
     if bad:
         raise Unprocessable(bad)

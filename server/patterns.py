@@ -19,7 +19,7 @@ _SEGMENT: Final = ALL & ~chars("/#?")
 _TEMPLATE_SEGMENT: Final = ALL & ~chars("/{}")
 # What can stand in a path that the router sees: `?` and `#` only as escapes, and no control character or backslash at
 # all, since such a target has been refused before (server/targets.py).
-_PATH: Final = ALL & ~chars("?#\\") & ~(1 << 127) & ~((1 << 32) - 1)
+PATH: Final = ALL & ~chars("?#\\") & ~(1 << 127) & ~((1 << 32) - 1)
 _TEMPLATE_PARAMETER: Final = re.compile(r"\{(?P<name>[_a-zA-Z][_a-zA-Z0-9]*)(?::(?P<regex>(?:[^{}]|\{[^{}]*\})*))?\}")
 
 
@@ -48,13 +48,14 @@ class Pattern:
 
     def covers(self, template: str) -> bool:
         """Does the pattern match *every* path that this aiohttp route template can produce?"""
-        return template_language(template).within(self.language, _PATH)
+        return template_language(template).within(self.language, PATH)
 
 
-def template_language(template: str) -> Language:
+def template_language(template: str, *, unread: int = ALL) -> Language:
     """Every path that a template like `/api/data/{id}` or `/x/{n:\\d+}` can match.
 
-    A regular expression that we cannot read counts as "anything at all", so that it opens nothing.
+    A regular expression that we cannot read counts as any text over `unread`: "anything at all", so that it opens
+    nothing; or 0, "nothing at all", so that it shadows nothing.
     """
     language, at = Language(), 0
     for found in _TEMPLATE_PARAMETER.finditer(template):
@@ -67,7 +68,7 @@ def template_language(template: str) -> Language:
             Expression(regex, Language(), ignore_case=False, beyond=True).append()  # a rehearsal: it may raise
             Expression(regex, language, ignore_case=False, beyond=True).append()
         except Unsupported:
-            language.then_group(lambda: language.then(ALL), 0, None)
+            language.then_group(lambda: language.then(unread), 0 if unread else 1, None)
     _literal(language, template[at:])
     return language
 

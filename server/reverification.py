@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -52,4 +51,5 @@ def is_fresh(fva: object, asked: object) -> bool:
 
 
 def _is_age(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not asked with isfinite: an integer may be larger than any float (and then it is not an age).
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value < 1e300

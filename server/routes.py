@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from aiohttp import web
 
 from .access import Access, access_of
 from .gate_plan import Plan
-from .patterns import Pattern, PatternError, template_language
+from .patterns import PATH, Pattern, PatternError, template_language
 from .settings import ConfigError
 from .settings_table import DEFAULT_PUBLIC
 
@@ -67,6 +68,7 @@ def build(
                 raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
             table.unused.append(text)
     _refuse_shadows(router)
+    _silence_unknown(router)
     table.rows.sort(key=lambda row: (row.template, row.method))
     return table
 
@@ -92,7 +94,7 @@ def _checked(plugin: str, route: web.RouteDef) -> Access:
         raise ConfigError(
             f"{where}: no access is declared. Put @public, @signed_in or @requires(...) on the handler, below @routes"
         )
-    if access.organization is not None and f"{{{access.organization}" not in route.path:
+    if access.organization is not None and not re.search(rf"\{{{re.escape(access.organization)}[:}}]", route.path):
         raise ConfigError(f"{where}: the path has no parameter {{{access.organization}}}, which its access names")
     return access
 
@@ -105,6 +107,19 @@ def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> li
         return [resource.add_route(method, route.handler, expect_handler=_expect) for method in methods]
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
+
+
+def _silence_unknown(router: web.UrlDispatcher) -> None:
+    """Where no route matches, aiohttp would send `100 Continue`, or a 417 of its own, before any middleware runs."""
+    resolve = router.resolve
+
+    async def quiet(request: web.Request) -> web.UrlMappingMatchInfo:
+        match = await resolve(request)
+        if match.http_exception is not None:
+            match.route._expect_handler = _expect
+        return match
+
+    object.__setattr__(router, "resolve", quiet)
 
 
 async def _expect(request: web.Request) -> None:
@@ -126,12 +141,14 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
     for resource in router.resources():
         template = _full_template(resource)
         literal, brace, _ = template.partition("{")
+        if brace:  # the router takes templates in turn that agree up to the last slash before a parameter
+            literal = literal.rpartition("/")[0]
         for route in resource:
             groups[route.method, literal, bool(brace)].append(template)
     for (method, _, _), templates in groups.items():
         for number, later in enumerate(templates):
             for earlier in templates[:number]:
-                if later == earlier or template_language(later).within(template_language(earlier)):
+                if later == earlier or template_language(later).within(template_language(earlier, unread=0), PATH):
                     raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
 
 

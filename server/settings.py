@@ -6,8 +6,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,7 +23,7 @@ __all__ = ["ConfigError", "Settings", "Value", "env_name"]
 class Value:
     """An effective value and where it came from."""
 
-    value: Any
+    value: Any = field(repr=False)
     source: str
 
 
@@ -43,6 +43,7 @@ class Settings:
         self._given = {key: value for key, value in (given or {}).items() if value is not None}
         self._file_name, self._file = _read_file(file, self._environ)
         self._declared: dict[str, Setting] = dict(CORE)
+        self._tables = {key.partition(".")[0] for key in CORE if "." in key}
         self._free_tables: set[str] = set()
         self._values = {key: self._find(key, setting) for key, setting in CORE.items()}
         _check_core(self)
@@ -63,6 +64,7 @@ class Settings:
 
     def declare(self, plugin: str, keys: Mapping[str, Setting] | None) -> None:
         """A loaded plugin's table: its keys, or None where it did not say (then the table is handed over as it is)."""
+        self._tables.add(plugin)
         if keys is None:
             self._free_tables.add(plugin)
             return
@@ -72,7 +74,7 @@ class Settings:
 
     def refuse_unknown(self) -> None:
         """After every plugin has declared its table: raise ConfigError for any key or GATEPOST_ variable nobody knows."""
-        for key in _flatten(self._file, self._declared):
+        for key in _flatten(self._file, self._declared, self._tables):
             if key not in self._declared and key.partition(".")[0] not in self._free_tables:
                 raise ConfigError(f"{self._file_name}: unknown key '{key}'{_nearest(key, self._declared)}")
         known = {env_name(key, setting) for key, setting in self._declared.items()} | {"GATEPOST_CONFIG"}
@@ -140,10 +142,10 @@ def _lookup(file: Mapping[str, Any], key: str) -> Any:
     return where.get(name) if isinstance(where, Mapping) else None
 
 
-def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting]) -> Iterable[str]:
+def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Collection[str]) -> Iterable[str]:
     for name, value in file.items():
-        if isinstance(value, dict) and name not in known:
-            yield from (f"{name}.{inner}" for inner in value) if value else (name + ".",) * 0
+        if isinstance(value, dict) and name not in known and (value or name in tables):
+            yield from (f"{name}.{inner}" for inner in value)
         else:
             yield name
 
@@ -157,7 +159,7 @@ def _show(value: Any) -> str:
     if value is None:
         return "(none)"
     if isinstance(value, list):
-        return ", ".join(str(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
+        return ", ".join(_show(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
     return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))
 
 
@@ -177,7 +179,13 @@ def _check_core(settings: Settings) -> None:
             raise ConfigError(f"{key}: must be 0 to 65535")
     if settings.get("database.pooler") not in ("none", "transaction"):
         raise ConfigError("database.pooler: must be none or transaction")
-    for key, (low, high) in {"workers": (1, 256), "database.pool_size": (1, 1000), "limits.body_bytes": (1, 2**31)}.items():
+    ranges = {
+        "workers": (1, 256),
+        "database.pool_size": (1, 1000),
+        "limits.body_bytes": (1, 2**31),
+        "limits.head_bytes": (1024, 2**20),
+    }
+    for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:
             raise ConfigError(f"{key}: must be {low} to {high}")
     for key in CORE:
@@ -185,5 +193,5 @@ def _check_core(settings: Settings) -> None:
             raise ConfigError(f"{key}: must be more than 0 seconds")
     if env == "production" and not settings.get("database.url"):
         raise ConfigError("database.url (DATABASE_URL): production needs one; the embedded Postgres is for development")
-    if env == "development" and settings.get("host") not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"host: development serves on loopback only, not on {settings.get('host')!r}; set env = 'production'")
+    if env != "production" and settings.get("host") not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"host: {env} serves on loopback only, not on {settings.get('host')!r}; set env = 'production'")

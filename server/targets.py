@@ -21,6 +21,7 @@ _ENCODED_TRICK: Final = re.compile(r"%(?:2[fF]|2[eE]|5[cC]|25)")
 _DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
 # C0 and C1 controls, DEL, and the two separators that regular expressions of other languages read as a line's end.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_AUTHORITY: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
 _LOCAL_HOST: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?\Z", re.IGNORECASE)
 
 
@@ -28,11 +29,13 @@ def malformed(target: str) -> bool:
     """True for a raw request target that gets 400 whoever sends it.
 
     Bad escapes, escapes that are not UTF-8, encoded or plain dot segments, encoded slashes, backslashes and percent
-    signs in the path, NUL and control characters anywhere, a raw backslash, `#` or non-ASCII character.
+    signs in the path, NUL and control characters anywhere, a raw blank, backslash, `#` or non-ASCII character.
     """
-    if _PLAIN.match(target):
-        return False
-    if not target.isascii() or "\\" in target or "#" in target or _BAD_ESCAPE.search(target):
+    return not _PLAIN.match(target) and _malformed_at_length(target)
+
+
+def _malformed_at_length(target: str) -> bool:
+    if not target.isascii() or " " in target or "\\" in target or "#" in target or _BAD_ESCAPE.search(target):
         return True
     path, _, query = _origin_form(target).partition("?")
     if not path.startswith("/") or _ENCODED_TRICK.search(path) or _DOT_SEGMENT.search(path):
@@ -41,11 +44,11 @@ def malformed(target: str) -> bool:
 
 
 def _origin_form(target: str) -> str:
-    """The path and query of an absolute-form target (RFC 9112 3.2.2); anything with user information is left as is."""
+    """The path and query of an absolute-form target (RFC 9112 3.2.2); anything but a plain host is left as is."""
     scheme, separator, rest = target.partition("://")
     if separator and scheme.lower() in ("http", "https"):
         authority, slash, path = rest.partition("/")
-        if "@" not in authority and "?" not in authority:
+        if _AUTHORITY.match(authority):
             return slash + path if slash else "/"
     return target
 

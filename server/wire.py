@@ -25,23 +25,28 @@ _LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
 class Wire(RequestHandler):
     """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
 
-    __slots__ = ("_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
+    __slots__ = ("_head_begun", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
 
     def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, **kwargs: Any) -> None:
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
         self._head_limit, self._head_seconds = head_bytes, head_seconds
-        self._head_bytes = 0
+        self._head_bytes, self._head_begun = 0, False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         # Before the first head nobody waits yet: the task that will has not run.
         idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+        waiting = len(self._messages)
         super().data_received(data)
         if not idle:
+            for number in range(waiting, len(self._messages)):  # heads that came while another request is answered
+                self._weigh_head(number)
+            self._head_begun = True  # perhaps: it may be the other request's body
             return
         if self._messages:
-            if self._head_bytes + len(data) > self._head_limit:
-                self._weigh_head()
+            if self._head_begun or self._head_bytes + len(data) > self._head_limit:
+                for number in range(len(self._messages)):
+                    self._weigh_head(number)
             self._head_done()
         elif data:
             self._head_bytes += len(data)
@@ -50,21 +55,20 @@ class Wire(RequestHandler):
             elif self._head_timer is None:
                 self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, b"408 Request Timeout", _LATE)
 
-    def _weigh_head(self) -> None:
+    def _weigh_head(self, number: int) -> None:
         """The head came whole, with much beside it: was it the head that was large, or the body behind it?"""
-        message = self._messages[0][0]
+        message = self._messages[number][0]
         if not isinstance(message, _ErrInfo):  # the C parser has a class of its own for messages
             total = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
             if total > self._head_limit:
-                self._messages[0] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
-                self._close = True
+                self._messages[number] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_done()
         super().connection_lost(exc)
 
     def _head_done(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes, self._head_begun = 0, False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import ownership
 from ..database import direct_connection
 from ..hookspecs import Command, CommandContext
 from ..identity import Unavailable
@@ -39,6 +40,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if trouble := ownership.trouble():
+        raise ConfigError(trouble)
     first = _common(argparse.ArgumentParser(add_help=False))
     known, rest = first.parse_known_args(arguments)
     settings = Settings(file=known.config, given={"host": known.host, "port": known.port, "workers": known.workers})

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ..app import PROVIDERS, TABLE, build, not_ready
+from aiohttp import web
+
+from ..app import PROVIDERS, TABLE, build, not_ready, open_providers
 from ..database import direct_connection
 from ..identity import Unavailable
 from ..safety import problems
@@ -22,21 +25,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the effective settings with their sources, then what is wrong. Status 0, or 2 where something is."""
     app = build(settings)
-    found = asyncio.run(_find(settings))
+    found, unready = asyncio.run(_look(app, settings))
     rows = settings.explain()
     if args.json:
-        print(json.dumps({"settings": [{"key": k, "value": v, "source": s} for k, v, s in rows], "problems": found}))
+        print(
+            json.dumps(
+                {"settings": [{"key": k, "value": v, "source": s} for k, v, s in rows], "problems": found, "not_ready": unready}
+            )
+        )
         return 2 if found else 0
     widths = max(len(key) for key, _, _ in rows), min(48, max(len(value) for _, value, _ in rows))
     for key, value, source in rows:
         print(f"{key:{widths[0]}}  {value:{widths[1]}}  {source}")
     print(f"providers: {', '.join(name for name, _ in app[PROVIDERS])}; routes: {len(app[TABLE].rows)}")
-    for line in [*app[TABLE].warnings, *not_ready(app)]:
+    for line in [*app[TABLE].warnings, *unready]:
         print(f"warning: {line}")
     for line in found:
         print(f"problem: {line}")
     print("problems: " + (str(len(found)) if found else "none"))
     return 2 if found else 0
+
+
+async def _look(app: web.Application, settings: Settings) -> tuple[list[str], list[str]]:
+    """(problems of the database, providers that cannot verify anything now)."""
+    found = await _find(settings)
+    async with asynccontextmanager(open_providers)(app):
+        return found, not_ready(app)
 
 
 async def _find(settings: Settings) -> list[str]:

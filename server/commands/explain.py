@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
+from yarl import URL
 
 from ..app import SETTINGS, TABLE, build
 from ..gate_plan import Plan
@@ -32,14 +34,34 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """As much of a request as the router looks at."""
+
+    method: str
+    rel_url: URL
+
+
+def _url(target: str) -> URL:
+    """The target as aiohttp's parser reads it: what begins with a slash is a path, were it `//host/path`."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        return URL.build(path=path, query_string=query, encoded=True)
+    url = URL(target, encoded=True)
+    if not url.raw_host:
+        raise ValueError("no host")
+    return url.relative()
+
+
 async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
     """What would happen to this request without a credential, and why."""
     if malformed(target):
         return {"route": "none", "answer": "400", "why": "the target is malformed: it could be read in more than one way"}
     try:
-        match = await app.router.resolve(make_mocked_request(method, target))
-    except Exception:
+        asked: Any = _Asked(method, _url(target))
+    except ValueError:
         return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
+    match = await app.router.resolve(asked)
     plan = app[TABLE].plans.get(match.route)
     if plan is None:
         status = match.http_exception.status if match.http_exception else 404

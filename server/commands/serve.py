@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
+import shlex
 import signal
 import sys
 from typing import Any
@@ -67,17 +69,34 @@ async def _bind(site: web.TCPSite, host: str, port: int) -> None:
 def _announce(runner: web.AppRunner, settings: Settings) -> None:
     host, port = runner.addresses[0][:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"Gatepost serves on {url}", flush=True)
-    if settings.get("env") == "development":
-        port_word = "" if port == 8080 else f" GATEPOST_PORT={port}"
-        del port_word
-        print(
-            "  no credential:   curl -i " + url + "/api/me\n"
-            '  with a token:    curl -i -H "Authorization: Bearer $(' + _token_command() + ')" ' + url + "/api/me\n"
-            "  the routes:      " + sys.executable + " -m server routes",
-            flush=True,
-        )
+    hints = _hints(url, settings) if settings.get("env") == "development" else []
+    print(f"Gatepost serves on {url}", *hints, sep="\n", flush=True)
 
 
-def _token_command() -> str:
-    return f"{sys.executable} -m server token --user user_1 --org org_1 --role org:admin"
+def _hints(url: str, settings: Settings) -> list[str]:
+    """Commands that work when they are pasted, in any folder, beside a server with these settings."""
+    rows, providers = settings.explain(), settings.words("providers")
+    program = _program(rows)
+    hints = [f"  no credential:  curl -i {url}/api/me"]
+    if "clerk" in providers and all(source == "default" for key, _, source in rows if key.startswith("clerk.")):
+        token = f"$({program} token --user user_1 --org org_1 --role org:admin)"
+        hints.append(f'  with a token:   curl -i -H "Authorization: Bearer {token}" {url}/api/me')
+    if "stub" in providers:
+        hints.append(f'  with the stub:  curl -i -H \'Authorization: Stub user_id="user_1", org_id="org_1"\' {url}/api/me')
+    return [*hints, f"  the routes:     ({program} routes)"]
+
+
+def _program(rows: list[tuple[str, str, str]]) -> str:
+    """How to start another command with the settings of this one: the folder and the file, and what the environment said."""
+    carried = ("data_folder", "env", "plugins", "providers")
+    said = [
+        f"{source.split()[1].removesuffix('_FILE')}={shlex.quote(value)}"
+        for key, value, source in rows
+        if key in carried and " GATEPOST_" in source
+    ]
+    script = os.path.abspath(sys.argv[0])
+    words = [script] if os.path.basename(script) == "gatepost" else [sys.executable, "-m", "server"]
+    file = next((source[5:] for _, _, source in rows if source.startswith("file ")), "gatepost.toml")
+    if file != "gatepost.toml":
+        words += ["--config", file]
+    return " ".join([f"cd {shlex.quote(os.getcwd())} &&", *said, shlex.join(words)])

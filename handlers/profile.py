@@ -1,0 +1,39 @@
+"""What webhooks told us: the caller's own profile, and the members of the active organisation."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server import answer, hookimpl, identity_of, page, read, requires
+
+routes = web.RouteTableDef()
+
+PROFILE = """SELECT id, external_id, username, first_name, last_name, image_url, email, email_verified, public_metadata,
+                    created_at, updated_at FROM users WHERE id = $1 AND deleted_at IS NULL"""
+# Other members are shown by name and picture: no address, no metadata.
+PAGE = """SELECT m.id, m.organization_id, m.user_id, m.role, m.permissions, u.username, u.first_name, u.last_name, u.image_url,
+                 m.created_at, m.updated_at
+          FROM memberships AS m LEFT JOIN users AS u ON u.id = m.user_id
+          WHERE m.organization_id = $1 AND m.deleted_at IS NULL AND (m.created_at, m.id) < ($2, $3)
+          ORDER BY m.created_at DESC, m.id DESC LIMIT $4"""
+
+
+@routes.get("/api/me/profile")
+@requires(user=True)
+async def profile(request: web.Request) -> web.Response:
+    rows = await read(request, PROFILE, identity_of(request).user_id)
+    if not rows.number:
+        raise web.HTTPNotFound  # Clerk has not told us of this user (yet)
+    return answer(rows.first(1)[1])
+
+
+@routes.get("/api/orgs/{org_id}/members")
+@requires(organization="org_id")
+async def list_members(request: web.Request) -> web.Response:
+    at = page(request, key=str)
+    return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))
+
+
+@hookimpl
+def register_handlers() -> web.RouteTableDef:
+    return routes
