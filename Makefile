@@ -1,0 +1,65 @@
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all test-long check docs clean
+
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+STAMP   := $(VENV)/.installed
+PYTEST  := $(PYTHON) -m pytest -n 2 --dist loadfile
+# More words for the program: make run ARGS="--port 0", make test ARGS="tests/test_docs.py -x"
+ARGS    ?=
+
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+ifeq ($(strip $(HOME)),)
+export PIP_NO_CACHE_DIR := 1
+endif
+
+# The environment knows where it was made: a checkout that was moved or copied gets a new one.
+ifneq ($(shell $(PYTHON) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## make .venv with everything in it, development tools too
+
+run: $(STAMP) ## serve (installs when needed)
+	@exec $(PYTHON) -m server $(ARGS)
+
+test: $(STAMP) ## run the tests, but for the long ones
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(STAMP) ## run the long tests alone: drills, large corpora, the wheel
+	@$(PYTEST) -m long $(ARGS)
+
+test-all: $(STAMP) ## run every test
+	@$(PYTEST) $(ARGS)
+
+check: $(STAMP) ## run the linters, the type checker and the import contracts
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check server providers handlers
+	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports
+
+docs: $(STAMP) ## write docs/settings.md anew from the code
+	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
+
+clean: ## remove .venv, caches and builds; never .gatepost, which holds data
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.gatepost/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml requirements.txt
+	@command -v python3 >/dev/null || { echo "make: python3 is not installed; Gatepost needs Python 3.11 or newer" >&2; exit 1; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: python3 is $$(python3 -c 'import platform; print(platform.python_version())'); Gatepost needs 3.11 or newer" >&2; \
+	  exit 1; }
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: this python3 cannot make virtual environments; install its venv module (Debian: apt-get install python3-venv)" >&2; \
+	  exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@test ! -e $@ || test "$$(cat $@)" = "$(CURDIR)" || rm -rf $(VENV)
+	@python3 -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet -e '.[dev]' -c requirements.txt
+	@printf '%s\n' '$(CURDIR)' > $@
