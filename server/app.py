@@ -48,7 +48,13 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     offers = plugins.offers()
     providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
-    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
+    table = build_routes(
+        app.router,
+        offers.routes,
+        settings.words("public_routes"),
+        plugins.builtin,
+        written=settings.source("public_routes") != "default",
+    )
     cors = Cors(_origins(settings, providers))
     storage = Storage(settings)
     gate = Gate(
@@ -113,6 +119,7 @@ async def open_providers(app: web.Application) -> AsyncIterator[None]:
     house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[STORAGE].revocations)
     opened: list[Provider] = []
     try:
+        _claim(app[PROVIDERS], house)
         for name, provider in app[PROVIDERS]:
             await _open_one(name, provider, house)
             opened.append(provider)
@@ -126,10 +133,25 @@ async def open_providers(app: web.Application) -> AsyncIterator[None]:
         await house.close()
 
 
+def _claim(providers: list[tuple[str, Provider]], house: ServerHouse) -> None:
+    """Note whose tokens and whose ids are whose. Raises ConfigError where two providers want the same.
+
+    All share one space of user and organisation ids. So each says the `namespaces` that its ids are in, and no two the
+    same; who has issuers and says nothing has ids without a namespace, "".
+    """
+    spaces: dict[str, str] = {}
+    for name, provider in providers:
+        issuers = list(getattr(provider, "issuers", ()))
+        for issuer in issuers:
+            if other := house.claim_issuer(issuer, name):
+                raise ConfigError(f"providers: both {other!r} and {name!r} answer for the issuer {issuer}")
+        for space in getattr(provider, "namespaces", ("",) if issuers else ()):
+            if (other := spaces.setdefault(space, name)) != name:
+                what = f"in the namespace {space!r}" if space else "without a namespace"
+                raise ConfigError(f"providers: {other!r} and {name!r} both have ids {what}; give one of them another")
+
+
 async def _open_one(name: str, provider: Provider, house: ServerHouse) -> None:
-    for issuer in getattr(provider, "issuers", ()):
-        if other := house.claim_issuer(issuer, name):
-            raise ConfigError(f"providers: both {other!r} and {name!r} answer for the issuer {issuer}")
     if not hasattr(provider, "open"):
         return
     try:

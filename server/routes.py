@@ -41,11 +41,17 @@ class RouteTable:
 
 
 def build(
-    router: web.UrlDispatcher, offered: Iterable[tuple[str, web.RouteDef]], patterns: Sequence[str], builtin: Sequence[str]
+    router: web.UrlDispatcher,
+    offered: Iterable[tuple[str, web.RouteDef]],
+    patterns: Sequence[str],
+    builtin: Sequence[str],
+    *,
+    written: bool = False,
 ) -> RouteTable:
     """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
 
-    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open.
+    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open; `written`: the
+    operator wrote the list, so that all of it is theirs.
     """
     table = RouteTable()
     public = [(text, _compile(text)) for text in patterns]
@@ -54,7 +60,7 @@ def build(
         access = _checked(plugin, route)
         opening = [text for text, pattern in public if pattern.covers(route.path)]
         used |= {text for text in opening if access.public or text not in DEFAULT_PUBLIC}
-        if plugin not in builtin:
+        if plugin not in builtin and not written:
             opening = [text for text in opening if text not in DEFAULT_PUBLIC]
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)

@@ -1,8 +1,8 @@
 """A Clerk on loopback for tests: really signed tokens, a key set to verify them with, and a Backend API to ask.
 
-    async with LoopbackClerk() as clerk:
-        app = build(Settings(environ={}, given={"env": "test", **clerk.settings()}))
-        headers = {"Authorization": f"Bearer {clerk.token('user_1', org_id='org_1', org_role='org:admin')}"}
+async with LoopbackClerk() as clerk:
+    app = build(Settings(environ={}, given={"env": "test", **clerk.settings()}))
+    headers = {"Authorization": f"Bearer {clerk.token('user_1', org_id='org_1', org_role='org:admin')}"}
 """
 
 from __future__ import annotations
