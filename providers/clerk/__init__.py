@@ -1,18 +1,17 @@
-"""Clerk (clerk.com): its session tokens, and a local stand-in for development."""
+"""Clerk (clerk.com): its session tokens and webhooks, and a local stand-in for development."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from server import Command, CommandContext, Provider, Setting, hookimpl
+from aiohttp import web
 
-from . import development
+from server import Command, Provider, Setting, hookimpl
+
+from . import replay, token_command, webhooks
 from .provider import NAME, ClerkProvider
-from .settings import TABLE, ClerkSettings
-
-_MAX_TTL = 86_400
+from .settings import TABLE
 
 
 @hookimpl
@@ -28,31 +27,20 @@ def register_settings() -> Mapping[str, Setting]:
 
 
 @hookimpl
+def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
+    """The webhooks' route. Raises ValueError for a bad signing secret."""
+    return webhooks.routes(settings)
+
+
+@hookimpl
 def register_commands() -> Mapping[str, Command]:
-    """`token`: print a development session token."""
-    return {"token": Command("print a development session token", _arguments, _token)}
+    """`token` prints a development session token, `replay` applies kept webhook events again."""
+    return {
+        "token": Command("print a development session token", token_command.arguments, token_command.run),
+        "replay": Command("apply the kept events of Clerk's webhooks again", replay.arguments, replay.run),
+    }
 
 
 def make(settings: Mapping[str, Any]) -> Provider:
     """The provider for the table [clerk]. Raises ValueError for a mistake in it."""
     return ClerkProvider(settings)
-
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", default="user_1", help="the user's id (default: user_1)")
-    parser.add_argument("--org", help="the active organisation's id")
-    parser.add_argument("--role", help="the role in it, such as org:admin (default: org:member)")
-    parser.add_argument("--permission", action="append", default=[], help="such as org:invoices:read; may be repeated")
-    parser.add_argument("--ttl", type=int, default=3600, help="how long it holds, in seconds (default: 3600)")
-
-
-async def _token(arguments: argparse.Namespace, context: CommandContext) -> int:
-    if context.env == "production" or ClerkSettings.read(context.settings).configured:
-        raise ValueError("development tokens are taken only outside production and without any CLERK_ setting")
-    if not 0 < arguments.ttl <= _MAX_TTL:
-        raise ValueError(f"--ttl must be from 1 to {_MAX_TTL} seconds")
-    claims = development.claims_v2(
-        arguments.user, org=arguments.org, role=arguments.role, permissions=arguments.permission, ttl=arguments.ttl
-    )
-    print(development.mint(development.signing_key(context.folder), claims))
-    return 0

@@ -1,4 +1,4 @@
-"""Clerk: `Authorization: Bearer <session token>`."""
+"""Clerk: `Authorization: Bearer <token>`, or the `__session` cookie where there is no such header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable, is_local
+from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
 
 from ..jwt import strict
 from ..jwt.cache import TokenCache, Verified, digest_of
@@ -18,14 +18,16 @@ from ..jwt.keys import RSA
 from ..jwt.keyset import Keys, KeySet, StaticKeys
 from ..jwt.strict_json import Malformed
 from . import development, session
+from .cookies import CookieReader
+from .machine import API_VERSION, MachineTokens
 from .settings import ClerkSettings
 
 NAME: Final = "clerk"
-_API_VERSION: Final = "2026-05-12"
+_API_KEY: Final = "X-API-Key"
 
 
 class ClerkProvider:
-    """Session tokens in the header. Cookies and machine tokens get their places in `authenticate`, beside `_bearer`."""
+    """Session tokens in the header or in a cookie, and machine tokens in the header."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
@@ -33,6 +35,8 @@ class ClerkProvider:
         self._clock = clock
         self._headers = strict.HeaderReader(RSA)
         self._cache: TokenCache[Identity] = TokenCache()
+        self._cookies = CookieReader(self._settings)
+        self._machine: MachineTokens | None = None
         self._keys: Keys | None = None
         self._house: House | None = None
         self._local_only = False
@@ -42,10 +46,21 @@ class ClerkProvider:
         """The `iss` values that are Clerk's."""
         return self._settings.issuers or (frozenset() if self._settings.configured else frozenset({development.ISSUER}))
 
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Clerk's ids stand as they are, without a prefix: no other provider may do the same."""
+        return ("",)
+
+    @property
+    def authorized_parties(self) -> frozenset[str]:
+        """The origins whose pages sign in here; the server lets them call across origins unless told otherwise."""
+        return self._settings.authorized_parties
+
     async def open(self, house: House) -> None:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key."""
         self._settings.check(house.env)
         self._house = house
+        self._machine = MachineTokens(self._settings, house, self._clock)
         if self._settings.jwt_key is not None:
             self._keys = StaticKeys(self._settings.jwt_key)
         elif self._settings.jwks_url is not None:
@@ -55,6 +70,7 @@ class ClerkProvider:
             self._keys = development.verification_keys(key)
             self._local_only = True
             self._settings = replace(self._settings, issuers=frozenset({development.ISSUER}))
+            self._cookies = CookieReader(self._settings)
         await self._keys.open()
 
     def not_ready(self) -> str | None:
@@ -62,24 +78,50 @@ class ClerkProvider:
         return self._keys.not_ready() if self._keys is not None else "Clerk's provider is not open"
 
     async def close(self) -> None:
-        """Stop refreshing the keys."""
+        """Stop refreshing the keys, and drop what is under way."""
+        if self._machine is not None:
+            await self._machine.close()
         if self._keys is not None:
             await self._keys.close()
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """The caller of a session token; None for anything that is not a JWT, or another provider's."""
-        token = _bearer(request)
-        if token is None or self._keys is None:
+        """The caller; None for anything that is neither a JWT nor a machine token of ours, or another provider's."""
+        if self._keys is None or self._machine is None:
             return None
+        token = _bearer(request)
+        if token is None:
+            return await self._by_cookie(request, self._keys)
+        kind = self._machine.kind_of(token)
+        if kind is not None:
+            return await self._machine.identify(token, kind, accepted_types(request))
+        return await self._by_token(request, token, self._keys)
+
+    async def _by_cookie(self, request: web.Request, keys: Keys) -> Identity | None:
+        headers = request.headers
+        if hdrs.COOKIE not in headers or hdrs.AUTHORIZATION in headers or _API_KEY in headers:
+            return None  # a header is the caller's choice, a cookie is not: never the one in place of the other
+        if "session_token" not in accepted_types(request):
+            return None
+        cookie = self._cookies.read(request, self._clock())
+        if cookie is None:
+            return None
+        identity = await self._by_token(request, cookie.token, keys)
+        if identity is not None:
+            self._cookies.check(cookie, identity)
+        elif strict.split(cookie.token) is None:
+            raise CredentialRejected("credential-rejected", "the session cookie holds no JWT")
+        return identity
+
+    async def _by_token(self, request: web.Request, token: str, keys: Keys) -> Identity | None:
         digest = digest_of(token)
-        known = self._cache.get(digest, self._keys.generation(), self._clock())
+        known = self._cache.get(digest, keys.generation(), self._clock())
         if known is not None:
             self._check_peer(request)
             return known
         segments = strict.split(token)
         if segments is None:
             return None
-        return await self._verify(request, digest, segments, self._keys)
+        return await self._verify(request, digest, segments, keys)
 
     async def _verify(
         self, request: web.Request, digest: bytes, segments: strict.Segments, keys: Keys
@@ -127,7 +169,7 @@ class ClerkProvider:
             raise Unavailable("the provider is not open")
         headers = {"Accept": "application/json"}
         if settings.secret_key is not None:
-            headers |= {"Authorization": f"Bearer {settings.secret_key}", "Clerk-API-Version": _API_VERSION}
+            headers |= {"Authorization": f"Bearer {settings.secret_key}", "Clerk-API-Version": API_VERSION}
         answer = await house.fetch(settings.jwks_url, headers=headers)
         if answer.status in (401, 403) and settings.secret_key is not None:
             raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY right?")

@@ -18,6 +18,7 @@ API_URL: Final = "https://api.clerk.com"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SECRET_KEY: Final = re.compile(r"sk_(?:test|live)_[\x21-\x7e]+")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_SECRETS: Final = re.compile(r"[\x20-\x7e]+")  # several while they are rotated; webhooks.py takes them apart
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 # What browsers send as Origin (RFC 6454 6.2): lower case, no path, no slash at the end, also for app schemes.
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@,*\\]+")
@@ -35,6 +36,7 @@ TABLE: Final[Mapping[str, Setting]] = {
     "leeway_seconds": Setting("float", 5.0, env="CLERK_LEEWAY_SECONDS", help="how far clocks may differ"),
     "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="take header tokens without azp"),
     "max_token_seconds": Setting("float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS", help="longest exp - iat; 0: any"),
+    "machine_cache_seconds": Setting("float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS", help="machine tokens: ask again"),
 }
 _CLERKS_OWN: Final = (
     "secret_key", "publishable_key", "jwt_key", "machine_secret_key", "webhook_signing_secret", "authorized_parties",
@@ -58,6 +60,7 @@ class ClerkSettings:
     leeway: float = 5.0
     allow_missing_azp: bool = False
     max_lifetime: float = 86_400.0
+    machine_cache: float = 30.0
     jwks_url: str | None = None
     configured: bool = False
     """Does any of Clerk's own settings exist? Then the development key is never trusted."""
@@ -81,13 +84,14 @@ class ClerkSettings:
             jwt_key=_pem(table),
             api_url=api_url,
             machine_secret_key=_text(table, "machine_secret_key", _TOKEN, "must be one word"),
-            webhook_signing_secret=_text(table, "webhook_signing_secret", _TOKEN, "must be one word"),
+            webhook_signing_secret=_text(table, "webhook_signing_secret", _SECRETS, "must be one line"),
             authorized_parties=_origins(table),
             audience=_words(table, "audience"),
             issuers=issuers or (frozenset({frontend}) if frontend else frozenset()),
             leeway=_seconds(table, "leeway_seconds", 5.0, 300.0),
             allow_missing_azp=_flag(table, "allow_missing_azp"),
             max_lifetime=_seconds(table, "max_token_seconds", 86_400.0, float(2**31)),
+            machine_cache=_seconds(table, "machine_cache_seconds", 30.0, 300.0),
             jwks_url=jwks_url,
             configured=any(table.get(name) for name in _CLERKS_OWN) or api_url != API_URL,
         )

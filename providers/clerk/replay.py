@@ -1,0 +1,31 @@
+"""`python -m server replay`: apply the kept events again, oldest first, after a mistake in applying them was mended."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Final
+
+from server import CommandContext
+
+from .webhooks import revoke_for
+
+_AT_A_TIME: Final = 200
+_REPLAY: Final = "SELECT event_at, event_id, outcome FROM replay_clerk_events($1, $2, $3, $4)"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No flags of its own."""
+
+
+async def run(args: argparse.Namespace, context: CommandContext) -> int:
+    """Print how many were applied, already outdone by newer ones, of a kind that is only kept, or failed (status 1)."""
+    counts: Counter[str] = Counter()
+    at, last = datetime(1970, 1, 1, tzinfo=UTC), ""
+    async with context.database() as connection:
+        while rows := await connection.fetch(_REPLAY, at, last, _AT_A_TIME, revoke_for(context.settings)):
+            counts.update(row["outcome"] for row in rows)
+            at, last = rows[-1]["event_at"], rows[-1]["event_id"]
+    print(", ".join(f"{name}: {counts[name]}" for name in ("applied", "stale", "stored", "failed")))
+    return 1 if counts["failed"] else 0

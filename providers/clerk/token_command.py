@@ -1,0 +1,86 @@
+"""`python -m server token`: session tokens of every shape, good and bad, signed with the development key."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from server import CommandContext
+
+from . import development
+from .settings import ClerkSettings
+
+_MAX_TTL: Final = 86_400
+_FVA: Final = re.compile(r"(-1|[0-9]{1,6}),(-1|[0-9]{1,6})")
+_SLUG: Final = re.compile(r"(?:(o|u|ou|uo):)?([^\s,:]+)")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the words of the command."""
+    add = parser.add_argument
+    add("--user", default="user_1", help="the user's id (default: user_1)")
+    add("--org", help="the active organisation's id")
+    add("--role", help="the role in it, such as org:admin (default: org:member)")
+    add("--permission", action="append", default=[], help="such as org:invoices:read; may be repeated")
+    add("--feature", action="append", default=[], help="such as sso, o:sso or u:sso; may be repeated")
+    add("--plan", action="append", default=[], help="such as pro, o:pro or u:pro; may be repeated")
+    add("--fva", help="minutes since the first and the second factor were verified, such as 0,-1 (-1: never)")
+    add("--pending", action="store_true", help="a session with unfinished tasks")
+    add("--v1", action="store_true", help="the older shape of Clerk's claims")
+    add("--ttl", type=int, default=3600, help="how long it holds, in seconds (default: 3600)")
+    add("--expired", action="store_true", help="a token whose time is over")
+    add("--wrong-key", action="store_true", help="a token that nobody's key has signed")
+
+
+async def run(given: argparse.Namespace, context: CommandContext) -> int:
+    """Print one token. Raises ValueError for a mistake."""
+    if context.env == "production" or ClerkSettings.read(context.settings).configured:
+        raise ValueError("development tokens are taken only outside production and without any CLERK_ setting")
+    claims = claims_of(given)
+    own = development.signing_key(context.folder)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
+    print(development.mint(key, claims))
+    return 0
+
+
+def claims_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The claims that the words describe. Raises ValueError."""
+    if not 0 < given.ttl <= _MAX_TTL:
+        raise ValueError(f"--ttl must be from 1 to {_MAX_TTL} seconds")
+    if given.org is None and (given.role is not None or given.permission):
+        raise ValueError("a role or a permission needs an organisation: add --org")
+    make = development.claims_v1 if given.v1 else development.claims_v2
+    now = time.time() - (given.ttl + 60 if given.expired else 0)
+    claims = make(given.user, org=given.org, role=given.role, permissions=given.permission, ttl=given.ttl, now=now)
+    scope = "o" if given.org is not None else "u"
+    if given.feature:
+        # The organisation's features come first: Clerk's own libraries read other orders differently.
+        features = sorted(_scoped(given.feature, scope, "--feature"), key=lambda feature: feature.startswith("u:"))
+        known = claims["fea"].split(",") if "fea" in claims else []
+        claims["fea"] = ",".join(dict.fromkeys(known + features))
+    if given.plan:
+        claims["pla"] = ",".join(_scoped(given.plan, scope, "--plan"))
+    if given.fva is not None:
+        claims["fva"] = _ages(given.fva)
+    if given.pending:
+        claims["sts"] = "pending"
+    return claims
+
+
+def _scoped(words: Iterable[str], scope: str, name: str) -> list[str]:
+    found = [_SLUG.fullmatch(word) for word in words]
+    if not all(found):
+        raise ValueError(f"{name} must be a word, with o: or u: before it or nothing")
+    return [f"{match[1] or scope}:{match[2]}" for match in found if match]
+
+
+def _ages(text: str) -> list[int]:
+    match = _FVA.fullmatch(text)
+    if match is None:
+        raise ValueError("--fva must be two numbers of minutes such as 0,-1")
+    return [int(match[1]), int(match[2])]

@@ -1,0 +1,147 @@
+"""`POST /api/webhooks/clerk`: events that Clerk has signed, each applied once, in one transaction with its note."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+from standardwebhooks import Webhook
+
+from server import Unavailable, public, raw_body, scoped
+
+from .events import Event, normalise
+
+PATH: Final = "/api/webhooks/clerk"
+KEEP_FOR: Final = timedelta(days=30)
+APPLY: Final = "SELECT apply_clerk_event($1, $2, $3, $4, $5, $6)"
+_FAMILIES: Final = ("svix", "webhook")  # Clerk's, and the standard's own
+_TOLERANCE: Final = 300
+_LARGEST: Final = 1_048_576
+_MOST_SIGNATURES: Final = 10
+_KEY_BYTES: Final = range(24, 65)  # of the standard
+# The signed text joins id and time by dots: with a dot in the id it could be cut in two ways.
+_ID: Final = re.compile(r"[!-\-/-~]{1,255}")
+_SECONDS: Final = re.compile(r"[1-9][0-9]{0,10}")
+_AT_ONCE: Final = 2
+_LOG: Final = logging.getLogger("gatepost.clerk")
+
+
+class Receiver:
+    """Takes deliveries. Nothing is asked of the database, and nothing is said of the reason, before a signature holds."""
+
+    def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
+        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for a bad secret."""
+        self._hooks = [Webhook(key) for key in secrets(table.get("webhook_signing_secret"))]
+        self._revoke_for = revoke_for(table)
+        self._clock = clock
+        # Events go one at a time in the database; a burst of them must not hold all its connections while they wait.
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def take(self, request: web.Request) -> web.Response:
+        """204 when the event is ours, a repeated one too; 400; 503 without a secret or a database, so that Clerk repeats it."""
+        if not self._hooks:
+            raise web.HTTPServiceUnavailable
+        try:
+            message, sent, signatures = _signed(request)
+            if abs(int(self._clock()) - sent) > _TOLERANCE:
+                raise ValueError("too old or too new")
+            event = self._event(await raw_body(request), message, sent, signatures)
+        except (ValueError, ArithmeticError, RecursionError):
+            raise web.HTTPBadRequest from None
+        outcome = await self._apply(request, message, event)
+        if "malformed" in event.payload:
+            _LOG.warning("an event could not be read and was only kept", extra={"fields": {"id": message, "type": event.type}})
+        _LOG.debug("event taken", extra={"fields": {"id": message, "type": event.type, "outcome": outcome}})
+        return web.Response(status=204)
+
+    def _event(self, raw: bytes, message: str, sent: int, signatures: list[str]) -> Event:
+        if len(raw) > _LARGEST:
+            raise ValueError("too large")
+        text, moment, proven = raw.decode(), datetime.fromtimestamp(sent, UTC), False
+        for hook in self._hooks:
+            expected = hook.sign(message, moment, text).encode()
+            for signature in signatures:
+                proven |= hmac.compare_digest(expected, signature.encode())
+        if not proven:
+            raise ValueError("no signature holds")
+        return normalise(json.loads(text, parse_constant=_refuse), sent)
+
+    async def _apply(self, request: web.Request, message: str, event: Event) -> str:
+        payload = json.dumps(event.payload)
+        try:
+            async with self._turns, scoped(request) as db:
+                outcome: str = await db.fetchval(APPLY, message, event.type, event.at, payload, KEEP_FOR, self._revoke_for)
+        except Unavailable:
+            raise
+        except Exception as error:
+            # Whatever it is: nothing was noted, so Clerk's next try finds everything as it was.
+            raise Unavailable(f"a Clerk event could not be applied: {type(error).__name__}") from error
+        return outcome
+
+
+def routes(table: Mapping[str, Any]) -> list[web.RouteDef]:
+    """The route, with its receiver. Raises ValueError for a bad secret."""
+    return [web.post(PATH, public(Receiver(table).take))]
+
+
+def secrets(value: object) -> list[bytes]:
+    """The keys in the setting: `whsec_` and base64, several while they are rotated. Raises ValueError, never with a value."""
+    if value is None:
+        return []
+    keys = [_key(word) for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else []
+    if not keys:
+        raise ValueError("clerk.webhook_signing_secret is set but empty")
+    return keys
+
+
+def _key(word: str) -> bytes:
+    encoded = word.removeprefix("whsec_").rstrip("=")
+    try:
+        key = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (Base64Error, ValueError):
+        key = b""
+    if len(key) not in _KEY_BYTES:
+        raise ValueError("clerk.webhook_signing_secret must be whsec_ and base64 of 24 to 64 bytes: copy it whole from Clerk")
+    return key
+
+
+def revoke_for(table: Mapping[str, Any]) -> timedelta:
+    """How long after a sign-out a token of before it could still pass: the longest life, and what clocks may differ."""
+    longest = float(table.get("max_token_seconds", 86_400.0)) or 365 * 86_400.0
+    return timedelta(seconds=longest + 2 * float(table.get("leeway_seconds", 5.0)) + 60)
+
+
+def _signed(request: web.Request) -> tuple[str, int, list[str]]:
+    """(id, time, signatures) of the headers. Both families may be there if they say the same; ValueError for all else."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise ValueError("the signature is over the plain body")
+    said = {tuple(_one(request, f"{family}-{name}") for name in ("id", "timestamp", "signature")) for family in _FAMILIES}
+    said.discard(("", "", ""))
+    if len(said) != 1:
+        raise ValueError("headers are missing or do not agree")
+    message, sent, signatures = said.pop()
+    listed = [word for word in signatures.split(" ") if word]
+    if not _ID.fullmatch(message) or not _SECONDS.fullmatch(sent) or not 0 < len(listed) <= _MOST_SIGNATURES:
+        raise ValueError("headers that cannot be Clerk's")
+    return message, int(sent), [word for word in listed if word.startswith("v1,") and word.isascii()]
+
+
+def _one(request: web.Request, name: str) -> str:
+    values = request.headers.getall(name, ())
+    if len(values) > 1:
+        raise ValueError("a header twice")
+    return values[0].strip() if values else ""
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)  # NaN, Infinity: no JSON
