@@ -9,24 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 
 from .answers import Rows
+from .deadline import within
 from .errors import ApiError, Conflict, Forbidden, Unprocessable
 from .identity import Unavailable
+from .pool import Pool
+from .statements import SET_SCOPE, one_statement
 
-Scope = tuple[str, str, str]
+Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
-# Three settings, always all three, always for this transaction alone: what an earlier borrower left does not matter.
-SET_SCOPE: Final = (
-    "SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),"
-    " set_config('gatepost.admin_org_id', $3, true)"
-)
-_READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
-_WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 # Classes of SQLSTATE that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
 _NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
@@ -69,7 +64,7 @@ class Database:
     def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
         """`size` connections at the most; `pooled`: a transaction pooler stands between."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
-        self._pool: Any = None
+        self._pool: Pool[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any]) -> None:
         """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable."""
@@ -79,37 +74,63 @@ class Database:
             "idle_in_transaction_session_timeout": str(round((self._statement + 30) * 1000)),
             "application_name": "gatepost",
         }  # fmt: skip
-        async with translated(), _good_url():
-            self._pool = await asyncpg.create_pool(
-                **connect,
-                min_size=min(2, self._size),
-                max_size=self._size,
-                server_settings=settings,
-                statement_cache_size=0 if self._pooled else 1024,
-                command_timeout=self._statement + 1,  # a Postgres that does not answer at all is noticed by us
-                timeout=self._acquire,
-                reset=_nothing_to_reset,
-            )
+        arguments = {
+            **connect,
+            "server_settings": settings,
+            "statement_cache_size": 0 if self._pooled else 1024,
+            "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
+            "timeout": self._acquire,
+        }
+        self._pool = Pool(lambda: asyncpg.connect(**arguments), self._size, busy=_still_cancelling)
+        async with self.connection():
+            pass
 
     async def close(self) -> None:
         if self._pool is not None:
-            self._pool.terminate()
+            self._pool.close()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """A bare connection in the serving role, without a scope: it sees no tenant's row. Raises Unavailable."""
-        async with translated(), self._pool.acquire(timeout=self._acquire) as connection:
+        connection = await self._take()
+        try:
             yield connection
+        except Exception as error:
+            raise self._failed(connection, error) from None
+        finally:
+            self._opened.release(connection)
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
         """One SELECT in one round trip, its rows as a JSON array."""
-        statement = _one_statement(sql, len(args))
-        async with self.connection() as connection:
-            try:
-                text = await connection.fetchval(statement, *args, *scope)
-            except asyncpg.InvalidCachedStatementError:  # the schema changed under a prepared statement: nothing was done
-                text = await connection.fetchval(statement, *args, *scope)
-        return Rows(text)
+        statement = one_statement(sql, len(args))
+        connection = await self._take()
+        try:
+            return Rows(await connection.fetchval(statement, *args, *scope))
+        except asyncpg.InvalidCachedStatementError:  # the schema changed under a prepared statement: nothing was done
+            async with translated():
+                return Rows(await connection.fetchval(statement, *args, *scope))
+        except Exception as error:
+            raise self._failed(connection, error) from None
+        finally:
+            self._opened.release(connection)
+
+    async def _take(self) -> Any:
+        try:
+            return await within(self._acquire, self._opened.acquire())
+        except Exception as error:
+            raise _meaning(error) from None
+
+    @property
+    def _opened(self) -> Pool[Any]:
+        if self._pool is None:
+            raise Unavailable("the database is not open")
+        return self._pool
+
+    def _failed(self, connection: Any, error: Exception) -> Exception:
+        """What a failure means; a connection to a server that is going away or only reads is not used again."""
+        if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(("25006", "57P")):
+            connection.terminate()
+        return _meaning(error)
 
     @asynccontextmanager
     async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
@@ -131,7 +152,7 @@ class Database:
 @asynccontextmanager
 async def direct_connection(connect: Mapping[str, Any]) -> AsyncIterator[Any]:
     """A connection of its own, closed at the end: for migrations and commands. Raises Unavailable, ValueError."""
-    async with translated(), _good_url():
+    async with translated():
         connection = await asyncpg.connect(**connect, timeout=10)
     try:
         yield connection
@@ -139,37 +160,9 @@ async def direct_connection(connect: Mapping[str, Any]) -> AsyncIterator[Any]:
         await connection.close()
 
 
-@asynccontextmanager
-async def _good_url() -> AsyncIterator[None]:
-    try:
-        yield
-    except asyncpg.exceptions.ClientConfigurationError as error:
-        raise ValueError("not a Postgres URL that can be used") from error
-
-
-@lru_cache(maxsize=1024)
-def _one_statement(sql: str, arguments: int) -> str:
-    """The caller's SELECT, run after its scope is set, in one statement.
-
-    Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
-    condition sets the scope (set_config is volatile: it is never evaluated early). Were the condition ever NULL there
-    would be no rows at all. tests/test_read_soundness.py holds it against every plan shape we could force.
-    """
-    if not _READ_ONLY.match(sql) or _WRITES.search(re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", sql)):
-        raise ValueError("read() runs one SELECT; writes go through scoped()")
-    user, org, admin = (f"${arguments + n}" for n in (1, 2, 3))
-    # The alias is one that no column has (else row_to_json would take the column); the line's end closes a comment.
-    return (
-        f"SELECT CASE WHEN set_config('gatepost.user_id', {user}, true) IS NOT NULL"  # noqa: S608 - the handler's own SQL
-        f" AND set_config('gatepost.org_id', {org}, true) IS NOT NULL"
-        f" AND set_config('gatepost.admin_org_id', {admin}, true) IS NOT NULL"
-        f" THEN (SELECT coalesce(string_agg(row_to_json(gatepost_row)::text, E'\\x1e'), '')"
-        f" FROM (\n{sql.strip().rstrip(';')}\n) AS gatepost_row) END"
-    )
-
-
-async def _nothing_to_reset(connection: Any) -> None:
-    """asyncpg would send RESET ALL on each release, a round trip. We leave nothing behind: every scope is local."""
+def _still_cancelling(connection: Any) -> bool:
+    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres; such a one is thrown away."""
+    return bool(connection._protocol is None or connection._protocol._is_cancelling())
 
 
 @asynccontextmanager
@@ -177,17 +170,24 @@ async def translated() -> AsyncIterator[None]:
     """Turn what asyncpg raises into Unavailable (503) or an answer. No text of Postgres goes further than here."""
     try:
         yield
-    except asyncpg.PostgresError as error:
+    except Exception as error:
         raise _meaning(error) from None
-    except asyncpg.InterfaceError as error:
-        if isinstance(error, asyncpg.DataError | ValueError):
-            raise Unprocessable([]) from None
-        raise Unavailable(f"database: {type(error).__name__}") from None
-    except (OSError, TimeoutError) as error:
-        raise Unavailable(f"database: {type(error).__name__}") from None
 
 
-def _meaning(error: asyncpg.PostgresError) -> Exception:
+def _meaning(error: Exception) -> Exception:
+    """What the caller of the database is to be told; an exception that is not the database's is itself."""
+    if isinstance(error, asyncpg.PostgresError):
+        return _of_state(error)
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return ValueError("not a Postgres URL that can be used")
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return Unprocessable([])  # a value that asyncpg cannot send
+    if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
+        return Unavailable(f"database: {type(error).__name__}")
+    return error
+
+
+def _of_state(error: asyncpg.PostgresError) -> Exception:
     state = error.sqlstate or ""
     known: dict[str, type[ApiError]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
     if state == "42501":  # a policy or a grant said no: the row would be another tenant's

@@ -25,12 +25,12 @@ _LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
 class Wire(RequestHandler):
     """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
 
-    __slots__ = ("_head_begun", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
+    __slots__ = ("_busy_bytes", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
 
     def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, **kwargs: Any) -> None:
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
         self._head_limit, self._head_seconds = head_bytes, head_seconds
-        self._head_bytes, self._head_begun = 0, False
+        self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -38,22 +38,25 @@ class Wire(RequestHandler):
         idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
         waiting = len(self._messages)
         super().data_received(data)
-        if not idle:
-            for number in range(waiting, len(self._messages)):  # heads that came while another request is answered
+        come = len(self._messages) - waiting
+        size = self._head_bytes + self._busy_bytes + len(data)
+        if come > 0 and size > self._head_limit:
+            for number in range(waiting, waiting + come):
                 self._weigh_head(number)
-            self._head_begun = True  # perhaps: it may be the other request's body
-            return
-        if self._messages:
-            if self._head_begun or self._head_bytes + len(data) > self._head_limit:
-                for number in range(len(self._messages)):
-                    self._weigh_head(number)
+        if not idle:
+            # Perhaps the other request's body, perhaps the next head's first half: counted, and weighed when it is whole.
+            self._busy_bytes = len(data) if come > 0 else self._busy_bytes + len(data)
+        elif come > 0:
             self._head_done()
         elif data:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._head_limit:
-                self._refuse(b"431 Request Header Fields Too Large", _LARGE)
-            elif self._head_timer is None:
-                self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, b"408 Request Timeout", _LATE)
+            self._head_grows(len(data))
+
+    def _head_grows(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._head_limit:
+            self._refuse(b"431 Request Header Fields Too Large", _LARGE)
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, b"408 Request Timeout", _LATE)
 
     def _weigh_head(self, number: int) -> None:
         """The head came whole, with much beside it: was it the head that was large, or the body behind it?"""
@@ -68,7 +71,7 @@ class Wire(RequestHandler):
         super().connection_lost(exc)
 
     def _head_done(self) -> None:
-        self._head_bytes, self._head_begun = 0, False
+        self._head_bytes = self._busy_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

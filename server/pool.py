@@ -1,0 +1,126 @@
+"""Connections, handed from whoever is done straight to whoever has waited longest.
+
+Why not asyncpg's own pool: a released connection goes into a queue there, where a newcomer can overtake a woken waiter
+(at 32 requests on 10 connections its slowest 1 % waited thirty times the median), and each release makes a task. Here
+the first to wait is the first to be served. Knows no database library: it asks four things of a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
+
+
+class Poolable(Protocol):
+    """What the pool asks of a connection."""
+
+    def is_closed(self) -> bool: ...
+
+    def is_in_transaction(self) -> bool: ...
+
+    def terminate(self) -> None: ...
+
+
+C = TypeVar("C", bound=Poolable)
+
+
+class Pool(Generic[C]):
+    """At most `size` connections, opened when they are needed."""
+
+    def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
+        """`busy(connection)`: is it still occupied with something that its last borrower gave up on?"""
+        self._connect, self._size, self._busy = connect, size, busy
+        self._idle: list[C] = []
+        self._waiting: deque[asyncio.Future[C | None]] = deque()
+        self._lent: set[C] = set()
+        self._opening = 0
+        self._closed = False
+
+    @property
+    def open(self) -> int:
+        """Connections that are open, or being opened."""
+        return len(self._idle) + len(self._lent) + self._opening
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    async def acquire(self) -> C:
+        """A connection; waits for one without a bound of its own. Raises what `connect` raises."""
+        while not self._closed:
+            while self._idle:
+                connection = self._idle.pop()  # the last one used: its caches are warm
+                if not connection.is_closed():
+                    self._lent.add(connection)
+                    return connection
+            if self.open < self._size:
+                return await self._open_one()
+            handed = await self._wait()
+            if handed is not None:
+                return handed
+        raise ConnectionError("the pool is closed")
+
+    def release(self, connection: C) -> None:
+        """Take a connection back: to the longest waiter, or to the idle ones. One that is not clean is thrown away."""
+        if connection not in self._lent:
+            return
+        if self._closed or self._busy(connection) or connection.is_in_transaction():
+            connection.terminate()
+        if connection.is_closed():
+            self.discard(connection)
+            return
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)  # it stays lent, to somebody else
+                return
+        self._lent.discard(connection)
+        self._idle.append(connection)
+
+    def discard(self, connection: C) -> None:
+        """Throw a lent connection away; somebody who waits may open another in its place."""
+        self._lent.discard(connection)
+        if not connection.is_closed():
+            connection.terminate()
+        self._wake_one()
+
+    def close(self) -> None:
+        """End every connection, lent ones too, and send those who wait away."""
+        self._closed = True
+        for connection in [*self._idle, *self._lent]:
+            connection.terminate()
+        self._idle.clear()
+        while self._waiting:
+            self._wake_one()
+
+    async def _open_one(self) -> C:
+        self._opening += 1
+        try:
+            connection = await self._connect()
+        except BaseException:
+            self._opening -= 1
+            self._wake_one()
+            raise
+        self._opening -= 1
+        self._lent.add(connection)
+        return connection
+
+    async def _wait(self) -> C | None:
+        waiter: asyncio.Future[C | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it came at the very moment when we were told to stop
+                handed = waiter.result()
+                self.release(handed) if handed is not None else self._wake_one()
+            raise
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
