@@ -19,6 +19,7 @@ from .observe import LOG
 
 CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
+PRUNE_SECONDS: Final = 600.0
 
 
 class Revocations:
@@ -80,6 +81,7 @@ class Feed:
         self._connect = connect
         self._hint = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._prune_at = time.monotonic() + PRUNE_SECONDS
 
     async def open(self) -> None:
         """Read the table once before anything is served, then keep reading. Raises Unavailable."""
@@ -101,6 +103,7 @@ class Feed:
                     await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
                     while True:
                         await self._read(connection)
+                        await self._prune(connection)
                         pause = INTERVAL_SECONDS
                         await self._wait(INTERVAL_SECONDS)
             except Exception as error:
@@ -113,6 +116,12 @@ class Feed:
             async with asyncio.timeout(seconds):
                 await self._hint.wait()
         self._hint.clear()
+
+    async def _prune(self, connection: Any) -> None:
+        """Now and then drop what has expired; every worker does, and it does not matter which comes first."""
+        if time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_SECONDS
+            await connection.execute("SELECT prune_sync()", timeout=30)
 
     async def _read(self, connection: Any) -> None:
         begun = time.monotonic()
