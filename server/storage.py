@@ -14,6 +14,7 @@ from .postgres import EmbeddedPostgres, PostgresError, running_socket
 from .revocation import Feed, Revocations
 from .safety import problems
 from .settings import ConfigError, Settings
+from .workers import Worker
 
 NAME: Final = "gatepost"
 SERVING_ROLE: Final = "gatepost_app"
@@ -41,11 +42,7 @@ class Storage:
 
     async def open(self) -> None:
         """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""
-        url = self._settings.get("database.url")
-        if url is None:
-            connect = await self._start_embedded()
-        else:
-            connect = {"dsn": url}
+        connect = await self.provide()
         try:
             await self.database.open(connect)
             await self._refuse_unsafe()
@@ -56,6 +53,18 @@ class Storage:
             raise StartFailed(f"the database cannot be reached: {error}") from error
         except ValueError as error:
             raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
+
+    async def provide(self) -> dict[str, Any]:
+        """How to connect as the serving role: to the database that is named, else to the embedded one, started here.
+
+        A worker finds the embedded one running: its parent has started it. Raises ConfigError.
+        """
+        url = self._settings.get("database.url")
+        if url is not None:
+            return {"dsn": url}
+        if Worker.here() is not None and (beside := beside_running_server(self._settings)) is not None:
+            return beside
+        return await self._start_embedded()
 
     async def close(self) -> None:
         if self._feed is not None:

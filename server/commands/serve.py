@@ -9,14 +9,16 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Coroutine
 from typing import Any
 
 from aiohttp import web
 
-from ..app import build
+from ..app import STORAGE, build
 from ..observe import LOG
-from ..ops import Operations
+from ..ops import Operations, reasons_of
 from ..settings import ConfigError, Settings
+from ..workers import Supervisor, Worker
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT."""
-    app = build(settings)
+    """Serve until SIGTERM or SIGINT: alone, as one of several workers, or as the parent of several."""
+    app, worker = build(settings), Worker.here()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(app, settings))
+        if worker is None and settings.get("workers") > 1:
+            return runner.run(_supervise(app, settings))
+        return runner.run(_serve(app, settings, worker))
 
 
 def _loop_factory() -> Any:
@@ -38,25 +42,59 @@ def _loop_factory() -> Any:
     return None
 
 
-async def _serve(app: web.Application, settings: Settings) -> int:
+def _stop_signal() -> asyncio.Event:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _serve(app: web.Application, settings: Settings, worker: Worker | None) -> int:
+    stop = _stop_signal()
     runner = web.AppRunner(app, shutdown_timeout=settings.get("limits.drain_seconds"))
-    operations = Operations(app)
+    operations = Operations(lambda: reasons_of(app))
     try:
         await runner.setup()
-        site = web.TCPSite(runner, settings.get("host"), settings.get("port"))
-        await _bind(site, settings.get("host"), settings.get("port"))
-        await operations.start(settings.get("ops.host"), settings.get("ops.port"))
-        _announce(runner, settings)
-        await stop.wait()
+        host, port = settings.get("host"), worker.port if worker else settings.get("port")
+        await _bind(web.TCPSite(runner, host, port, reuse_port=worker is not None), host, port)
+        if worker is None:
+            await operations.start(settings.get("ops.host"), settings.get("ops.port"))
+            bound_host, bound_port = runner.addresses[0][:2]
+            _announce(bound_host, bound_port, settings)
+            await stop.wait()
+        else:
+            await operations.start_unix(worker.ops_socket)
+            worker.tell_ready()
+            await _first(stop.wait(), worker.until_orphaned())
         operations.draining = True
         LOG.info("draining")
         return 0
     finally:
         await runner.cleanup()
         await operations.stop()
+
+
+async def _supervise(app: web.Application, settings: Settings) -> int:
+    """The parent's part: the embedded Postgres, the operations port, and the children."""
+    stop = _stop_signal()
+    supervisor = Supervisor(settings)
+    operations = Operations(supervisor.not_ready)
+    storage = app[STORAGE]
+    try:
+        await storage.provide()
+        await operations.start(settings.get("ops.host"), settings.get("ops.port"))
+        return await supervisor.run(stop, lambda host, port: _announce(host, port, settings))
+    finally:
+        operations.draining = True
+        await storage.close()
+        await operations.stop()
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 async def _bind(site: web.TCPSite, host: str, port: int) -> None:
@@ -66,8 +104,7 @@ async def _bind(site: web.TCPSite, host: str, port: int) -> None:
         raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
 
 
-def _announce(runner: web.AppRunner, settings: Settings) -> None:
-    host, port = runner.addresses[0][:2]
+def _announce(host: str, port: int, settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hints = _hints(url, settings) if settings.get("env") == "development" else []
     print(f"Gatepost serves on {url}", *hints, sep="\n", flush=True)

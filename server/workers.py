@@ -1,0 +1,174 @@
+"""Several processes on one port: the kernel spreads connections over them, and one that dies is replaced.
+
+The parent serves no request. It owns the embedded Postgres, holds the port (so that port 0 is one number for all),
+answers on the operations port for everybody, and passes SIGTERM on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from .observe import LOG
+from .settings import ConfigError, Settings
+
+VARIABLE: Final = "_GATEPOST_WORKER"
+"""How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of ops sockets>`."""
+_LONGEST_PAUSE: Final = 5.0
+
+
+class Worker:
+    """What a child process knows of its place."""
+
+    def __init__(self, text: str) -> None:
+        number, port, ready, folder = text.split(",", 3)
+        self.number, self.port, self._ready = int(number), int(port), int(ready)
+        self.ops_socket = Path(folder) / f"{number}.sock"
+        self._parent = os.getppid()
+
+    @staticmethod
+    def here() -> Worker | None:
+        """The worker that this process is; None for a server of its own."""
+        text = os.environ.get(VARIABLE)
+        return Worker(text) if text else None
+
+    def tell_ready(self) -> None:
+        os.write(self._ready, b"1")
+        os.close(self._ready)
+
+    async def until_orphaned(self) -> None:
+        """Returns when the parent is gone, however it went: nobody would ever stop us."""
+        while os.getppid() == self._parent:  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.5)
+
+
+class Supervisor:
+    """Keeps `workers` children running until told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = Path(tempfile.mkdtemp(prefix="gatepost-ops-"))
+        self._children: dict[int, asyncio.subprocess.Process] = {}
+        self._stopping = False
+        self._holder: socket.socket | None = None
+
+    async def run(self, stop: asyncio.Event, announce: Callable[[str, int], None]) -> int:
+        """Start the children, announce (host, port) once all are ready, and mind them. Gives the exit status."""
+        self._holder = hold_port(self._settings.get("host"), self._settings.get("port"))
+        host, port = self._holder.getsockname()[:2]
+        try:
+            ready = [await self._start(number, port) for number in range(self._settings.get("workers"))]
+            if not all(await asyncio.gather(*ready)):
+                await self._stop_all()
+                return max((child.returncode or 1 for child in self._children.values()), default=1)
+            announce(host, port)
+            minders = [asyncio.create_task(self._mind(number, port)) for number in self._children]
+            await stop.wait()
+            self._stopping = True
+            LOG.info("draining")
+            await self._stop_all()
+            for minder in minders:
+                minder.cancel()
+            return 0
+        finally:
+            await self._stop_all()
+            self._holder.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def not_ready(self) -> list[str]:
+        """Why requests should not be sent here: what every worker says of itself."""
+        said = await asyncio.gather(*(self._ask(number) for number in sorted(self._children)))
+        return [f"worker {number}: {reason}" for number, reasons in enumerate(said) for reason in reasons]
+
+    async def _ask(self, number: int) -> list[str]:
+        connector = aiohttp.UnixConnector(str(self._folder / f"{number}.sock"))
+        try:
+            async with (
+                asyncio.timeout(3),
+                aiohttp.ClientSession(connector=connector) as client,
+                client.get("http://worker/readyz") as got,
+            ):
+                return list((await got.json()).get("reasons", ()))
+        except (OSError, aiohttp.ClientError, TimeoutError, ValueError):
+            return ["does not answer"]
+
+    async def _start(self, number: int, port: int) -> asyncio.Task[bool]:
+        """Start a child; the task says whether it became ready."""
+        listening, ready = os.pipe()
+        os.set_inheritable(ready, True)
+        environment = {**os.environ, VARIABLE: f"{number},{port},{ready},{self._folder}"}
+        child = await asyncio.create_subprocess_exec(*_command(), env=environment, pass_fds=(ready,))
+        os.close(ready)
+        self._children[number] = child
+        return asyncio.create_task(_said_ready(listening))
+
+    async def _mind(self, number: int, port: int) -> None:
+        pause = 0.1
+        while not self._stopping:
+            status = await self._children[number].wait()
+            if self._stopping:
+                return
+            LOG.error("a worker died", extra={"fields": {"worker": number, "status": status, "restart_in": pause}})
+            await asyncio.sleep(pause)
+            (self._folder / f"{number}.sock").unlink(missing_ok=True)
+            became_ready = await (await self._start(number, port))
+            pause = 0.1 if became_ready else min(pause * 2, _LONGEST_PAUSE)
+
+    async def _stop_all(self) -> None:
+        """SIGTERM to every child, and SIGKILL to who has not gone long after the drain should have ended."""
+        running = [child for child in self._children.values() if child.returncode is None]
+        for child in running:
+            with suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+        limit = 2 * float(self._settings.get("limits.drain_seconds")) + 10
+        waiting = [asyncio.create_task(child.wait()) for child in running]
+        if waiting and (await asyncio.wait(waiting, timeout=limit))[1]:
+            for child in running:
+                with suppress(ProcessLookupError):
+                    child.kill()
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """A socket that holds the port for the workers and takes no connection. Raises ConfigError when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: another server's port is taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((host, port))
+    except OSError as error:
+        raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
+    return holder
+
+
+def _command() -> list[str]:
+    """How this very process was started."""
+    script = sys.argv[0]
+    if os.path.basename(script) == "__main__.py":
+        return [sys.executable, "-m", "server", *sys.argv[1:]]
+    return [sys.executable, script, *sys.argv[1:]]
+
+
+async def _said_ready(descriptor: int) -> bool:
+    """Did the child write its byte before it closed the pipe (or died)?"""
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    try:
+        return await reader.read(1) == b"1"
+    finally:
+        transport.close()
