@@ -26,6 +26,8 @@ class Provider(Protocol):
     not_ready()   a reason for /readyz, or None
     close()       async, once, at the end
     issuers       the `iss` values this provider answers for: no other provider takes a JWT that names one
+    namespaces    what its user and organisation ids are prefixed with, "" for nothing; two providers may not share one
+    authorized_parties   origins whose pages sign in with it; the default of `cors_origins`
     """
 
     async def authenticate(self, request: web.Request) -> Identity | None:

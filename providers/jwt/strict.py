@@ -93,12 +93,13 @@ class HeaderReader:
     """Reads headers under one set of rules, and knows again those that came with a good signature.
 
     algorithms   the `alg` values that are allowed; `none` and HMAC have no business here
-    types        the `typ` values that are allowed, compared exactly; None among them: it may be absent
+    types        the `typ` values that are allowed, compared exactly; None among them: it may be absent. None in place
+                 of them all: any text or none, for who judges `members["typ"]` after the signature was proven
     """
 
-    def __init__(self, algorithms: Collection[str], types: Collection[str | None] = (None, "JWT")) -> None:
+    def __init__(self, algorithms: Collection[str], types: Collection[str | None] | None = (None, "JWT")) -> None:
         self._algorithms = frozenset(algorithms)
-        self._types = frozenset(types)
+        self._types = frozenset(types) if types is not None else None
         if any(name.lower() == "none" or name.upper().startswith("HS") for name in self._algorithms):
             raise ValueError("only signatures with a public key are allowed")
         self._known: dict[str, Header] = {}
@@ -119,7 +120,7 @@ class HeaderReader:
         if not isinstance(alg, str) or alg not in self._algorithms:
             raise Malformed("alg is not allowed")
         typ = members.get("typ")
-        if ("typ" in members and not isinstance(typ, str)) or typ not in self._types:
+        if ("typ" in members and not isinstance(typ, str)) or (self._types is not None and typ not in self._types):
             raise Malformed("typ is not allowed")
         for name in _REFUSED:
             if name in members:

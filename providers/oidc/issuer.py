@@ -1,0 +1,119 @@
+"""One issuer: where its keys are, and whether a token is its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from server import CredentialRejected, House, Identity, Unavailable
+
+from ..jwt import strict
+from ..jwt.cache import TokenCache, Verified
+from ..jwt.keyset import KeySet
+from ..jwt.strict_json import Malformed, read_object
+from . import claims
+from .members import is_loopback_http, is_safe
+from .settings import IssuerSettings
+
+_WELL_KNOWN: Final = "/.well-known/openid-configuration"
+_FETCH_SECONDS: Final = 5.0
+_JSON: Final = {"Accept": "application/json"}
+
+
+class Issuer:
+    """Verifies the tokens of one issuer with its own key set, header rules and cache: nothing is shared with another."""
+
+    def __init__(self, settings: IssuerSettings, clock: Callable[[], float]) -> None:
+        """`clock` gives Unix seconds."""
+        self.settings = settings
+        self._clock = clock
+        # Any typ is read here and judged after the signature was proven, so that its reason can be told.
+        self._headers = strict.HeaderReader(settings.algorithms, types=None)
+        self._cache: TokenCache[Identity] = TokenCache()
+        self._keys: KeySet | None = None
+
+    async def open(self, house: House) -> None:
+        """Fetch the keys, succeed or not, and keep them fresh until `close`."""
+        name = f"the key set of {self.settings.issuer}"
+
+        async def fetch() -> bytes:
+            return await fetch_keys(house, self.settings)
+
+        self._keys = KeySet(fetch, algorithms=self.settings.algorithms, name=name)
+        await self._keys.open()
+
+    def not_ready(self) -> str | None:
+        """Why its tokens cannot be verified now, or None."""
+        return self._keys.not_ready() if self._keys is not None else f"{self.settings.issuer} is not open"
+
+    async def close(self) -> None:
+        """Stop refreshing the keys."""
+        if self._keys is not None:
+            await self._keys.close()
+
+    def known(self, digest: bytes) -> Identity | None:
+        """The identity of a token that was verified before and still holds."""
+        return self._cache.get(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
+
+    async def verify(self, digest: bytes, segments: strict.Segments, payload: bytes) -> Identity:
+        """The caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
+        try:
+            header = self._headers.read(segments.header)
+            generation = await self._prove(segments, header)
+            said = strict.claims(payload)
+        except Malformed as error:
+            raise CredentialRejected("credential-rejected", error.detail) from None
+        identity, times = claims.read(header.members, said, self.settings, self._clock())
+        self._cache.put(digest, generation, self._bounds(identity, times))
+        return identity
+
+    async def _prove(self, segments: strict.Segments, header: strict.Header) -> int:
+        """Check the signature; gives the keys' generation."""
+        if self._keys is None:
+            raise Unavailable(f"{self.settings.issuer} is not open")
+        signature = strict.decode(segments.signature)
+        key = self._keys.get(header.kid) or await self._keys.find(header.kid)
+        generation = self._keys.generation()  # no await between here and the last use of the key
+        if key is None:
+            raise CredentialRejected("credential-rejected", "no such key" if header.kid else "kid is missing")
+        if not key.verify(header.alg, f"{segments.header}.{segments.payload}".encode(), signature):
+            raise CredentialRejected("credential-rejected", "bad signature")
+        self._headers.remember(segments.header, header)
+        return generation
+
+    def _bounds(self, identity: Identity, times: claims.Times) -> Verified[Identity]:
+        starts = [start for start in (times.not_before, times.issued) if start is not None]
+        return Verified(identity, max(starts) - self.settings.leeway if starts else 0.0, times.expires)
+
+
+async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:
+    """The issuer's key set as it stands, after asking where it is. Raises Unavailable."""
+    try:
+        async with asyncio.timeout(_FETCH_SECONDS):
+            return await _get(house, settings.jwks_uri or await _discover(house, settings.issuer))
+    except TimeoutError:
+        raise Unavailable(f"{settings.issuer} took longer than {_FETCH_SECONDS:g} seconds") from None
+
+
+async def _discover(house: House, issuer: str) -> str:
+    """The `jwks_uri` of the issuer's own description (OpenID Connect Discovery 1.0, 4). Raises Unavailable."""
+    url = issuer.rstrip("/") + _WELL_KNOWN  # 4.1: a slash at the issuer's end is taken off first
+    try:
+        said = read_object(await _get(house, url), "discovery document")
+    except Malformed as error:
+        raise Unavailable(f"{url}: {error.detail}") from None
+    if said.get("issuer") != issuer:  # 4.3: exactly, else one issuer could speak for another
+        raise Unavailable(f"{url}: it describes another issuer")
+    found = said.get("jwks_uri")
+    # Only the operator may send us to this machine for a remote issuer's keys (`jwks_uri`), never the remote itself.
+    if not isinstance(found, str) or not is_safe(found) or (is_loopback_http(found) and not is_loopback_http(issuer)):
+        raise Unavailable(f"{url}: its jwks_uri is not a URL that starts with https://")
+    return found
+
+
+async def _get(house: House, url: str) -> bytes:
+    answer = await house.fetch(url, headers=_JSON, timeout=_FETCH_SECONDS)
+    if answer.status != 200:  # a redirect too: whoever can redirect could choose the keys
+        raise Unavailable(f"{url} answered {answer.status}")
+    return answer.body

@@ -1,0 +1,135 @@
+"""Where in a token an Identity's fields are: the operator's `claims`, applied to a proven payload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from server import CredentialRejected, Identity
+
+from ..jwt.strict_json import freeze
+from .settings import IssuerSettings
+
+NAME: Final = "oidc"
+_ORG: Final = "org:"
+
+
+def lookup(claims: Mapping[str, Any], name: str) -> Any:
+    """The value of the claim `name`, or None.
+
+    `name` is a claim's name as it stands (`https://acme.example/org`) or, if no claim is called so, a path into
+    objects (`realm_access.roles`). At every step the longest name that exists is taken, so a path may start with a URL.
+    """
+    if name in claims:
+        return claims[name]
+    end = name.rfind(".")
+    while end > 0:
+        inner = claims.get(name[:end])
+        if inner is not None:
+            return lookup(inner, name[end + 1 :]) if isinstance(inner, dict) else None
+        end = name.rfind(".", 0, end)
+    return None
+
+
+def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: float | None) -> Identity:
+    """The Identity in a proven payload, its ids in the issuer's namespace. Freezes `claims`.
+
+    Raises CredentialRejected("token-claims") for a field that is there and odd, and for a missing user.
+    """
+    user_id = _text(claims, settings.claims["user_id"])
+    if user_id is None:
+        raise _odd(settings.claims["user_id"], "is missing")
+    fields = {"user_id": _own(settings, user_id, settings.claims["user_id"]), **_organisation(claims, settings)}
+    scopes = _scopes(claims, settings)
+    session = claims.get("sid")
+    return Identity(
+        provider=NAME,
+        token_type="access_token",
+        scopes=scopes,
+        session_id=session if _is_text(session) else None,
+        claims=freeze(claims),
+        issued_at=issued_at,
+        **fields,
+    )
+
+
+def _organisation(claims: Mapping[str, Any], settings: IssuerSettings) -> dict[str, Any]:
+    """The active organisation; without one a role or a permission says nothing and is left out."""
+    names = settings.claims
+    org_id = _text(claims, names["org_id"]) if "org_id" in names else None
+    if org_id is None:
+        return {}
+    if settings.orgs is not None and org_id not in settings.orgs:
+        raise _odd(names["org_id"], "is not one of this issuer's `orgs`")
+    found: dict[str, Any] = {"org_id": _own(settings, org_id, names["org_id"])}
+    readers: tuple[tuple[str, Callable[[Mapping[str, Any], str], Any]], ...] = (
+        ("org_slug", _text),
+        ("org_role", _role),
+        ("org_permissions", _permissions),
+    )
+    for field, reader in readers:
+        if field in names:
+            found[field] = reader(claims, names[field])
+    return found
+
+
+def _own(settings: IssuerSettings, id: str, name: str) -> str:
+    try:
+        made = settings.own(id)
+    except ValueError as error:
+        raise _odd(name, str(error)) from None
+    if len(made) > 255:
+        raise _odd(name, "is too long with its namespace")
+    return made
+
+
+def _role(claims: Mapping[str, Any], name: str) -> str | None:
+    role = _text(claims, name)
+    return _prefixed(role) if role is not None else None
+
+
+def _permissions(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    words = _words(claims, name)
+    return tuple(_prefixed(word) for word in words) if words is not None else None
+
+
+def _prefixed(word: str) -> str:
+    """`admin` as `org:admin`: handlers ask for names of that form, whoever issued the token."""
+    return word if word.startswith(_ORG) else _ORG + word
+
+
+def _scopes(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, ...]:
+    """The scopes (RFC 9068 2.2.3): where the operator says, else `scope`, else `scp`. None named: none, not all."""
+    if "scopes" in settings.claims:
+        return _words(claims, settings.claims["scopes"]) or ()
+    scopes = _words(claims, "scope")
+    return (scopes if scopes is not None else _words(claims, "scp")) or ()
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str | None:
+    """A text that can be stored and logged; None for what is missing, null or empty: these name nothing."""
+    value = lookup(claims, name)
+    if value is None or value == "":
+        return None
+    if not _is_text(value):
+        raise _odd(name, "is not 1 to 255 characters of printable text")
+    return str(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
+
+
+def _words(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    """A list of texts, or one text of words with spaces between them (RFC 6749 3.3)."""
+    value = lookup(claims, name)
+    if value is None:
+        return None
+    words = value.split(" ") if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _odd(name, "is no text and no list of texts")
+    return tuple(word for word in words if word)
+
+
+def _odd(name: str, said: str) -> CredentialRejected:
+    return CredentialRejected("token-claims", f"{name} {said}")

@@ -1,0 +1,80 @@
+"""`Authorization: Bearer <access token>` of the issuers in `[[oidc.issuers]]`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from server import House, Identity
+
+from ..jwt import strict
+from ..jwt.cache import digest_of
+from ..jwt.strict_json import Malformed
+from . import settings
+from .issuer import Issuer
+from .mapping import NAME
+
+__all__ = ["NAME", "OidcProvider"]
+
+
+class OidcProvider:
+    """Takes a JWT whose `iss` is one of its issuers; every other credential is not its own."""
+
+    def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
+        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
+        self._issuers = {one.issuer: Issuer(one, clock) for one in settings.read(table)}
+
+    @property
+    def issuers(self) -> frozenset[str]:
+        """The `iss` values that are its own: no other provider takes their tokens."""
+        return frozenset(self._issuers)
+
+    @property
+    def namespaces(self) -> frozenset[str]:
+        """What its ids are prefixed with; the server refuses another provider that has one of them, "" included."""
+        return frozenset(one.settings.namespace for one in self._issuers.values())
+
+    async def open(self, house: House) -> None:
+        """Fetch every issuer's keys, at the same time; one that cannot be reached is tried again in the background."""
+        await asyncio.gather(*(one.open(house) for one in self._issuers.values()))
+
+    def not_ready(self) -> str | None:
+        """The issuers whose tokens cannot be verified now, or None."""
+        return "; ".join(why for one in self._issuers.values() if (why := one.not_ready())) or None
+
+    async def close(self) -> None:
+        """Stop refreshing the keys."""
+        await asyncio.gather(*(one.close() for one in self._issuers.values()))
+
+    async def authenticate(self, request: web.Request) -> Identity | None:
+        """The caller; None for anything that is not a JWT of one of the issuers."""
+        token = _bearer(request)
+        if token is None:
+            return None
+        digest = digest_of(token)
+        for one in self._issuers.values():
+            if (identity := one.known(digest)) is not None:
+                return identity
+        segments = strict.split(token)
+        if segments is None:
+            return None
+        try:
+            payload = strict.decode(segments.payload)
+            issuer = strict.unproven_issuer(payload)
+        except Malformed:
+            return None  # it names no issuer, so it is nobody's here; the next provider may know better
+        chosen = self._issuers.get(issuer) if isinstance(issuer, str) else None
+        return await chosen.verify(digest, segments, payload) if chosen is not None else None
+
+
+def _bearer(request: web.Request) -> str | None:
+    """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if len(values) != 1:
+        return None  # the gate refuses two; neither is ours to choose
+    scheme, _, token = values[0].partition(" ")
+    return token if scheme.lower() == "bearer" and token else None

@@ -1,0 +1,170 @@
+"""`[[oidc.issuers]]`: read once at start, checked member by member, and between the issuers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from .members import Members
+
+ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+ACCESS_TOKEN: Final = "at+jwt"
+DELIMITER: Final = "|"
+_NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,32}")
+_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,126}")
+_MEMBERS: Final = (
+    "issuer", "audience", "audience_claim", "typ", "require", "algorithms", "namespace", "orgs", "claims", "jwks_uri",
+    "leeway_seconds", "max_token_seconds",
+)  # fmt: skip
+_CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes")
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """One checked `[[oidc.issuers]]`.
+
+    types     the `typ` values it uses, as `media_type` gives them; "" among them: the header may be without one
+    require   claim -> the values of which it must have one
+    claims    what an Identity's fields are called in its tokens; a field that is missing here is never set
+    reserved  beginnings of ids that are other issuers': never to be spoken by this one
+    """
+
+    issuer: str
+    audience: frozenset[str]
+    audience_claim: str
+    types: frozenset[str]
+    require: Mapping[str, tuple[Any, ...]]
+    algorithms: tuple[str, ...]
+    namespace: str
+    orgs: frozenset[str] | None
+    claims: Mapping[str, str]
+    jwks_uri: str | None
+    leeway: float
+    max_lifetime: float
+    reserved: tuple[str, ...] = ()
+
+    def own(self, id: str) -> str:
+        """This issuer's `id` in the one space of ids that all issuers share: `<namespace>|<id>`.
+
+        Two issuers never get the same result. A namespace holds no `|`, so what stands before the first one of a
+        prefixed id is its namespace, whatever the id itself holds; and of all issuers at most one has no namespace,
+        whose ids must not start like a prefixed one (`reserved`). Raises ValueError for an id that does.
+        """
+        if self.namespace:
+            return self.namespace + DELIMITER + id
+        if id.startswith(self.reserved):
+            raise ValueError("it begins with another issuer's namespace")
+        return id
+
+
+def media_type(typ: str) -> str:
+    """A header's `typ` for comparison: case does not count, `application/` may be left out (RFC 7515 4.1.9)."""
+    return typ.lower().removeprefix("application/")
+
+
+def read(table: Mapping[str, Any]) -> tuple[IssuerSettings, ...]:
+    """The issuers of the table [oidc]. Raises ValueError that says which one and which member."""
+    tables = table.get("issuers") or ()
+    if not tables:
+        raise ValueError("oidc has no issuer to believe: add [[oidc.issuers]]")
+    several = len(tables) > 1
+    issuers = [_issuer(Members(f"oidc.issuers[{at}]", given), several) for at, given in enumerate(tables)]
+    _refuse_twice("issuer", [one.issuer for one in issuers])
+    _refuse_twice("namespace", [one.namespace for one in issuers])
+    reserved = tuple(one.namespace + DELIMITER for one in issuers if one.namespace)
+    return tuple(one if one.namespace else replace(one, reserved=reserved) for one in issuers)
+
+
+def _refuse_twice(member: str, values: Sequence[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"oidc.issuers: two have the {member} {value!r}; each needs its own")
+
+
+def _issuer(table: Members, several: bool) -> IssuerSettings:
+    table.refuse_others(_MEMBERS)
+    issuer = table.url("issuer")
+    if issuer is None:
+        raise table.mistake("issuer", "is missing")
+    table = Members(f"oidc.issuers {issuer!r}", table.given)
+    claims = _claims(table)
+    made = IssuerSettings(
+        issuer=issuer,
+        audience=frozenset(table.words("audience", required=True)),
+        audience_claim=table.text("audience_claim") or "aud",
+        types=_types(table),
+        require=_require(table),
+        algorithms=_algorithms(table),
+        namespace=_namespace(table, several),
+        orgs=frozenset(table.words("orgs", required=True)) if "orgs" in table.given else None,
+        claims=claims,
+        jwks_uri=table.url("jwks_uri", query=True),
+        leeway=table.seconds("leeway_seconds", 5.0, 300.0),
+        max_lifetime=table.seconds("max_token_seconds", 86_400.0, float(2**31)),
+    )
+    _check_together(table, made)
+    return made
+
+
+def _check_together(table: Members, made: IssuerSettings) -> None:
+    if made.types != {ACCESS_TOKEN} and not made.require:
+        # RFC 9068 5: without its typ nothing in general tells an access token from an ID token of the same keys, which
+        # any client of the issuer holds. So the operator must say what does.
+        raise table.mistake("typ", f"other than {ACCESS_TOKEN} needs `require`: a claim that access tokens alone have")
+    if made.orgs is not None and "org_id" not in made.claims:
+        raise table.mistake("orgs", "has no effect without claims.org_id")
+    if "org_id" not in made.claims and {"org_slug", "org_role", "org_permissions"} & made.claims.keys():
+        raise table.mistake("claims", "says something of an organisation, and not which: org_id is missing")
+
+
+def _types(table: Members) -> frozenset[str]:
+    if "typ" not in table.given:
+        return frozenset({ACCESS_TOKEN})
+    words = table.words("typ", empty=True)
+    for word in words:
+        if word and not _TYPE.fullmatch(word):
+            raise table.mistake("typ", f"{word!r} is not a type such as at+jwt")
+    if not words:
+        raise table.mistake("typ", "is empty")
+    return frozenset(media_type(word) for word in words)
+
+
+def _algorithms(table: Members) -> tuple[str, ...]:
+    if "algorithms" not in table.given:
+        return ("RS256", "ES256")
+    words = table.words("algorithms", required=True)
+    for word in words:
+        if word not in ALGORITHMS:
+            raise table.mistake("algorithms", f"{word!r} is not one of {', '.join(ALGORITHMS)}")
+    return tuple(words)
+
+
+def _namespace(table: Members, several: bool) -> str:
+    if several and "namespace" not in table.given:
+        raise table.mistake("namespace", 'is missing: with several issuers each says its own (one may say "")')
+    namespace = table.text("namespace", empty=True) or ""
+    if namespace and not _NAMESPACE.fullmatch(namespace):
+        raise table.mistake("namespace", "must be 1 to 32 lower-case letters, digits or '-'")
+    return namespace
+
+
+def _require(table: Members) -> Mapping[str, tuple[Any, ...]]:
+    required = {}
+    for claim, given in table.table("require").items():
+        values = tuple(given) if isinstance(given, list) else (given,)
+        if not values or not all(type(value) in (str, int, bool) and value != "" for value in values):
+            raise table.mistake("require", f"{claim!r} must be a text, a whole number, true or false, or a list of these")
+        required[claim] = values
+    return MappingProxyType(required)
+
+
+def _claims(table: Members) -> Mapping[str, str]:
+    names = Members(f"{table.where}: claims", table.table("claims"))
+    names.refuse_others(_CLAIMS)
+    given = {field: names.text(field) for field in _CLAIMS}
+    return MappingProxyType({"user_id": "sub"} | {field: name for field, name in given.items() if name is not None})
