@@ -32,6 +32,7 @@ SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
+FRONT: Final = web.AppKey("front", Errors)
 
 
 def create_app() -> web.Application:
@@ -48,13 +49,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     offers = plugins.offers()
     providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
-    table = build_routes(
-        app.router,
-        offers.routes,
-        settings.words("public_routes"),
-        plugins.builtin,
-        written=settings.source("public_routes") != "default",
-    )
+    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
     cors = Cors(_origins(settings, providers))
     storage = Storage(settings)
     gate = Gate(
@@ -64,7 +59,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         revocations=storage.revocations,
         denied=[DenialLog()],
     )
-    app.middlewares.extend([Errors(cors).middleware, gate.middleware])
+    app[FRONT] = Errors(cors)
+    app.middlewares.extend([app[FRONT].middleware, gate.middleware])
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers

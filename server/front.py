@@ -24,6 +24,8 @@ class Errors:
 
     def __init__(self, cors: Cors) -> None:
         self._cors = cors
+        self.draining = False
+        """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -54,6 +56,8 @@ class Errors:
         if response.prepared:
             return response
         stamp(response, request_id, cacheable=OPENED in request and response.status < 300)
+        if self.draining:
+            response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
         return response

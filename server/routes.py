@@ -41,17 +41,12 @@ class RouteTable:
 
 
 def build(
-    router: web.UrlDispatcher,
-    offered: Iterable[tuple[str, web.RouteDef]],
-    patterns: Sequence[str],
-    builtin: Sequence[str],
-    *,
-    written: bool = False,
+    router: web.UrlDispatcher, offered: Iterable[tuple[str, web.RouteDef]], patterns: Sequence[str], builtin: Sequence[str]
 ) -> RouteTable:
     """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
 
-    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open; `written`: the
-    operator wrote the list, so that all of it is theirs.
+    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open. That holds too
+    where an operator repeats the defaults to add to them: a plugin's route needs a pattern of its own.
     """
     table = RouteTable()
     public = [(text, _compile(text)) for text in patterns]
@@ -60,7 +55,7 @@ def build(
         access = _checked(plugin, route)
         opening = [text for text, pattern in public if pattern.covers(route.path)]
         used |= {text for text in opening if access.public or text not in DEFAULT_PUBLIC}
-        if plugin not in builtin and not written:
+        if plugin not in builtin:
             opening = [text for text in opening if text not in DEFAULT_PUBLIC]
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
@@ -137,7 +132,10 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
     if opening and not declared:
         return [f"public_routes: {opening[0]!r} also covers {where}, which is not declared @public: it stays locked"]
     if declared and not is_open:
-        return [f"{where} is declared @public, but no pattern in public_routes covers it: it stays locked"]
+        return [
+            f"{where} is declared @public, but no pattern of the operator's covers it (the default ones open "
+            "built-in routes alone): it stays locked"
+        ]
     return []
 
 

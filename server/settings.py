@@ -52,10 +52,6 @@ class Settings:
         """The effective value of a core key like `database.pool_size`."""
         return self._values[key].value
 
-    def source(self, key: str) -> str:
-        """Where a core key's value comes from; `default` when nobody set it."""
-        return self._values[key].source
-
     def words(self, key: str) -> list[str]:
         return list(self._values[key].value or ())
 

@@ -26,7 +26,6 @@ from server import (
 )
 from server.app import TABLE, build
 from server.commands import run as run_command
-from server.routes import build as build_routes
 from server.settings import ConfigError, Settings
 
 
@@ -702,17 +701,3 @@ async def test_two_credentials_are_a_400_and_nobody_is_asked(headers: list[tuple
             "the credentials of a public route are never read"
         )
     assert provider.asked == 0
-
-
-@pytest.mark.parametrize("written", [False, True])
-def test_a_default_pattern_opens_a_plugins_route_only_where_the_operator_wrote_it(written: bool) -> None:
-    """The list that nobody wrote opens what comes with the server; what an operator writes is the operator's word."""
-    router = web.UrlDispatcher()
-    route = web.get("/api/public/theirs", open_handler)
-    table = build_routes(router, [("acme", route)], ["/api/public(.*)"], ["health"], written=written)
-    assert {plan.public for plan in table.plans.values()} == {written}
-
-
-@public
-async def open_handler(request: web.Request) -> web.Response:
-    return web.Response()

@@ -10,15 +10,17 @@ import shlex
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
-from ..app import STORAGE, build
+from ..app import FRONT, STORAGE, build
 from ..observe import LOG
 from ..ops import Operations, reasons_of
 from ..settings import ConfigError, Settings
 from ..workers import Supervisor, Worker
+
+_LAST_WORDS_SECONDS: Final = 0.5
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +70,22 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
             await _first(stop.wait(), worker.until_orphaned())
         operations.draining = True
         LOG.info("draining")
+        await _drain(app, runner)
         return 0
     finally:
         await runner.cleanup()
         await operations.stop()
+
+
+async def _drain(app: web.Application, runner: web.AppRunner) -> None:
+    """Take no new connection; what comes on the open ones for a moment still is answered, and told to come no more.
+
+    A client that keeps a connection may have sent its next request just before it could know that we are stopping.
+    """
+    app[FRONT].draining = True
+    for site in list(runner.sites):
+        await site.stop()
+    await asyncio.sleep(_LAST_WORDS_SECONDS)
 
 
 async def _supervise(app: web.Application, settings: Settings) -> int:
