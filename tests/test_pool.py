@@ -1,0 +1,163 @@
+"""The pool: first come, first served, and nothing unclean is lent again. Its connections here are plain objects."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.deadline import within
+from server.pool import Pool
+
+
+class Line:
+    """A connection that is nothing but its state."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.closed = self.in_transaction = self.busy = False
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def is_in_transaction(self) -> bool:
+        return self.in_transaction
+
+    def terminate(self) -> None:
+        self.closed = True
+
+
+class Lines:
+    """Opens lines, or fails to."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.down = False
+
+    async def connect(self) -> Line:
+        await asyncio.sleep(0)
+        if self.down:
+            raise ConnectionRefusedError
+        self.opened += 1
+        return Line(self.opened)
+
+
+def make(size: int) -> tuple[Pool[Line], Lines]:
+    lines = Lines()
+    return Pool(lines.connect, size, busy=lambda line: line.busy), lines
+
+
+async def test_connections_are_opened_when_needed_and_used_again() -> None:
+    pool, lines = make(3)
+    one = await pool.acquire()
+    pool.release(one)
+    assert await pool.acquire() is one
+    assert (lines.opened, pool.open, pool.idle) == (1, 1, 0)
+
+
+async def test_who_waits_longest_is_served_first_and_nobody_overtakes() -> None:
+    pool, _ = make(1)
+    held = await pool.acquire()
+    served: list[int] = []
+
+    async def borrow(number: int) -> None:
+        line = await pool.acquire()
+        served.append(number)
+        await asyncio.sleep(0)
+        pool.release(line)
+
+    waiting = [asyncio.create_task(borrow(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    pool.release(held)
+    late = asyncio.create_task(borrow(99))  # comes when a connection has just been given back
+    await asyncio.gather(*waiting, late)
+    assert served == [0, 1, 2, 3, 4, 99]
+
+
+async def test_never_more_than_the_size() -> None:
+    pool, lines = make(4)
+    most = 0
+
+    async def work() -> None:
+        nonlocal most
+        line = await pool.acquire()
+        most = max(most, pool.open)
+        await asyncio.sleep(0)
+        pool.release(line)
+
+    await asyncio.gather(*(work() for _ in range(100)))
+    assert (most, lines.opened, pool.idle) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("fault", ["closed", "in_transaction", "busy"])
+async def test_what_is_not_clean_is_thrown_away_and_replaced(fault: str) -> None:
+    pool, lines = make(1)
+    line = await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    setattr(line, fault, True)
+    pool.release(line)
+    another = await waiting
+    assert line.closed
+    assert (another is not line, lines.opened, pool.open) == (True, 2, 1)
+
+
+async def test_one_that_died_while_idle_is_not_lent() -> None:
+    pool, _ = make(2)
+    line = await pool.acquire()
+    pool.release(line)
+    line.closed = True
+    assert await pool.acquire() is not line
+
+
+async def test_a_waiter_who_gives_up_loses_nothing() -> None:
+    pool, _ = make(1)
+    held = await pool.acquire()
+    with pytest.raises(TimeoutError):
+        await within(0.01, pool.acquire())
+    pool.release(held)
+    assert await pool.acquire() is held
+
+
+async def test_a_waiter_cancelled_in_the_moment_of_the_hand_over_hands_it_on() -> None:
+    pool, _ = make(1)
+    held = await pool.acquire()
+    first, second = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    pool.release(held)  # the first one's future is set ...
+    first.cancel()  # ... and it is told to stop before it runs
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second is held
+
+
+async def test_a_database_that_is_down_fails_each_who_asks_and_recovers() -> None:
+    pool, lines = make(1)
+    lines.down = True
+    asked = await asyncio.gather(*(pool.acquire() for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in asked] == [ConnectionRefusedError] * 3
+    assert pool.open == 0
+    lines.down = False
+    assert (await pool.acquire()).number == 1
+
+
+async def test_giving_back_twice_lends_it_once() -> None:
+    pool, _ = make(2)
+    line = await pool.acquire()
+    pool.release(line)
+    pool.release(line)
+    assert await pool.acquire() is line
+    assert await pool.acquire() is not line
+
+
+async def test_closing_ends_everything_and_sends_the_waiting_away() -> None:
+    pool, _ = make(1)
+    held = await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    pool.close()
+    with pytest.raises(ConnectionError):
+        await waiting
+    assert held.closed
+    pool.release(held)
+    assert pool.open == 0
