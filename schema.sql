@@ -290,7 +290,11 @@ END $do$;
 DROP POLICY IF EXISTS auth_select ON api_keys;
 CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
 REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync;
-GRANT SELECT ON api_keys TO gatepost_auth;
+-- It reads a key's hashes, its rights and its life, and writes when it was last used: nothing else.
+GRANT SELECT (id, hash, previous_hash, previous_expires_at, user_id, org_id, org_role, org_permissions, scopes, created_by_key,
+              created_at, expires_at, revoked_at, last_used_at), UPDATE (last_used_at) ON api_keys TO gatepost_auth;
+DROP POLICY IF EXISTS auth_touch ON api_keys;
+CREATE POLICY auth_touch ON api_keys FOR UPDATE TO gatepost_auth USING (true);
 
 
 -- What Clerk tells us: users, organisations, memberships, sign-outs ---------------------------------------------------------
@@ -391,8 +395,8 @@ EXECUTE format($sql$
     CREATE POLICY org_select ON memberships FOR SELECT TO %1$I
         USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), '') AND deleted_at IS NULL);
 
-    -- Oneself, and the members of the active organisation. The organisation is named here too: through one's own
-    -- memberships in other organisations nobody comes into sight.
+    -- Oneself, and the members of the active organisation. The policies of memberships hold inside too; the organisation is
+    -- named all the same, so that a wider policy there would show nobody here.
     DROP POLICY IF EXISTS own_select ON users;
     CREATE POLICY own_select ON users FOR SELECT TO %1$I
         USING (id = NULLIF(current_setting('gatepost.user_id', true), '') AND deleted_at IS NULL);
@@ -430,7 +434,18 @@ DROP POLICY IF EXISTS sync_select ON api_keys;
 CREATE POLICY sync_select ON api_keys FOR SELECT TO gatepost_sync USING (true);
 DROP POLICY IF EXISTS sync_update ON api_keys;
 CREATE POLICY sync_update ON api_keys FOR UPDATE TO gatepost_sync USING (true) WITH CHECK (revoked_at IS NOT NULL);
-GRANT SELECT (id, user_id, org_id, revoked_at), UPDATE (revoked_at) ON api_keys TO gatepost_sync;
+GRANT SELECT (id, user_id, org_id, created_by_key, revoked_at), UPDATE (revoked_at) ON api_keys TO gatepost_sync;
+
+-- What a key may do depends on what is known of its owner: who is gone or banned, and what a membership still allows.
+DROP POLICY IF EXISTS auth_select ON users;
+CREATE POLICY auth_select ON users FOR SELECT TO gatepost_auth USING (true);
+DROP POLICY IF EXISTS auth_select ON organizations;
+CREATE POLICY auth_select ON organizations FOR SELECT TO gatepost_auth USING (true);
+DROP POLICY IF EXISTS auth_select ON memberships;
+CREATE POLICY auth_select ON memberships FOR SELECT TO gatepost_auth USING (true);
+GRANT SELECT (id, banned, deleted_at) ON users TO gatepost_auth;
+GRANT SELECT (id, deleted_at) ON organizations TO gatepost_auth;
+GRANT SELECT (organization_id, user_id, role, permissions, deleted_at) ON memberships TO gatepost_auth;
 
 -- To make a function that belongs to gatepost_auth the owner must be able to become that role, for this transaction only:
 -- an owner that kept the membership would inherit USING (true). A superuser can become anybody and needs no membership.
@@ -449,24 +464,55 @@ GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync;
 
 SET LOCAL ROLE gatepost_auth;
 
--- The key with this SHA-256, or nothing. An earlier secret counts until its overlap ends. Expired and revoked keys are
--- returned as such: whoever holds the secret may learn why it is refused. search_path is pinned and every name qualified,
--- so nobody can slip another table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
-CREATE OR REPLACE FUNCTION public.key_by_hash(wanted bytea)
-RETURNS TABLE (id text, name text, user_id text, org_id text, org_role text, org_permissions text[], scopes text[],
-               created_by text, created_by_key text, created_at timestamptz, expires_at timestamptz, revoked_at timestamptz,
-               last_used_at timestamptz)
-LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1
-SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-    SELECT k.id, k.name, k.user_id, k.org_id, k.org_role, k.org_permissions, k.scopes,
-           k.created_by, k.created_by_key, k.created_at, k.expires_at, k.revoked_at, k.last_used_at
-      FROM public.api_keys AS k
-     WHERE k.hash = wanted OR (k.previous_hash = wanted AND k.previous_expires_at > pg_catalog.now())
-$$;
-REVOKE ALL ON FUNCTION public.key_by_hash(bytea) FROM PUBLIC;
+-- The key with this SHA-256, or nothing. An earlier secret counts until its overlap ends (`until`). Expired and revoked keys
+-- are returned as such: whoever holds the secret may learn why it is refused. The rights are the stored ones *and* those of
+-- the owner's membership, where one is recorded; `ended` says that user, membership or organisation is gone, or the user
+-- banned. A tombstone counts; no row at all means that nothing is known (keys need no webhooks). `read_at` is when this was
+-- true, by the clock that also dates revocations. search_path is pinned and every name qualified, so nobody can slip another
+-- table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
 DO $do$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION public.key_by_hash(bytea) TO %I', current_setting('gatepost.serving_role'));
+    IF pg_get_function_result(to_regprocedure('public.key_by_hash(bytea)')) NOT LIKE '%read_at%' THEN
+        DROP FUNCTION public.key_by_hash(bytea);               -- an older one, with other columns
+    END IF;
+END $do$;
+CREATE OR REPLACE FUNCTION public.key_by_hash(wanted bytea)
+RETURNS TABLE (id text, user_id text, org_id text, org_role text, org_permissions text[], scopes text[], created_by_key text,
+               created_at timestamptz, expires_at timestamptz, revoked_at timestamptz, ended boolean, until timestamptz,
+               read_at timestamptz)
+LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1
+SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT k.id, k.user_id, k.org_id,
+           CASE WHEN m.user_id IS NULL OR regexp_replace(m.role, '^(org:)+', '') = regexp_replace(k.org_role, '^(org:)+', '')
+                THEN k.org_role END,
+           CASE WHEN m.user_id IS NULL THEN k.org_permissions
+                ELSE ARRAY(SELECT p FROM unnest(k.org_permissions) AS p WHERE p = ANY (m.permissions)) END,
+           k.scopes, k.created_by_key, k.created_at, k.expires_at, k.revoked_at,
+           coalesce(u.banned, false) OR u.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL OR m.deleted_at IS NOT NULL,
+           CASE WHEN k.hash <> wanted THEN k.previous_expires_at END, now()
+      FROM public.api_keys AS k
+      LEFT JOIN public.users AS u ON u.id = k.user_id
+      LEFT JOIN public.organizations AS o ON o.id = k.org_id
+      LEFT JOIN public.memberships AS m ON m.organization_id = k.org_id AND m.user_id = k.user_id
+     WHERE k.hash = wanted OR (k.previous_hash = wanted AND k.previous_expires_at > now())
+$$;
+
+-- Note when keys were last used; how many rows that were. Not again within the minute, whichever worker says it, and a row
+-- that somebody else is writing is left alone: this is a note, it waits for nobody.
+CREATE OR REPLACE FUNCTION public.touch_keys(ids text[], times timestamptz[]) RETURNS bigint
+LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    WITH used AS (SELECT t.id, least(max(t.at), now()) AS at FROM unnest(ids, times) AS t (id, at) GROUP BY t.id),
+         mine AS (SELECT k.id, used.at FROM public.api_keys AS k JOIN used ON used.id = k.id
+                   WHERE k.last_used_at IS NULL OR k.last_used_at < used.at - interval '55 seconds'
+                   ORDER BY k.id FOR UPDATE OF k SKIP LOCKED),
+         done AS (UPDATE public.api_keys AS k SET last_used_at = mine.at FROM mine WHERE k.id = mine.id RETURNING 1)
+    SELECT count(*) FROM done
+$$;
+REVOKE ALL ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]) FROM PUBLIC;
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]) TO %I',
+                   current_setting('gatepost.serving_role'));
 END $do$;
 
 
@@ -696,6 +742,50 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
                     public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(),
                     public.prune_sync() TO %I', current_setting('gatepost.serving_role'));
+END $do$;
+
+-- What changes a key is told to every worker with the change itself. A revoked key is revoked for good, and so are the keys
+-- that it has made: none outlives its maker. A new secret, or a changed membership, means: what was read of this key until
+-- now does not count any more. Ten minutes are far longer than a worker remembers a key. Both functions need the rights of
+-- gatepost_sync (nobody else may write revocations); nobody can call them, a trigger needs no right to be fired.
+CREATE OR REPLACE FUNCTION public.gatepost_key_told() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    until timestamptz := clock_timestamp() + interval '10 minutes';
+BEGIN
+    IF NEW.revoked_at IS NOT NULL AND OLD.revoked_at IS NULL THEN
+        PERFORM public.gatepost_revoke('key', NEW.id, NULL, until);
+        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.created_by_key = NEW.id AND k.revoked_at IS NULL;
+    ELSIF (NEW.hash, NEW.previous_expires_at) IS DISTINCT FROM (OLD.hash, OLD.previous_expires_at) THEN
+        PERFORM public.gatepost_revoke('key', NEW.id, clock_timestamp(), until);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE FUNCTION public.gatepost_membership_told() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+BEGIN
+    PERFORM public.gatepost_revoke('key', k.id, clock_timestamp(), clock_timestamp() + interval '10 minutes')
+       FROM public.api_keys AS k
+      WHERE k.user_id = NEW.user_id AND k.org_id = NEW.organization_id AND k.revoked_at IS NULL;
+    RETURN NULL;
+END $$;
+REVOKE ALL ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() FROM PUBLIC;
+-- Whoever makes a trigger must be able to execute its function, for that moment.
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() TO %I',
+                   current_setting('gatepost.owner'));
+END $do$;
+SELECT set_config('role', current_setting('gatepost.owner'), true);
+CREATE OR REPLACE TRIGGER told AFTER UPDATE OF hash, previous_expires_at, revoked_at ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION public.gatepost_key_told();
+CREATE OR REPLACE TRIGGER told AFTER INSERT OR UPDATE ON memberships
+    FOR EACH ROW EXECUTE FUNCTION public.gatepost_membership_told();
+SET LOCAL ROLE gatepost_sync;
+DO $do$
+BEGIN
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() FROM %I',
+                   current_setting('gatepost.owner'));
 END $do$;
 
 -- Back to the owner, and the means go away again.

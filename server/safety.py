@@ -9,6 +9,7 @@ from .migrate import Connection, is_current
 # Every function that may run with another role's rights, and whose. A definer function that is not here is a hole.
 LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.key_by_hash(bytea)": "gatepost_auth",
+    "public.touch_keys(text[], timestamp with time zone[])": "gatepost_auth",
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.live_revocations()": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",

@@ -9,29 +9,42 @@ from aiohttp import web
 from .access import IDENTITY, access_of
 from .answers import Rows
 from .database import NO_SCOPE, Database, Scope
+from .errors import Forbidden
 
 DATABASE: Final = web.AppKey("database", Database)
 
 
-def scope_of(request: web.Request) -> Scope:
-    """(user, organisation, admin organisation) of the caller; empty texts where there is none."""
+def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
+    """(user, organisation, admin organisation) of the caller; empty texts where there is none.
+
+    The admin organisation is there where the route's access requires the role org:admin. `admin=True` asks for it on a
+    route that serves others too: it is a 403 `role` unless this caller has the role, whatever the handler believes.
+    """
     identity = request.get(IDENTITY)
+    if admin and (identity is None or not identity.has(role="org:admin")):
+        raise Forbidden("role")
     if identity is None:
         return NO_SCOPE
     org = identity.org_id or ""
     access = access_of(request.match_info.handler)
-    admin = org if access is not None and access.as_admin else ""
-    return (identity.user_id or "", org, admin)
+    if not admin:
+        admin = access is not None and access.as_admin
+    return (identity.user_id or "", org, org if admin else "")
 
 
-async def read(request: web.Request, sql: str, *args: Any) -> Rows:
+async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:
     """Run one SELECT under the caller's scope in one round trip; its rows as JSON made by Postgres.
 
     Pass identities as arguments (`identity_of(request).user_id`), never the client's word for them.
+    `admin`: as in `scoped`.
     """
-    return await request.app[DATABASE].read(scope_of(request), sql, args)
+    return await request.app[DATABASE].read(scope_of(request, admin=admin), sql, args)
 
 
-def scoped(request: web.Request) -> Any:
-    """`async with scoped(request) as db:` one transaction under the caller's scope, committed before the answer."""
-    return request.app[DATABASE].scoped(scope_of(request))
+def scoped(request: web.Request, *, admin: bool = False) -> Any:
+    """`async with scoped(request) as db:` one transaction under the caller's scope, committed before the answer.
+
+    `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
+    is one. Where the route's access requires the role org:admin this is so without being asked.
+    """
+    return request.app[DATABASE].scoped(scope_of(request, admin=admin))

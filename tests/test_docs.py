@@ -77,6 +77,15 @@ def test_the_sample_key_is_one_that_the_provider_takes() -> None:
     ApiKeyProvider({"keys": tomllib.loads(switched_on())["api_key"]["keys"]})
 
 
+def test_the_sample_issuer_and_webhook_secret_are_taken() -> None:
+    from providers.clerk.webhooks import secrets
+    from providers.oidc.provider import OidcProvider
+
+    sample = tomllib.loads(switched_on())
+    assert OidcProvider(sample["oidc"]).issuers == {"https://login.example.com"}
+    assert len(secrets(sample["clerk"]["webhook_signing_secret"])) == 1
+
+
 # Plugins -----------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +177,16 @@ def test_the_messages_of_mistakes_are_the_starts(
 def test_every_mistake_of_the_page_is_tried() -> None:
     rows = [line for line in PLUGINS.partition("## Mistakes")[2].splitlines() if line.startswith("|")]
     assert len(rows) - 2 == len(MISTAKES)
+
+
+# Clerk -------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_capability_beside_clerks_libraries_names_its_tests() -> None:
+    table = (ROOT / "docs" / "clerk.md").read_text("utf-8").partition("| capability |")[2]
+    cells = [line.rstrip(" |").rpartition(" | ")[2] for line in table.splitlines()[2:] if line.startswith("| ")]
+    assert len(cells) > 25
+    assert [cell for cell in cells if "`tests/test_" not in cell and not cell.startswith("**no**")] == []
 
 
 # The other pages ---------------------------------------------------------------------------------------------------------

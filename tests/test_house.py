@@ -39,6 +39,10 @@ GET     /api/health                 public                          handlers.hea
 GET     /api/invoices               permission org:invoices:read    handlers.invoices.list_invoices
 POST    /api/invoices               permission org:invoices:create  handlers.invoices.create_invoice
 GET     /api/invoices/{id}          permission org:invoices:read    handlers.invoices.get_invoice
+GET     /api/keys                   accepts api_key session_token   providers.api_key.manage.Keys.list_keys
+POST    /api/keys                   accepts api_key session_token   providers.api_key.manage.Keys.create_key
+DELETE  /api/keys/{id}              accepts api_key session_token   providers.api_key.manage.Keys.revoke_key
+POST    /api/keys/{id}/rotate       accepts api_key session_token   providers.api_key.manage.Keys.rotate_key
 GET     /api/me                     signed in                       handlers.me.me
 GET     /api/me/profile             signed in, user                 handlers.profile.profile
 GET     /api/orgs/{org_id}/data     organization {org_id}           handlers.orgs.list_org_data

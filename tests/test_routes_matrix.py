@@ -33,6 +33,7 @@ from server import Unavailable, hookimpl
 from server.app import TABLE
 
 ROW = "00000000-0000-4000-8000-000000000001"  # exists, alice's and org_a's
+KEY = "0123456789abcdef"  # exists, alice's
 NONE = "00000000-0000-4000-8000-00000000dead"
 Header = Mapping[str, str]
 
@@ -82,6 +83,10 @@ MATRIX: dict[tuple[str, str], Case] = {
     ("GET", "/api/orgs/{org_id}/members"): Case(
         "/api/orgs/org_a/members", {200: [ALICE, ADMIN_A, ROBOT_A]}, {"organization": [BOB, ALICE_ALONE, ADMIN_B]}
     ),
+    ("GET", "/api/keys"): Case("/api/keys", {200: [ALICE, ALICE_ALONE, BOB, ADMIN_A, ROBOT_A]}),
+    ("POST", "/api/keys"): Case("/api/keys", {201: [ALICE, ALICE_ALONE, BOB, ADMIN_A]}, {"user": [ROBOT_A]}, NEW),
+    ("POST", "/api/keys/{id}/rotate"): Case(f"/api/keys/{KEY}/rotate", {404: [BOB, ADMIN_A, ROBOT_A], 200: [ALICE, ALICE_ALONE]}, body={}),
+    ("DELETE", "/api/keys/{id}"): Case(f"/api/keys/{KEY}", {404: [BOB, ADMIN_A, ROBOT_A], 204: [ALICE, ALICE_ALONE]}),
     ("GET", "/api/invoices"): Case(
         "/api/invoices", {200: [CLERK_A, READER, CLERK_B, ROBOT_A]}, {"permission": [ALICE, ADMIN_A, WRITER, WITHOUT_ORG]}
     ),
@@ -102,6 +107,7 @@ async def rows(db: TestDatabase) -> None:
     """One row of each kind, alice's and org_a's."""
     await db.rows("INSERT INTO users (id, first_name, created_at) VALUES ('alice', 'Alice', now())")
     await db.rows("INSERT INTO data (id, user_id, org_id, name) VALUES ($1, 'alice', 'org_a', 'old')", ROW)
+    await db.rows("INSERT INTO api_keys (id, hash, name, user_id, created_by) VALUES ($1, sha256('k'), 'k', 'alice', 'alice')", KEY)
     await db.rows(
         "INSERT INTO invoices (id, organization_id, created_by, customer, amount, currency)"
         " VALUES ($1, 'org_a', 'alice', 'Acme', 1, 'EUR')", ROW

@@ -1,21 +1,39 @@
-"""API keys: `Authorization: Bearer gp_…` or `X-API-Key: gp_…`. Keys from the settings, of which only hashes are kept."""
+"""API keys: `Authorization: Bearer gp_…` or `X-API-Key: gp_…`. Static ones from the settings, managed ones from Postgres.
+
+Of either kind only hashes are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from aiohttp import web
 
 from server import Provider, Setting, hookimpl
 
 from .commands import commands
+from .manage import Keys
 from .provider import ApiKeyProvider
 
 register_commands = hookimpl(commands, specname="register_commands")
 
+# The routes of the server that is being put together. Hooks and factories are called once for each server, one after the
+# other in one thread; this is how what the provider learns when it is opened (the environment) reaches its routes.
+_latest: Keys | None = None
+
 
 @hookimpl
 def register_providers() -> Mapping[str, Callable[[Mapping[str, Any]], Provider]]:
-    return {"api_key": ApiKeyProvider}
+    return {"api_key": _make}
+
+
+@hookimpl
+def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
+    """The routes under /api/keys. Raises ValueError for a static key that is not well described."""
+    global _latest
+    _latest = Keys(settings)
+    return _latest.routes()
 
 
 @hookimpl
@@ -24,3 +42,7 @@ def register_settings() -> Mapping[str, Setting]:
         "keys": Setting("tables", (), help="static keys: id, hash, user_id, org_id, org_role, org_permissions, scopes …"),
         "scopes": Setting("list", (), help="scopes that a session may give to a key"),
     }
+
+
+def _make(settings: Mapping[str, Any]) -> Provider:
+    return ApiKeyProvider(settings, _latest.opened if _latest is not None else lambda house: None)

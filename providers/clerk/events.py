@@ -164,10 +164,6 @@ def _clean(value: Any, depth: int, *, sparse: bool = False, every: bool = False)
     return value
 
 
-def _is_kept(name: str, sparse: bool) -> bool:
-    return bool(_SPARSE_NAMES.fullmatch(name) if sparse else not _SECRET.search(name.lower()))
-
-
 def _moment(value: object, delivered: float) -> datetime | None:
     """A time in milliseconds or seconds; None for anything else. Never later than the delivery that tells of it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e14:

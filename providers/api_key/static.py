@@ -1,0 +1,93 @@
+"""Static keys: `[[api_key.keys]]` in the settings. Nothing stands there that could be used as a key."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from server import Identity
+
+_HASH = re.compile(r"sha256:([0-9a-f]{64})\Z")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_MEMBERS = frozenset({"id", "hash", "user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes", "expires_at"})
+
+
+@dataclass(frozen=True, slots=True)
+class StaticKey:
+    """One `[[api_key.keys]]`: the digest of the key, whose it is, and until when (Unix seconds, or None)."""
+
+    digest: bytes
+    identity: Identity
+    expires_at: float | None
+
+    @property
+    def id(self) -> str:
+        return str(self.identity.key_id)
+
+
+def static_keys(tables: Iterable[Mapping[str, Any]] | None) -> dict[bytes, StaticKey]:
+    """The keys by their digests. Raises ValueError for one that is not well described."""
+    keys: dict[bytes, StaticKey] = {}
+    ids: set[str] = set()
+    for number, table in enumerate(tables or ()):
+        key = _static_key(number, table)
+        if key.id in ids or key.digest in keys:
+            raise ValueError(f"api_key.keys: the id or the hash of {key.id!r} stands there twice")
+        ids.add(key.id)
+        keys[key.digest] = key
+    return keys
+
+
+def _static_key(number: int, table: Mapping[str, Any]) -> StaticKey:
+    where = f"api_key.keys[{number}]"
+    if unknown := set(table) - _MEMBERS:
+        raise ValueError(f"{where}: unknown member {sorted(unknown)[0]!r}")
+    if not isinstance(table.get("id"), str) or not _ID.match(table["id"]):
+        raise ValueError(f"{where}: id must be 1 to 64 letters, digits, '.', '_' or '-'")
+    where = f"api_key.keys {table['id']!r}"
+    hashed = _HASH.match(table["hash"]) if isinstance(table.get("hash"), str) else None
+    if hashed is None:
+        raise ValueError(f"{where}: hash must be 'sha256:' and 64 hexadecimal digits (`python -m server keys hash`)")
+    if table.get("user_id") is None and table.get("org_id") is None:
+        raise ValueError(f"{where}: it must belong to a user_id, an org_id, or both")
+    texts = {name: _text(where, table, name) for name in ("user_id", "org_id", "org_slug", "org_role")}
+    lists = {name: _list(where, table, name) for name in ("org_permissions", "scopes")}
+    if texts["org_id"] is None and (texts["org_role"] or lists["org_permissions"]):
+        raise ValueError(f"{where}: a role or permissions without an org_id")
+    # The operator vouches for it whenever the server starts: what was revoked before that start does not touch it.
+    said: dict[str, Any] = {**texts, **lists, "key_id": table["id"], "issued_at": time.time()}
+    identity = Identity(provider="api_key", token_type="api_key", **said)
+    return StaticKey(bytes.fromhex(hashed[1]), identity, _moment(where, table.get("expires_at")))
+
+
+def _text(where: str, table: Mapping[str, Any], name: str) -> str | None:
+    value = table.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{where}: {name} must be a text")
+    return value
+
+
+def _list(where: str, table: Mapping[str, Any], name: str) -> Sequence[str] | None:
+    value = table.get(name)
+    if value is not None and (not isinstance(value, list) or not all(isinstance(word, str) and word for word in value)):
+        raise ValueError(f"{where}: {name} must be a list of texts")
+    return value
+
+
+def _moment(where: str, value: object) -> float | None:
+    """Unix seconds of `expires_at`: a TOML date and time with an offset, or the same as a text (RFC 3339)."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        moment = None
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError(f"{where}: expires_at must be a date, or a time with its offset from UTC")
+    return moment.timestamp()
