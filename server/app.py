@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,8 +37,18 @@ FRONT: Final = web.AppKey("front", Errors)
 
 
 def create_app() -> web.Application:
-    """The application with settings from the file and the environment: for gunicorn's aiohttp worker and tests."""
-    return build(Settings())
+    """The application with settings from the file and the environment, for `gunicorn 'server.app:create_app()'`.
+
+    A mistake in the settings is one line on the standard error and exit status 4, which tells gunicorn not to try again.
+    """
+    try:
+        settings = Settings()
+        if settings.get("database.url") is None:
+            raise ConfigError("database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres")
+        return build(settings)
+    except ConfigError as error:
+        print(f"gatepost: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(4) from None
 
 
 def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.Application:

@@ -13,13 +13,16 @@
 
 TEST_DATABASE_URL is the serving role's URL of a migrated database; without it an embedded one is started for the run
 and thrown away. Rows stay from test to test: let each test have users and organisations of its own.
+
+Tables of your own come from the fixture `gatepost_schema`, SQL that is run as the owner. On the database that
+TEST_DATABASE_URL names this needs TEST_DATABASE_OWNER_URL; without it the tables are taken to be there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlencode
@@ -30,6 +33,7 @@ import pytest_asyncio
 from aiohttp.test_utils import TestServer
 
 from .app import build
+from .database import direct_connection
 from .postgres import EmbeddedPostgres
 from .settings import Settings
 from .storage import NAME, SERVING_ROLE, migrate_embedded
@@ -41,19 +45,36 @@ ClientAs: TypeAlias = Callable[..., Awaitable[aiohttp.ClientSession]]
 
 
 @pytest.fixture(scope="session")
-def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The serving role's URL of a migrated database."""
+def gatepost_schema() -> Sequence[str]:
+    """SQL texts that make your own tables, run as the owner once the database is migrated. Override it, for the session."""
+    return ()
+
+
+@pytest.fixture(scope="session")
+def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_schema: Sequence[str]) -> Iterator[str]:
+    """The serving role's URL of a migrated database with your tables."""
     if named := os.environ.get("TEST_DATABASE_URL"):
+        if owner_url := os.environ.get("TEST_DATABASE_OWNER_URL"):
+            asyncio.run(_run({"dsn": owner_url}, gatepost_schema))
         yield named
         return
     postgres = EmbeddedPostgres(Path(tmp_path_factory.mktemp("gatepost")) / "postgres")
     postgres.start()
     try:
         socket = {"host": str(postgres.socket), "port": postgres.port}
-        asyncio.run(migrate_embedded({**socket, "user": postgres.superuser}))
+        owner = {**socket, "user": postgres.superuser}
+        asyncio.run(migrate_embedded(owner))
+        asyncio.run(_run({**owner, "database": NAME}, gatepost_schema))
         yield f"postgresql://{SERVING_ROLE}@/{NAME}?{urlencode(socket)}"
     finally:
         postgres.stop()
+
+
+async def _run(owner: Mapping[str, Any], texts: Sequence[str]) -> None:
+    async with direct_connection(owner) as connection:
+        for text in texts:
+            async with connection.transaction():
+                await connection.execute(text)
 
 
 @pytest.fixture
