@@ -4,7 +4,7 @@
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
-PYTEST  := $(PYTHON) -m pytest -n 2 --dist loadfile
+PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More words for the program: make run ARGS="--port 0", make test ARGS="tests/test_docs.py -x"
 ARGS    ?=
 

@@ -65,6 +65,7 @@ async def test_frontend_key_set_without_a_secret(house) -> None:
         await provider.close()
 
 
+@pytest.mark.long
 async def test_floods_bad_signatures_and_rotation_over_the_wire(house) -> None:
     async with kit.serve(kit.jwk(kit.rsa_key())) as service:
         provider = ClerkProvider({**FULL, "api_url": service.url})

@@ -521,6 +521,7 @@ async def test_an_unknown_key_is_remembered_as_such(keys: Client) -> None:
     assert asked == ["key_by_hash"]
 
 
+@pytest.mark.long
 async def test_whoever_tries_keys_is_slowed_and_the_owner_is_not(keys: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     known, never_seen = await new(keys, ALICE), await new(keys, ALICE)
     await me(keys, known)
@@ -639,6 +640,7 @@ async def test_a_client_that_hangs_up_cancels_nobodys_lookup(keys: Client) -> No
     assert (await patient).status == 200
 
 
+@pytest.mark.long
 async def test_a_hundred_thousand_keys_cost_no_more_than_ten(keys: Client, db: TestDatabase) -> None:
     await db.rows("INSERT INTO api_keys (id, hash, name, user_id, org_id, created_by) SELECT 'k' || n, sha256(n::text::bytea), 'k', 'user' || n, 'org', 'x'"
                   " FROM generate_series(1, 100000) AS n")  # fmt: skip

@@ -172,6 +172,7 @@ async def test_hash(run: Run) -> None:
     assert await run("hash", stdin=key + "\n") == "sha256:" + hashlib.sha256(key.encode()).hexdigest() + "\n"
 
 
+@pytest.mark.long
 def test_the_real_command_line(db: TestDatabase, tmp_path: Path) -> None:
     def server(*words: str) -> subprocess.CompletedProcess[str]:
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATABASE_URL": db.url, "GATEPOST_ENV": "test"}

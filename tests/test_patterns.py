@@ -181,7 +181,7 @@ def language(expression: str, *, ignore_case: bool = False) -> Language:
     return made
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(EXPRESSIONS, st.lists(st.text(ALPHABET, max_size=8), min_size=1, max_size=6), st.booleans(), st.data())
 def test_matches_agrees_with_pythons_re(expression: str, texts: list[str], ignore_case: bool, data: st.DataObject) -> None:
     flags = re.ASCII | (re.IGNORECASE if ignore_case else 0)
@@ -269,7 +269,7 @@ def resolved(template: str, target: str) -> str | None:
     return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(templates(), st.lists(PATTERNS, min_size=1, max_size=6), st.data())
 def test_whatever_aiohttp_routes_to_a_covered_template_matches_the_pattern(
     template: str, patterns: list[str], data: st.DataObject

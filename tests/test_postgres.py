@@ -302,6 +302,7 @@ def test_a_zombie_counts_as_gone(shared: Path) -> None:
             assert pg.alive()
 
 
+@pytest.mark.long
 def test_an_initdb_killed_half_way_is_made_again(place: Path) -> None:
     folder = place / "pg"
     line = [sys.executable, "-c", OWNER, str(folder)]
@@ -325,6 +326,7 @@ def test_another_major_version_is_refused_and_nothing_is_touched(shared: Path) -
     version.write_text(real)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["x" * 110, 'a, b:c "d" é'])
 async def test_long_and_odd_paths_work(shared: Path, name: str) -> None:
     folder = shared.rename(shared.with_name(name))
@@ -352,6 +354,7 @@ def test_mistakes_are_one_clear_line(shared: Path, place: Path, monkeypatch: pyt
         EmbeddedPostgres(shared).start()
 
 
+@pytest.mark.long
 async def test_root_in_a_folder_closed_to_others_loosens_nothing(tmp_path: Path) -> None:
     if not AS_ROOT:
         pytest.skip("only root runs Postgres as another user")
@@ -377,6 +380,7 @@ async def test_root_in_a_folder_closed_to_others_loosens_nothing(tmp_path: Path)
     assert set(refused.split()) == {"InvalidAuthorizationSpecificationError"}
 
 
+@pytest.mark.long
 def test_an_ordinary_user_has_one_too() -> None:
     with open_folder() as home:
         home.chmod(0o777)
@@ -387,6 +391,7 @@ def test_an_ordinary_user_has_one_too() -> None:
             assert json.loads(as_stranger(ORDINARY, str(home / "pg"))) == "postgres"
 
 
+@pytest.mark.long
 async def test_another_user_cannot_connect(shared: Path) -> None:
     with EmbeddedPostgres(shared, options=FAST) as pg:
         assert pg.socket.stat().st_mode & 0o777 == 0o700
@@ -397,6 +402,7 @@ async def test_another_user_cannot_connect(shared: Path) -> None:
         assert set(refused.split()) == {"InvalidAuthorizationSpecificationError"}
 
 
+@pytest.mark.long
 async def test_it_runs_the_postgres_of_a_system_too(place: Path) -> None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:

@@ -212,6 +212,7 @@ USERS_TESTS = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="it names a server to make databases on, here, not a database")
 def test_the_pytest_plugin_for_those_who_build_on_gatepost(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["server.testing"]')

@@ -388,7 +388,9 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HISTORIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if number > 1 else []) for number, name in enumerate(HISTORIES)]
+)
 async def test_every_order_ends_alike(hooks: Client, db: TestDatabase, name: str) -> None:
     """All 24 orders of a history, each event delivered twice, lead to what its own order leads to."""
     async def state(order: tuple[dict[str, Any], ...]) -> list[Any]:

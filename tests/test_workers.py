@@ -73,6 +73,7 @@ async def test_one_port_for_all_and_a_dead_worker_is_replaced(db: Any, tmp_path:
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
+@pytest.mark.long
 async def test_a_killed_parent_leaves_no_worker_behind(db: Any, tmp_path: Path) -> None:
     async with running(db, tmp_path, "--workers", "2") as process:
         await url_of(process)
@@ -95,6 +96,7 @@ async def test_a_taken_port_is_a_mistake_in_the_settings(db: Any, tmp_path: Path
             assert err.decode().splitlines()[-1].startswith(f"gatepost: port: cannot serve on 127.0.0.1:{port}")
 
 
+@pytest.mark.long
 async def test_a_mistake_that_shows_only_in_the_workers_stops_the_start(db: Any, tmp_path: Path) -> None:
     wrong = db.url.replace("gatepost_app", "nobody_at_all")
     async with running(db, tmp_path, "--workers", "2", DATABASE_URL=wrong) as process:
@@ -102,6 +104,7 @@ async def test_a_mistake_that_shows_only_in_the_workers_stops_the_start(db: Any,
         assert process.returncode in (1, 2)
 
 
+@pytest.mark.long
 async def test_requests_that_were_accepted_are_answered_while_draining(db: Any, tmp_path: Path) -> None:
     """SIGTERM under load: every request that was sent on an open connection before it gets its answer."""
     async with running(db, tmp_path, "--workers", "2") as process:
