@@ -92,7 +92,7 @@ class Setting:
 
     kind is `str`, `int`, `float`, `bool`, `list` (of texts), `table` or `tables` (array of tables; file only).
     env is the variable's name; None: GATEPOST_<PLUGIN>_<KEY>. secret values are never printed, and may be given as a
-    file's name in <ENV>_FILE.
+    file's name in <ENV>_FILE. required: without a value the start stops, naming the key.
     """
 
     kind: str = "str"
@@ -100,6 +100,7 @@ class Setting:
     env: str | None = None
     secret: bool = False
     help: str = ""
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

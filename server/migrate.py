@@ -54,6 +54,16 @@ async def migrate(connection: Connection, *, serving_role: str = "gatepost_app")
         return await _by_hand(connection, serving_role)
 
 
+async def apply(connection: Connection, sql: str, *, serving_role: str = "gatepost_app") -> None:
+    """Run a product's own schema as the owner, in one transaction. Its SQL finds the serving role's name in the setting
+    `gatepost.serving_role`, so that it can grant to whatever role serves."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        await connection.execute("SET LOCAL row_security = off")
+        await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
+        await connection.execute(sql)
+
+
 async def is_current(connection: Connection) -> bool:
     """Whether the database has exactly this version's schema. The serving role may ask."""
     readable = await connection.fetchval(

@@ -70,7 +70,10 @@ class Settings:
             return
         for key, setting in keys.items():
             self._declared[f"{plugin}.{key}"] = setting
-            self._values[f"{plugin}.{key}"] = self._find(f"{plugin}.{key}", setting)
+            found = self._values[f"{plugin}.{key}"] = self._find(f"{plugin}.{key}", setting)
+            if setting.required and found.value in (None, "", []):
+                name = env_name(f"{plugin}.{key}", setting)
+                raise ConfigError(f"plugin {plugin!r}: the setting '{plugin}.{key}' ({name}) is missing")
 
     def refuse_unknown(self) -> None:
         """After every plugin has declared its table: raise ConfigError for any key or GATEPOST_ variable nobody knows."""

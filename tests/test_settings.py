@@ -390,3 +390,10 @@ def test_a_file_that_is_not_text_or_not_there_is_one_line(tmp_path: Path) -> Non
             Settings(file=path, environ={})
     with pytest.raises(ConfigError, match=r"absent\.toml"):
         Settings(environ={"GATEPOST_CONFIG": str(tmp_path / "absent.toml")})
+
+
+def test_a_required_setting_of_a_plugin_that_has_no_value_stops_the_start() -> None:
+    settings = Settings(environ={"GATEPOST_ACME_NAME": "x"}, given={})
+    settings.declare("acme", {"name": Setting(required=True)})
+    with pytest.raises(ConfigError, match=r"plugin 'acme': the setting 'acme.url' \(GATEPOST_ACME_URL\) is missing"):
+        settings.declare("acme", {"url": Setting(required=True)})

@@ -123,9 +123,7 @@ class ClerkProvider:
             return None
         return await self._verify(request, digest, segments, keys)
 
-    async def _verify(
-        self, request: web.Request, digest: bytes, segments: strict.Segments, keys: Keys
-    ) -> Identity | None:
+    async def _verify(self, request: web.Request, digest: bytes, segments: strict.Segments, keys: Keys) -> Identity | None:
         try:
             payload = strict.decode(segments.payload)
             if self._is_anothers(strict.unproven_issuer(payload)):

@@ -25,9 +25,7 @@ class Times(NamedTuple):
     issued: float | None
 
 
-def identity(
-    header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkSettings, now: float
-) -> tuple[Identity, Times]:
+def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkSettings, now: float) -> tuple[Identity, Times]:
     """Who the token speaks for, and when it holds. `header` and `claims` are proven; `now` is in Unix seconds.
 
     Raises CredentialRejected with the reason. The order of the checks is that of Clerk's own verifier, so that a

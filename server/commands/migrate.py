@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..database import direct_connection
-from ..migrate import migrate
+from ..migrate import apply, migrate
+from ..postgres import EmbeddedPostgres
 from ..settings import ConfigError, Settings
+from ..storage import StartFailed, beside_running_server
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """No flags of its own."""
+    parser.add_argument(
+        "--schema", type=Path, action="append", default=[], metavar="FILE",
+        help="SQL of your own tables, run as the owner after ours, each file in one transaction (on the embedded Postgres "
+        "beside the running server too)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Apply schema.sql in one transaction and print what is still to be done by hand."""
-    if settings.get("database.url") is None:
-        raise ConfigError("migrate: the embedded Postgres migrates itself at start; set DATABASE_URL and DATABASE_OWNER_URL")
-    owner = settings.get("database.owner_url")
-    if owner is None:
+    """Apply schema.sql in one transaction, then the files named, and print what is still to be done by hand."""
+    own = [_text(path) for path in args.schema]
+    url, owner = settings.get("database.url"), settings.get("database.owner_url")
+    if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
-    for line in asyncio.run(_migrate(owner, serving_role(settings.get("database.url")))):
-        print(line)
+    connect = {"dsn": owner} if url is not None else _embedded(settings, own)
+    work = _apply(connect, own) if url is None else _migrate(connect, serving_role(url), own)
+    try:
+        todo = asyncio.run(work)
+    except Exception as error:
+        if getattr(error, "sqlstate", None) is None:
+            raise
+        # The operator's own SQL and rights: here, and only here, Postgres may say what is wrong in its own words.
+        raise StartFailed(f"migrate: nothing was changed by the file that failed: {error}") from None
+    print(*todo, sep="\n", end="\n" if todo else "")
     print("migrated")
     return 0
 
@@ -33,6 +48,32 @@ def serving_role(url: str) -> str:
     return urlsplit(url).username or "gatepost_app"
 
 
-async def _migrate(owner: str, role: str) -> list[str]:
-    async with direct_connection({"dsn": owner}) as connection:
-        return await migrate(connection, serving_role=role)
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--schema {path}: cannot be read") from error
+
+
+def _embedded(settings: Settings, own: list[str]) -> dict[str, Any]:
+    beside = beside_running_server(settings)
+    if not own:
+        raise ConfigError("migrate: the embedded Postgres migrates itself at start; set DATABASE_URL and DATABASE_OWNER_URL")
+    if beside is None:
+        raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
+    return {**beside, "user": EmbeddedPostgres.superuser}
+
+
+async def _migrate(connect: dict[str, Any], role: str, own: list[str]) -> list[str]:
+    async with direct_connection(connect) as connection:
+        todo = await migrate(connection, serving_role=role)
+        for sql in own:
+            await apply(connection, sql, serving_role=role)
+    return todo
+
+
+async def _apply(connect: dict[str, Any], own: list[str]) -> list[str]:
+    async with direct_connection(connect) as connection:
+        for sql in own:
+            await apply(connection, sql)
+    return []
