@@ -1,5 +1,11 @@
 """The door: what providers, handlers and strangers' plugins may import. Nothing behind it is promised."""
 
+# ruff: noqa: E402 - first of all: is there anything to import?
+from .needed import refuse_to_start_without
+
+refuse_to_start_without()
+
+
 from .accepted import accepted_types
 from .access import identity_of, public, requires, signed_in
 from .answers import answer, check_if_match, entity_tag

@@ -152,8 +152,19 @@ def test_guests_come_in_by_the_door_and_ask_for_what_is_promised() -> None:
                 assert first == package, (path, name)
 
 
-def test_the_first_imports_of_the_command_line_are_the_standard_librarys() -> None:
-    tree = ast.parse((ROOT / "server" / "__main__.py").read_text("utf-8"))
+@pytest.mark.parametrize("words", [[], ["routes"]])
+def test_without_its_dependencies_the_program_says_how_to_install_them(words: list[str]) -> None:
+    """-S: Python without its site-packages, so that nothing is installed."""
+    done = subprocess.run([sys.executable, "-S", "-m", "server", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "aiohttp" in done.stderr
+    assert "make install" in done.stderr
+
+
+@pytest.mark.parametrize("room", ["__main__", "needed"])
+def test_the_first_imports_of_the_command_line_are_the_standard_librarys(room: str) -> None:
+    tree = ast.parse((ROOT / "server" / f"{room}.py").read_text("utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names} | {
         node.module for node in top if isinstance(node, ast.ImportFrom)
