@@ -19,6 +19,7 @@ from .errors import error_response
 from .observe import LOG
 
 _LATE: Final = b'{"error": "Request Timeout"}'
+_BAD: Final = b'{"error": "Bad Request"}'
 _LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
 
 
@@ -37,7 +38,11 @@ class Wire(RequestHandler):
         # Before the first head nobody waits yet: the task that will has not run.
         idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
         waiting = len(self._messages)
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception as error:  # a target on which the URL parser itself fails, such as `http://[::1]@/`
+            LOG.info("request refused", extra={"fields": {"status": 400, "error": type(error).__name__}})
+            return self._refuse(b"400 Bad Request", _BAD)
         come = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
         if come > 0 and size > self._head_limit:
