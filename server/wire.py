@@ -42,7 +42,8 @@ class Wire(RequestHandler):
             super().data_received(data)
         except Exception as error:  # a target on which the URL parser itself fails, such as `http://[::1]@/`
             LOG.info("request refused", extra={"fields": {"status": 400, "error": type(error).__name__}})
-            return self._refuse(b"400 Bad Request", _BAD)
+            self._refuse(b"400 Bad Request", _BAD)
+            return
         come = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
         if come > 0 and size > self._head_limit:
