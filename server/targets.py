@@ -21,7 +21,7 @@ _ENCODED_TRICK: Final = re.compile(r"%(?:2[fF]|2[eE]|5[cC]|25)")
 _DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
 # C0 and C1 controls, DEL, and the two separators that regular expressions of other languages read as a line's end.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_AUTHORITY: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
+_AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?\Z")
 _LOCAL_HOST: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?\Z", re.IGNORECASE)
 
 
@@ -48,7 +48,8 @@ def _origin_form(target: str) -> str:
     scheme, separator, rest = target.partition("://")
     if separator and scheme.lower() in ("http", "https"):
         authority, slash, path = rest.partition("/")
-        if _AUTHORITY.match(authority):
+        named = _AUTHORITY.match(authority)
+        if named and int(named[1] or 0) <= 65535:
             return slash + path if slash else "/"
     return target
 
