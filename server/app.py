@@ -15,11 +15,12 @@ from aiohttp import web
 from . import wire
 from .bodies import BODY_LIMITS
 from .cors import Cors
-from .front import Errors
+from .front import Front
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
 from .identity import Unavailable
+from .lookup import Lookup
 from .observe import LOG, DenialLog
 from .plugins import Plugins
 from .routes import RouteTable
@@ -33,7 +34,7 @@ SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
-FRONT: Final = web.AppKey("front", Errors)
+FRONT: Final = web.AppKey("front", Front)
 
 
 def create_app() -> web.Application:
@@ -70,8 +71,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         revocations=storage.revocations,
         denied=[DenialLog()],
     )
-    app[FRONT] = Errors(cors)
-    app.middlewares.extend([app[FRONT].middleware, gate.middleware])
+    app[FRONT] = Front(Lookup(app), cors, gate)
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
@@ -81,6 +81,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app.cleanup_ctx.append(open_providers)
     wire.install(
         app,
+        app[FRONT].handle,
         head_bytes=settings.get("limits.head_bytes"),
         head_seconds=settings.get("limits.head_seconds"),
         idle_seconds=settings.get("limits.idle_seconds"),

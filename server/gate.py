@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .access import IDENTITY, OPENED, Handler, check
+from .access import IDENTITY, OPENED, REQUEST_ID, check
 from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
@@ -21,7 +21,6 @@ from .identity import CredentialRejected, Identity, Unavailable
 from .observe import Decision, Listener, log_failure
 from .revocation import Revocations
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
 _API_KEY: Final = "X-API-Key"
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 
@@ -45,12 +44,12 @@ class Gate:
         self._revocations = revocations
         self._denied = denied
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        plan = self._plans.get(request.match_info.route)
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
+        """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
+        plan = self._plans.get(match.route)
         if plan is not None and plan.public:
             request[OPENED] = True  # the credentials of a public route are never read
-            return await handler(request)
+            return await match.handler(request)
         started = time.perf_counter()
         identity: Identity | None = None
         try:
@@ -58,13 +57,13 @@ class Gate:
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
             if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
-                raise request.match_info.http_exception or web.HTTPNotFound
-            check(plan.access, identity, request.match_info)
+                raise match.http_exception or web.HTTPNotFound
+            check(plan.access, identity, match)
         except (ApiError, web.HTTPException) as error:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
-        return await handler(request)
+        return await match.handler(request)
 
     async def _identify(self, request: web.Request) -> Identity:
         headers = request.headers
