@@ -21,6 +21,7 @@ from .hookspecs import Provider
 from .house import ServerHouse
 from .identity import Unavailable
 from .lookup import Lookup
+from .metrics import Metrics
 from .observe import LOG, DenialLog
 from .plugins import Plugins
 from .routes import RouteTable
@@ -35,6 +36,7 @@ TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
 FRONT: Final = web.AppKey("front", Front)
+METRICS: Final = web.AppKey("metrics", Metrics)
 
 
 def create_app() -> web.Application:
@@ -61,7 +63,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     offers = plugins.offers()
     providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
-    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
+    metrics = Metrics()
+    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
     storage = Storage(settings)
     gate = Gate(
@@ -69,9 +72,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
         revocations=storage.revocations,
+        metrics=metrics,
         denied=[DenialLog()],
     )
-    app[FRONT] = Front(Lookup(app), cors, gate)
+    app[METRICS], app[FRONT] = metrics, Front(Lookup(app), cors, gate, metrics)
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers

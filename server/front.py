@@ -5,15 +5,19 @@ Preflights are answered here, before the gate: the same for every path, and noth
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import hdrs, web
 
-from .access import OPENED, REQUEST_ID
+from .access import REQUEST_ID
 from .answers import new_request_id, stamp
 from .cors import Cors
 from .errors import ApiError, BadRequest, ServiceUnavailable, error_response, from_http
 from .gate import Gate
+from .gate_plan import Plan
 from .identity import Unavailable
 from .lookup import Lookup
+from .metrics import NO_ROUTE, Metrics
 from .observe import log_failure
 from .targets import malformed
 
@@ -23,13 +27,15 @@ _VERSIONS = frozenset({(1, 0), (1, 1)})
 class Front:
     """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
 
-    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate) -> None:
+    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics) -> None:
         self._lookup, self._cors, self._gate = lookup, cors, gate
+        self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
         """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The answer to a request, whatever happens."""
+        started = time.perf_counter()
         request_id = new_request_id()
         request[REQUEST_ID] = request_id
         try:
@@ -47,8 +53,10 @@ class Front:
             response = error_response(500)
         if not isinstance(response, web.StreamResponse):
             response = error_response(500)
+        plan = self._gate.plan_of(request)
         if not response.prepared:
-            self._finish(request, response, request_id)
+            self._finish(request, response, request_id, plan)
+        (self._nowhere if plan is None else plan.tally).add(response.status, time.perf_counter() - started)
         return response
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -64,8 +72,8 @@ class Front:
         request._match_info = match
         return await self._gate.admit(request, match)
 
-    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str) -> None:
-        stamp(response, request_id, cacheable=OPENED in request and response.status < 300)
+    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
+        stamp(response, request_id, cacheable=plan is not None and plan.public and response.status < 300)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:

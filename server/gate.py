@@ -18,6 +18,7 @@ from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unautho
 from .gate_plan import Plan
 from .hookspecs import Provider
 from .identity import CredentialRejected, Identity, Unavailable
+from .metrics import Metrics
 from .observe import Decision, Listener, log_failure
 from .revocation import Revocations
 
@@ -35,6 +36,7 @@ class Gate:
         *,
         provider_seconds: float,
         revocations: Revocations,
+        metrics: Metrics,
         denied: Sequence[Listener],
     ) -> None:
         """`denied` are told of every request that is turned away."""
@@ -42,6 +44,7 @@ class Gate:
         self._providers = list(providers)
         self._seconds = provider_seconds
         self._revocations = revocations
+        self._told = metrics.authentications
         self._denied = denied
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
@@ -65,6 +68,11 @@ class Gate:
         request[IDENTITY] = identity
         return await match.handler(request)
 
+    def plan_of(self, request: web.Request) -> Plan | None:
+        """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
+        match = request._match_info
+        return self._plans.get(match.route) if match is not None else None
+
     async def _identify(self, request: web.Request) -> Identity:
         headers = request.headers
         shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
@@ -73,7 +81,9 @@ class Gate:
         for name, provider in self._providers:
             identity = await self._ask(name, provider, request)
             if identity is not None:
+                self._told[name, "known"] += 1
                 return identity
+        self._told["none", "rejected" if shown else "missing"] += 1
         if shown:
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
         raise Unauthorized("credential-missing")
@@ -86,11 +96,14 @@ class Gate:
                 return identity
             raise TypeError(f"authenticate returned a {type(identity).__name__}")
         except CredentialRejected as rejected:
+            self._told[name, "rejected"] += 1
             raise Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}") from None
         except Unavailable as outage:
+            self._told[name, "unavailable"] += 1
             log_failure("provider unavailable", outage, provider=name, why=str(outage))
             raise ServiceUnavailable(outage.retry_after) from None
         except Exception as error:
+            self._told[name, "unavailable"] += 1
             log_failure("provider failed", error, provider=name)
             raise ServiceUnavailable from None
 
