@@ -21,7 +21,8 @@ def start_logging(format: str) -> None:
     client or Postgres has put there.
     """
     last = _as_json if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    chain: list[Any] = [_fields, structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), structlog.stdlib.add_log_level]
+    stamped = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+    chain: list[Any] = [_fields, stamped, structlog.stdlib.add_log_level]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
