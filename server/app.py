@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from . import wire
+from . import openapi, wire
 from .bodies import BODY_LIMITS
 from .cors import Cors
 from .front import Errors
@@ -21,6 +21,7 @@ from .hookspecs import Provider
 from .house import ServerHouse
 from .identity import Unavailable
 from .observe import LOG, DenialLog
+from .openapi import DOCUMENT
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -62,6 +63,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
     cors = Cors(_origins(settings, providers))
+    app[DOCUMENT] = openapi.make(table, providers)
     storage = Storage(settings)
     gate = Gate(
         table.plans,

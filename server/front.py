@@ -55,7 +55,8 @@ class Errors:
             response = error_response(500)
         if response.prepared:
             return response
-        stamp(response, request_id, cacheable=OPENED in request and response.status < 300)
+        # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
+        stamp(response, request_id, cacheable=OPENED in request and (response.status < 300 or response.status == 304))
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:

@@ -14,3 +14,8 @@ class Plan:
     access: Access
     template: str
     public: bool
+
+    @property
+    def words(self) -> str:
+        """The access for people, as `routes` and the OpenAPI document say it."""
+        return self.access.words() if self.public or not self.access.public else "signed in (declared public, not listed)"
