@@ -64,7 +64,7 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     },
     "cursor": {
         "name": "cursor", "in": "query", "description": "Where the page begins: the `cursor` of a `Link`.",
-        "schema": {"type": "string", "maxLength": 512},
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 512},
     },
     "If-Match": {
         "name": "If-Match", "in": "header", "description": "Change the row only if this `ETag` is still its own.",
@@ -73,7 +73,7 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "name": "Idempotency-Key", "in": "header",
         "description": "A word of the client's own that names this request, so that it may be repeated: nothing is done twice.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        "schema": {"type": "string"},
     },
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def schemes_of(providers: Iterable[tuple[str, Provider]]) -> Schemes:
             if name in found:
                 raise ConfigError(f"provider {provider_name!r}: the security scheme {name!r} is another provider's already")
             found[name] = dict(scheme)
-    return found or {"none": _unsaid("none")}
+    return found
 
 
 def fitting(schemes: Schemes, access: Access) -> list[dict[str, list[str]]]:
