@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,11 @@ import handlers.docs as docs
 from providers.clerk import token_command
 
 ASSETS = Path(docs.__file__).parent / "assets"
+# Of the npm package swagger-ui-dist 5.35.0.
+UPSTREAM = {
+    "swagger-ui-bundle.js": "e6a898692f2d768e807c3ba4626068a69a2c5dd960dd6c76f3e4d3a3de180af2",
+    "swagger-ui.css": "5ed08757e53da3e026d6cbecc61fe5d43585c9560b302d534ad56692519a273d",
+}
 ORIGIN = re.compile(r"(?:https?|wss?)://[^/]+")
 
 # The files -------------------------------------------------------------------------------------------------------------
@@ -65,6 +71,11 @@ async def test_only_listed_files_are_served(client: Client, name: str) -> None:
     assert got.status in (400, 401, 404)
     assert set(got.json()) <= {"error", "reason"}
     assert got.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(("name", "digest"), UPSTREAM.items())
+def test_what_is_not_ours_is_unchanged(name: str, digest: str) -> None:
+    assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == digest
 
 
 def test_the_licences_are_beside_what_they_are_of() -> None:

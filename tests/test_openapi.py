@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_routes_matrix import KEY, MATRIX, ROW, Case, rows  # noqa: F401 - rows is a fixture
 
-from server import answer, body, check_if_match, describe, page, public, requires, signed_in
+from server import answer, body, check_if_match, describe, page, requires, signed_in
 from server.app import TABLE
 from server.description import description_of
 from server.openapi import DOCUMENT
