@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from . import wire
+from . import openapi, wire
 from .bodies import BODY_LIMITS
 from .cors import Cors
 from .front import Front
@@ -23,6 +23,7 @@ from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import Metrics
 from .observe import LOG, DenialLog, RequestLog
+from .openapi import DOCUMENT
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -66,6 +67,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
+    app[DOCUMENT] = openapi.make(table, providers)
     storage = Storage(settings)
     gate = Gate(
         table.plans,
