@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from .access import OPENED, Handler
 from .answers import new_request_id, stamp
+from .caller_limit import mark
 from .cors import Cors
 from .errors import ApiError, BadRequest, ServiceUnavailable, error_response, from_http
 from .gate import REQUEST_ID
@@ -56,6 +57,7 @@ class Errors:
         if response.prepared:
             return response
         stamp(response, request_id, cacheable=OPENED in request and response.status < 300)
+        mark(request, response)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:

@@ -13,6 +13,9 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from .access import IDENTITY, OPENED, Handler, check
+from .address_limit import AddressLimit
+from .addresses import ClientAddress
+from .caller_limit import LEASE, CallerLimit
 from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
@@ -37,6 +40,9 @@ class Gate:
         provider_seconds: float,
         revocations: Revocations,
         denied: Sequence[Listener],
+        addresses: ClientAddress,
+        caller_limit: CallerLimit | None = None,
+        address_limit: AddressLimit | None = None,
     ) -> None:
         """`denied` are told of every request that is turned away."""
         self._plans = dict(plans)
@@ -44,6 +50,7 @@ class Gate:
         self._seconds = provider_seconds
         self._revocations = revocations
         self._denied = denied
+        self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -57,10 +64,14 @@ class Gate:
             identity = await self._identify(request)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
+            if self._caller_limit is not None:
+                request[LEASE] = self._caller_limit.take(identity) or await self._caller_limit.ask(identity)
             if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise request.match_info.http_exception or web.HTTPNotFound
             check(plan.access, identity, request.match_info)
         except (ApiError, web.HTTPException) as error:
+            if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
+                self._address_limit.charge(self._addresses.of(request))
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
@@ -71,6 +82,10 @@ class Gate:
         shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
+        if self._address_limit is not None and self._address_limit.debts and (shown or hdrs.COOKIE in headers):
+            wait = self._address_limit.blocked(self._addresses.of(request))
+            if wait is not None:
+                raise self._address_limit.refusal(wait)
         for name, provider in self._providers:
             identity = await self._ask(name, provider, request)
             if identity is not None:
@@ -115,6 +130,8 @@ class Gate:
             error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
             error.detail if isinstance(error, Unauthorized) else "",
             time.perf_counter() - started,
+            self._addresses.of(request),
+            self._addresses.inbound_request_id(request),
         )
         for listener in self._denied:
             listener(decision)

@@ -14,7 +14,10 @@ LOG: Final = logging.getLogger("gatepost")
 
 
 class Decision(NamedTuple):
-    """The gate's word on one request. `route` is the template, never the path; `detail` is for logs alone."""
+    """The gate's word on one request. `route` is the template, never the path; `detail` is for logs alone.
+
+    `client` is the address behind the trusted proxies, `inbound_request_id` what the nearest of them named the request.
+    """
 
     request_id: str
     method: str
@@ -26,6 +29,8 @@ class Decision(NamedTuple):
     reason: str | None
     detail: str
     seconds: float
+    client: str = ""
+    inbound_request_id: str | None = None
 
 
 Listener: TypeAlias = Callable[[Decision], None]
@@ -34,8 +39,8 @@ Listener: TypeAlias = Callable[[Decision], None]
 class DenialLog:
     """A line for each request that was turned away, with the full reason. Allowed requests make no line.
 
-    Strangers can be turned away as often as they like, so their lines are bounded: so many a second, and then one that
-    says how many more there were.
+    Strangers, and callers beyond their rate, can be turned away as often as they like, so their lines are bounded: so many a
+    second, and then one that says how many more there were.
     """
 
     def __init__(self, *, strangers_per_second: int = 20, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,7 +48,7 @@ class DenialLog:
         self._second, self._lines, self._dropped = 0, 0, 0
 
     def __call__(self, decision: Decision) -> None:
-        if decision.provider is None and self._too_many():
+        if (decision.provider is None or decision.outcome == "429") and self._too_many():
             return
         fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}
         LOG.info("denied", extra={"fields": {**fields, "seconds": round(decision.seconds, 6)}})
@@ -53,7 +58,7 @@ class DenialLog:
         if second != self._second:
             dropped, self._second, self._lines, self._dropped = self._dropped, second, 0, 0
             if dropped:
-                LOG.info("more strangers denied", extra={"fields": {"count": dropped}})
+                LOG.info("more were denied", extra={"fields": {"count": dropped}})
         self._lines += 1
         if self._lines > self._limit:
             self._dropped += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable
+from server import CredentialRejected, House, Identity, Unavailable, client_address
 
 from .managed import ManagedKeys
 from .secret import PREFIX, digest_of, parse
@@ -54,16 +54,16 @@ class ApiKeyProvider:
             if static.expires_at is not None and static.expires_at <= time.time():
                 raise CredentialRejected("key-expired", f"key {static.id}")
             return static.identity
-        return await self._find(secret, request.remote)
+        return await self._find(secret, client_address(request))
 
-    async def _find(self, secret: str, remote: str | None) -> Identity:
+    async def _find(self, secret: str, address: str) -> Identity:
         """Raises CredentialRejected, Unavailable."""
         key = parse(secret)
         if key is None:  # a typo asks nobody, and is answered like any unknown key
             raise CredentialRejected("credential-rejected", "no such key")
         if self._managed is None or self._usage is None:
             raise Unavailable("the provider is not open")
-        identity = await self._managed.identity(key, network(remote))
+        identity = await self._managed.identity(key, network(address))
         self._usage.note(str(identity.key_id))
         return identity
 
