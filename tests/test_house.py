@@ -52,7 +52,7 @@ POST    /api/webhooks/clerk         public                          providers.cl
 
 DOOR = {
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer",
-    "body", "check_if_match", "entity_tag", "hookimpl", "identity_of", "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
+    "body", "check_if_match", "client_address", "entity_tag", "hookimpl", "identity_of", "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
 }  # fmt: skip
 
 
