@@ -10,7 +10,8 @@ from typing import Final
 
 from .observe import LOG
 
-_ACCEPT: Final = "socket.accept() out of system resource"
+# What asyncio says when an accept fails, and when it tries again on a port that was closed meanwhile.
+_ACCEPT: Final = ("socket.accept() out of system resource", "Exception in callback BaseSelectorEventLoop._start_serving(")
 _RESERVE: Final = 64
 """descriptors for all that is neither a client nor a database connection: key sets, logs, the loop, the operations port"""
 
@@ -47,7 +48,7 @@ class _AcceptErrors(logging.Filter):
         self._next = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if _ACCEPT not in str(record.msg):
+        if not str(record.msg).startswith(_ACCEPT):
             return True
         now = self._clock()
         if now < self._next:
