@@ -11,6 +11,7 @@ from .access import identity_of, public, requires, signed_in
 from .answers import answer, check_if_match, entity_tag
 from .bodies import body, raw_body
 from .hookspecs import Answer, Command, CommandContext, House, Provider, Setting, hookimpl
+from .idempotency import answers_secret
 from .identity import CredentialRejected, Identity, Unavailable
 from .pages import page
 from .scope import read, scoped
@@ -18,6 +19,6 @@ from .targets import is_local
 
 __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "Unavailable", "accepted_types", "answer", "body", "check_if_match", "entity_tag", "hookimpl", "identity_of",
-    "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
+    "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "entity_tag", "hookimpl",
+    "identity_of", "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
 ]  # fmt: skip

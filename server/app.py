@@ -19,6 +19,7 @@ from .front import Errors
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
+from .idempotency import KEEP_SECONDS
 from .identity import Unavailable
 from .observe import LOG, DenialLog
 from .plugins import Plugins
@@ -76,6 +77,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
     app[BODY_LIMITS] = (settings.get("limits.body_bytes"), settings.get("limits.body_seconds"))
+    app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
     app.cleanup_ctx.append(open_providers)

@@ -17,6 +17,7 @@ from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
 from .hookspecs import Provider
+from .idempotency import KEY, once
 from .identity import CredentialRejected, Identity, Unavailable
 from .observe import Decision, Listener, log_failure
 from .revocation import Revocations
@@ -64,6 +65,8 @@ class Gate:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
+        if request.method == hdrs.METH_POST and KEY in request.headers:
+            return await once(request, handler, plan.template)
         return await handler(request)
 
     async def _identify(self, request: web.Request) -> Identity:

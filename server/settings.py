@@ -187,6 +187,7 @@ def _check_core(settings: Settings) -> None:
         "database.pool_size": (1, 1000),
         "limits.body_bytes": (1, 2**31),
         "limits.head_bytes": (1024, 2**20),
+        "idempotency.keep_seconds": (1, 366 * 86400),
     }
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:

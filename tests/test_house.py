@@ -51,7 +51,7 @@ GET     /api/orgs/{org_id}/members  organization {org_id}           handlers.pro
 POST    /api/webhooks/clerk         public                          providers.clerk.webhooks.Receiver.take"""
 
 DOOR = {
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer",
+    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret",
     "body", "check_if_match", "entity_tag", "hookimpl", "identity_of", "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from server import House, Identity, answer, body, identity_of, page, read, requires, scoped
+from server import House, Identity, answer, answers_secret, body, identity_of, page, read, requires, scoped
 
 from .managed import STATIC
 from .rights import NewKey, Rotation, excess
@@ -75,6 +75,7 @@ class Keys:
             return forbidden("user")
         return at.answer(await read(request, PAGE, *owners(request), *at.args, admin=admin))
 
+    @answers_secret
     async def create_key(self, request: web.Request) -> web.Response:
         new, caller = await body(request, NewKey), identity_of(request)
         if new.owner == "user" and caller.user_id is None:
@@ -96,8 +97,9 @@ class Keys:
             return answer(refused.members, refused.status)
         return shown(row, key, 201)
 
+    @answers_secret
     async def rotate_key(self, request: web.Request) -> web.Response:
-        how = await body(request, Rotation) if request.can_read_body else Rotation()  # it may be left out
+        how = await body(request, Rotation) if request.body_exists else Rotation()  # it may be left out
         caller, key = identity_of(request), make(self._env, request.match_info["id"])
         if parse(key.text) is None:  # no id of ours
             raise web.HTTPNotFound
