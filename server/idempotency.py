@@ -84,11 +84,10 @@ async def _look(joined: Joined, name: bytes) -> Mapping[str, Any] | None:
 
 async def _keep(joined: Joined, *row: Any) -> None:
     try:
-        await joined.itself.execute(_KEEP, *row)
-    except Exception as error:
-        meaning = joined.meaning(error)
+        await joined.last(_KEEP, *row)
+    except Conflict:
         # Somebody was faster. The lock prevents that, but where the database's default isolation reads an old snapshot.
-        raise _under_way() if isinstance(meaning, Conflict) else meaning from None
+        raise _under_way() from None
 
 
 async def _run(request: web.Request, handler: Handler, joined: Joined) -> Any:

@@ -22,7 +22,7 @@ from .statements import SET_SCOPE, one_statement
 _TAKE: Final = f"{SET_SCOPE}, pg_try_advisory_xact_lock($4)"
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
-"""The block that the running code stands in. A task that is started in a block stands in it too."""
+"""The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
 
 
 class Undone(Exception):
@@ -57,7 +57,7 @@ class Joined:
 
     @asynccontextmanager
     async def _joining(self, scope: Scope) -> AsyncIterator[Block]:
-        above, outside = self._here(), _innermost.get()
+        above = self._here()
         async with above.turn:
             above.must_be_open()
             block = Block(scope, above)
@@ -69,9 +69,7 @@ class Joined:
                         yield block
             except BaseException as error:
                 self._set = None  # the savepoint has taken its settings along
-                raise (self.meaning(error) if isinstance(error, Exception) else error) from None
-            finally:
-                _innermost.set(outside)
+                raise (self._database.failed(self._connection, error) if isinstance(error, Exception) else error) from None
 
     @asynccontextmanager
     async def left(self, block: Block) -> AsyncIterator[None]:
@@ -98,14 +96,24 @@ class Joined:
         here = self._here()
         async with (here if here.within(block) else block).turn:
             block.must_be_open()
-            if self._set != block.scope:
-                await self._connection.execute(SET_SCOPE, *block.scope)
-                self._set = block.scope
-            return await getattr(self._connection, method)(sql, *args)
+            return await self._run(block.scope, method, sql, *args)
 
-    def meaning(self, error: Exception) -> Exception:
-        """What an error of the database means to the caller of it."""
-        return self._database.failed(self._connection, error)
+    async def last(self, sql: str, *args: Any) -> None:
+        """Run a statement outside of any block, after all that has joined: nothing joins any more.
+
+        Raises what the end of a block would.
+        """
+        await self._alone(self.root)
+        try:
+            await self._run(self.root.scope, "execute", sql, *args)
+        except Exception as error:
+            raise self._database.failed(self._connection, error) from None
+
+    async def _run(self, scope: Scope, method: str, sql: str, *args: Any) -> Any:
+        if self._set != scope:
+            await self._connection.execute(SET_SCOPE, *scope)
+            self._set = scope
+        return await getattr(self._connection, method)(sql, *args)
 
     def _here(self) -> Block:
         """The innermost open block around the running code; the root where that is none of this transaction."""

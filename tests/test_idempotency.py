@@ -31,7 +31,20 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server import Identity, answer, answers_secret, body, identity_of, public, raw_body, read, requires, scoped, signed_in
+from server import (
+    Identity,
+    answer,
+    answers_secret,
+    body,
+    identity_of,
+    joined,
+    public,
+    raw_body,
+    read,
+    requires,
+    scoped,
+    signed_in,
+)
 from server.idempotency import MOST_BYTES, _name
 
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -119,9 +132,19 @@ async def admin(request: web.Request) -> web.Response:
             seen += json.loads(await read(request, COUNT))[0].values()
             seen.append(await wide.fetchval(COUNT))
         seen.append(await db.fetchval(COUNT))
+        async with scoped(request, admin=True) as wide:
+            with contextlib.suppress(Exception):
+                async with scoped(request, admin=True) as wider:
+                    await wider.execute("SELECT 1 / 0")
+            seen.append(await wide.fetchval(COUNT))
+            await wide.fetchval("SELECT set_config('gatepost.admin_org_id', 'org_b', true)")
         seen += json.loads(await read(request, COUNT, admin=True))[0].values()
         seen.append(await db.fetchval(COUNT))
     seen += json.loads(await read(request, COUNT, admin=True))[0].values()
+    async with scoped(request, admin=True) as wide:
+        await wide.fetchval("SELECT set_config('gatepost.admin_org_id', 'org_b', true)")
+    async with scoped(request, admin=True) as wide:
+        seen.append(await wide.fetchval(COUNT))
     seen += json.loads(await read(request, COUNT))[0].values()
     return answer(seen)
 
@@ -140,6 +163,15 @@ async def at_once(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         done = await asyncio.gather(*(insert(request, f"b{n}") for n in range(5)), fails(), read(request, "SELECT 1 / 0"),
                                     *(db.execute(INSERT, "alice", None, f"c{n}") for n in range(5)), return_exceptions=True)  # fmt: skip
+
+    async def later() -> None:
+        await asyncio.sleep(0.02)
+        await insert(request, "e")
+
+    async with scoped(request):  # left while a block is open inside it, and while a task that was begun in it does nothing yet
+        tasks = [asyncio.ensure_future(insert(request, "d")), asyncio.ensure_future(later())]
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
     return answer({"failed": sum(isinstance(one, Exception) for one in done)})
 
 
@@ -150,13 +182,13 @@ async def left(request: web.Request) -> web.Response:
     async def lingers() -> None:
         async with scoped(request) as db:
             await db.execute(INSERT, "alice", None, "lingering")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3 if request.headers.get("X-Chaos") == "long" else 0.05)
             await db.execute(INSERT, "alice", None, "lingering")
 
     task = asyncio.ensure_future(lingers())
     request.app[TASKS].append(task)
     await asyncio.sleep(0.02)
-    if request.headers.get("X-Chaos"):
+    if request.headers.get("X-Chaos") == "fails":
         raise web.HTTPConflict
     return answer({})
 
@@ -574,7 +606,7 @@ async def test_scopes_in_scopes(acme: Client, db: TestDatabase) -> None:
     for who, org in (("alice", "org_a"), ("alice", "org_a"), ("anna", "org_a"), ("bob", "org_b")):
         await db.rows(f"INSERT INTO data (user_id, org_id, name) VALUES ('{who}', '{org}', 'x')")
     plain = await acme.post("/admin", ADMIN_A)
-    assert plain.json() == [1, 3, 1, 1, 3, 1, 3, 1, 3, 1]
+    assert plain.json() == [1, 3, 1, 1, 3, 1, 3, 3, 1, 3, 3, 1]
     first, again = [await acme.post("/admin", keyed(ADMIN_A)) for _ in range(2)]
     assert first.raw == again.raw == plain.raw
     refused = await acme.post("/admin", keyed(ALICE))
@@ -586,7 +618,7 @@ async def test_scopes_in_scopes(acme: Client, db: TestDatabase) -> None:
 async def test_tasks_at_once(acme: Client, db: TestDatabase) -> None:
     first, again = [await acme.post("/at-once", keyed(ALICE)) for _ in range(2)]
     assert (first.status, first.json(), replayed(again)) == (200, {"failed": 2}, True)
-    assert await names(db) == [f"{kind}{n}" for kind in "abc" for n in range(5)]
+    assert await names(db) == [f"{kind}{n}" for kind in "abc" for n in range(5)] + ["d", "e"]
 
 
 @pytest.mark.parametrize("chaos", ["", "fails"])
@@ -601,6 +633,21 @@ async def test_a_task_that_is_left_behind_harms_nobody(acme: Client, db: TestDat
     assert [type(one) for one in done] == [RuntimeError if chaos else type(None)] * 3
     assert await names(db) == ["bob's"] * 3 + ([] if chaos else ["lingering"] * 6)
     assert (await acme.get("/api/data", BOB)).status == 200
+
+
+async def test_a_task_that_does_not_end_is_not_waited_for_and_harms_nobody(
+    serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It still holds a savepoint, so its connection must never be somebody else's."""
+    monkeypatch.setattr(joined, "_PATIENCE_SECONDS", 0.05)
+    client = await start(serve, **{"database.pool_size": 1})
+    tasks: list[asyncio.Task[None]] = []
+    client.app._state[TASKS] = tasks
+    assert (await client.post("/left", keyed(ALICE, chaos="long"))).status == 503
+    AT_THE_END.append(lambda request: asyncio.gather(*tasks, return_exceptions=True))
+    assert (await client.post("/twice", keyed(BOB), {"name": "b"})).status == 201
+    assert isinstance(tasks[0].exception(), Exception)
+    assert await names(db) == ["b 1", "b 2"]
 
 
 async def test_the_handlers_body_is_what_was_sent(acme: Client) -> None:
@@ -637,6 +684,13 @@ async def test_the_gate_comes_first(acme: Client, db: TestDatabase) -> None:
         assert (await acme.post("/twice", keyed(ALICE), {"name": "a"})).status == 500  # only now
     finally:
         await db.rows("ALTER TABLE gone RENAME TO idempotency_keys")
+
+
+async def test_the_second_lock_is_asked_for_a_repeat_too(acme: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await acme.post("/admins", keyed(ADMIN_A))).status == 200
+    monkeypatch.setattr("server.gate.check", lambda *_: None)
+    got = await acme.post("/admins", keyed(stub("anna", org_id="org_a", org_role="org:member")))
+    assert got.json() == {"error": "Forbidden", "reason": "role"}
 
 
 async def test_the_key_comes_before_the_handlers_own_refusals(acme: Client) -> None:
