@@ -50,8 +50,8 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     """Answer a POST that bears `Idempotency-Key`: by its handler the first time, from what was kept after that.
 
     For a request that the gate has let through. Raises (as answers) 400 for a header that is no key, what `raw_body`
-    raises, 409 while the same key is under way or where the answer was not kept, 422 for another request with this key,
-    and 503, which leaves nothing behind.
+    raises but 411 (a handler that wants a body says so itself), 409 while the same key is under way or where the answer
+    was not kept, 422 for another request with this key, and 503, which leaves nothing behind.
     """
     key, identity = _key(request), request[IDENTITY]
     scope = scope_of(request)
