@@ -13,6 +13,7 @@ from .answers import answer, check_if_match, entity_tag
 from .bodies import body, raw_body
 from .description import describe
 from .hookspecs import Answer, Command, CommandContext, House, Provider, Setting, hookimpl
+from .idempotency import answers_secret
 from .identity import CredentialRejected, Identity, Unavailable
 from .openapi import openapi_document
 from .pages import page
@@ -21,7 +22,7 @@ from .targets import is_local
 
 __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "Unavailable", "accepted_types", "answer", "body", "check_if_match", "client_address", "describe", "entity_tag",
-    "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
-    "scoped", "signed_in",
+    "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
+    "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
+    "raw_body", "read", "requires", "scoped", "signed_in",
 ]  # fmt: skip

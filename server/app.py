@@ -20,6 +20,7 @@ from .front import Front
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
+from .idempotency import KEEP_SECONDS
 from .identity import Unavailable
 from .limits import Limits
 from .lookup import Lookup
@@ -92,6 +93,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
     app[BODY_LIMITS] = tuple(settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth"))
+    app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
     app.cleanup_ctx.append(_limits)

@@ -59,7 +59,8 @@ async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
         raise UnsupportedMediaType
     try:
         async with asyncio.timeout(seconds):
-            if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
+            expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
+            if expected and request.can_read_body:  # not a second time, where the body was read already
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0
             return await request.read()

@@ -21,6 +21,7 @@ from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized
 from .gate_plan import Plan
 from .hookspecs import Provider
+from .idempotency import KEY, once
 from .identity import CredentialRejected, Identity, Unavailable
 from .metrics import Metrics
 from .observe import Decision, DenialListener, log_failure
@@ -83,6 +84,8 @@ class Gate:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
+        if request.method == hdrs.METH_POST and KEY in request.headers:
+            return await once(request, match.handler, plan.template)
         return await match.handler(request)
 
     def plan_of(self, request: web.Request) -> Plan | None:

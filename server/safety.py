@@ -13,6 +13,7 @@ LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.live_revocations()": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",
+    "public.prune_idempotency(integer)": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
 }
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")

@@ -198,6 +198,7 @@ def _check_core(settings: Settings) -> None:
         "limits.headers": (1, 10_000),
         "limits.json_depth": (1, 256),
         "limits.connections": (1, 1_000_000),
+        "idempotency.keep_seconds": (1, 366 * 86400),
     }
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:

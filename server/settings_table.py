@@ -31,6 +31,7 @@ CORE: Final[Mapping[str, Setting]] = {
     "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
     "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
     "revocation.max_staleness": Setting("float", 10.0, help="seconds; with an older revocation feed sessions are a 503"),
+    "idempotency.keep_seconds": Setting("float", 86400.0, help="how long an answer is kept for a repeated Idempotency-Key"),
     "ops.host": Setting("str", "127.0.0.1", help="address of the operations port"),
     "ops.port": Setting("int", 9090, help="port of /livez, /readyz and /metrics; 0: off"),
     "log.format": Setting("str", "auto", help="json, human, or auto: json in production, human elsewhere"),
