@@ -1,13 +1,15 @@
 """Makes the secrets of compose.yaml where they are missing: `python3 deploy/compose/make_secrets.py [FOLDER]`.
 
 Each is a file. A container's user is not this one, so the files can be read by anybody and their folder by its owner alone.
-A file that is there is left as it is; the two of Clerk's are made empty, which counts as not set: put yours into them.
+A file that is there is left as it is. The signing secret of Clerk's webhooks is made up, so that none is taken until you put
+Clerk's own in its place.
 """
 
 from __future__ import annotations
 
 import secrets
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +32,7 @@ def main(folder: Path) -> None:
     keep("database_url", lambda: f"postgresql://gatepost_app:{app}@postgres:5432/gatepost")
     keep("database_pooled_url", lambda: f"postgresql://gatepost_app:{app}@pgbouncer:6432/gatepost")
     keep("pgbouncer_users", lambda: f'"gatepost_app" "{app}"\n')
-    for name in ("clerk_secret_key", "clerk_webhook_signing_secret"):
-        keep(name, str)
+    keep("clerk_webhook_signing_secret", lambda: "whsec_" + b64encode(secrets.token_bytes(32)).decode())
 
 
 def _password() -> str:
