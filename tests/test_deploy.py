@@ -16,6 +16,7 @@ import pytest
 import yaml
 from deploy_kit import COMPOSE, DEPLOY, OVERLAY, ROOT, containers, environment, kustomize, of_kind, pairs, service, unit
 
+from server.commands.capacity import Capacity
 from server.plugins import Plugins
 from server.settings import ConfigError, Settings
 from server.settings_table import CORE
@@ -148,7 +149,8 @@ def test_every_secret_of_compose_is_a_file_that_is_made(tmp_path: Path) -> None:
         assert named <= secrets, name
     holders = {name for name in COMPOSE["services"] if "database_owner_url" in COMPOSE["services"][name].get("secrets", ())}
     assert holders == {"migrate"}
-    assert "secrets/" in (DEPLOY / "compose" / ".gitignore").read_text()
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    assert {"deploy/compose/secrets/", "deploy/compose/.env", "deploy/compose/gatepost.env"} <= set(ignored)
 
 
 @pytest.mark.parametrize("name", ["gatepost", "migrate"])
@@ -324,3 +326,25 @@ def test_the_units_name_known_settings_and_the_credentials_they_load(name: str, 
     if name == "gatepost.service":
         assert int(keys["TimeoutStopSec"]) > 2 * DRAIN + 10
         assert (keys["KillMode"], keys["RestartPreventExitStatus"]) == ("mixed", "2")
+
+
+# The pages ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_name_tests_and_files_that_exist() -> None:
+    for page in ("deploy.md", "scaling.md", "dependencies.md"):
+        text = (ROOT / "docs" / page).read_text("utf-8")
+        for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
+            assert re.search(rf"^(?:async )?def {name}\(", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE), name
+        for path in re.findall(r"\bdeploy/[\w./-]*\w", text):
+            made = ("deploy/compose/.env", "deploy/compose/gatepost.env")
+            assert path in made or path.startswith("deploy/compose/secrets/") or (ROOT / path).exists(), path
+    told = Capacity(each=17, workers=2, given=97, pooled=False).line()
+    assert told in (ROOT / "docs" / "scaling.md").read_text("utf-8")
+
+
+def test_the_commands_of_the_page_are_the_readmes_too() -> None:
+    page, readme = ((ROOT / name).read_text("utf-8") for name in ("docs/deploy.md", "README.md"))
+    for command in ("docker build -f deploy/Dockerfile -t gatepost:0.1.0 .", "kubectl apply -k deploy/kubernetes/overlays/example"):
+        assert command in page
+        assert command in readme

@@ -341,14 +341,32 @@ async def test_through_pgbouncer_with_its_file(world: World, schema: None) -> No
             await until_ready(process, ops)
             got = await asyncio.gather(*(asked(f"{url}/api/data", signed()) for _ in range(60)))
             assert {status for status, _ in got} == {200}
-            async with world.cluster.as_admin("gatepost") as admin:  # the one that listens goes past the pooler
-                sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'gatepost_app' AND query ILIKE 'LISTEN %'"
-                listening = await admin.fetchval(sql)
-            assert listening <= 1
         assert (await run(env, "check")).splitlines()[-1] == "problems: none"
+        # What listens goes past the pooler: by the direct URL, or not at all.
+        nowhere = world.secrets / "nowhere"
+        nowhere.write_text("postgresql://gatepost_app@127.0.0.1:1/gatepost")
+        process = await sealed({**env, "GATEPOST_DATABASE_DIRECT_URL_FILE": str(nowhere)})
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert (process.returncode, "the database cannot be reached" in err.decode()) == (1, True)
     finally:
         bouncer.kill()
         await bouncer.wait()
+
+
+@pytest.mark.long
+async def test_a_dead_host_in_the_url_is_passed_over(world: World, schema: None) -> None:
+    """As the example of a secret has it: several hosts, and the one that takes writes is found."""
+    url_file = world.secrets / "database_url"
+    before, port = url_file.read_text(), f"port={free_port()},5432&target_session_attrs=read-write"
+    url_file.write_text(before.replace("?host=", "?host=127.0.0.1,").replace("port=5432", port))
+    assert url_file.read_text().count(",") == 2
+    try:
+        env, url, ops = with_ports(world.files(environment(POD["containers"][0], SERVER), "/run/secrets/gatepost", rename=True))
+        async with running(env) as process:
+            await until_ready(process, ops)
+            assert (await asked(f"{url}/api/data", signed()))[0] == 200
+    finally:
+        url_file.write_text(before)
 
 
 # nginx -------------------------------------------------------------------------------------------------------------------
