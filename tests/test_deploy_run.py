@@ -42,7 +42,7 @@ from server import signed_in
 
 GATEPOST = str(Path(sys.executable).parent / "gatepost")
 NOBODY = 65534
-SPARE = Path(tempfile.gettempdir()) / "gp-spare"
+SPARE = Path(tempfile.gettempdir()) / f"gp-spare-{os.getpid()}"
 # Everything is read-only but what is mounted on purpose. $tmp is a folder for a /tmp in memory, or nothing. Where the interpreter
 # ($base) lies in a folder that others may not enter ($closed), it is mounted by itself, in an empty folder in that one's place.
 SEALED = """
@@ -97,7 +97,7 @@ def world() -> Iterator[World]:
     # Not pytest's own folder, which nobody else may enter.
     folder = Path(tempfile.mkdtemp(prefix="gp-deploy-"))
     folder.chmod(0o755)
-    SPARE.mkdir(exist_ok=True)
+    SPARE.mkdir()
     try:
         assert cluster.folder is not None
         (cluster.folder / "data" / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
@@ -114,6 +114,7 @@ def world() -> Iterator[World]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+        SPARE.rmdir()
 
 
 # The program -------------------------------------------------------------------------------------------------------------
