@@ -1,6 +1,11 @@
 -- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
 -- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
 --
+-- generation 1, revision 1
+--
+-- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
+-- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/migrate.py.
+--
 -- The promise of this file: a query that has forgotten its WHERE still returns only rows that its caller may see, and a
 -- query without a caller returns none. It guards against forgetting, not against SQL injection or hostile code in the
 -- server's process (whoever can run any SQL as the serving role can also set the settings below).
@@ -69,6 +74,8 @@ CREATE TABLE IF NOT EXISTS gatepost_meta (
     checksum    text        NOT NULL,
     migrated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE gatepost_meta ADD COLUMN IF NOT EXISTS generation integer NOT NULL DEFAULT 0;
+ALTER TABLE gatepost_meta ADD COLUMN IF NOT EXISTS revision   integer NOT NULL DEFAULT 0;
 
 
 -- Tables ------------------------------------------------------------------------------------------------------------------
