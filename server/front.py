@@ -20,6 +20,7 @@ from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import NO_ROUTE, Metrics
 from .observe import Decision, Listener, log_failure
+from .replies import Reply
 from .targets import malformed
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
@@ -54,6 +55,8 @@ class Front:
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
         if not isinstance(response, web.StreamResponse):
+            response = error_response(500)
+        elif type(response) is Reply and response.prepared:  # it was sent before, to whomever
             response = error_response(500)
         plan = self._gate.plan_of(request)
         if not response.prepared:
