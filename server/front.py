@@ -54,9 +54,7 @@ class Front:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        if not isinstance(response, web.StreamResponse):
-            response = error_response(500)
-        elif type(response) is Reply and response.prepared:  # it was sent before, to whomever
+        if not _is_unsent(response):
             response = error_response(500)
         plan = self._gate.plan_of(request)
         if not response.prepared:
@@ -97,3 +95,8 @@ class Front:
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
+
+
+def _is_unsent(response: object) -> bool:
+    """Is it an answer, and not one of ours that was sent before, to whomever?"""
+    return isinstance(response, web.StreamResponse) and not (type(response) is Reply and response.prepared)
