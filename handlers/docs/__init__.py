@@ -87,7 +87,7 @@ def _known(request: web.Request, etag: str) -> bool:
 @describe(answers={200: dict[str, Any], 304: None}, headers=["ETag", "Cache-Control"], summary="This document")
 async def document(request: web.Request) -> web.Response:
     made = openapi_document(request)
-    return sent(request, Asset(made.json, "application/json", made.etag), _AGAIN)
+    return sent(request, Asset(lambda: made.json, "application/json", made.etag), _AGAIN)
 
 
 @routes.get("/api/public/docs")
