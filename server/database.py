@@ -43,6 +43,7 @@ class Database:
         self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._hosts: Hosts[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any]) -> None:
         """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable, ConfigError."""
@@ -59,7 +60,7 @@ class Database:
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
         }
         hosts = Hosts(asyncpg.connect, arguments, self._acquire * 0.9, elsewhere=_another_host_may_do)
-        self._pool = Pool(hosts.open, self._size, busy=_still_cancelling)
+        self._pool, self._hosts = Pool(hosts.open, self._size, busy=_still_cancelling), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
@@ -116,7 +117,7 @@ class Database:
         # asyncpg raises some of Postgres's errors itself, then without a severity: a value that it cannot send.
         said = isinstance(error, asyncpg.PostgresError) and error.severity is not None
         if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(NOT_AGAIN):
-            connection.terminate()
+            self._leave(connection)
         if said or connection.is_closed() or (meaning is error and isinstance(error, Exception)):
             self._opened.release(connection)
         else:
@@ -125,10 +126,21 @@ class Database:
             task.add_done_callback(self._settling.discard)
         return meaning
 
+    def _leave(self, connection: Any) -> None:
+        """The server at the other end is no use any more: neither are the other connections to it.
+
+        One that is new says that there is no better server to be had: it stays (it may read), else every write would open
+        a connection.
+        """
+        if self._hosts is not None and not self._hosts.is_new(connection):
+            connection.terminate()
+            self._opened.expire()
+
     async def _settle(self, connection: Any) -> None:
         """Bring a connection back to its beginning, or throw it away. Its statement is cancelled in Postgres, too."""
         try:
-            await connection.execute("", timeout=_SETTLE_SECONDS)  # waits for what is being cancelled
+            with suppress(asyncpg.PostgresError):  # the transaction may have failed
+                await connection.execute("SELECT", timeout=_SETTLE_SECONDS)  # waits for what is being cancelled
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK", timeout=_SETTLE_SECONDS)
         except Exception:
@@ -165,10 +177,13 @@ class Database:
 
 
 @asynccontextmanager
-async def direct_connection(connect: Mapping[str, Any]) -> AsyncIterator[Any]:
-    """A connection of its own, closed at the end: for migrations and commands. Raises Unavailable, ValueError."""
-    async with translated():
-        connection = await Hosts(asyncpg.connect, connect, 10, elsewhere=_another_host_may_do).open()
+async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) -> AsyncIterator[Any]:
+    """A connection of its own, opened within `seconds` and closed at the end: for migrations, commands and the feed of
+    revocations. Raises Unavailable, ValueError."""
+    try:
+        connection = await Hosts(asyncpg.connect, connect, seconds, elsewhere=_another_host_may_do).open()
+    except Exception as error:
+        raise _meaning(error) from None
     try:
         yield connection
     finally:
@@ -188,17 +203,8 @@ def _still_cancelling(connection: Any) -> bool:
     return bool(connection._protocol is None or connection._protocol._is_cancelling())
 
 
-@asynccontextmanager
-async def translated() -> AsyncIterator[None]:
-    """Turn what asyncpg raises into Unavailable (503) or an answer. No text of Postgres goes further than here."""
-    try:
-        yield
-    except Exception as error:
-        raise _meaning(error) from None
-
-
 def _meaning(error: Exception) -> Exception:
-    """What the caller of the database is to be told; an exception that is not the database's is itself."""
+    """What the caller of the database is to be told (no text of Postgres); an exception that is not its own is itself."""
     if isinstance(error, asyncpg.PostgresError):
         state, name = error.sqlstate or "", type(error).__name__
         if isinstance(error, asyncpg.InvalidCachedStatementError):

@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
 
 C = TypeVar("C")
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
+NEW_SECONDS: Final = 1.0
 
 
 class Hosts(Generic[C]):
@@ -33,6 +35,7 @@ class Hosts(Generic[C]):
         self._connect, self._seconds, self._elsewhere = connect, seconds, elsewhere
         dsn = arguments.get("dsn")
         self._each = [{**arguments, "dsn": one} for one in split(dsn)] if dsn else [dict(arguments)]
+        self._opened_at: WeakKeyDictionary[C, float] = WeakKeyDictionary()
         self._failed = False
         self._trying = False
         self._pause = FIRST_PAUSE
@@ -57,7 +60,12 @@ class Hosts(Generic[C]):
         finally:
             self._trying = False
         self._failed, self._pause = False, FIRST_PAUSE
+        self._opened_at[connection] = time.monotonic()
         return connection
+
+    def is_new(self, connection: C) -> bool:
+        """Was it opened a moment ago, so that another one would be no better?"""
+        return time.monotonic() - self._opened_at.get(connection, 0.0) < NEW_SECONDS
 
     async def _in_turn(self) -> C:
         share = self._seconds / len(self._each)

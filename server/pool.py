@@ -86,6 +86,12 @@ class Pool(Generic[C]):
             connection.terminate()
         self._wake_one()
 
+    def expire(self) -> None:
+        """Throw the idle ones away: what holds of one that was lent holds of them too."""
+        for connection in self._idle:
+            connection.terminate()
+        self._idle.clear()
+
     def close(self) -> None:
         """End every connection, lent ones too, and send those who wait away."""
         self._closed = True

@@ -12,7 +12,7 @@ from .identity import Unavailable
 from .migrate import migrate
 from .pooler import same_place
 from .postgres import EmbeddedPostgres, PostgresError, running_socket
-from .revocation import Feed, Revocations
+from .revocation import READ_SECONDS, Feed, Revocations
 from .safety import problems
 from .settings import ConfigError, Settings
 from .workers import Worker
@@ -50,7 +50,8 @@ class Storage:
             if direct := self._settings.get("database.direct_url"):
                 connect = {"dsn": direct}
                 await self._refuse_another_database(connect)
-            self._feed = Feed(self.revocations, lambda: direct_connection(connect))
+            bound = {**connect, "command_timeout": READ_SECONDS}
+            self._feed = Feed(self.revocations, lambda: direct_connection(bound, seconds=READ_SECONDS))
             await self._feed.open()
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""

@@ -7,60 +7,20 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from conftest import ALICE, BOB, Client, Got, MakeApp, Serve, TestDatabase, plugin
-from postgres_kit import FAST, Cluster, bin_folders
+from fault_kit import Fragile
+from postgres_kit import bin_folders
 
 from server import answer, body, read, scoped, signed_in
 from server.storage import StartFailed
 
 BRIEF = {"database.acquire_seconds": 0.5, "database.statement_seconds": 0.5}
-
-
-class Fragile(Cluster):
-    """A Postgres that can be killed, frozen and started again."""
-
-    def processes(self) -> list[int]:
-        """The server's processes, the first one first."""
-        assert self._process
-        first = self._process.pid
-        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        return [first, *map(int, children)]
-
-    def send(self, how: signal.Signals) -> None:
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-
-    def down(self, how: signal.Signals) -> None:
-        """End it: in order (SIGINT) or at once (SIGKILL, every process)."""
-        assert self._process
-        if how == signal.SIGKILL:
-            self.send(how)
-        else:
-            self._process.send_signal(how)
-        self._process.wait(20)
-
-    def up(self) -> None:
-        """Start it again on its data, if it is down."""
-        assert self._process
-        assert self.folder
-        if self._process.poll() is None:
-            return
-        data = self.folder / "data"
-        (data / "postmaster.pid").unlink(missing_ok=True)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in FAST for word in ("-c", one))],
-                stdout=log, stderr=log, start_new_session=True, **self._as)  # fmt: skip
-        self._wait(data / "postmaster.pid")
 
 
 @pytest.fixture(scope="module")
