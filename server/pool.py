@@ -56,7 +56,12 @@ class Pool(Generic[C]):
                     self._lent.add(connection)
                     return connection
             if self.open < self._size:
-                return await self._open_one()
+                try:
+                    return await self._open_one()
+                except Exception:
+                    if not self._lent:
+                        raise
+                    # More are not to be had now; one of those that there are will come back.
             handed = await self._wait()
             if handed is not None:
                 return handed

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,7 @@ class Traffic:
     made: dict[int, list[str]] = field(default_factory=dict)
     slowest: float = 0.0
     last_failure: float = 0.0
+    last_success: float = 0.0
     _stop: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -220,16 +221,17 @@ class Traffic:
         self.answers[f"{method} {status or 'lost'}"] += 1
         if status not in (200, 201):
             self.last_failure = time.monotonic()
+        else:
+            self.last_success = time.monotonic()
         if name is not None:
             self.made.setdefault(status, []).append(name)
         return got
 
-    async def well(self, since: float, seconds: float = 30) -> float:
-        """Wait for a second in which nothing fails; how long after `since` the last failure was."""
-        while time.monotonic() - max(self.last_failure, since) < 1:
+    async def well(self, since: float, seconds: float = 30) -> None:
+        """Wait for a second of success without a failure."""
+        while self.last_success < max(self.last_failure, since) + 1:
             assert time.monotonic() - since < seconds, f"it does not recover: {self.answers}"
             await asyncio.sleep(0.05)
-        return max(0.0, self.last_failure - since)
 
     def told(self, *also: int) -> None:
         """Nothing was lost, and nothing but 200, 201 and 503 (and what is expected also) was answered."""
@@ -248,7 +250,6 @@ class Traffic:
         for key, n in self.answers.items():
             count[key.split()[1]] += n
         by = ", ".join(f"{status} {n}" for status, n in sorted(count.items()) if status != "lost")
-        return (f"drill: {drill} | {sum(count.values())} | {by} | {count.get('lost', 0)} | {self.slowest:.1f} s | {recovered:.1f} s")  # fmt: skip
+        return f"drill: {drill} | {sum(count.values())} | {by} | {count.get('lost', 0)} | {self.slowest:.1f} s | {recovered:.1f} s"
 
 
-Fault = Callable[[], Awaitable[None]]

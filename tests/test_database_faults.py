@@ -218,13 +218,18 @@ async def test_a_database_that_refuses_connections(serve_sql: Any, db: TestDatab
 
 
 async def test_no_connection_to_be_had(serve_sql: Any, db: TestDatabase) -> None:
+    """53300: who can wait for one of the connections that there are waits; where there is none it is a 503."""
     client, role = await serve_sql(**LONG), db.server.serving_role
     under_way = [asyncio.ensure_future(client.post("/sql", ALICE, ["SELECT pg_sleep(0.5)"])) for _ in range(2)]
     await running(db, "pg_sleep", 2)
     try:
         await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT 1')
-        unavailable(await client.get("/api/data", ALICE))  # 53300
+        assert {got.status for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(8)))} == {200}
         assert {got.status for got in await asyncio.gather(*under_way)} == {200}
+        await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT 0')
+        await db.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
+        await asyncio.sleep(0.05)
+        unavailable(await client.get("/api/data", ALICE))
     finally:
         await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT -1')
     await well_again(client)

@@ -45,10 +45,10 @@ async def typed(request: web.Request) -> web.Response:
 @signed_in
 async def swallowed(request: web.Request) -> web.Response:
     """Passes over a failure, and goes on as if nothing had been."""
-    async with scoped(request) as db:
-        await db.execute("INSERT INTO data (user_id, name) VALUES ('alice', 'swallowed')")
+    async with scoped(request) as one:
+        await one.execute("INSERT INTO data (user_id, name) VALUES ('alice', 'swallowed')")
         try:
-            await db.execute("SELECT 1 / 0")
+            await one.execute("SELECT 1 / 0")
         except Exception:
             logging.getLogger("test").debug("never mind")
     return answer({"done": True}, 201)
@@ -57,8 +57,8 @@ async def swallowed(request: web.Request) -> web.Response:
 @routes.get("/composite")
 @signed_in
 async def composite(request: web.Request) -> web.Response:
-    async with scoped(request) as db:
-        return answer([len(row["d"]) for row in await db.fetch("SELECT d FROM data AS d")])
+    async with scoped(request) as one:
+        return answer([len(row["d"]) for row in await one.fetch("SELECT d FROM data AS d")])
 
 
 @pytest.fixture
