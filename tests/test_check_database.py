@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import KEYS, TestDatabase, url_of
+from conftest import KEYS, TestDatabase
 
 from server.app import build
 from server.commands import run
@@ -165,7 +165,12 @@ async def test_ours_gives_no_problem_and_no_warning(spoilt: TestDatabase, tmp_pa
     await start(spoilt, tmp_path)
 
 
-@pytest.mark.parametrize(("done", "said"), PROBLEMS.values(), ids=PROBLEMS)
+def cases(table: dict[str, tuple[str, str]]) -> list[Any]:
+    """Every third in every run, the others with the long ones; tests/test_schema.py has more in every run."""
+    return [pytest.param(*case, id=name, marks=[pytest.mark.long] if n % 3 else []) for n, (name, case) in enumerate(table.items())]
+
+
+@pytest.mark.parametrize(("done", "said"), cases(PROBLEMS))
 async def test_a_spoilt_schema_is_told_and_not_served(
     spoilt: TestDatabase, tmp_path: Path, capsys: Any, done: str, said: str
 ) -> None:
@@ -177,7 +182,7 @@ async def test_a_spoilt_schema_is_told_and_not_served(
         await start(spoilt, tmp_path)
 
 
-@pytest.mark.parametrize(("done", "said"), WARNINGS.values(), ids=WARNINGS)
+@pytest.mark.parametrize(("done", "said"), cases(WARNINGS))
 async def test_what_is_unwise_is_a_warning(spoilt: TestDatabase, tmp_path: Path, capsys: Any, done: str, said: str) -> None:
     await execute(spoilt, done)
     status, problems, warnings = await check(capsys)
