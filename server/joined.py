@@ -16,10 +16,9 @@ from aiohttp import web
 
 from .answers import Rows
 from .blocks import Block
-from .database import Database, Scope, Scoped
-from .statements import SET_SCOPE, one_statement
+from .database import Database, Scope
+from .statements import Scoped
 
-_TAKE: Final = f"{SET_SCOPE}, pg_try_advisory_xact_lock($4)"
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
 """The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
@@ -50,7 +49,7 @@ class Joined:
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
         """One SELECT that joins. As `Database.read`."""
-        statement = one_statement(sql, len(args))
+        statement = self._database.statement(sql, len(args))
         async with self._joining(scope) as block:
             self._set = scope  # the statement says it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
@@ -69,7 +68,7 @@ class Joined:
                         yield block
             except BaseException as error:
                 self._set = None  # the savepoint has taken its settings along
-                raise (self._database.failed(self._connection, error) if isinstance(error, Exception) else error) from None
+                raise self._database.failed(self._connection, error) from None
 
     @asynccontextmanager
     async def left(self, block: Block) -> AsyncIterator[None]:
@@ -111,7 +110,7 @@ class Joined:
 
     async def _run(self, scope: Scope, method: str, sql: str, *args: Any) -> Any:
         if self._set != scope:
-            await self._connection.execute(SET_SCOPE, *scope)
+            await self._connection.execute(self._database.set_scope, *scope)
             self._set = scope
         return await getattr(self._connection, method)(sql, *args)
 
@@ -159,7 +158,7 @@ async def one_transaction(database: Database, scope: Scope, lock: int) -> AsyncI
     """
     try:
         async with database.connection() as connection, connection.transaction():
-            (*_, free) = await connection.fetchrow(_TAKE, *scope, lock)
+            (*_, free) = await connection.fetchrow(f"{database.set_scope}, pg_try_advisory_xact_lock($4)", *scope, lock)
             if not free:
                 yield None
                 return

@@ -190,6 +190,11 @@ def _check_core(settings: Settings) -> None:
         raise ConfigError("database.pooler: must be none or transaction")
     if settings.get("log.format") not in ("auto", "json", "human"):
         raise ConfigError("log.format: must be auto, json or human")
+    if settings.get("database.pooler") == "transaction":
+        if not settings.get("database.url"):
+            raise ConfigError("database.pooler: the embedded Postgres has no pooler; set database.url (DATABASE_URL)")
+        if not settings.get("database.direct_url"):
+            raise ConfigError("database.direct_url: needed with a pooler; sign-outs are heard, and `check` looks, past it")
     ranges = {
         "workers": (1, 256),
         "database.pool_size": (1, 1000),

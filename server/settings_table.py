@@ -25,9 +25,11 @@ CORE: Final[Mapping[str, Setting]] = {
     "data_folder": Setting("str", ".gatepost", help="where the server keeps files of its own"),
     "database.url": Setting("str", None, env="DATABASE_URL", secret=True, help="the serving role's URL; none: embedded"),
     "database.owner_url": Setting("str", None, env="DATABASE_OWNER_URL", secret=True, help="the owner's URL, for migrate"),
-    "database.direct_url": Setting("str", None, secret=True, help="past a pooler, for LISTEN and locks"),
+    "database.direct_url": Setting(
+        "str", None, secret=True, help="the serving role's URL past a pooler, for LISTEN and `check`"
+    ),
     "database.pool_size": Setting("int", 32, help="connections per worker"),
-    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer)"),
+    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer; needs direct_url)"),
     "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
     "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
     "revocation.max_staleness": Setting("float", 10.0, help="seconds; with an older revocation feed sessions are a 503"),

@@ -47,6 +47,8 @@ RULES = """
   providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
 - `clerk.webhook_signing_secret` may hold several secrets with commas or blanks between them, for rotation.
 - A pattern of `public_routes` that is not one of the three defaults and covers no route stops the start.
+- `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (past it): see
+  [postgres.md](postgres.md).
 - Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
   seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
 - `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.

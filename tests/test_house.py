@@ -116,7 +116,7 @@ def test_the_contracts_of_import_linter_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [("asyncpg", {"server/database.py"}), ("pluggy", {"server/hookspecs.py", "server/plugins.py"})],
+    [("asyncpg", {"server/driver.py"}), ("pluggy", {"server/hookspecs.py", "server/plugins.py"})],
 )
 def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:
     found = {
