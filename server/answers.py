@@ -16,6 +16,9 @@ _random = random.SystemRandom()
 _fast_random = random.Random(_random.getrandbits(256))  # noqa: S311 - request ids are unique, not secret
 
 
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+"""What names a request in its answer, in the logs and in the audit log."""
+
 ROW_END: Final = "\x1e"
 """Stands between two rows' JSON as Postgres sends them: a control character, which no JSON text can hold unescaped."""
 

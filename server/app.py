@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from . import wire
+from .audit import Audit
 from .bodies import BODY_LIMITS
 from .cors import Cors
 from .front import Errors
@@ -63,12 +64,15 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
     cors = Cors(_origins(settings, providers))
     storage = Storage(settings)
+    audit = Audit(
+        storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")
+    )
     gate = Gate(
         table.plans,
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
         revocations=storage.revocations,
-        denied=[DenialLog()],
+        denied=[DenialLog(), audit.denied],
     )
     app[FRONT] = Errors(cors)
     app.middlewares.extend([app[FRONT].middleware, gate.middleware])
@@ -78,6 +82,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app[BODY_LIMITS] = (settings.get("limits.body_bytes"), settings.get("limits.body_seconds"))
     app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
+    app.cleanup_ctx.append(audit.running)
     app.cleanup_ctx.append(open_providers)
     wire.install(
         app,

@@ -133,10 +133,13 @@ class Database:
         return _meaning(error)
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
-        """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
+    async def scoped(self, scope: Scope, *, actor: str = "", request_id: str = "") -> AsyncIterator[Scoped]:
+        """A transaction under this scope: committed at the end of the block, rolled back when it raises.
+
+        `actor` and `request_id` are what the audit log notes of its writes; "" where there is none.
+        """
         async with self.connection() as connection, connection.transaction():
-            await connection.execute(SET_SCOPE, *scope)
+            await connection.execute(SET_SCOPE, *scope, actor, request_id)
             yield Scoped(connection)
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from .access import IDENTITY, OPENED, Handler, check
+from .answers import REQUEST_ID as REQUEST_ID
 from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
@@ -21,7 +22,6 @@ from .identity import CredentialRejected, Identity, Unavailable
 from .observe import Decision, Listener, log_failure
 from .revocation import Revocations
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
 _API_KEY: Final = "X-API-Key"
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 
@@ -115,6 +115,7 @@ class Gate:
             error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
             error.detail if isinstance(error, Unauthorized) else "",
             time.perf_counter() - started,
+            identity.actor if identity else None,
         )
         for listener in self._denied:
             listener(decision)

@@ -26,6 +26,7 @@ class Decision(NamedTuple):
     reason: str | None
     detail: str
     seconds: float
+    actor: str | None = None
 
 
 Listener: TypeAlias = Callable[[Decision], None]

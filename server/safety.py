@@ -14,6 +14,11 @@ LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.live_revocations()": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
+    "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], integer[], text[])": (
+        "gatepost_audit"
+    ),
+    "public.audit_prune(integer, integer)": "gatepost_audit",
+    "public.gatepost_audited()": "gatepost_audit",
 }
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
 SEARCH_PATH: Final = "search_path=pg_catalog, pg_temp"
@@ -58,7 +63,8 @@ SELECT format('the role %I owns %s', rolname, pg_describe_object(classid, objid,
    AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 UNION ALL
 SELECT format('%s has a default value (%L), so a query without a caller runs as that one', name, current_setting(name, true))
-  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id']) AS settings (name)
+  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id', 'gatepost.actor', 'gatepost.request_id'])
+       AS settings (name)
  WHERE current_setting(name, true) <> ''
 """
 
@@ -127,6 +133,25 @@ SELECT format('the role %I can touch the materialised view %s, which no policy g
  WHERE relkind = 'm'
 """
 
+# Every write to our tables leaves an entry, and nobody writes to the log.
+_AUDIT: Final = """
+SELECT format('writes to the table public.%I are not audited: its trigger is missing or off', tables.name)
+  FROM unnest(ARRAY['data', 'org_data', 'invoices', 'api_keys']) AS tables (name)
+ WHERE (SELECT coalesce(bit_or(tgtype::int), 0) & 28 FROM pg_trigger
+         WHERE tgrelid = to_regclass('public.' || tables.name) AND tgfoid = to_regprocedure('public.gatepost_audited()')
+           AND tgtype & 1 = 1 AND tgenabled IN ('O', 'A') AND tgqual IS NULL) <> 28
+UNION ALL
+SELECT 'the audit log is not append-only: its trigger is missing or off'
+ WHERE NOT EXISTS (SELECT FROM pg_trigger
+                    WHERE tgrelid = to_regclass('public.audit_log') AND tgtype = 58 AND tgenabled IN ('O', 'A')
+                      AND tgfoid = to_regprocedure('public.gatepost_append_only()'))
+UNION ALL
+SELECT format('the role %I has %s on the audit log', rolname, word)
+  FROM me, tables, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
+ WHERE tables.oid = to_regclass('public.audit_log')
+   AND CASE word WHEN 'DELETE' THEN has_table_privilege(tables.oid, word) ELSE has_any_column_privilege(tables.oid, word) END
+"""
+
 _FUNCTIONS: Final = """
 SELECT format('%I.%I(%s)', nspname, proname, (SELECT string_agg(format_type(t, NULL), ', ' ORDER BY nth)
                                                 FROM unnest(proargtypes) WITH ORDINALITY AS types (t, nth))),
@@ -144,7 +169,7 @@ async def problems(connection: Connection) -> list[str]:
     `connection` must be the serving role's, outside any request's transaction.
     """
     found = [] if await is_current(connection) else ["the schema is missing or not this version's: run `migrate`"]
-    for query in (_ROLE, _RIGHTS, _TABLES, _AROUND):
+    for query in (_ROLE, _RIGHTS, _TABLES, _AROUND, _AUDIT):
         found += [row[0] for row in await connection.fetch(_COMMON + query + _USES_ARGUMENT, list(TENANT_COLUMNS))]
     return found + await _functions(connection)
 

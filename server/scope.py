@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from .access import IDENTITY, access_of
-from .answers import Rows
+from .answers import REQUEST_ID, Rows
 from .database import NO_SCOPE, Database, Scope
 from .errors import Forbidden
 
@@ -47,4 +47,9 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
     is one. Where the route's access requires the role org:admin this is so without being asked.
     """
-    return request.app[DATABASE].scoped(scope_of(request, admin=admin))
+    identity = request.get(IDENTITY)
+    return request.app[DATABASE].scoped(
+        scope_of(request, admin=admin),
+        actor=identity.actor if identity is not None else "",
+        request_id=request.get(REQUEST_ID, ""),
+    )

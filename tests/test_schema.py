@@ -225,7 +225,7 @@ async def test_the_owner_sees_no_row_and_is_no_member(cluster: Server, database:
         for table in TABLES:
             assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0
         assert await refused(owner, "SELECT * FROM key_by_hash('x')")
-        for role in ("gatepost_auth", "gatepost_sync"):
+        for role in ("gatepost_auth", "gatepost_sync", "gatepost_audit"):
             assert not await owner.fetchval("SELECT pg_has_role($1, 'USAGE')", role)
             if await owner.fetchval("SELECT current_setting('server_version_num')::int >= 160000"):
                 assert await refused(owner, f"SET ROLE {role}")
