@@ -664,6 +664,7 @@ BEGIN
     IF me IS NULL THEN
         RETURN 'stored';
     END IF;
+    PERFORM set_config('gatepost.actor', 'system', true);          -- for the audit log: no caller, not even a stranger, did this
     CASE what
     WHEN 'user.created', 'user.updated' THEN
         IF (body->>'banned')::boolean OR (body->>'locked')::boolean THEN
@@ -859,8 +860,8 @@ SET LOCAL ROLE gatepost_audit;
 
 -- One entry for each row that is written, with the write or not at all: TG_ARGV names the column of the organisation ('' for
 -- none) and that of the row's id. Names of columns go in, and no value but those two. What is said of the caller counts within
--- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, the
--- serving role (a webhook, a revocation) is `system`, and whoever else is connected is `operator`.
+-- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, it is
+-- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for whoever else is connected.
 CREATE OR REPLACE FUNCTION public.gatepost_audited() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE

@@ -24,6 +24,7 @@ from .revocation import Revocations
 
 _API_KEY: Final = "X-API-Key"
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+_HANDLERS_WORD: Final = Forbidden("handler")
 
 
 class Gate:
@@ -64,7 +65,14 @@ class Gate:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
-        return await handler(request)
+        try:
+            response = await handler(request)
+        except (Forbidden, web.HTTPForbidden) as error:
+            self._tell(request, plan, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
+            raise
+        if response.status == 403:
+            self._tell(request, plan, identity, _HANDLERS_WORD, started)
+        return response
 
     async def _identify(self, request: web.Request) -> Identity:
         headers = request.headers
@@ -115,7 +123,7 @@ class Gate:
             error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
             error.detail if isinstance(error, Unauthorized) else "",
             time.perf_counter() - started,
-            identity.actor if identity else None,
+            identity.audited_as if identity else None,
         )
         for listener in self._denied:
             listener(decision)

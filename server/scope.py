@@ -50,6 +50,6 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     identity = request.get(IDENTITY)
     return request.app[DATABASE].scoped(
         scope_of(request, admin=admin),
-        actor=identity.actor if identity is not None else "",
+        actor=identity.audited_as if identity is not None else "",
         request_id=request.get(REQUEST_ID, ""),
     )
