@@ -101,11 +101,12 @@ def test_every_core_key_exists_in_file_and_environment(key: str, tmp_path: Path)
         "int": 2048 if key.endswith("_bytes") else 7,
         "float": 7.5,
         "list": ["a", "b"],
+        "bool": False,
     }[setting.kind]
     text = ", ".join(value) if isinstance(value, list) else str(value)
     assert Settings(environ={name: text}).get(key) == value
     table, _, last = key.rpartition(".")
-    toml = (f"[{table}]\n" if table else "") + f"{last} = {value!r}\n"
+    toml = (f"[{table}]\n" if table else "") + f"{last} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n"
     assert Settings(file=file(tmp_path, toml), environ={}).get(key) == value
 
 
