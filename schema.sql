@@ -21,6 +21,8 @@
 --   gatepost.request_id     the request in which it happens; none outside of requests
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
 -- transaction of the same connection reads ''. Both must mean "nobody".
+-- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
+-- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/statements.py).
 
 SET LOCAL client_min_messages = warning;                   -- no notices about what exists already
 SET LOCAL search_path = public, pg_temp;
@@ -189,7 +191,7 @@ EXECUTE format($sql$
     -- data: a user's own rows, whatever the active organisation is. A new row may name no organisation but the active one.
     DROP POLICY IF EXISTS own_select ON data;
     CREATE POLICY own_select ON data FOR SELECT TO %1$I
-        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+        USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')));
     DROP POLICY IF EXISTS own_insert ON data;
     CREATE POLICY own_insert ON data FOR INSERT TO %1$I
         WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), '')
@@ -206,7 +208,7 @@ EXECUTE format($sql$
     -- organisation, so that a forgotten WHERE on any other route shows an administrator their own rows and no more.
     DROP POLICY IF EXISTS admin_select ON data;
     CREATE POLICY admin_select ON data FOR SELECT TO %1$I
-        USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+        USING (org_id = (SELECT NULLIF(current_setting('gatepost.admin_org_id', true), '')));
     DROP POLICY IF EXISTS admin_delete ON data;
     CREATE POLICY admin_delete ON data FOR DELETE TO %1$I
         USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
@@ -215,7 +217,7 @@ EXECUTE format($sql$
     -- that is no user (an organisation's key) signs as the handler says.
     DROP POLICY IF EXISTS org_select ON org_data;
     CREATE POLICY org_select ON org_data FOR SELECT TO %1$I
-        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+        USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')));
     DROP POLICY IF EXISTS org_insert ON org_data;
     CREATE POLICY org_insert ON org_data FOR INSERT TO %1$I
         WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
@@ -230,7 +232,7 @@ EXECUTE format($sql$
 
     DROP POLICY IF EXISTS org_select ON invoices;
     CREATE POLICY org_select ON invoices FOR SELECT TO %1$I
-        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
+        USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')));
     DROP POLICY IF EXISTS org_insert ON invoices;
     CREATE POLICY org_insert ON invoices FOR INSERT TO %1$I
         WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
@@ -247,7 +249,7 @@ EXECUTE format($sql$
     -- organisation but the one that was active when it was made. Keys are revoked, never deleted: no policy for DELETE.
     DROP POLICY IF EXISTS own_select ON api_keys;
     CREATE POLICY own_select ON api_keys FOR SELECT TO %1$I
-        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
+        USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')));
     DROP POLICY IF EXISTS own_insert ON api_keys;
     CREATE POLICY own_insert ON api_keys FOR INSERT TO %1$I
         WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), '')
@@ -258,7 +260,7 @@ EXECUTE format($sql$
         WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
     DROP POLICY IF EXISTS admin_select ON api_keys;
     CREATE POLICY admin_select ON api_keys FOR SELECT TO %1$I
-        USING (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+        USING (user_id IS NULL AND org_id = (SELECT NULLIF(current_setting('gatepost.admin_org_id', true), '')));
     DROP POLICY IF EXISTS admin_insert ON api_keys;
     CREATE POLICY admin_insert ON api_keys FOR INSERT TO %1$I
         WITH CHECK (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
@@ -394,25 +396,25 @@ EXECUTE format($sql$
     -- One's own memberships, and those of the active organisation. Names no other table, so that users can name it.
     DROP POLICY IF EXISTS own_select ON memberships;
     CREATE POLICY own_select ON memberships FOR SELECT TO %1$I
-        USING (user_id = NULLIF(current_setting('gatepost.user_id', true), '') AND deleted_at IS NULL);
+        USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
     DROP POLICY IF EXISTS org_select ON memberships;
     CREATE POLICY org_select ON memberships FOR SELECT TO %1$I
-        USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), '') AND deleted_at IS NULL);
+        USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')) AND deleted_at IS NULL);
 
     -- Oneself, and the members of the active organisation. The policies of memberships hold inside too; the organisation is
     -- named all the same, so that a wider policy there would show nobody here.
     DROP POLICY IF EXISTS own_select ON users;
     CREATE POLICY own_select ON users FOR SELECT TO %1$I
-        USING (id = NULLIF(current_setting('gatepost.user_id', true), '') AND deleted_at IS NULL);
+        USING (id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
     DROP POLICY IF EXISTS org_select ON users;
     CREATE POLICY org_select ON users FOR SELECT TO %1$I
         USING (deleted_at IS NULL AND EXISTS (
             SELECT FROM memberships AS m
-             WHERE m.user_id = users.id AND m.organization_id = NULLIF(current_setting('gatepost.org_id', true), '')));
+             WHERE m.user_id = users.id AND m.organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), ''))));
 
     DROP POLICY IF EXISTS org_select ON organizations;
     CREATE POLICY org_select ON organizations FOR SELECT TO %1$I
-        USING (id = NULLIF(current_setting('gatepost.org_id', true), '') AND deleted_at IS NULL);
+        USING (id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')) AND deleted_at IS NULL);
 
     -- Read only. The inbox and the revocations are for their functions alone: no grant, no policy.
     REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations

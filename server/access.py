@@ -13,7 +13,7 @@ from aiohttp import web
 
 from .errors import Forbidden, Unauthorized
 from .identity import TOKEN_TYPES, Identity, names_something, with_prefix
-from .reverification import Reverification, level_and_minutes
+from .reverification import Reverification, level_and_minutes, step_up
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
@@ -21,6 +21,9 @@ H = TypeVar("H", bound=Handler)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 OPENED: Final = web.RequestKey("opened", bool)
 """Set by the gate alone, on a request that it let through without an identity."""
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+"""Our name for this request, in the answer and in the log."""
 
 EVERYDAY_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
 _SLUG: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,200}\Z")
@@ -93,19 +96,7 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
         challenge = f'Bearer error="insufficient_scope", scope="{" ".join(access.scopes)}"'  # RFC 6750 3.1
         raise Forbidden("scope", headers={"WWW-Authenticate": challenge})
     if access.reverification is not None and not identity.has(reverification=access.reverification):
-        raise _step_up(access.reverification)
-
-
-def _step_up(asked: Reverification) -> Forbidden:
-    """Clerk's body, which its browser hook `useReverification` knows, beside the challenge of RFC 9470 3."""
-    level = level_and_minutes(asked)
-    seconds = round(level[1] * 60) if level else 0
-    clerk = {"type": "forbidden", "reason": "reverification-error", "metadata": {"reverification": asked}}
-    return Forbidden(
-        "reverification",
-        headers={"WWW-Authenticate": f'Bearer error="insufficient_user_authentication", max_age={seconds}'},
-        more={"clerk_error": clerk},
-    )
+        raise step_up(access.reverification)
 
 
 def access_of(handler: object) -> Access | None:

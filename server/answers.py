@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import random
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from .errors import SERVER, STANDARD_HEADERS, PreconditionFailed
-
-_random = random.SystemRandom()
-_fast_random = random.Random(_random.getrandbits(256))  # noqa: S311 - request ids are unique, not secret
-
-
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-"""What names a request in its answer, in the logs and in the audit log."""
+from .errors import PreconditionFailed
+from .replies import SERVER, STANDARD_HEADERS, Reply
 
 ROW_END: Final = "\x1e"
 """Stands between two rows' JSON as Postgres sends them: a control character, which no JSON text can hold unescaped."""
@@ -51,13 +45,10 @@ def _plain(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """A JSON answer. A text (or bytes) counts as JSON already, which is what `read` and `scoped` give; the rest is encoded."""
     raw = data if isinstance(data, bytes) else data.encode() if isinstance(data, str) else _encoder.encode(data)
-    complete = STANDARD_HEADERS.copy()
-    if headers:
-        complete.update(headers)
-    return web.Response(body=raw, status=status, headers=complete)
+    return Reply(raw, status, headers)
 
 
 def entity_tag(text: str) -> str:
@@ -75,13 +66,23 @@ def check_if_match(request: web.Request, text: str) -> None:
         raise PreconditionFailed
 
 
+_ID_LENGTH: Final = 24
+_ids: list[str] = []
+os.register_at_fork(after_in_child=_ids.clear)  # two processes that share names would confuse whoever reads their logs
+
+
 def new_request_id() -> str:
     """24 characters that name one request in answers and logs. A counter would tell strangers how busy we are."""
-    return f"{_fast_random.getrandbits(96):024x}"
+    if not _ids:
+        drawn = os.urandom(_ID_LENGTH // 2 * 512).hex()
+        _ids.extend(drawn[start : start + _ID_LENGTH] for start in range(0, len(drawn), _ID_LENGTH))
+    return _ids.pop()
 
 
 def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
     """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
+    if isinstance(response, Reply) and response.stamp(request_id, cacheable):
+        return
     headers = response.headers
     if headers.get("Server") != SERVER:  # a handler's own response, not made from STANDARD_HEADERS
         for name, value in STANDARD_HEADERS.items():

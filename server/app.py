@@ -16,11 +16,13 @@ from . import wire
 from .audit import Audit
 from .bodies import BODY_LIMITS
 from .cors import Cors
-from .front import Errors
+from .front import Front
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
 from .identity import Unavailable
+from .lookup import Lookup
+from .metrics import Metrics
 from .observe import LOG, DenialLog
 from .plugins import Plugins
 from .routes import RouteTable
@@ -34,7 +36,8 @@ SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
-FRONT: Final = web.AppKey("front", Errors)
+FRONT: Final = web.AppKey("front", Front)
+METRICS: Final = web.AppKey("metrics", Metrics)
 
 
 def create_app() -> web.Application:
@@ -61,7 +64,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     offers = plugins.offers()
     providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
-    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin)
+    metrics = Metrics()
+    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
     storage = Storage(settings)
     audit = Audit(
@@ -72,10 +76,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
         revocations=storage.revocations,
+        metrics=metrics,
         denied=[DenialLog(), audit.denied],
     )
-    app[FRONT] = Errors(cors)
-    app.middlewares.extend([app[FRONT].middleware, gate.middleware])
+    app[METRICS], app[FRONT] = metrics, Front(Lookup(app), cors, gate, metrics)
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
@@ -86,6 +90,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app.cleanup_ctx.append(open_providers)
     wire.install(
         app,
+        app[FRONT].handle,
         head_bytes=settings.get("limits.head_bytes"),
         head_seconds=settings.get("limits.head_seconds"),
         idle_seconds=settings.get("limits.idle_seconds"),

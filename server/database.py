@@ -78,12 +78,18 @@ class Database:
             **connect,
             "server_settings": settings,
             "statement_cache_size": 0 if self._pooled else 1024,
+            "max_cached_statement_lifetime": 0,  # a statement stays prepared; what the schema changes under it is told apart
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
             "timeout": self._acquire,
         }
         self._pool = Pool(lambda: asyncpg.connect(**arguments), self._size, busy=_still_cancelling)
         async with self.connection():
             pass
+
+    @property
+    def pool(self) -> Pool[Any] | None:
+        """The connections; None before `open`."""
+        return self._pool
 
     async def close(self) -> None:
         if self._pool is not None:

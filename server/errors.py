@@ -5,37 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
-from multidict import CIMultiDict
 
-SERVER: Final = "gatepost"
-STANDARD_HEADERS: Final = CIMultiDict(
-    {
-        "Content-Type": "application/json",
-        "Server": SERVER,
-        "Cache-Control": "no-store",
-        "Vary": "Authorization, Cookie, X-API-Key, Origin",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    }
-)
-"""On every answer, unless a handler chose otherwise. Copied, never changed."""
-# RFC 9110's names, where Python's older tables still have those of RFC 2616.
-_PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
-
-
-def phrase(status: int) -> str:
-    """The reason phrase of a status, as RFC 9110 names it."""
-    if status in _PHRASES:
-        return _PHRASES[status]
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
+from .replies import Reply, phrase
 
 
 class ApiError(Exception):
@@ -51,7 +25,7 @@ class ApiError(Exception):
         self.headers = headers
         self.more = more
 
-    def response(self) -> web.Response:
+    def response(self) -> Reply:
         """The answer to send."""
         return error_response(self.status, self.reason, self.headers, self.more)
 
@@ -68,6 +42,9 @@ class Unauthorized(ApiError):
     def __init__(self, reason: str = "credential-missing", detail: str = "") -> None:
         super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)})
         self.detail = detail
+
+    def response(self) -> Reply:
+        return Reply(_body(401, self.reason), 401, lines=_challenge_line(self.reason or ""))
 
 
 class Forbidden(ApiError):
@@ -133,15 +110,17 @@ def challenge(reason: str) -> str:
     return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
 
 
+@lru_cache(maxsize=256)
+def _challenge_line(reason: str) -> bytes:
+    return f"WWW-Authenticate: {challenge(reason)}\r\n".encode()
+
+
 def error_response(
     status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
-) -> web.Response:
+) -> Reply:
     """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
-    complete = STANDARD_HEADERS.copy()
-    if headers:
-        complete.update(headers)
     body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
-    return web.Response(body=body, status=status, reason=phrase(status), headers=complete)
+    return Reply(body, status, headers)
 
 
 def _members(status: int, reason: str | None) -> dict[str, Any]:

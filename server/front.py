@@ -5,39 +5,41 @@ Preflights are answered here, before the gate: the same for every path, and noth
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import hdrs, web
 
-from .access import OPENED, Handler
+from .access import REQUEST_ID
 from .answers import new_request_id, stamp
 from .cors import Cors
 from .errors import ApiError, BadRequest, ServiceUnavailable, error_response, from_http
-from .gate import REQUEST_ID
+from .gate import Gate
+from .gate_plan import Plan
 from .identity import Unavailable
+from .lookup import Lookup
+from .metrics import NO_ROUTE, Metrics
 from .observe import log_failure
 from .targets import malformed
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 
 
-class Errors:
+class Front:
     """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
 
-    def __init__(self, cors: Cors) -> None:
-        self._cors = cors
+    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics) -> None:
+        self._lookup, self._cors, self._gate = lookup, cors, gate
+        self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
         """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = new_request_id()
-        response: web.StreamResponse | None = None
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """The answer to a request, whatever happens."""
+        started = time.perf_counter()
+        request_id = new_request_id()
+        request[REQUEST_ID] = request_id
         try:
-            if malformed(request.raw_path) or request.version not in _VERSIONS:
-                raise BadRequest
-            if request.method == hdrs.METH_OPTIONS:
-                response = self._cors.preflight(request)
-            if response is None:
-                response = await handler(request)
+            response = await self._answer(request)
         except ApiError as error:
             response = error.response()
         except web.HTTPException as error:
@@ -46,18 +48,33 @@ class Errors:
             log_failure("unavailable", outage, request_id=request_id, why=str(outage))
             response = ServiceUnavailable(outage.retry_after).response()
         except Exception as error:
-            log_failure("handler failed", error, request_id=request_id, route=request.match_info.route.name or "")
+            route = request.match_info.route.name if request._match_info is not None else None
+            log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        return self.finish(request, response, request_id)
-
-    def finish(self, request: web.Request, response: web.StreamResponse | None, request_id: str) -> web.StreamResponse:
         if not isinstance(response, web.StreamResponse):
             response = error_response(500)
-        if response.prepared:
-            return response
-        stamp(response, request_id, cacheable=OPENED in request and response.status < 300)
+        plan = self._gate.plan_of(request)
+        if not response.prepared:
+            self._finish(request, response, request_id, plan)
+        (self._nowhere if plan is None else plan.tally).add(response.status, time.perf_counter() - started)
+        return response
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.version not in _VERSIONS:
+            raise BadRequest
+        match = self._lookup.at_once(request)
+        if match is None:
+            if malformed(request.raw_path):
+                raise BadRequest
+            if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
+                return preflight
+            match = await self._lookup.resolve(request)
+        request._match_info = match
+        return await self._gate.admit(request, match)
+
+    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
+        stamp(response, request_id, cacheable=plan is not None and plan.public and response.status < 300)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
-        return response

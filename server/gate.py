@@ -12,13 +12,13 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .access import IDENTITY, OPENED, Handler, check
-from .answers import REQUEST_ID as REQUEST_ID
+from .access import IDENTITY, OPENED, REQUEST_ID, check
 from .deadline import within
 from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
 from .gate_plan import Plan
 from .hookspecs import Provider
 from .identity import CredentialRejected, Identity, Unavailable
+from .metrics import Metrics
 from .observe import Decision, Listener, log_failure
 from .revocation import Revocations
 
@@ -37,6 +37,7 @@ class Gate:
         *,
         provider_seconds: float,
         revocations: Revocations,
+        metrics: Metrics,
         denied: Sequence[Listener],
     ) -> None:
         """`denied` are told of every request that is turned away."""
@@ -44,14 +45,15 @@ class Gate:
         self._providers = list(providers)
         self._seconds = provider_seconds
         self._revocations = revocations
+        self._told = metrics.authentications
         self._denied = denied
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        plan = self._plans.get(request.match_info.route)
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
+        """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
+        plan = self._plans.get(match.route)
         if plan is not None and plan.public:
             request[OPENED] = True  # the credentials of a public route are never read
-            return await handler(request)
+            return await match.handler(request)
         started = time.perf_counter()
         identity: Identity | None = None
         try:
@@ -59,20 +61,25 @@ class Gate:
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
             if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
-                raise request.match_info.http_exception or web.HTTPNotFound
-            check(plan.access, identity, request.match_info)
+                raise match.http_exception or web.HTTPNotFound
+            check(plan.access, identity, match)
         except (ApiError, web.HTTPException) as error:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
         try:
-            response = await handler(request)
+            response = await match.handler(request)
         except (Forbidden, web.HTTPForbidden) as error:
             self._tell(request, plan, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
             raise
         if response.status == 403:
             self._tell(request, plan, identity, _HANDLERS_WORD, started)
         return response
+
+    def plan_of(self, request: web.Request) -> Plan | None:
+        """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
+        match = request._match_info
+        return self._plans.get(match.route) if match is not None else None
 
     async def _identify(self, request: web.Request) -> Identity:
         headers = request.headers
@@ -82,7 +89,9 @@ class Gate:
         for name, provider in self._providers:
             identity = await self._ask(name, provider, request)
             if identity is not None:
+                self._told[name, "known"] += 1
                 return identity
+        self._told["none", "rejected" if shown else "missing"] += 1
         if shown:
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
         raise Unauthorized("credential-missing")
@@ -95,11 +104,14 @@ class Gate:
                 return identity
             raise TypeError(f"authenticate returned a {type(identity).__name__}")
         except CredentialRejected as rejected:
+            self._told[name, "rejected"] += 1
             raise Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}") from None
         except Unavailable as outage:
+            self._told[name, "unavailable"] += 1
             log_failure("provider unavailable", outage, provider=name, why=str(outage))
             raise ServiceUnavailable(outage.retry_after) from None
         except Exception as error:
+            self._told[name, "unavailable"] += 1
             log_failure("provider failed", error, provider=name)
             raise ServiceUnavailable from None
 

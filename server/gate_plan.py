@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .access import Access
+from .metrics import Tally
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Its access, its template, and whether both keys to it are turned."""
+    """Its access, its template, whether both keys to it are turned, and where its requests are counted."""
 
     access: Access
     template: str
     public: bool
+    tally: Tally = field(default_factory=Tally, compare=False, repr=False)

@@ -24,6 +24,7 @@ class Provider(Protocol):
     open(house)   async, once, before the port is bound. Raise ValueError for a mistake in the settings: it stops
                   the start. A service that cannot be reached must not: say so in `not_ready`.
     not_ready()   a reason for /readyz, or None
+    figures()     numbers for /metrics by name, such as {"cache_hits_total": 12}: a name that ends in _total only grows
     close()       async, once, at the end
     issuers       the `iss` values this provider answers for: no other provider takes a JWT that names one
     namespaces    what its user and organisation ids are prefixed with, "" for nothing; two providers may not share one
@@ -84,6 +85,9 @@ class House(Protocol):
 
     def issuer_of(self, issuer: str) -> str | None:
         """The name of the provider that answers for this `iss`, or None."""
+
+    def has_issuers_beside(self, provider: str) -> bool:
+        """Does any provider but this one answer for an issuer? If not, no JWT can be another's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,13 @@ class ServerHouse:
         self._call = call
         self._revocations = revocations
         self._issuers: dict[str, str] = {}
+        self._owners: set[str] = set()
         self._client: aiohttp.ClientSession | None = None
 
     def claim_issuer(self, issuer: str, provider: str) -> str | None:
         """Note that `provider` answers for tokens of `issuer`; the name of another that does already, or None."""
         owner = self._issuers.setdefault(issuer, provider)
+        self._owners.add(owner)
         return None if owner == provider else owner
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
@@ -38,6 +40,9 @@ class ServerHouse:
 
     def issuer_of(self, issuer: str) -> str | None:
         return self._issuers.get(issuer)
+
+    def has_issuers_beside(self, provider: str) -> bool:
+        return len(self._owners) > (provider in self._owners)
 
     async def query(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         return await self._call(function, *args)  # type: ignore[no-any-return]

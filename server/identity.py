@@ -51,13 +51,14 @@ class Identity:
     claims           the caller's own token payload; None for opaque credentials
     issued_at        when the credential was issued, Unix seconds; None where unknown (revocation needs it)
     key_id           for an API key: its id (never the secret)
+    pending          is it a session whose tasks (choose an organisation, set up a factor) are unfinished?
     derived          a dictionary for values computed from this identity alone, kept with it (a provider's cache keeps
                      identities, so what is computed once serves many requests)
     """
 
     __slots__ = (
         "_permissions", "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
-        "org_slug", "provider", "scopes", "session_id", "token_type", "user_id",
+        "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
     )  # fmt: skip
 
     provider: str
@@ -72,6 +73,7 @@ class Identity:
     claims: Mapping[str, Any] | None
     issued_at: float | None
     key_id: str | None
+    pending: bool
     derived: dict[str, Any]
     _permissions: frozenset[str]
 
@@ -109,6 +111,8 @@ class Identity:
         put(self, "claims", claims)
         put(self, "issued_at", issued_at)
         put(self, "key_id", key_id)
+        # Clerk's `sts` claim; a value we do not know counts as pending, so that a new state of theirs is not a way in.
+        put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")
         put(self, "derived", {})
         put(self, "_permissions", frozenset(self.org_permissions or ()))
 
@@ -134,16 +138,6 @@ class Identity:
     def audited_as(self) -> str:
         """What the audit log names as actor: `key:<id>` for every key, a user's too, else the user, else what vouched."""
         return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
-
-    @property
-    def pending(self) -> bool:
-        """True for a session whose tasks (choose an organisation, set up a factor) are unfinished.
-
-        Clerk's `sts` claim; a value we do not know counts as pending, so that a new state of theirs is not a way in.
-        """
-        if self.token_type != "session_token" or not self.claims:
-            return False
-        return bool(self.claims.get("sts", "active") != "active")
 
     def has(
         self,

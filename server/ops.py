@@ -1,4 +1,4 @@
-"""The operations port: is the process alive, and should requests be sent to it? Never a tenant's data."""
+"""The operations port: is the process alive, should requests be sent to it, what has it counted? Never a tenant's data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 from aiohttp import web
 
 from .answers import answer
-from .app import not_ready
+from .app import METRICS, PROVIDERS, STORAGE, not_ready
+from .exposition import CONTENT_TYPE, as_json, as_text
 from .identity import Unavailable
+from .metrics import Family, Labels, gauge
+from .observe import log_failure
 from .scope import DATABASE
 from .settings import ConfigError
 
 
 class Operations:
-    """/livez and /readyz, on a port or a unix socket of their own."""
+    """/livez, /readyz and /metrics, on a port or a unix socket of their own."""
 
-    def __init__(self, reasons: Callable[[], Awaitable[list[str]]]) -> None:
-        """`reasons()`: why requests should not be sent here; none when they may."""
-        self._reasons = reasons
+    def __init__(self, reasons: Callable[[], Awaitable[list[str]]], families: Callable[[], Awaitable[list[Family]]]) -> None:
+        """`reasons()`: why requests should not be sent here; none when they may. `families()`: what was counted."""
+        self._reasons, self._families = reasons, families
         self._runner: web.AppRunner | None = None
         self.draining = False
 
@@ -43,7 +46,8 @@ class Operations:
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()
-        app.add_routes([web.get("/livez", self._livez), web.get("/readyz", self._readyz)])
+        routes = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._told}
+        app.add_routes([web.get(path, handler) for path, handler in routes.items()])
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         return self._runner
@@ -54,6 +58,52 @@ class Operations:
     async def _readyz(self, request: web.Request) -> web.Response:
         reasons = ["draining"] if self.draining else await self._reasons()
         return answer({"status": "not ready", "reasons": reasons} if reasons else {"status": "ok"}, 503 if reasons else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=as_text(await self._families()), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _told(self, request: web.Request) -> web.Response:
+        """For the parent of several workers."""
+        return answer(as_json(await self._families()))
+
+
+async def families_of(app: web.Application) -> list[Family]:
+    """What this process counted, and how its providers, its pool and its revocations stand."""
+    pool, age = app[DATABASE].pool, app[STORAGE].revocations.age
+    families = [*app[METRICS].families(), *_figures(app)]
+    if pool is not None:
+        states: dict[Labels, list[float]] = {
+            ("idle",): [float(pool.idle)],
+            ("lent",): [float(pool.lent)],
+            ("opening",): [float(pool.opening)],
+        }
+        families.append(Family("gatepost_pool_connections", "gauge", "Connections to Postgres.", ("state",), states))
+        families.append(gauge("gatepost_pool_waiting", "Requests that wait for a connection.", pool.waiting))
+    families.append(gauge("gatepost_revocation_lag_seconds", "Since the revocations were read.", age, merge="max"))
+    families.append(gauge("gatepost_workers", "Processes that serve.", 1))
+    families.append(gauge("gatepost_up", "1 where anything serves at all.", 1, merge="max"))
+    return families
+
+
+def _figures(app: web.Application) -> list[Family]:
+    """What the providers tell of themselves in `figures`. A plugin that fails at it is left out, and said so."""
+    found: dict[str, dict[Labels, list[float]]] = {}
+    for name, provider in app[PROVIDERS]:
+        try:
+            figures = {str(figure): float(value) for figure, value in getattr(provider, "figures", dict)().items()}
+        except Exception as error:
+            log_failure("provider's figures failed", error, provider=name)
+            continue
+        for figure, value in figures.items():
+            if figure.isidentifier() and figure.isascii():
+                found.setdefault(figure, {})[(name,)] = [value]
+    return [
+        Family(
+            f"gatepost_provider_{figure}", "counter" if figure.endswith("_total") else "gauge", "Of a provider.",
+            ("provider",), samples, "sum" if figure.endswith("_total") else "max",
+        )
+        for figure, samples in found.items()
+    ]  # fmt: skip
 
 
 async def reasons_of(app: web.Application) -> list[str]:

@@ -47,6 +47,19 @@ class Pool(Generic[C]):
     def idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def lent(self) -> int:
+        return len(self._lent)
+
+    @property
+    def opening(self) -> int:
+        return self._opening
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return sum(not waiter.done() for waiter in self._waiting)
+
     async def acquire(self) -> C:
         """A connection; waits for one without a bound of its own. Raises what `connect` raises."""
         while not self._closed:

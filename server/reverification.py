@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+from .errors import Forbidden
+
 Reverification: TypeAlias = "str | Mapping[str, Any]"
 """A preset's name, or `{"level": "first_factor"|"second_factor"|"multi_factor", "afterMinutes": 1..99999}`."""
 
@@ -53,3 +55,15 @@ def is_fresh(fva: object, asked: object) -> bool:
 def _is_age(value: object) -> bool:
     # Compared, not asked with isfinite: an integer may be larger than any float (and then it is not an age).
     return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value < 1e300
+
+
+def step_up(asked: Reverification) -> Forbidden:
+    """Clerk's body, which its browser hook `useReverification` knows, beside the challenge of RFC 9470 3."""
+    level = level_and_minutes(asked)
+    seconds = round(level[1] * 60) if level else 0
+    clerk = {"type": "forbidden", "reason": "reverification-error", "metadata": {"reverification": asked}}
+    return Forbidden(
+        "reverification",
+        headers={"WWW-Authenticate": f'Bearer error="insufficient_user_authentication", max_age={seconds}'},
+        more={"clerk_error": clerk},
+    )

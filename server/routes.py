@@ -13,6 +13,7 @@ from aiohttp import web
 
 from .access import Access, access_of
 from .gate_plan import Plan
+from .metrics import Metrics
 from .patterns import PATH, Pattern, PatternError, template_language
 from .settings import ConfigError
 from .settings_table import DEFAULT_PUBLIC
@@ -41,7 +42,11 @@ class RouteTable:
 
 
 def build(
-    router: web.UrlDispatcher, offered: Iterable[tuple[str, web.RouteDef]], patterns: Sequence[str], builtin: Sequence[str]
+    router: web.UrlDispatcher,
+    offered: Iterable[tuple[str, web.RouteDef]],
+    patterns: Sequence[str],
+    builtin: Sequence[str],
+    metrics: Metrics,
 ) -> RouteTable:
     """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
 
@@ -60,7 +65,7 @@ def build(
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
         for added in _register(router, plugin, route):
-            table.plans[added] = Plan(access, route.path, is_open)
+            table.plans[added] = Plan(access, route.path, is_open, metrics.tally(added.method, route.path))
             said = access.words() if is_open or not access.public else "signed in (declared public, not listed)"
             table.rows.append(Row(added.method, route.path, said, f"{route.handler.__module__}.{route.handler.__qualname__}"))
     for text, _ in public:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from .access import IDENTITY, access_of
-from .answers import REQUEST_ID, Rows
+from .access import IDENTITY, REQUEST_ID, access_of
+from .answers import Rows
 from .database import NO_SCOPE, Database, Scope
 from .errors import Forbidden
 

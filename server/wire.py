@@ -14,9 +14,11 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from .access import Handler
 from .answers import new_request_id, stamp
 from .errors import error_response
 from .observe import LOG
+from .replies import Reply
 
 _LATE: Final = b'{"error": "Request Timeout"}'
 _BAD: Final = b'{"error": "Bad Request"}'
@@ -93,6 +95,21 @@ class Wire(RequestHandler):
             self.transport.write(head % (status, len(body), new_request_id().encode()) + body)
         self.force_close()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; of ours, in one write. The second value: has the client gone?"""
+        if type(resp) is Reply and not self._upgraded and not self._paused and request._post is None:
+            data = resp.as_bytes(request)
+            if data is not None:
+                transport = self.transport
+                if transport is None or transport.is_closing():
+                    return resp, True
+                transport.write(data)
+                resp._eof_sent = True
+                return resp, False
+        return await super().finish_response(request, resp, start_time)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
@@ -115,7 +132,7 @@ class WireServer(web.Server):
         return Wire(self, loop=self._loop, **self._kwargs)
 
 
-def install(app: web.Application, *, head_bytes: int, head_seconds: float, idle_seconds: float) -> None:
+def install(app: web.Application, handle: Handler, *, head_bytes: int, head_seconds: float, idle_seconds: float) -> None:
     """Make whatever serves `app` (our own runner, a test server, gunicorn's worker) serve it through Wire."""
 
     def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> WireServer:
@@ -125,6 +142,6 @@ def install(app: web.Application, *, head_bytes: int, head_seconds: float, idle_
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds}
-        return WireServer(app._handle, request_factory=app._make_request, loop=loop, **kwargs)  # type: ignore[arg-type]
+        return WireServer(handle, request_factory=app._make_request, loop=loop, **kwargs)  # type: ignore[arg-type]
 
     object.__setattr__(app, "_make_handler", make_handler)

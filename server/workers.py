@@ -7,6 +7,7 @@ answers on the operations port for everybody, and passes SIGTERM on.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from typing import Final
 
 import aiohttp
 
+from .exposition import from_json
+from .metrics import Counts, Family
 from .observe import LOG
 from .settings import ConfigError, Settings
 
@@ -62,6 +65,7 @@ class Supervisor:
         self._children: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = False
         self._holder: socket.socket | None = None
+        self._counts = Counts()
 
     async def run(self, stop: asyncio.Event, announce: Callable[[str, int], None]) -> int:
         """Start the children, announce (host, port) once all are ready, and mind them. Gives the exit status."""
@@ -88,20 +92,32 @@ class Supervisor:
 
     async def not_ready(self) -> list[str]:
         """Why requests should not be sent here: what every worker says of itself."""
-        said = await asyncio.gather(*(self._ask(number) for number in sorted(self._children)))
+        told = await asyncio.gather(*(self._ask(number, "/readyz") for number in sorted(self._children)))
+        said = [_reasons(raw) for raw in told]
         return [f"worker {number}: {reason}" for number, reasons in enumerate(said) for reason in reasons]
 
-    async def _ask(self, number: int) -> list[str]:
+    async def families(self) -> list[Family]:
+        """What all workers have counted, as one."""
+        numbers = sorted(self._children)
+        for number, raw in zip(
+            numbers, await asyncio.gather(*(self._ask(one, "/metrics.json") for one in numbers)), strict=True
+        ):
+            with suppress(ValueError):
+                self._counts.heard(number, from_json(raw))
+        return self._counts.together()
+
+    async def _ask(self, number: int, path: str) -> bytes:
+        """A worker's answer on its operations socket; nothing where it gives none in time."""
         connector = aiohttp.UnixConnector(str(self._folder / f"{number}.sock"))
         try:
             async with (
                 asyncio.timeout(3),
                 aiohttp.ClientSession(connector=connector) as client,
-                client.get("http://worker/readyz") as got,
+                client.get(f"http://worker{path}") as got,
             ):
-                return list((await got.json()).get("reasons", ()))
-        except (OSError, aiohttp.ClientError, TimeoutError, ValueError):
-            return ["does not answer"]
+                return await got.read()
+        except (OSError, aiohttp.ClientError, TimeoutError):
+            return b""
 
     async def _start(self, number: int, port: int) -> asyncio.Task[bool]:
         """Start a child; the task says whether it became ready."""
@@ -120,6 +136,7 @@ class Supervisor:
             if self._stopping:
                 return
             LOG.error("a worker died", extra={"fields": {"worker": number, "status": status, "restart_in": pause}})
+            self._counts.gone(number)
             await asyncio.sleep(pause)
             (self._folder / f"{number}.sock").unlink(missing_ok=True)
             became_ready = await (await self._start(number, port))
@@ -153,6 +170,13 @@ def hold_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
     return holder
+
+
+def _reasons(raw: bytes) -> list[str]:
+    try:
+        return list(json.loads(raw).get("reasons", ()))
+    except ValueError:
+        return ["does not answer"]
 
 
 def _command() -> list[str]:

@@ -187,6 +187,10 @@ class TestHouse:
         """As the test says."""
         return self.issuers.get(issuer)
 
+    def has_issuers_beside(self, provider: str) -> bool:
+        """As the test says."""
+        return any(owner != provider for owner in self.issuers.values())
+
     async def close(self) -> None:
         """Close the client."""
         if self.client is not None:

@@ -30,7 +30,6 @@ from conftest import (
     TestDatabase,
     plugin,
     stub,
-    url_of,
 )
 from postgres_kit import TABLES, Server, cluster, database  # noqa: F401
 from webhook_kit import SETTINGS, deliver, user
@@ -198,7 +197,7 @@ async def test_several_rows_in_one_transaction_keep_their_order(log: TestDatabas
     assert [entry["row_id"] for entry in found[:20]] == ids
     assert {entry["row_id"] for entry in found[20:]} == set(ids)
     assert {entry["id"].version for entry in found} == {7}
-    assert [entry["id"] for entry in found] == sorted((entry["id"] for entry in found), key=lambda id: id.int >> 80)
+    assert [entry["id"] for entry in found] == sorted((entry["id"] for entry in found), key=lambda uuid: uuid.int >> 80)
 
 
 async def test_the_settings_count_within_their_transaction_alone(served: Any, log: TestDatabase) -> None:
@@ -332,7 +331,7 @@ async def test_a_page_at_a_time_the_newest_first(client: Client, log: TestDataba
         pages.append(got.json())
         path = got.headers["Link"].partition("<")[2].partition(">")[0] if "Link" in got.headers else ""
     assert [len(each) for each in pages] == [3, 3, 1]
-    assert sum(pages, []) == whole
+    assert [entry for each in pages for entry in each] == whole
     assert (await client.get(f"{AUDIT_A}?limit=0", ADMIN_A)).status == 422
     plan = "\n".join(row["QUERY PLAN"] for row in await log.rows(
         "EXPLAIN SELECT * FROM audit_log WHERE org_id = 'org_a' AND (created_at, id) < (now(), gen_random_uuid())"

@@ -22,6 +22,7 @@ from .machine_answer import KINDS, Kind
 from .settings import ClerkSettings
 
 API_VERSION: Final = "2026-05-12"
+_PREFIXES: Final = tuple(kind.prefix for kind in KINDS)
 _SHAPE: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _REFUSED_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 4.5
@@ -53,6 +54,8 @@ class MachineTokens:
 
     def kind_of(self, token: str) -> Kind | None:
         """The token's kind by its prefix (case counts); None where it has none, or no key is set to ask Clerk with."""
+        if not token.startswith(_PREFIXES):
+            return None
         kind = next((kind for kind in KINDS if token.startswith(kind.prefix)), None)
         return kind if kind is not None and self._key(kind) is not None else None
 

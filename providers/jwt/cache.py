@@ -44,6 +44,7 @@ class TokenCache(Generic[T]):
         self._limit = limit
         self._generation: int | None = None
         self._entries: OrderedDict[bytes, Verified[T]] = OrderedDict()
+        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -53,11 +54,18 @@ class TokenCache(Generic[T]):
         self._follow(generation)
         entry = self._entries.get(digest)
         if entry is None or now < entry.not_before:
+            self.misses += 1
             return None
         if now >= entry.expires:
+            self.misses += 1
             del self._entries[digest]
             return None
+        self.hits += 1
         return entry.value
+
+    def figures(self) -> dict[str, float]:
+        """How often it knew a token, for the metrics."""
+        return {"cache_hits_total": self.hits, "cache_misses_total": self.misses, "cache_tokens": len(self)}
 
     def put(self, digest: bytes, generation: int, entry: Verified[T]) -> None:
         """Keep what was verified. `generation` is the key set's at the time when its key was looked up."""

@@ -33,6 +33,9 @@ class Keys(Protocol):
     def not_ready(self) -> str | None:
         """Why no token can be verified now, or None."""
 
+    def figures(self) -> dict[str, float]:
+        """Age and fetches, for the metrics."""
+
     async def open(self) -> None:
         """Start; never raises because a service cannot be reached."""
 
@@ -62,6 +65,10 @@ class StaticKeys:
     def not_ready(self) -> str | None:
         """Always ready."""
         return None
+
+    def figures(self) -> dict[str, float]:
+        """There is nothing to tell."""
+        return {}
 
     async def open(self) -> None:
         """Nothing to start."""
@@ -106,6 +113,8 @@ class KeySet:
         self._flight: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
+        self._fetched_at: float | None = None
+        self._fetches = self._failures = 0
 
     def get(self, kid: str | None) -> Key | None:
         """The key, where it is known and fresh."""
@@ -136,6 +145,11 @@ class KeySet:
         if self._keys and self._clock() < self._stale_at:
             return None
         return f"{self._name}: {self._failure or 'the keys are too old'}"
+
+    def figures(self) -> dict[str, float]:
+        """Seconds since the last good fetch (none before it), fetches, and those that failed."""
+        age = {} if self._fetched_at is None else {"keyset_age_seconds": self._clock() - self._fetched_at}
+        return {"keyset_fetches_total": self._fetches, "keyset_failures_total": self._failures, **age}
 
     async def open(self) -> None:
         """Fetch once, succeed or not, and keep the set fresh until `close`."""
@@ -173,14 +187,17 @@ class KeySet:
 
     async def _fly(self) -> None:
         started = self._clock()
+        self._fetches += 1
         try:
             keys = self._read(await self._fetch())
         except Exception as error:  # whatever went wrong, the keys that we have stay
+            self._failures += 1
             self._failure = str(error) if isinstance(error, Unavailable | Malformed) else type(error).__name__
             log.warning("%s: the keys cannot be refreshed: %s", self._name, self._failure)
         else:
             self._take(keys)
             self._failure = None
+            self._fetched_at = started
             self._stale_at = started + self._max_stale
         finally:
             self._flight = None

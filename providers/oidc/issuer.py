@@ -47,6 +47,10 @@ class Issuer:
         """Why its tokens cannot be verified now, or None."""
         return self._keys.not_ready() if self._keys is not None else f"{self.settings.issuer} is not open"
 
+    def figures(self) -> dict[str, float]:
+        """Of the keys and of the tokens that were verified."""
+        return self._cache.figures() | (self._keys.figures() if self._keys is not None else {})
+
     async def close(self) -> None:
         """Stop refreshing the keys."""
         if self._keys is not None:

@@ -46,6 +46,13 @@ class OidcProvider:
         """The issuers whose tokens cannot be verified now, or None."""
         return "; ".join(why for one in self._issuers.values() if (why := one.not_ready())) or None
 
+    def figures(self) -> dict[str, float]:
+        """Of all issuers together; the age is that of the oldest keys."""
+        told = [one.figures() for one in self._issuers.values()]
+        names = dict.fromkeys(name for figures in told for name in figures)
+        values = {name: [figures[name] for figures in told if name in figures] for name in names}
+        return {name: sum(several) if name != "keyset_age_seconds" else max(several) for name, several in values.items()}
+
     async def close(self) -> None:
         """Stop refreshing the keys."""
         await asyncio.gather(*(one.close() for one in self._issuers.values()))

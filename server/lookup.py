@@ -1,0 +1,43 @@
+"""Which route a request takes: aiohttp's router, and a short way to the routes without parameters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from .targets import malformed
+
+
+class Lookup:
+    """Asks the router of one application.
+
+    Most requests name a route without parameters, by exactly its path. The router would go the same way each time: parse
+    the path, try what begins like it, and come to the first resource of that very path (a template with a parameter is
+    never among those: it needs at least one character more). So these are found by their text. Anything else, a query,
+    an escape, a method that is not there, takes the long way.
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        self._app = app
+        self._router: Final = app.router
+        self._plain: dict[tuple[str, str], web.AbstractRoute] = {}
+        for resource in app.router.resources():
+            if isinstance(resource, web.PlainResource) and not malformed(resource.canonical):
+                for route in resource:
+                    self._plain.setdefault((route.method, resource.canonical), route)
+
+    def at_once(self, request: web.Request) -> web.UrlMappingMatchInfo | None:
+        """The match of a plain route; None: ask `resolve`. The target of such a request is well-formed."""
+        message = request._message
+        route = self._plain.get((message.method, message.path))
+        return None if route is None else self._entered(web.UrlMappingMatchInfo({}, route))
+
+    async def resolve(self, request: web.Request) -> web.UrlMappingMatchInfo:
+        """The match, which has an `http_exception` where there is no such path or method."""
+        return self._entered(await self._router.resolve(request))
+
+    def _entered(self, match: web.UrlMappingMatchInfo) -> web.UrlMappingMatchInfo:
+        match.add_app(self._app)
+        match.freeze()
+        return match
