@@ -23,7 +23,7 @@ from .house import ServerHouse
 from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import Metrics
-from .observe import LOG, DenialLog
+from .observe import LOG, DenialLog, RequestLog
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -79,7 +79,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         metrics=metrics,
         denied=[DenialLog(), audit.denied],
     )
-    app[METRICS], app[FRONT] = metrics, Front(Lookup(app), cors, gate, metrics)
+    app[METRICS], app[FRONT] = (
+        metrics,
+        Front(Lookup(app), cors, gate, metrics, RequestLog() if settings.get("log.requests") else None),
+    )
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers

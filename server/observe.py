@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +12,10 @@ LOG: Final = logging.getLogger("gatepost")
 
 
 class Decision(NamedTuple):
-    """The gate's word on one request. `route` is the template, never the path; `detail` is for logs alone."""
+    """What became of one request. `route` is the template, never the path; `detail` is for logs alone.
+
+    outcome   `unauthorized`, `forbidden` or another status where the gate turned it away; else the answer's status
+    """
 
     request_id: str
     method: str
@@ -62,43 +63,15 @@ class DenialLog:
         return False
 
 
+class RequestLog:
+    """A line for each request that was answered after it was let in, where the setting `log.requests` asks for it."""
+
+    def __call__(self, decision: Decision) -> None:
+        fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}
+        LOG.info("request", extra={"fields": {**fields, "seconds": round(decision.seconds, 6)}})
+
+
 def log_failure(message: str, error: BaseException, **fields: Any) -> None:
     """Log an exception by its type and the places it passed. Never its text: that may hold a row or a credential."""
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
     LOG.error(message, extra={"fields": {**fields, "error": type(error).__name__, "places": places}})
-
-
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, "fields", {})
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname.lower()}
-        return json.dumps({**line, "logger": record.name, "event": record.getMessage(), **fields}, default=str)
-
-
-class _Human(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value!r}" for name, value in getattr(record, "fields", {}).items())
-        when = time.strftime("%H:%M:%S", time.localtime(record.created))
-        return f"{when} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-
-
-class _NoTexts(logging.Filter):
-    """Foreign libraries log exceptions whole, with whatever a client or Postgres put into them: keep the type only."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            record.msg, record.args, record.exc_info, record.exc_text = f"{record.msg.split('%')[0]}", (), None, None
-            record.fields = {"error": type(error).__name__}
-        return True
-
-
-def start_logging(env: str) -> None:
-    """Logs go to standard error: JSON lines in production, plain lines elsewhere."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if env == "production" else _Human())
-    handler.addFilter(_NoTexts())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    LOG.setLevel(logging.INFO)

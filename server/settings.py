@@ -55,6 +55,12 @@ class Settings:
     def words(self, key: str) -> list[str]:
         return list(self._values[key].value or ())
 
+    @property
+    def log_format(self) -> str:
+        """`json` or `human`."""
+        said = str(self.get("log.format"))
+        return said if said != "auto" else "json" if self.get("env") == "production" else "human"
+
     def table(self, plugin: str) -> Mapping[str, Any]:
         """A plugin's own table, read-only: its declared keys with their effective values."""
         if plugin in self._free_tables:
@@ -182,6 +188,8 @@ def _check_core(settings: Settings) -> None:
             raise ConfigError(f"{key}: must be 0 to 65535")
     if settings.get("database.pooler") not in ("none", "transaction"):
         raise ConfigError("database.pooler: must be none or transaction")
+    if settings.get("log.format") not in ("auto", "json", "human"):
+        raise ConfigError("log.format: must be auto, json or human")
     ranges = {
         "workers": (1, 256),
         "audit.retention_days": (0, 100_000),

@@ -12,7 +12,7 @@ from server.settings import Settings, env_name
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 # Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
 NOT_YET = ("trusted_proxies",)
-OWN = {"audit", "database", "limits", "ops", "revocation"}
+OWN = {"audit", "database", "limits", "log", "ops", "revocation"}
 TOP = """# Settings
 
 <!-- Written by `make docs` from the code; change the code, not this page. -->
