@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from . import wire
+from . import openapi, wire
 from .audit import Audit
 from .bodies import BODY_LIMITS
 from .cors import Cors
@@ -24,6 +24,7 @@ from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import Metrics
 from .observe import LOG, DenialLog, RequestLog
+from .openapi import DOCUMENT
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -67,6 +68,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
+    app[DOCUMENT] = openapi.make(table, providers)
     storage = Storage(settings)
     audit = Audit(
         storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")

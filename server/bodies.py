@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 import pydantic
 from aiohttp import hdrs, web
 
+from .description import hold_to
 from .errors import BadRequest, ContentTooLarge, LengthRequired, RequestTimeout, Unprocessable, UnsupportedMediaType
 
 T = TypeVar("T")
@@ -26,8 +27,10 @@ async def body(request: web.Request, model: type[T]) -> T:
     """The request's JSON body as an instance of `model`: a pydantic model, or any type pydantic can check.
 
     Raises (as answers) 411 without a length, 413, 415 for another content type, 408 when it takes too long, 400 for
-    what is not JSON that every reader reads alike, and 422 that lists every bad field.
+    what is not JSON that every reader reads alike, and 422 that lists every bad field. Raises TypeError in a handler
+    that is described (`describe`) with another model.
     """
+    hold_to(request, "body", model)
     data = _parse(await _read(request))
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
     try:

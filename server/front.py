@@ -85,7 +85,9 @@ class Front:
         self._served(Decision(*told))
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
-        stamp(response, request_id, cacheable=plan is not None and plan.public and response.status < 300)
+        # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
+        kept = response.status < 300 or response.status == 304
+        stamp(response, request_id, cacheable=kept and plan is not None and plan.public)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:

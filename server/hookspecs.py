@@ -29,6 +29,9 @@ class Provider(Protocol):
     issuers       the `iss` values this provider answers for: no other provider takes a JWT that names one
     namespaces    what its user and organisation ids are prefixed with, "" for nothing; two providers may not share one
     authorized_parties   origins whose pages sign in with it; the default of `cors_origins`
+    security_schemes     a mapping of names to OpenAPI security scheme objects, for the document that strangers read: no
+                         secret and no setting. A member `x-gatepost-token-types` lists the token types of a scheme;
+                         a route names the schemes whose types it takes.
     """
 
     async def authenticate(self, request: web.Request) -> Identity | None:

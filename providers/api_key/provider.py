@@ -18,6 +18,22 @@ from .static import static_keys
 from .throttle import network
 from .usage import Usage
 
+SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "api_key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "An API key of this server (`gp_…`).",
+        "x-gatepost-token-types": ["api_key"],
+    },
+    "api_key_bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "gp_…",
+        "description": "The same key as `Authorization: Bearer gp_…`.",
+        "x-gatepost-token-types": ["api_key"],
+    },
+}
 _KEY = re.compile(r"gp_[!-~]{13,509}\Z")
 
 
@@ -30,6 +46,11 @@ class ApiKeyProvider:
         self._opened = opened
         self._managed: ManagedKeys | None = None
         self._usage: Usage | None = None
+
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document: the two headers."""
+        return SECURITY_SCHEMES
 
     async def open(self, house: House) -> None:
         self._managed = ManagedKeys(house, {key.id: key.expires_at for key in self._static.values()})

@@ -20,6 +20,7 @@ from ..jwt.strict_json import Malformed
 from . import development, session
 from .cookies import CookieReader
 from .machine import API_VERSION, MachineTokens
+from .security_schemes import SECURITY_SCHEMES
 from .settings import ClerkSettings
 
 NAME: Final = "clerk"
@@ -55,6 +56,11 @@ class ClerkProvider:
     def authorized_parties(self) -> frozenset[str]:
         """The origins whose pages sign in here; the server lets them call across origins unless told otherwise."""
         return self._settings.authorized_parties
+
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document: the header, and the cookie of a browser that is signed in."""
+        return SECURITY_SCHEMES
 
     async def open(self, house: House) -> None:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key."""

@@ -18,9 +18,9 @@ from ..logs import start_logging
 from ..plugins import Plugins
 from ..settings import ConfigError, Settings
 from ..storage import StartFailed, beside_running_server
-from . import check, explain, migrate, routes, serve
+from . import check, explain, migrate, openapi, routes, serve
 
-_OWN = {"serve": serve, "routes": routes, "explain": explain, "check": check, "migrate": migrate}
+_OWN = {"serve": serve, "routes": routes, "explain": explain, "check": check, "migrate": migrate, "openapi": openapi}
 
 
 def run(arguments: list[str]) -> int:
