@@ -44,10 +44,12 @@ class Denials:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def hears(self, *, known: bool, status: int) -> bool:
+        """A stranger's denial, and every one that is no 403, leaves no entry."""
+        return known and status == 403
+
     def __call__(self, decision: Decision) -> None:
-        """Take one decision of the gate. A stranger's, and every one that is no 403, leaves no entry."""
-        if decision.outcome != "forbidden" or decision.provider is None:
-            return
+        """Take one decision of the gate."""
         target = f"{decision.method} {decision.route}"
         key = (decision.org_id, decision.user_id, decision.actor, decision.provider, target, decision.reason)
         self._add(key, (datetime.now(UTC), decision.request_id, 1))
@@ -109,10 +111,10 @@ class Audit:
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         self._stop = asyncio.Event()
 
-    def denied(self, decision: Decision) -> None:
-        """A listener for the gate."""
-        if self._denials is not None:
-            self._denials(decision)
+    @property
+    def listeners(self) -> list[Denials]:
+        """Who is to be told by the gate."""
+        return [] if self._denials is None else [self._denials]
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """A context of the application in which entries are written; at its end what waits is written, if that is quick."""

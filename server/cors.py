@@ -9,7 +9,9 @@ from aiohttp import hdrs, web
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-API-Key"
-_EXPOSED: Final = "ETag, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id"
+_EXPOSED: Final = (
+    "ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id"
+)
 _MAX_AGE_SECONDS: Final = "600"
 
 

@@ -18,10 +18,13 @@ from .deadline import within
 from .errors import ApiError, Conflict, Forbidden, Unprocessable
 from .identity import Unavailable
 from .pool import Pool
-from .statements import SET_SCOPE, one_statement
+from .statements import SET_SCOPE_AND_WRITER, one_statement
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
+Writer: TypeAlias = tuple[str, str]
+"""(actor, request id): what the audit log notes of a write; empty texts where there is none."""
+NO_WRITER: Final[Writer] = ("", "")
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 # Classes of SQLSTATE that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
 _NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
@@ -102,7 +105,7 @@ class Database:
         try:
             yield connection
         except Exception as error:
-            raise self._failed(connection, error) from None
+            raise self.failed(connection, error) from None
         finally:
             self._opened.release(connection)
 
@@ -116,7 +119,7 @@ class Database:
             async with translated():
                 return Rows(await connection.fetchval(statement, *args, *scope))
         except Exception as error:
-            raise self._failed(connection, error) from None
+            raise self.failed(connection, error) from None
         finally:
             self._opened.release(connection)
 
@@ -132,20 +135,17 @@ class Database:
             raise Unavailable("the database is not open")
         return self._pool
 
-    def _failed(self, connection: Any, error: Exception) -> Exception:
+    def failed(self, connection: Any, error: Exception) -> Exception:
         """What a failure means; a connection to a server that is going away or only reads is not used again."""
         if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(("25006", "57P")):
             connection.terminate()
         return _meaning(error)
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope, *, actor: str = "", request_id: str = "") -> AsyncIterator[Scoped]:
-        """A transaction under this scope: committed at the end of the block, rolled back when it raises.
-
-        `actor` and `request_id` are what the audit log notes of its writes; "" where there is none.
-        """
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+        """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
         async with self.connection() as connection, connection.transaction():
-            await connection.execute(SET_SCOPE, *scope, actor, request_id)
+            await connection.execute(SET_SCOPE_AND_WRITER, *scope, *writer)
             yield Scoped(connection)
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 LOG: Final = logging.getLogger("gatepost")
 
@@ -15,6 +15,7 @@ class Decision(NamedTuple):
     """What became of one request. `route` is the template, never the path; `detail` is for logs alone.
 
     outcome   `unauthorized`, `forbidden` or another status where the gate turned it away; else the answer's status
+    `client` is the address behind the trusted proxies, `inbound_request_id` what the nearest of them named the request.
     """
 
     request_id: str
@@ -27,26 +28,40 @@ class Decision(NamedTuple):
     reason: str | None
     detail: str
     seconds: float
+    client: str = ""
+    inbound_request_id: str | None = None
     actor: str | None = None
 
 
 Listener: TypeAlias = Callable[[Decision], None]
 
 
+class DenialListener(Protocol):
+    """Who is told of requests that the gate turned away."""
+
+    def hears(self, *, known: bool, status: int) -> bool:
+        """Is it told of this one at all? Asked once for each, before anything is put together: refusing must stay cheap."""
+
+    def __call__(self, decision: Decision) -> None:
+        """Take it."""
+
+
 class DenialLog:
     """A line for each request that was turned away, with the full reason. Allowed requests make no line.
 
-    Strangers can be turned away as often as they like, so their lines are bounded: so many a second, and then one that
-    says how many more there were.
+    Strangers, and callers beyond their rate, can be turned away as often as they like, so their lines are bounded: so many a
+    second, and then one that says how many more there were.
     """
 
     def __init__(self, *, strangers_per_second: int = 20, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = strangers_per_second, clock
         self._second, self._lines, self._dropped = 0, 0, 0
 
+    def hears(self, *, known: bool, status: int) -> bool:
+        """All of what is turned away, but strangers and callers beyond their rate only so often."""
+        return (known and status != 429) or not self._too_many()
+
     def __call__(self, decision: Decision) -> None:
-        if decision.provider is None and self._too_many():
-            return
         fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}
         LOG.info("denied", extra={"fields": {**fields, "seconds": round(decision.seconds, 6)}})
 
@@ -55,7 +70,7 @@ class DenialLog:
         if second != self._second:
             dropped, self._second, self._lines, self._dropped = self._dropped, second, 0, 0
             if dropped:
-                LOG.info("more strangers denied", extra={"fields": {"count": dropped}})
+                LOG.info("more were denied", extra={"fields": {"count": dropped}})
         self._lines += 1
         if self._lines > self._limit:
             self._dropped += 1

@@ -8,8 +8,9 @@ from aiohttp import web
 
 from .access import IDENTITY, REQUEST_ID, access_of
 from .answers import Rows
-from .database import NO_SCOPE, Database, Scope
+from .database import NO_SCOPE, Database, Scope, Writer
 from .errors import Forbidden
+from .joined import JOINED, Joined
 
 DATABASE: Final = web.AppKey("database", Database)
 
@@ -32,13 +33,20 @@ def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
     return (identity.user_id or "", org, org if admin else "")
 
 
+def writer_of(request: web.Request) -> Writer:
+    """(actor, request id): what the audit log notes of who writes; empty texts where there is none."""
+    identity = request.get(IDENTITY)
+    return (identity.audited_as if identity is not None else "", request.get(REQUEST_ID, ""))
+
+
 async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:
     """Run one SELECT under the caller's scope in one round trip; its rows as JSON made by Postgres.
 
     Pass identities as arguments (`identity_of(request).user_id`), never the client's word for them.
     `admin`: as in `scoped`.
     """
-    return await request.app[DATABASE].read(scope_of(request, admin=admin), sql, args)
+    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    return await database.read(scope_of(request, admin=admin), sql, args)
 
 
 def scoped(request: web.Request, *, admin: bool = False) -> Any:
@@ -47,9 +55,5 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
     is one. Where the route's access requires the role org:admin this is so without being asked.
     """
-    identity = request.get(IDENTITY)
-    return request.app[DATABASE].scoped(
-        scope_of(request, admin=admin),
-        actor=identity.audited_as if identity is not None else "",
-        request_id=request.get(REQUEST_ID, ""),
-    )
+    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    return database.scoped(scope_of(request, admin=admin), writer_of(request))

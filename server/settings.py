@@ -101,7 +101,7 @@ class Settings:
         """(key, value, source) of every effective setting, secrets redacted: what `check` prints."""
         rows = []
         for key, found in sorted(self._values.items()):
-            hidden = self._declared[key].secret and found.value not in (None, "", [])
+            hidden = self._declared[key].secret and found.value not in (None, "", [], self._declared[key].default)
             rows.append((key, "(set, not shown)" if hidden else _show(found.value), found.source))
         return rows
 
@@ -196,6 +196,10 @@ def _check_core(settings: Settings) -> None:
         "database.pool_size": (1, 1000),
         "limits.body_bytes": (1, 2**31),
         "limits.head_bytes": (1024, 2**20),
+        "limits.headers": (1, 10_000),
+        "limits.json_depth": (1, 256),
+        "limits.connections": (1, 1_000_000),
+        "idempotency.keep_seconds": (1, 366 * 86400),
     }
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:

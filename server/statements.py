@@ -6,12 +6,14 @@ import re
 from functools import lru_cache
 from typing import Final
 
-# The scope, and for the audit log who writes and in which request. Always all of them, always for this transaction alone:
-# what an earlier borrower left does not matter.
+# Three settings, always all three, always for this transaction alone: what an earlier borrower left does not matter.
 SET_SCOPE: Final = (
     "SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),"
-    " set_config('gatepost.admin_org_id', $3, true), set_config('gatepost.actor', $4, true),"
-    " set_config('gatepost.request_id', $5, true)"
+    " set_config('gatepost.admin_org_id', $3, true)"
+)
+# And what the audit log notes of whoever writes, where something may be written.
+SET_SCOPE_AND_WRITER: Final = (
+    f"{SET_SCOPE}, set_config('gatepost.actor', $4, true), set_config('gatepost.request_id', $5, true)"
 )
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)

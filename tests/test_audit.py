@@ -187,6 +187,15 @@ async def test_a_write_that_is_rolled_back_leaves_none(served: Any, log: TestDat
     assert [entry["action"] for entry in await entries(log)] == ["insert"]
 
 
+async def test_a_post_that_is_sent_again_is_noted_once(client: Client, log: TestDatabase) -> None:
+    """Its handler's block joins a transaction, whose writer it has."""
+    sent = {**ALICE, "Idempotency-Key": "k1"}
+    first, again = [await client.post("/api/data", sent, json={"name": "a"}) for _ in range(2)]
+    assert (first.status, again.headers["Idempotency-Replayed"]) == (201, "true")
+    assert [(*(entry[name] for name in FIELDS), entry["request_id"]) for entry in await entries(log)] == [
+        ("insert", "data", "org_a", "alice", "alice", first.headers["X-Request-Id"])]
+
+
 async def test_several_rows_in_one_transaction_keep_their_order(log: TestDatabase) -> None:
     async with log.server.connected(log.server.serving_role, log.name) as connection, connection.transaction():
         await connection.execute("SELECT set_config('gatepost.user_id', 'ada', true), set_config('gatepost.request_id', 'r', true),"

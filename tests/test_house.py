@@ -55,8 +55,9 @@ GET     /api/public/openapi.json    public                                 handl
 POST    /api/webhooks/clerk         public                                 providers.clerk.webhooks.Receiver.take"""
 
 DOOR = {
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer",
-    "body", "check_if_match", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
+    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
+    "check_if_match", "client_address", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
+    "scoped", "signed_in",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from server import House, Identity, answer, body, describe, identity_of, page, read, requires, scoped
+from server import House, Identity, answer, answers_secret, body, describe, identity_of, page, read, requires, scoped
 
 from .managed import STATIC
 from .rights import NewKey, Rotation, excess
@@ -82,6 +82,7 @@ class Keys:
             return forbidden("user")
         return at.answer(await read(request, PAGE, *owners(request), *at.args, admin=admin))
 
+    @answers_secret
     @describe(
         body=NewKey,
         answers={201: NewSecret},
@@ -109,6 +110,7 @@ class Keys:
             return answer(refused.members, refused.status)
         return shown(row, key, 201)
 
+    @answers_secret
     @describe(
         body=Rotation,
         body_optional=True,
@@ -120,7 +122,7 @@ class Keys:
         },
     )
     async def rotate_key(self, request: web.Request) -> web.Response:
-        how = await body(request, Rotation) if request.can_read_body else Rotation()  # it may be left out
+        how = await body(request, Rotation) if request.body_exists else Rotation()  # it may be left out
         caller, key = identity_of(request), make(self._env, request.match_info["id"])
         if parse(key.text) is None:  # no id of ours
             raise web.HTTPNotFound

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable
+from server import CredentialRejected, House, Identity, Unavailable, client_address
 
 from .managed import ManagedKeys
 from .secret import PREFIX, digest_of, parse
@@ -64,6 +64,22 @@ class ApiKeyProvider:
         if self._usage is not None:
             await self._usage.close()
 
+    reads = (hdrs.AUTHORIZATION, "X-API-Key")
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """Whose key this is, where it is one of the settings or remembered, and holds."""
+        secret = credential(request)
+        if secret is None or self._managed is None or self._usage is None:
+            return None
+        digest = digest_of(secret)
+        static = self._static.get(digest)
+        if static is not None:
+            return static.identity if static.expires_at is None or static.expires_at > time.time() else None
+        identity = self._managed.recall(digest)
+        if identity is not None:
+            self._usage.note(str(identity.key_id))
+        return identity
+
     async def authenticate(self, request: web.Request) -> Identity | None:
         secret = credential(request)
         if secret is None:
@@ -75,16 +91,16 @@ class ApiKeyProvider:
             if static.expires_at is not None and static.expires_at <= time.time():
                 raise CredentialRejected("key-expired", f"key {static.id}")
             return static.identity
-        return await self._find(secret, request.remote)
+        return await self._find(secret, client_address(request))
 
-    async def _find(self, secret: str, remote: str | None) -> Identity:
+    async def _find(self, secret: str, address: str) -> Identity:
         """Raises CredentialRejected, Unavailable."""
         key = parse(secret)
         if key is None:  # a typo asks nobody, and is answered like any unknown key
             raise CredentialRejected("credential-rejected", "no such key")
         if self._managed is None or self._usage is None:
             raise Unavailable("the provider is not open")
-        identity = await self._managed.identity(key, network(remote))
+        identity = await self._managed.identity(key, network(address))
         self._usage.note(str(identity.key_id))
         return identity
 

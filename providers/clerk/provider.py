@@ -94,6 +94,18 @@ class ClerkProvider:
         if self._keys is not None:
             await self._keys.close()
 
+    reads = (hdrs.AUTHORIZATION, hdrs.COOKIE)
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """The caller of a token that was verified before and still holds; cookies have more to be checked."""
+        token = _bearer(request)
+        if token is None or self._keys is None:
+            return None
+        known = self._cache.recall(digest_of(token), self._keys.generation(), self._clock())
+        if known is not None:
+            self._check_peer(request)
+        return known
+
     async def authenticate(self, request: web.Request) -> Identity | None:
         """The caller; None for anything that is neither a JWT nor a machine token of ours, or another provider's."""
         if self._keys is None or self._machine is None:
@@ -189,7 +201,9 @@ class ClerkProvider:
 
 def _bearer(request: web.Request) -> str | None:
     """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
-    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if hdrs.AUTHORIZATION not in request.headers:
+        return None
+    values = request.headers.getall(hdrs.AUTHORIZATION)
     if len(values) != 1:
         return None  # the gate refuses two; neither is ours to choose
     scheme, _, token = values[0].partition(" ")

@@ -69,6 +69,19 @@ class OidcProvider:
         """Stop refreshing the keys."""
         await asyncio.gather(*(one.close() for one in self._issuers.values()))
 
+    reads = (hdrs.AUTHORIZATION,)
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """The caller of a token that was verified before and still holds."""
+        token = _bearer(request)
+        if token is None:
+            return None
+        digest = digest_of(token)
+        for one in self._issuers.values():
+            if (identity := one.recall(digest)) is not None:
+                return identity
+        return None
+
     async def authenticate(self, request: web.Request) -> Identity | None:
         """The caller; None for anything that is not a JWT of one of the issuers."""
         token = _bearer(request)

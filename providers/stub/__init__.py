@@ -23,6 +23,8 @@ _KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "sessi
 class StubProvider:
     """Takes a caller's word for it, from this machine alone, and never in production."""
 
+    reads = (hdrs.AUTHORIZATION,)
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._allowed = False
 
