@@ -20,10 +20,13 @@ from .hosts import Hosts
 from .identity import Unavailable
 from .pool import Pool
 from .settings_values import ConfigError
-from .statements import IN_UTC, SET_SCOPE, Scoped, one_statement, set_scope_and_limits
+from .statements import IN_UTC, SET_SCOPE_AND_WRITER, Scoped, one_statement, set_scope_and_limits
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
+Writer: TypeAlias = tuple[str, str]
+"""(actor, request id): what the audit log notes of a write; empty texts where there is none."""
+NO_WRITER: Final[Writer] = ("", "")
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 _IDLE_MORE: Final = 30.0
 _SETTLE_SECONDS: Final = 1.0
@@ -37,7 +40,7 @@ class Database:
         """`size` connections at the most; `pooled`: a transaction pooler stands between."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
         idle = statement_seconds + _IDLE_MORE
-        self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE
+        self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE_AND_WRITER
         self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
         self._settling: set[asyncio.Task[None]] = set()
@@ -77,7 +80,7 @@ class Database:
 
     @property
     def set_scope(self) -> str:
-        """The statement that sets a scope ($1 to $3) for one transaction, and what else a transaction has to bring."""
+        """Sets a scope ($1 to $3) and a writer ($4, $5) for one transaction, and what else a transaction has to bring."""
         return self._set_scope
 
     @asynccontextmanager
@@ -167,12 +170,12 @@ class Database:
             self._opened.release(connection)
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
         """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
         connection = await self._take()
         try:
             await connection.execute("BEGIN")
-            await connection.execute(self._set_scope, *scope)
+            await connection.execute(self._set_scope, *scope, *writer)
             yield Scoped(connection)
             if await connection.execute("COMMIT") != "COMMIT":
                 # Postgres makes a rollback of it where a statement has failed: the caller must not be told of success.

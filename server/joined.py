@@ -16,8 +16,8 @@ from aiohttp import web
 
 from .answers import Rows
 from .blocks import Block
-from .database import Database, Scope
-from .statements import Scoped
+from .database import NO_WRITER, Database, Scope, Writer
+from .statements import SET_SCOPE, Scoped
 
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
@@ -42,8 +42,11 @@ class Joined:
         return Scoped(_Turns(self, self.root))
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
-        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`."""
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`.
+
+        The writer is the transaction's: it is one request's.
+        """
         async with self._joining(scope) as block:
             yield Scoped(_Turns(self, block))
 
@@ -110,7 +113,7 @@ class Joined:
 
     async def _run(self, scope: Scope, method: str, sql: str, *args: Any) -> Any:
         if self._set != scope:
-            await self._connection.execute(self._database.set_scope, *scope)
+            await self._connection.execute(SET_SCOPE, *scope)
             self._set = scope
         return await getattr(self._connection, method)(sql, *args)
 
@@ -150,15 +153,20 @@ JOINED: Final = web.RequestKey("joined", Joined)
 
 
 @asynccontextmanager
-async def one_transaction(database: Database, scope: Scope, lock: int) -> AsyncIterator[Joined | None]:
-    """A transaction to join, under this scope; None where somebody else has `lock` (64 bits), for which nobody waits.
+async def one_transaction(
+    database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
+) -> AsyncIterator[Joined | None]:
+    """A transaction to join, under this scope and of this writer; None where somebody else has `lock` (64 bits), for which
+    nobody waits.
 
     Committed at the end; rolled back when the block raises. `Undone` rolls back and is not raised further.
     Raises Unavailable, also when the commit fails: then nothing is there, or all of it.
     """
     try:
         async with database.connection() as connection, connection.transaction():
-            (*_, free) = await connection.fetchrow(f"{database.set_scope}, pg_try_advisory_xact_lock($4)", *scope, lock)
+            (*_, free) = await connection.fetchrow(
+                f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
+            )
             if not free:
                 yield None
                 return

@@ -18,8 +18,14 @@ LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.prune_sync()": "gatepost_sync",
     "public.prune_idempotency(integer)": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
+    "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], integer[], text[])": (
+        "gatepost_audit"
+    ),
+    "public.audit_prune(integer, integer)": "gatepost_audit",
+    "public.gatepost_audited()": "gatepost_audit",
 }
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
+SETTINGS: Final = ("user_id", "org_id", "admin_org_id", "actor", "request_id")
 SEARCH_PATH: Final = "search_path=pg_catalog, pg_temp"
 
 
@@ -33,7 +39,10 @@ async def problems(connection: Connection) -> list[str]:
     async with connection.transaction():
         # Behind a pooler an earlier one may have left a setting; asked for is what a connection begins with.
         await connection.execute(
-            "".join(f"SET LOCAL gatepost.{name} TO DEFAULT;" for name in ("user_id", "org_id", "admin_org_id"))
+            "".join(
+                f"SET LOCAL gatepost.{name} TO DEFAULT;"
+                for name in ("user_id", "org_id", "admin_org_id", "actor", "request_id")
+            )
         )
         found = [trouble] if trouble else []
         for question in QUESTIONS:

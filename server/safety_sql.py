@@ -55,7 +55,8 @@ SELECT format('the role %I owns %s', rolname, pg_describe_object(classid, objid,
    AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 UNION ALL
 SELECT format('%s has a default value (%L), so a query without a caller runs as that one', name, current_setting(name, true))
-  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id']) AS settings (name)
+  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id', 'gatepost.actor', 'gatepost.request_id'])
+       AS settings (name)
  WHERE current_setting(name, true) <> ''
 """
 
@@ -151,7 +152,26 @@ SELECT format('%s has the rule %I, which runs with its owner''s rights', name, r
    AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
 """
 
-QUESTIONS: Final = (_ROLE, _HELPERS, _RIGHTS, _TABLES, _AROUND)
+# Every write to our tables leaves an entry, and nobody writes to the log.
+_AUDIT: Final = """
+SELECT format('writes to the table public.%I are not audited: its trigger is missing or off', tables.name)
+  FROM unnest(ARRAY['data', 'org_data', 'invoices', 'api_keys']) AS tables (name)
+ WHERE (SELECT coalesce(bit_or(tgtype::int), 0) & 28 FROM pg_trigger
+         WHERE tgrelid = to_regclass('public.' || tables.name) AND tgfoid = to_regprocedure('public.gatepost_audited()')
+           AND tgtype & 1 = 1 AND tgenabled IN ('O', 'A') AND tgqual IS NULL) <> 28
+UNION ALL
+SELECT 'the audit log is not append-only: its trigger is missing or off'
+ WHERE NOT EXISTS (SELECT FROM pg_trigger
+                    WHERE tgrelid = to_regclass('public.audit_log') AND tgtype = 58 AND tgenabled IN ('O', 'A')
+                      AND tgfoid = to_regprocedure('public.gatepost_append_only()'))
+UNION ALL
+SELECT format('the role %I has %s on the audit log', rolname, word)
+  FROM me, tables, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
+ WHERE tables.oid = to_regclass('public.audit_log')
+   AND CASE word WHEN 'DELETE' THEN has_table_privilege(tables.oid, word) ELSE has_any_column_privilege(tables.oid, word) END
+"""
+
+QUESTIONS: Final = (_ROLE, _HELPERS, _RIGHTS, _TABLES, _AROUND, _AUDIT)
 READABLE: Final = "SELECT name FROM tables WHERE has_any_column_privilege(oid, 'SELECT') "
 # Every query takes the same argument; this makes its type known where nothing else does, and adds no row.
 USES_ARGUMENT: Final = "UNION ALL SELECT NULL WHERE cardinality($1::text[]) < 0"

@@ -197,6 +197,7 @@ def _check_core(settings: Settings) -> None:
             raise ConfigError("database.direct_url: needed with a pooler; sign-outs are heard, and `check` looks, past it")
     ranges = {
         "workers": (1, 256),
+        "audit.retention_days": (0, 100_000),
         "database.pool_size": (1, 1000),
         "limits.body_bytes": (1, 2**31),
         "limits.head_bytes": (1024, 2**20),
@@ -208,6 +209,8 @@ def _check_core(settings: Settings) -> None:
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:
             raise ConfigError(f"{key}: must be {low} to {high}")
+    if 0 < settings.get("audit.retention_days") < 7:
+        raise ConfigError("audit.retention_days: must be 7 or more, or 0 to keep entries for ever")
     for key in CORE:
         if key.endswith("_seconds") and not settings.get(key) > 0:
             raise ConfigError(f"{key}: must be more than 0 seconds")

@@ -12,6 +12,10 @@ SET_SCOPE: Final = (
     "SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),"
     " set_config('gatepost.admin_org_id', $3, true)"
 )
+# And what the audit log notes of whoever writes, where something may be written.
+SET_SCOPE_AND_WRITER: Final = (
+    f"{SET_SCOPE}, set_config('gatepost.actor', $4, true), set_config('gatepost.request_id', $5, true)"
+)
 # Behind a transaction pooler a connection has no settings of its own: each transaction brings what the others get at the
 # start of a connection.
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
@@ -20,9 +24,9 @@ _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*O
 
 
 def set_scope_and_limits(statement_seconds: float, idle_seconds: float) -> str:
-    """SET_SCOPE for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
+    """SET_SCOPE_AND_WRITER for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
     return (
-        f"{SET_SCOPE}, {IN_UTC}, set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
+        f"{SET_SCOPE_AND_WRITER}, {IN_UTC}, set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
         f" set_config('idle_in_transaction_session_timeout', '{round(idle_seconds * 1000)}', true)"
     )
 
