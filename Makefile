@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-long check docs clean
+.PHONY: help install run test test-all test-long check docs bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -21,7 +21,7 @@ ifneq ($(shell $(PYTHON) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null
 endif
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make .venv with everything in it, development tools too
 
@@ -45,6 +45,18 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 
 docs: $(STAMP) ## write docs/settings.md anew from the code
 	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
+
+bench: $(STAMP) ## measure the price beside a bare server; docs/performance.md says how to read it
+	@$(PYTHON) bench/run.py $(ARGS)
+
+bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, routes and connections
+	@$(PYTHON) bench/scale.py $(ARGS)
+
+bench-locks: $(STAMP) ## measure the price of each lock
+	@$(PYTHON) bench/locks.py $(ARGS)
+
+bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maintainer, not for the CI
+	@$(PYTHON) bench/check.py $(ARGS)
 
 clean: ## remove .venv, caches and builds; never .gatepost, which holds data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

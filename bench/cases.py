@@ -89,7 +89,9 @@ def _check_rows(got: list[dict[str, Any]], owner: str, rows: int) -> None:
     assert len(got) == rows, len(got)
     assert {row["user_id"] for row in got} == {owner}, owner
     assert all(isinstance(row["payload"], dict) and len(row) == 7 for row in got), got[0]
-    assert [row["created_at"] for row in got] == sorted((row["created_at"] for row in got), reverse=True), "not the newest first"
+    assert [row["created_at"] for row in got] == sorted((row["created_at"] for row in got), reverse=True), (
+        "not the newest first"
+    )
 
 
 def exchange(port: int, sent: bytes) -> tuple[int, bytes]:

@@ -28,7 +28,9 @@ def main(words: list[str] | None = None) -> int:
     """Measure (or read what was measured) and compare; 1 where something got worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="FILE")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="what run.py --json has written, in place of measuring now")
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="what run.py --json has written, in place of measuring now"
+    )
     parser.add_argument("--write", action="store_true", help="make it the new baseline")
     args, rest = parser.parse_known_args(words)
     if args.measured is not None:
@@ -44,7 +46,9 @@ def main(words: list[str] | None = None) -> int:
     return 1 if worse else 0
 
 
-def compare(baseline: Mapping[str, Mapping[str, float]], now: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], list[str]]:
+def compare(
+    baseline: Mapping[str, Mapping[str, float]], now: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[list[str]], list[str]]:
     """(a line for each ratio of the baseline, the names of those that got worse). One that was not measured counts as worse."""
     lines, worse = [], []
     for case, ratios in baseline.items():

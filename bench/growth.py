@@ -140,4 +140,3 @@ async def _look(stage: Stage, digests: list[bytes], number: int) -> dict[str, fl
 def _on_cpu(schedstat: Path) -> float:
     """Seconds; 0 where Postgres is on another machine."""
     return int(schedstat.read_text().split()[0]) / 1e9 if schedstat.exists() else 0.0
-

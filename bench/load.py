@@ -150,18 +150,18 @@ def drip(job: Job) -> dict[str, Any]:
     """Clients that never come to the end of their head. Whoever is hung up on comes again."""
     began = time.monotonic()
     end, again = began + job.seconds, 0
-    clients = [[socket.create_connection(("127.0.0.1", job.port), timeout=10), 0] for _ in range(job.connections)]
+    head = job.requests[0]
+    clients = [(socket.create_connection(("127.0.0.1", job.port), timeout=10), 0) for _ in range(job.connections)]
     while time.monotonic() < end:
-        for client in clients:
-            one, place = client
+        for number, (one, place) in enumerate(clients):
             try:
-                one.send(job.requests[0][place : place + 1])
-                client[1] = min(place + 1, len(job.requests[0]) - 3)  # the last byte never comes
+                one.send(head[place : place + 1])
+                clients[number] = (one, min(place + 1, len(head) - 3))  # the end of the head never comes
             except OSError:
                 with contextlib.suppress(OSError):
                     one.close()
                 again += 1
-                client[:] = [socket.create_connection(("127.0.0.1", job.port), timeout=10), 0]
+                clients[number] = (socket.create_connection(("127.0.0.1", job.port), timeout=10), 0)
         time.sleep(max(0.0, min(0.5, end - time.monotonic())))
     return {"requests": 0, "seconds": time.monotonic() - began, "again": again, "cpu": time.process_time()}
 

@@ -37,7 +37,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=40, help="the least of so many counts")
-    parser.add_argument("--batch", type=int, default=1000, help="runs in one repetition (a tenth of it where Postgres is asked)")
+    parser.add_argument(
+        "--batch", type=int, default=1000, help="runs in one repetition (a tenth of it where Postgres is asked)"
+    )
     return parser.parse_args(words)
 
 
@@ -57,7 +59,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _measured(stage: Stage) -> dict[str, Any]:
     tokens = [stage.issuer.token(n) for n in range(stage.args.users)]
-    result: dict[str, Any] = {"kind": "locks", "facts": stage.facts(), "rows": stage.args.rows, "verify_us": stage.issuer.verify_us()}
+    result: dict[str, Any] = {
+        "kind": "locks",
+        "facts": stage.facts(),
+        "rows": stage.args.rows,
+        "verify_us": stage.issuer.verify_us(),
+    }
     async with lock_gate.application(stage) as (app, client):
         gate = await lock_gate.the_gate(stage, app, client, tokens)
         credentials = await lock_gate.credentials(stage, app, client, tokens)

@@ -33,7 +33,9 @@ def main(words: list[str] | None = None) -> int:
 def placed(page: str, kind: str, text: str) -> str:
     """The page with this text in the place of its kind. Raises ValueError where the page has no such place."""
     start, end = f"<!-- results: {kind} -->", f"<!-- end of {kind} -->"
-    new, places = re.subn(rf"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n\n{text}\n\n{end}", page, flags=re.DOTALL)
+    new, places = re.subn(
+        rf"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n\n{text}\n\n{end}", page, flags=re.DOTALL
+    )
     if places != 1:
         raise ValueError(f"the page has {places} places for {kind}, not one")
     return new

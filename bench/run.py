@@ -41,7 +41,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=1000, help="callers, each with a token of their own")
     parser.add_argument("--rows", type=int, default=20, help="of each user")
     parser.add_argument("--keys", type=int, default=100, help="API keys of either kind")
-    parser.add_argument("--new-tokens", type=int, default=3000, help="used once each, in each round")
+    parser.add_argument("--new-tokens", type=int, default=1500, help="used once each, in each round")
     parser.add_argument("--only", metavar="CASES", help=f"separated by commas; of {', '.join(CASES)}")
     parser.add_argument("--workers", type=int, default=2, help="beside one worker; 0: leave that out")
     parser.add_argument("--starts", type=int, default=3, help="how often the start is timed; 0: leave that out")
@@ -63,9 +63,19 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         with stage.limit() as limit, stage.gatepost(keys=static) as gatepost:
             verify_answers(limit.port, requests, args.cases, args.rows, locked=False)
             verify_answers(gatepost.port, requests, args.cases, args.rows, locked=True)
-            rows = rounds(stage, {"limit": limit, "gatepost": gatepost}, requests)
-            memory = {"limit": machine.memory_mib(limit.pid), "gatepost": machine.memory_mib(gatepost.pid)}
-        result = {"kind": "run", "facts": stage.facts(), "args": _plain(args), "rows": rows, "summary": summary(rows), "memory": memory}
+            servers = {"limit": limit, "gatepost": gatepost}
+            warm(stage, servers, requests)
+            memory = {name: machine.memory_mib(child.pid) for name, child in servers.items()}
+            rows = rounds(stage, servers, requests)
+            memory["at the end"] = machine.memory_mib(gatepost.pid)
+        result = {
+            "kind": "run",
+            "facts": stage.facts(),
+            "args": _plain(args),
+            "rows": rows,
+            "summary": summary(rows),
+            "memory": memory,
+        }
         if args.workers > 1:
             result["workers"] = several_workers(stage, requests)
         if args.starts:
@@ -73,14 +83,18 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         return result
 
 
-def rounds(stage: Stage, servers: dict[str, Child], requests: Requests) -> list[dict[str, Any]]:
-    """Interleaved and rotated, so that neither an hour's noise nor an order favours anybody."""
-    args, rows = stage.args, []
-    for name in args.cases:  # warm: every token is known, every statement prepared
+def warm(stage: Stage, servers: dict[str, Child], requests: Requests) -> None:
+    """Every token is known afterwards, every connection open, every statement prepared."""
+    for name in stage.args.cases:
         for which, child in servers.items():
             if name != "new token" and (which == "gatepost" or CASES[name].against == "limit"):
                 sent = requests.of(name)
-                stage.load(child, sent, count=2 * len(sent), expect=CASES[name].expect)
+                stage.load(child, sent, count=max(1000, 2 * len(sent)), expect=CASES[name].expect)
+
+
+def rounds(stage: Stage, servers: dict[str, Child], requests: Requests) -> list[dict[str, Any]]:
+    """Interleaved and rotated, so that neither an hour's noise nor an order favours anybody."""
+    args, rows = stage.args, []
     for number in range(args.rounds):
         verify = verify_us(stage)
         order = args.cases[number % len(args.cases) :] + args.cases[: number % len(args.cases)]
@@ -116,8 +130,8 @@ def several_workers(stage: Stage, requests: Requests) -> dict[str, Any]:
     sent, found = requests.of("me"), []
     with stage.gatepost() as one, stage.gatepost({"workers": args.workers}, cpu=cpus) as several:
         children = sorted(set(machine.tree(several.pid)) - {several.pid})
-        for at, child in enumerate(children):
-            machine.pin(child, {sorted(cpus)[at % len(cpus)]})
+        for at, pid in enumerate(children):
+            machine.pin(pid, {sorted(cpus)[at % len(cpus)]})
         for child in (one, several):
             stage.load(child, sent, count=4 * len(sent), connections=128)
         for number in range(args.rounds):
@@ -161,7 +175,9 @@ def _empty(stage: Stage) -> Path:
 
 def _plain(args: argparse.Namespace) -> dict[str, Any]:
     """Without a password: `database_url` may hold one."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "database_url"}
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "database_url"
+    }
 
 
 def _progress(text: str) -> None:

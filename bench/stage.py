@@ -29,7 +29,11 @@ from server.settings_table import CORE
 
 HERE = Path(__file__).resolve().parent
 # On, and counting, but out of reach: what they cost is measured, and nobody is turned away. Only what this version has.
-FAR = {key: value for key, value in {"limits.caller": "100000000/minute", "limits.address": "100000000/minute"}.items() if key in CORE}
+FAR = {
+    key: value
+    for key, value in {"limits.caller": "100000000/minute", "limits.address": "100000000/minute"}.items()
+    if key in CORE
+}
 
 
 def arguments(text: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -38,7 +42,9 @@ def arguments(text: str | None, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=defaults.get("rounds", 5), help="each measures everything once")
     parser.add_argument("--seconds", type=float, default=defaults.get("seconds", 3.0), help="of one measurement")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--database-bin", type=Path, metavar="FOLDER", help="programs of another Postgres than the embedded one")
+    parser.add_argument(
+        "--database-bin", type=Path, metavar="FOLDER", help="programs of another Postgres than the embedded one"
+    )
     parser.add_argument("--database-url", metavar="URL", help="a superuser's URL of a running Postgres (or TEST_DATABASE_URL)")
     parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help="repeat a noisy measurement for so long")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for report.py and check.py")
@@ -75,7 +81,10 @@ class Stage:
     @contextlib.contextmanager
     def limit(self) -> Iterator[Child]:
         """The bare server."""
-        env = {"LIMIT_DATABASE": self.postgres.url(self.postgres.plain, self.postgres.bare), "LIMIT_POOL": str(self.args.connections)}
+        env = {
+            "LIMIT_DATABASE": self.postgres.url(self.postgres.plain, self.postgres.bare),
+            "LIMIT_POOL": str(self.args.connections),
+        }
         child = Child([sys.executable, str(HERE / "limit.py")], env, {self.server_cpu}, self.folder / "limit.log")
         try:
             yield child
@@ -95,7 +104,10 @@ class Stage:
         given = self.settings(settings, far=far)
         file = self.folder / f"gatepost-{time.monotonic_ns()}.toml"
         file.write_text(_toml(given, keys))
-        more = {"CLERK_JWT_KEY": self.issuer.pem, "DATABASE_URL": self.postgres.url(self.postgres.serving, self.postgres.locked)}
+        more = {
+            "CLERK_JWT_KEY": self.issuer.pem,
+            "DATABASE_URL": self.postgres.url(self.postgres.serving, self.postgres.locked),
+        }
         command = [sys.executable, "-m", "server", "--config", str(file)]
         child = Child(command, more | dict(env or {}), cpu or {self.server_cpu}, self.folder / "gatepost.log")
         try:
@@ -125,7 +137,9 @@ class Stage:
         """A loader that runs beside; ended with the block."""
         self._jobs += 1
         path = self.folder / f"job-{self._jobs}"
-        path.write_bytes(msgspec.msgpack.encode(Job(child.port, list(requests), **{"connections": self.args.connections, **job})))
+        path.write_bytes(
+            msgspec.msgpack.encode(Job(child.port, list(requests), **{"connections": self.args.connections, **job}))
+        )
         running = subprocess.Popen([sys.executable, str(HERE / "load.py"), str(path)], stdout=subprocess.PIPE)
         machine.pin(running.pid, cpu or {self.load_cpu})
         try:
@@ -189,7 +203,13 @@ def _toml(settings: Mapping[str, Any], keys: Sequence[Key]) -> str:
         table, _, key = name.rpartition(".")
         tables.setdefault(table, []).append(f"{key} = {json.dumps(value)}")
     lines = tables.pop("") + [line for table, inner in tables.items() for line in (f"[{table}]", *inner)]
-    for at, key in enumerate(keys):
-        digest = hashlib.sha256(key.text.encode()).hexdigest()
-        lines += ["[[api_key.keys]]", f'id = "bench_{at}"', f'hash = "sha256:{digest}"', f'user_id = "{user(at)}"', f'org_id = "{org(at)}"']
+    for at, static in enumerate(keys):
+        digest = hashlib.sha256(static.text.encode()).hexdigest()
+        lines += [
+            "[[api_key.keys]]",
+            f'id = "bench_{at}"',
+            f'hash = "sha256:{digest}"',
+            f'user_id = "{user(at)}"',
+            f'org_id = "{org(at)}"',
+        ]
     return "\n".join(lines) + "\n"

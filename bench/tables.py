@@ -23,7 +23,10 @@ def run_tables(result: Mapping[str, Any]) -> str:
     if "workers" in result:
         parts.append(_workers(result["workers"]))
     memory = result["memory"]
-    lines = [f"Memory of a warm worker: {memory['gatepost']:.0f} MiB (`limit`: {memory['limit']:.0f} MiB)."]
+    lines = [
+        f"Memory of a warm worker: {memory['gatepost']:.0f} MiB (`limit`: {memory['limit']:.0f} MiB); "
+        f"at the end, with all the new tokens remembered: {memory['at the end']:.0f} MiB."
+    ]
     if "start" in result:
         start = result["start"]
         lines.append(
@@ -52,7 +55,7 @@ def _absolute(rows: Sequence[Mapping[str, Any]]) -> str:
         mine = [row for row in rows if (row["case"], row["server"]) == (name, server)]
 
         def middle(what: str, mine: list[Mapping[str, Any]] = mine) -> float:
-            return statistics.median(row[what] for row in mine)
+            return float(statistics.median(row[what] for row in mine))
 
         lines.append([f"{name}: {server}", f"{middle('rps'):,.0f}", f"{middle('p50_ms'):.2f}", f"{middle('p99_ms'):.2f}",
                       f"{middle('server_us'):.1f}", f"{middle('postgres_us'):.1f}", f"{middle('foreign'):.0%}"])  # fmt: skip
@@ -83,7 +86,9 @@ def scale_tables(result: Mapping[str, Any]) -> str:
         parts.append(f"**{curve['name']}**: {curve['word']}.\n\n{table(head, rows)}")
     if result["neighbours"]:
         rows = [[one["beside"], f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}"] for one in result["neighbours"]]
-        parts.append(f"**The others**, at {result['neighbour_rate']:g} requests a second:\n\n{table(['beside', 'p50 ms', 'p99 ms'], rows)}")
+        parts.append(
+            f"**The others**, at {result['neighbour_rate']:g} requests a second:\n\n{table(['beside', 'p50 ms', 'p99 ms'], rows)}"
+        )
     return "\n\n".join(parts)
 
 
@@ -98,7 +103,9 @@ def locks_tables(result: Mapping[str, Any]) -> str:
         f"client's socket not counted{in_postgres}. Shares are of these; a negative price is a gain. One bare "
         f"RSA-2048 verification takes {result['verify_us']:.1f} µs."
     )
-    who = {one["lock"]: one["server_us"] / result["verify_us"] for one in result["locks"] if one["lock"].startswith("(who is it")}
+    who = {
+        one["lock"]: one["server_us"] / result["verify_us"] for one in result["locks"] if one["lock"].startswith("(who is it")
+    }
     units = "; ".join(f"{name[len('(who is it: ') : -1]} {times:.2f}" for name, times in who.items())
     head = ["lock", "server µs", "share", "Postgres µs", "share"]
     return "\n\n".join([_facts(result["facts"]), said, table(head, rows), f"In units of one bare verification: {units}."])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEAVY = 500_000
 """The number of the heavy tenant."""
 # A product's routes, as many as BENCH_ROUTES says, four ways.
-_PLUGIN = '''
+_PLUGIN = """
 import os
 from aiohttp import web
 from server import answer, hookimpl, public, signed_in
@@ -43,7 +43,7 @@ def register_handlers():
             yield web.get(f"/api/shared/{{id}}/part{n}", copy(signed_in))
         if os.environ["BENCH_OPEN"]:
             yield web.get(f"/api/open{n}", copy(public))
-'''
+"""
 
 
 def routes(book: Book) -> None:
@@ -61,7 +61,11 @@ def routes(book: Book) -> None:
                 found[name].append(point)
     book.write("The last of many routes without parameters", "routes", found["plain"])
     book.write("… with a parameter, each below a word of its own (`/api/orders/{id}`)", "routes", found["own"])
-    book.write("… all below the same parameter (`/api/shops/{id}/orders`): aiohttp tries one after the other", "routes", found["shared"])
+    book.write(
+        "… all below the same parameter (`/api/shops/{id}/orders`): aiohttp tries one after the other",
+        "routes",
+        found["shared"],
+    )
 
 
 def patterns(book: Book) -> None:
@@ -84,7 +88,12 @@ def _product(
     book: Book, size: int, *, shared: bool = False, open: bool = False, settings: dict[str, Any] | None = None
 ) -> AbstractContextManager[Child]:
     (book.stage.folder / "bench_product.py").write_text(_PLUGIN)
-    env = {"PYTHONPATH": str(book.stage.folder), "BENCH_ROUTES": str(size), "BENCH_SHARED": "1" * shared, "BENCH_OPEN": "1" * open}
+    env = {
+        "PYTHONPATH": str(book.stage.folder),
+        "BENCH_ROUTES": str(size),
+        "BENCH_SHARED": "1" * shared,
+        "BENCH_OPEN": "1" * open,
+    }
     return book.stage.gatepost({"plugins": ["module:bench_product"], **(settings or {})}, env=env)
 
 
@@ -106,7 +115,9 @@ def tokens(book: Book) -> None:
         points = book.together({size: of(size) for size in [1, *book.sizes(most)]})
         beyond = book.together({most: of(most), len(signed): of(len(signed))})
     book.write("`GET /api/me` with tokens in turn, all of them remembered", "tokens", points)
-    book.write("… and with more than are remembered", "tokens", beyond, word="a step, where each token is verified anew each time")
+    book.write(
+        "… and with more than are remembered", "tokens", beyond, word="a step, where each token is verified anew each time"
+    )
 
 
 def connections(book: Book) -> None:
@@ -117,7 +128,9 @@ def connections(book: Book) -> None:
     with stage.gatepost() as child:
         stage.load(child, sent, count=1000)
         numbers = [number for number in (1, 8, 32, 100, 200, 500) if number <= most]
-        measures = {number: partial(stage.measure, child, sent, seconds=book.args.seconds, connections=number) for number in numbers}
+        measures = {
+            number: partial(stage.measure, child, sent, seconds=book.args.seconds, connections=number) for number in numbers
+        }
         points = book.together(measures)
     book.write("`GET /api/data` of 20 rows", "connections", points)
 
@@ -157,5 +170,5 @@ def _beside(book: Book, child: Child, sent: list[bytes], **job: Any) -> Iterator
     with book.stage.loading(child, sent, seconds=3600.0, **job) as running:
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(1.0)
+            raise RuntimeError("the clients beside have gone away")
         yield
-
