@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-long check docs bench bench-scale bench-locks bench-check clean
+.PHONY: help install deploy-tools run test test-all test-long check docs sbom bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
+TOOLS   := $(VENV)/.deploy-tools
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More words for the program: make run ARGS="--port 0", make test ARGS="tests/test_docs.py -x"
 ARGS    ?=
@@ -21,9 +22,11 @@ ifneq ($(shell $(PYTHON) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null
 endif
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make .venv with everything in it, development tools too
+
+deploy-tools: $(TOOLS) ## add the linters of deploy/ and the maker of the SBOM to .venv
 
 run: $(STAMP) ## serve (installs when needed)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -45,6 +48,9 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 
 docs: $(STAMP) ## write docs/settings.md anew from the code
 	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
+
+sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
+	@$(PYTHON) deploy/sbom.py
 
 bench: $(STAMP) ## measure the price beside a bare server; docs/performance.md says how to read it
 	@$(PYTHON) bench/run.py $(ARGS)
@@ -75,3 +81,7 @@ $(STAMP): pyproject.toml requirements.txt
 	@python3 -m venv $(VENV)
 	@$(PYTHON) -m pip install --quiet -e '.[dev]' -c requirements.txt
 	@printf '%s\n' '$(CURDIR)' > $@
+
+$(TOOLS): $(STAMP)
+	@$(PYTHON) -m pip install --quiet -e '.[deploy]' -c requirements.txt
+	@touch $@

@@ -1,6 +1,11 @@
 -- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
 -- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
 --
+-- generation 1, revision 1
+--
+-- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
+-- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/migrate.py.
+--
 -- The promise of this file: a query that has forgotten its WHERE still returns only rows that its caller may see, and a
 -- query without a caller returns none. It guards against forgetting, not against SQL injection or hostile code in the
 -- server's process (whoever can run any SQL as the serving role can also set the settings below).
@@ -69,6 +74,8 @@ CREATE TABLE IF NOT EXISTS gatepost_meta (
     checksum    text        NOT NULL,
     migrated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE gatepost_meta ADD COLUMN IF NOT EXISTS generation integer NOT NULL DEFAULT 0;
+ALTER TABLE gatepost_meta ADD COLUMN IF NOT EXISTS revision   integer NOT NULL DEFAULT 0;
 
 
 -- Tables ------------------------------------------------------------------------------------------------------------------
@@ -449,6 +456,61 @@ GRANT SELECT (id, banned, deleted_at) ON users TO gatepost_auth;
 GRANT SELECT (id, deleted_at) ON organizations TO gatepost_auth;
 GRANT SELECT (organization_id, user_id, role, permissions, deleted_at) ON memberships TO gatepost_auth;
 
+-- Answers that are kept, for whoever asks again (Idempotency-Key) -----------------------------------------------------------
+-- Written in the transaction of the effect itself, so that there is either both or neither. The row's name is a SHA-256 over
+-- the caller, the route and the client's key, so two tenants never meet in it and its uniqueness tells nobody anything. Only
+-- the caller's own rows are seen; nothing is changed, and nothing deleted but what has expired.
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    hash        bytea       PRIMARY KEY CHECK (octet_length(hash) = 32),
+    user_id     text        CHECK (char_length(user_id) BETWEEN 1 AND 255),
+    org_id      text        CHECK (char_length(org_id) BETWEEN 1 AND 255),
+    fingerprint bytea       NOT NULL CHECK (octet_length(fingerprint) = 32),   -- of the request that the key was used for
+    status      smallint    NOT NULL CHECK (status BETWEEN 200 AND 399),
+    headers     jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(headers) = 'object'),
+    body        bytea       CHECK (octet_length(body) <= 262144),
+    withheld    text        CHECK (withheld IN ('secret', 'answer')),          -- why there is no body
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz NOT NULL CHECK (isfinite(expires_at)),
+    CONSTRAINT idempotency_keys_owner CHECK (user_id IS NOT NULL OR org_id IS NOT NULL),
+    CONSTRAINT idempotency_keys_kept CHECK ((body IS NULL) = (withheld IS NOT NULL))
+);
+CREATE INDEX IF NOT EXISTS idempotency_keys_expiry ON idempotency_keys (expires_at);
+ALTER TABLE idempotency_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+DO $do$
+BEGIN
+EXECUTE format($sql$
+
+    -- Both must be the caller's, "none" included: what a user did in one organisation is not repeated in another. Never (none,
+    -- none), which would be everybody's.
+    DROP POLICY IF EXISTS own_select ON idempotency_keys;
+    CREATE POLICY own_select ON idempotency_keys FOR SELECT TO %1$I
+        USING (user_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.user_id', true), '')
+               AND org_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS own_insert ON idempotency_keys;
+    CREATE POLICY own_insert ON idempotency_keys FOR INSERT TO %1$I
+        WITH CHECK (user_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.user_id', true), '')
+                    AND org_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.org_id', true), ''));
+    DROP POLICY IF EXISTS expired_delete ON idempotency_keys;
+    CREATE POLICY expired_delete ON idempotency_keys FOR DELETE TO %1$I
+        USING (user_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.user_id', true), '')
+               AND org_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.org_id', true), '') AND expires_at <= now());
+
+    REVOKE ALL ON idempotency_keys FROM PUBLIC, gatepost_auth, gatepost_sync, %1$I;
+    GRANT SELECT, DELETE, INSERT (hash, user_id, org_id, fingerprint, status, headers, body, withheld, expires_at)
+          ON idempotency_keys TO %1$I;
+
+$sql$, current_setting('gatepost.serving_role'));
+END $do$;
+-- Whoever prunes sees which rows have expired, and neither whose they are nor what was answered.
+DROP POLICY IF EXISTS sync_select ON idempotency_keys;
+CREATE POLICY sync_select ON idempotency_keys FOR SELECT TO gatepost_sync USING (expires_at <= now());
+DROP POLICY IF EXISTS sync_delete ON idempotency_keys;
+CREATE POLICY sync_delete ON idempotency_keys FOR DELETE TO gatepost_sync USING (expires_at <= now());
+-- To lock a row before it is deleted takes the right to update a column of it, and a policy that lets a row be seen for that.
+DROP POLICY IF EXISTS sync_update ON idempotency_keys;
+CREATE POLICY sync_update ON idempotency_keys FOR UPDATE TO gatepost_sync USING (expires_at <= now()) WITH CHECK (false);
+GRANT SELECT (hash, expires_at), UPDATE (expires_at), DELETE ON idempotency_keys TO gatepost_sync;
+
 -- To make a function that belongs to gatepost_auth the owner must be able to become that role, for this transaction only:
 -- an owner that kept the membership would inherit USING (true). A superuser can become anybody and needs no membership.
 -- Postgres 16+ gives whoever makes a role ADMIN over it, without INHERIT and SET; that remains and opens no table.
@@ -737,13 +799,23 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_secu
     SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM expired)
 $$;
 
+-- Forget kept answers that have expired, `at_most` of them; how many rows that were. Rows that somebody else is at are left.
+CREATE OR REPLACE FUNCTION public.prune_idempotency(at_most integer) RETURNS bigint
+LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    WITH expired AS (SELECT i.hash FROM public.idempotency_keys AS i WHERE i.expires_at <= now()
+                      ORDER BY i.expires_at LIMIT at_most FOR UPDATE SKIP LOCKED),
+         gone AS (DELETE FROM public.idempotency_keys AS i USING expired WHERE i.hash = expired.hash RETURNING 1)
+    SELECT count(*) FROM gone
+$$;
+
 REVOKE ALL ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
-    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(), public.prune_sync() FROM PUBLIC;
+    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(), public.prune_sync(),
+    public.prune_idempotency(integer) FROM PUBLIC;
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
                     public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(),
-                    public.prune_sync() TO %I', current_setting('gatepost.serving_role'));
+                    public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
 
 -- What changes a key is told to every worker with the change itself. A revoked key is revoked for good, and so are the keys

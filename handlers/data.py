@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from server import (
     answer,
     body,
     check_if_match,
+    describe,
     entity_tag,
     hookimpl,
     identity_of,
@@ -48,8 +50,8 @@ class NewRow(BaseModel):
 class Change(BaseModel):
     """What a client may change; at least one of them."""
 
-    model_config = ConfigDict(extra="forbid")
-    name: Name = ""
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    name: Name = Field(default_factory=str)  # a default that is no default of the schema: it could not be sent
     payload: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -57,6 +59,26 @@ class Change(BaseModel):
         if not self.model_fields_set:
             raise ValueError("name or payload must be given")
         return self
+
+
+class DataRow(BaseModel):
+    """A user's own row."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: UUID
+    user_id: str
+    org_id: Annotated[str | None, Field(description="The organisation that was active when it was made.")]
+    name: str
+    payload: dict[str, Any]
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
+class Deleted(BaseModel):
+    """It is gone."""
+
+    model_config = ConfigDict(extra="forbid")
+    success: Literal[True]
 
 
 def row_id(request: web.Request) -> str:
@@ -75,6 +97,7 @@ def found(row: str | None) -> str:
 
 @routes.get("/api/data")
 @requires(user=True)
+@describe(returns=list[DataRow], page=True, summary="List one's own rows")
 async def list_data(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).user_id, *at.args))
@@ -82,6 +105,7 @@ async def list_data(request: web.Request) -> web.Response:
 
 @routes.post("/api/data")
 @requires(user=True)
+@describe(body=NewRow, answers={201: DataRow}, headers=["Location", "ETag"], summary="Make a row")
 async def create_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewRow), identity_of(request)
     async with scoped(request) as db:
@@ -91,6 +115,7 @@ async def create_data(request: web.Request) -> web.Response:
 
 @routes.get("/api/data/{id}")
 @requires(user=True)
+@describe(returns=DataRow, headers=["ETag"], summary="Get one of one's own rows")
 async def get_data(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         row = found(await db.row(ONE, identity_of(request).user_id, row_id(request)))
@@ -99,6 +124,7 @@ async def get_data(request: web.Request) -> web.Response:
 
 @routes.patch("/api/data/{id}")
 @requires(user=True)
+@describe(body=Change, returns=DataRow, if_match=True, headers=["ETag"], summary="Change one of one's own rows")
 async def change_data(request: web.Request) -> web.Response:
     change, user_id = await body(request, Change), identity_of(request).user_id
     payload = json.dumps(change.payload) if "payload" in change.model_fields_set else None
@@ -112,6 +138,7 @@ async def change_data(request: web.Request) -> web.Response:
 
 @routes.delete("/api/data/{id}")
 @requires(role="org:admin")
+@describe(returns=Deleted, summary="Delete a row of the active organisation")
 async def delete_data(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         found(await db.row(DELETE, identity_of(request).org_id, row_id(request)))

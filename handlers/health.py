@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import Literal
 
-from server import answer, hookimpl, public
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict
+
+from server import answer, describe, hookimpl, public
 
 routes = web.RouteTableDef()
 
 
+class Health(BaseModel):
+    """The process lives."""
+
+    model_config = ConfigDict(extra="forbid")
+    status: Literal["ok"]
+
+
 @routes.get("/api/health")
 @public
+@describe(returns=Health, summary="Is the server alive?")
 async def health(request: web.Request) -> web.Response:
     """Touches no database: a slow Postgres must not get the process killed."""
     return answer('{"status": "ok"}')

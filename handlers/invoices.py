@@ -7,11 +7,12 @@ import re
 from datetime import date
 from decimal import Decimal
 from typing import Annotated
+from uuid import UUID
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
 
 routes = web.RouteTableDef()
 
@@ -42,8 +43,25 @@ class NewInvoice(BaseModel):
     memo: Annotated[str, Field(strict=True, max_length=2000)] | None = None
 
 
+class Invoice(BaseModel):
+    """An organisation's invoice."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: UUID
+    organization_id: str
+    created_by: str
+    customer: str
+    amount: Annotated[str, Field(pattern=r"^[0-9]{1,10}\.[0-9]{2}$", examples=["12.50"])]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+    due_on: date | None
+    memo: str | None
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
 @routes.get("/api/invoices")
 @requires(permission="org:invoices:read")
+@describe(returns=list[Invoice], page=True, summary="List the organisation's invoices")
 async def list_invoices(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))
@@ -51,6 +69,7 @@ async def list_invoices(request: web.Request) -> web.Response:
 
 @routes.get("/api/invoices/{id}")
 @requires(permission="org:invoices:read")
+@describe(returns=Invoice, headers=["ETag"], summary="Get an invoice")
 async def get_invoice(request: web.Request) -> web.Response:
     if not _UUID.match(request.match_info["id"]):
         raise web.HTTPNotFound
@@ -63,6 +82,7 @@ async def get_invoice(request: web.Request) -> web.Response:
 
 @routes.post("/api/invoices")
 @requires(permission="org:invoices:create")
+@describe(body=NewInvoice, answers={201: Invoice}, headers=["Location", "ETag"], summary="Make an invoice")
 async def create_invoice(request: web.Request) -> web.Response:
     new, caller = await body(request, NewInvoice), identity_of(request)
     due_on = date.fromisoformat(new.due_on) if new.due_on else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import Any
 
-from server import answer, hookimpl, identity_of, signed_in
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict
+
+from server import answer, describe, hookimpl, identity_of, signed_in
 
 routes = web.RouteTableDef()
 _FIELDS = (
@@ -12,8 +15,25 @@ _FIELDS = (
 )  # fmt: skip
 
 
+class Me(BaseModel):
+    """The caller; null where the credential does not say."""
+
+    model_config = ConfigDict(extra="forbid")
+    provider: str
+    token_type: str
+    user_id: str | None
+    session_id: str | None
+    org_id: str | None
+    org_slug: str | None
+    org_role: str | None
+    org_permissions: list[str] | None
+    scopes: list[str] | None
+    claims: dict[str, Any] | None
+
+
 @routes.get("/api/me")
 @signed_in
+@describe(returns=Me, summary="Who am I?")
 async def me(request: web.Request) -> web.Response:
     identity = identity_of(request)
     body = identity.derived.get("me")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
+from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
 
 routes = web.RouteTableDef()
 
@@ -18,7 +19,7 @@ PAGE = f"""SELECT {COLUMNS} FROM org_data
 INSERT = f"INSERT INTO org_data (organization_id, created_by, name, payload) VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
 
 
-class NewRow(BaseModel):
+class NewOrgRow(BaseModel):
     """What a client may say of a new row; the server owns the rest."""
 
     model_config = ConfigDict(extra="forbid")
@@ -26,8 +27,22 @@ class NewRow(BaseModel):
     payload: dict[str, Any] = {}
 
 
+class OrgRow(BaseModel):
+    """An organisation's row."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: UUID
+    organization_id: str
+    created_by: Annotated[str, Field(description="A user's id, or `key:` and the id of an organisation's key.")]
+    name: str
+    payload: dict[str, Any]
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
 @routes.get("/api/orgs/{org_id}/data")
 @requires(organization="org_id")
+@describe(returns=list[OrgRow], page=True, summary="List the organisation's rows")
 async def list_org_data(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))
@@ -35,8 +50,9 @@ async def list_org_data(request: web.Request) -> web.Response:
 
 @routes.post("/api/orgs/{org_id}/data")
 @requires(organization="org_id")
+@describe(body=NewOrgRow, answers={201: OrgRow}, headers=["ETag"], summary="Make a row of the organisation")
 async def create_org_data(request: web.Request) -> web.Response:
-    new, caller = await body(request, NewRow), identity_of(request)
+    new, caller = await body(request, NewOrgRow), identity_of(request)
     async with scoped(request) as db:
         row = await db.row(INSERT, caller.org_id, caller.actor, new.name, json.dumps(new.payload))
     return answer(row, 201, {"ETag": entity_tag(row)})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import Any
 
-from server import answer, hookimpl, identity_of, page, read, requires
+from aiohttp import web
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from server import answer, describe, hookimpl, identity_of, page, read, requires
 
 routes = web.RouteTableDef()
 
@@ -18,8 +21,43 @@ PAGE = """SELECT m.id, m.organization_id, m.user_id, m.role, m.permissions, u.us
           ORDER BY m.created_at DESC, m.id DESC LIMIT $4"""
 
 
+class Profile(BaseModel):
+    """What Clerk has told of the caller."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    external_id: str | None
+    username: str | None
+    first_name: str | None
+    last_name: str | None
+    image_url: str | None
+    email: str | None
+    email_verified: bool
+    public_metadata: dict[str, Any]
+    created_at: AwareDatetime | None
+    updated_at: AwareDatetime | None
+
+
+class Member(BaseModel):
+    """What Clerk has told of a member of the organisation."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    organization_id: str
+    user_id: str
+    role: str | None
+    permissions: list[str]
+    username: str | None
+    first_name: str | None
+    last_name: str | None
+    image_url: str | None
+    created_at: AwareDatetime
+    updated_at: AwareDatetime | None
+
+
 @routes.get("/api/me/profile")
 @requires(user=True)
+@describe(returns=Profile, refusals={404: "Clerk has not told of this user."}, summary="Get one's own profile")
 async def profile(request: web.Request) -> web.Response:
     rows = await read(request, PROFILE, identity_of(request).user_id)
     if not rows.number:
@@ -29,6 +67,7 @@ async def profile(request: web.Request) -> web.Response:
 
 @routes.get("/api/orgs/{org_id}/members")
 @requires(organization="org_id")
+@describe(returns=list[Member], page=True, summary="List the organisation's members")
 async def list_members(request: web.Request) -> web.Response:
     at = page(request, key=str)
     return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from .description import hold_to
 from .errors import PreconditionFailed
 from .replies import SERVER, STANDARD_HEADERS, Reply
 
@@ -58,6 +59,7 @@ def entity_tag(text: str) -> str:
 
 def check_if_match(request: web.Request, text: str) -> None:
     """412 unless the request's `If-Match`, where there is one, names this row as it is now (RFC 9110 13.1.1)."""
+    hold_to(request, "if_match", True)
     wanted = request.headers.getall("If-Match", ())
     if not wanted:
         return

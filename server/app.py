@@ -12,17 +12,21 @@ from typing import Final
 
 from aiohttp import web
 
-from . import wire
+from . import openapi, wire
+from .addresses import ADDRESSES, ClientAddress
 from .bodies import BODY_LIMITS
 from .cors import Cors
 from .front import Front
 from .gate import Gate
 from .hookspecs import Provider
 from .house import ServerHouse
+from .idempotency import KEEP_SECONDS
 from .identity import Unavailable
+from .limits import Limits
 from .lookup import Lookup
 from .metrics import Metrics
-from .observe import LOG, DenialLog
+from .observe import LOG, DenialLog, RequestLog
+from .openapi import DOCUMENT
 from .plugins import Plugins
 from .routes import RouteTable
 from .routes import build as build_routes
@@ -35,6 +39,7 @@ SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
+LIMITS: Final = web.AppKey("limits", Limits)
 FRONT: Final = web.AppKey("front", Front)
 METRICS: Final = web.AppKey("metrics", Metrics)
 
@@ -66,7 +71,9 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
-    storage = Storage(settings)
+    app[DOCUMENT] = openapi.make(table, providers)
+    storage, limits = Storage(settings), Limits(settings)
+    app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
     gate = Gate(
         table.plans,
         providers,
@@ -74,21 +81,32 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
         revocations=storage.revocations,
         metrics=metrics,
         denied=[DenialLog()],
+        caller_limit=limits.caller,
+        address_limit=limits.address,
+        addresses=app[ADDRESSES],
     )
-    app[METRICS], app[FRONT] = metrics, Front(Lookup(app), cors, gate, metrics)
+    app[METRICS], app[FRONT] = (
+        metrics,
+        Front(Lookup(app), cors, gate, metrics, RequestLog() if settings.get("log.requests") else None),
+    )
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
-    app[BODY_LIMITS] = (settings.get("limits.body_bytes"), settings.get("limits.body_seconds"))
+    app[BODY_LIMITS] = tuple(settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth"))
+    app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
+    app.cleanup_ctx.append(_limits)
     app.cleanup_ctx.append(open_providers)
     wire.install(
         app,
         app[FRONT].handle,
         head_bytes=settings.get("limits.head_bytes"),
         head_seconds=settings.get("limits.head_seconds"),
+        headers=settings.get("limits.headers"),
         idle_seconds=settings.get("limits.idle_seconds"),
+        connections=settings.get("limits.connections"),
+        descriptors=settings.get("database.pool_size"),
     )
     return app
 
@@ -123,6 +141,14 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         yield
     finally:
         await storage.close()
+
+
+async def _limits(app: web.Application) -> AsyncIterator[None]:
+    try:
+        await app[LIMITS].open()
+        yield
+    finally:
+        await app[LIMITS].close()
 
 
 async def open_providers(app: web.Application) -> AsyncIterator[None]:

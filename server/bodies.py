@@ -12,13 +12,13 @@ from typing import Any, Final, TypeVar, cast
 import pydantic
 from aiohttp import hdrs, web
 
+from .description import hold_to
 from .errors import BadRequest, ContentTooLarge, LengthRequired, RequestTimeout, Unprocessable, UnsupportedMediaType
 
 T = TypeVar("T")
 BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
-"""(largest body in bytes, longest time in seconds)"""
+"""(largest body in bytes, longest time in seconds, how deep JSON may be)"""
 
-_DEPTH: Final = 64
 _INTEGER: Final = 2**63
 
 
@@ -26,9 +26,11 @@ async def body(request: web.Request, model: type[T]) -> T:
     """The request's JSON body as an instance of `model`: a pydantic model, or any type pydantic can check.
 
     Raises (as answers) 411 without a length, 413, 415 for another content type, 408 when it takes too long, 400 for
-    what is not JSON that every reader reads alike, and 422 that lists every bad field.
+    what is not JSON that every reader reads alike, and 422 that lists every bad field. Raises TypeError in a handler
+    that is described (`describe`) with another model.
     """
-    data = _parse(await _read(request))
+    hold_to(request, "body", model)
+    data = _parse(await _read(request), request.app[BODY_LIMITS][2])
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
     try:
         checked = _adapter(cast("Hashable", model)).validate_python(data)
@@ -48,7 +50,7 @@ async def raw_body(request: web.Request) -> bytes:
 
 
 async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
-    limit, seconds = request.app[BODY_LIMITS]
+    limit, seconds, _ = request.app[BODY_LIMITS]
     if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
         raise LengthRequired
     if (request.content_length or 0) > limit:
@@ -57,7 +59,8 @@ async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
         raise UnsupportedMediaType
     try:
         async with asyncio.timeout(seconds):
-            if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
+            expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
+            if expected and request.can_read_body:  # not a second time, where the body was read already
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0
             return await request.read()
@@ -75,7 +78,7 @@ def _is_json(request: web.Request) -> bool:
     return (request.charset or "utf-8").lower() in ("utf-8", "utf8")
 
 
-def _parse(raw: bytes) -> Any:
+def _parse(raw: bytes, depth: int) -> Any:
     """One JSON value; BadRequest for anything that two readers could take differently (RFC 7493, I-JSON)."""
     try:
         data = json.loads(
@@ -83,7 +86,7 @@ def _parse(raw: bytes) -> Any:
         )
     except (ValueError, RecursionError):
         raise BadRequest from None
-    if _too_odd(data, _DEPTH):
+    if _too_odd(data, depth):
         raise BadRequest
     return data
 

@@ -102,7 +102,7 @@ class Database:
         try:
             yield connection
         except Exception as error:
-            raise self._failed(connection, error) from None
+            raise self.failed(connection, error) from None
         finally:
             self._opened.release(connection)
 
@@ -116,7 +116,7 @@ class Database:
             async with translated():
                 return Rows(await connection.fetchval(statement, *args, *scope))
         except Exception as error:
-            raise self._failed(connection, error) from None
+            raise self.failed(connection, error) from None
         finally:
             self._opened.release(connection)
 
@@ -132,7 +132,7 @@ class Database:
             raise Unavailable("the database is not open")
         return self._pool
 
-    def _failed(self, connection: Any, error: Exception) -> Exception:
+    def failed(self, connection: Any, error: Exception) -> Exception:
         """What a failure means; a connection to a server that is going away or only reads is not used again."""
         if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(("25006", "57P")):
             connection.terminate()

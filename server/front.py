@@ -9,8 +9,9 @@ import time
 
 from aiohttp import hdrs, web
 
-from .access import REQUEST_ID
+from .access import IDENTITY, REQUEST_ID
 from .answers import new_request_id, stamp
+from .caller_limit import mark
 from .cors import Cors
 from .errors import ApiError, BadRequest, ServiceUnavailable, error_response, from_http
 from .gate import Gate
@@ -18,7 +19,8 @@ from .gate_plan import Plan
 from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import NO_ROUTE, Metrics
-from .observe import log_failure
+from .observe import Decision, Listener, log_failure
+from .replies import Reply
 from .targets import malformed
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
@@ -27,8 +29,9 @@ _VERSIONS = frozenset({(1, 0), (1, 1)})
 class Front:
     """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
 
-    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics) -> None:
-        self._lookup, self._cors, self._gate = lookup, cors, gate
+    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
+        """`served` is told of every request that took a route and was let in; None: nobody asks."""
+        self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
         """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
@@ -51,12 +54,15 @@ class Front:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        if not isinstance(response, web.StreamResponse):
+        if not _is_unsent(response):
             response = error_response(500)
         plan = self._gate.plan_of(request)
         if not response.prepared:
             self._finish(request, response, request_id, plan)
-        (self._nowhere if plan is None else plan.tally).add(response.status, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        (self._nowhere if plan is None else plan.tally).add(response.status, seconds)
+        if self._served is not None and plan is not None:
+            self._tell(request, response, plan, seconds)
         return response
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -72,9 +78,25 @@ class Front:
         request._match_info = match
         return await self._gate.admit(request, match)
 
+    def _tell(self, request: web.Request, response: web.StreamResponse, plan: Plan, seconds: float) -> None:
+        identity = request.get(IDENTITY)
+        if self._served is None or (identity is None and not plan.public):
+            return  # the gate has told of it
+        who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
+        told = (request[REQUEST_ID], request.method, plan.template, *who, str(response.status), None, "", seconds)
+        self._served(Decision(*told))
+
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
-        stamp(response, request_id, cacheable=plan is not None and plan.public and response.status < 300)
+        # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
+        kept = response.status < 300 or response.status == 304
+        stamp(response, request_id, cacheable=kept and plan is not None and plan.public)
+        mark(request, response)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
+
+
+def _is_unsent(response: object) -> bool:
+    """Is it an answer, and not one of ours that was sent before, to whomever?"""
+    return isinstance(response, web.StreamResponse) and not (type(response) is Reply and response.prepared)

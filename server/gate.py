@@ -13,13 +13,18 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from .access import IDENTITY, OPENED, REQUEST_ID, check
+from .address_limit import AddressLimit
+from .addresses import ClientAddress
+from .asked import Asked
+from .caller_limit import LEASE, CallerLimit
 from .deadline import within
-from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, Unauthorized
+from .errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized
 from .gate_plan import Plan
 from .hookspecs import Provider
+from .idempotency import KEY, once
 from .identity import CredentialRejected, Identity, Unavailable
 from .metrics import Metrics
-from .observe import Decision, Listener, log_failure
+from .observe import Decision, DenialListener, log_failure
 from .revocation import Revocations
 
 _API_KEY: Final = "X-API-Key"
@@ -37,15 +42,19 @@ class Gate:
         provider_seconds: float,
         revocations: Revocations,
         metrics: Metrics,
-        denied: Sequence[Listener],
+        denied: Sequence[DenialListener],
+        addresses: ClientAddress,
+        caller_limit: CallerLimit | None = None,
+        address_limit: AddressLimit | None = None,
     ) -> None:
         """`denied` are told of every request that is turned away."""
         self._plans = dict(plans)
-        self._providers = list(providers)
+        self._asked = [Asked(name, provider) for name, provider in providers]
         self._seconds = provider_seconds
         self._revocations = revocations
-        self._told = metrics.authentications
+        self._told, self._limited = metrics.authentications, metrics.limited
         self._denied = denied
+        self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
@@ -56,16 +65,27 @@ class Gate:
         started = time.perf_counter()
         identity: Identity | None = None
         try:
-            identity = await self._identify(request)
+            shown = self._shown(request)
+            identity = self._recall(request)
+            if identity is None:
+                identity = await self._identify(request, shown)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
+            if self._caller_limit is not None:
+                request[LEASE] = self._caller_limit.take(identity) or await self._caller_limit.ask(identity)
             if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise match.http_exception or web.HTTPNotFound
             check(plan.access, identity, match)
         except (ApiError, web.HTTPException) as error:
+            if isinstance(error, TooManyRequests):
+                self._limited["address" if identity is None else "caller"] += 1
+            if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
+                self._address_limit.charge(self._addresses.of(request))
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
+        if request.method == hdrs.METH_POST and KEY in request.headers:
+            return await once(request, match.handler, plan.template)
         return await match.handler(request)
 
     def plan_of(self, request: web.Request) -> Plan | None:
@@ -73,38 +93,70 @@ class Gate:
         match = request._match_info
         return self._plans.get(match.route) if match is not None else None
 
-    async def _identify(self, request: web.Request) -> Identity:
+    def _shown(self, request: web.Request) -> int:
+        """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
         headers = request.headers
-        shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
+        shown = len(headers.getall(hdrs.AUTHORIZATION)) if hdrs.AUTHORIZATION in headers else 0
+        if _API_KEY in headers:
+            shown += len(headers.getall(_API_KEY))
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
-        for name, provider in self._providers:
-            identity = await self._ask(name, provider, request)
+        if self._address_limit is not None and self._address_limit.debts and (shown or hdrs.COOKIE in headers):
+            wait = self._address_limit.blocked(self._addresses.of(request))
+            if wait is not None:
+                raise self._address_limit.refusal(wait)
+        return shown
+
+    def _recall(self, request: web.Request) -> Identity | None:
+        """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
+        for one in self._asked:
+            if one.may_know(request.headers):
+                if one.recall is None:
+                    return None
+                try:
+                    identity = one.recall(request)
+                except CredentialRejected as rejected:
+                    raise self._rejected(one.name, rejected) from None
+                except Exception:
+                    return None  # `authenticate` is asked, and will tell what is wrong
+                if identity is not None:
+                    self._told[one.name, "known"] += 1
+                return identity
+        return None
+
+    async def _identify(self, request: web.Request, shown: int) -> Identity:
+        for one in self._asked:
+            if not one.may_know(request.headers):
+                continue
+            identity = await self._ask(one, request)
             if identity is not None:
-                self._told[name, "known"] += 1
+                self._told[one.name, "known"] += 1
                 return identity
         self._told["none", "rejected" if shown else "missing"] += 1
         if shown:
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
         raise Unauthorized("credential-missing")
 
-    async def _ask(self, name: str, provider: Provider, request: web.Request) -> Identity | None:
+    def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
+        self._told[name, "rejected"] += 1
+        return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
+
+    async def _ask(self, one: Asked, request: web.Request) -> Identity | None:
         """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
         try:
-            identity = await within(self._seconds, provider.authenticate(request))
+            identity = await within(self._seconds, one.authenticate(request))
             if identity is None or isinstance(identity, Identity):
                 return identity
             raise TypeError(f"authenticate returned a {type(identity).__name__}")
         except CredentialRejected as rejected:
-            self._told[name, "rejected"] += 1
-            raise Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}") from None
+            raise self._rejected(one.name, rejected) from None
         except Unavailable as outage:
-            self._told[name, "unavailable"] += 1
-            log_failure("provider unavailable", outage, provider=name, why=str(outage))
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
             raise ServiceUnavailable(outage.retry_after) from None
         except Exception as error:
-            self._told[name, "unavailable"] += 1
-            log_failure("provider failed", error, provider=name)
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider failed", error, provider=one.name)
             raise ServiceUnavailable from None
 
     def _tell(
@@ -115,6 +167,9 @@ class Gate:
         error: ApiError | web.HTTPException,
         started: float,
     ) -> None:
+        listeners = [one for one in self._denied if one.hears(known=identity is not None, status=error.status)]
+        if not listeners:
+            return
         outcome = {401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status))
         decision = Decision(
             request.get(REQUEST_ID, ""),
@@ -127,8 +182,10 @@ class Gate:
             error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
             error.detail if isinstance(error, Unauthorized) else "",
             time.perf_counter() - started,
+            self._addresses.of(request),
+            self._addresses.inbound_request_id(request),
         )
-        for listener in self._denied:
+        for listener in listeners:
             listener(decision)
 
 

@@ -16,3 +16,8 @@ class Plan:
     template: str
     public: bool
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
+
+    @property
+    def words(self) -> str:
+        """The access for people, as `routes` and the OpenAPI document say it."""
+        return self.access.words() if self.public or not self.access.public else "signed in (declared public, not listed)"

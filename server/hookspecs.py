@@ -28,7 +28,14 @@ class Provider(Protocol):
     close()       async, once, at the end
     issuers       the `iss` values this provider answers for: no other provider takes a JWT that names one
     namespaces    what its user and organisation ids are prefixed with, "" for nothing; two providers may not share one
+    reads         the headers that it reads a credential from; it is not asked where none of them is there. Left out: it
+                  is asked about every request
+    recall(request)   not async: the Identity of a credential that was proven before, from memory, if all that can change
+                  since is checked; None: `authenticate` is asked. It may raise CredentialRejected
     authorized_parties   origins whose pages sign in with it; the default of `cors_origins`
+    security_schemes     a mapping of names to OpenAPI security scheme objects, for the document that strangers read: no
+                         secret and no setting. A member `x-gatepost-token-types` lists the token types of a scheme;
+                         a route names the schemes whose types it takes.
     """
 
     async def authenticate(self, request: web.Request) -> Identity | None:

@@ -1,15 +1,36 @@
-"""Bring a database to the schema of this version, and tell whether it is there. Knows no database library."""
+"""Bring a database to the schema of this version, and tell whether it is there. Knows no database library.
+
+Two numbers stand in schema.sql, and `migrate` notes them in the database:
+
+    revision     goes up with every release that changes the file; a higher one is newer
+    generation   goes up only when servers of before cannot work with the new schema
+
+So a server may serve from its own schema, and from a newer one of its own generation: migrate first, then replace the
+servers one by one. It refuses an older schema, one of another generation, and another text under its own number.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from .settings import ConfigError
 
 # One migration at a time in one database; the number means nothing but "Gatepost migrates".
 LOCK = 4716_2026
+OUTDATED = "the schema is missing or not this version's: run `migrate`"
+
+
+class Mark(NamedTuple):
+    """Which schema.sql: its two numbers and the SHA-256 of its text."""
+
+    generation: int
+    revision: int
+    checksum: str
 
 
 class Connection(Protocol):
@@ -38,19 +59,37 @@ def checksum() -> str:
     return hashlib.sha256(schema_text().encode()).hexdigest()
 
 
+def mark_of(text: str) -> Mark:
+    """The mark of a schema.sql. Raises ValueError where its numbers are missing."""
+    found = re.search(r"^-- generation (\d+), revision (\d+)$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError("schema.sql does not say its generation and revision")
+    return Mark(int(found[1]), int(found[2]), hashlib.sha256(text.encode()).hexdigest())
+
+
 async def migrate(connection: Connection, *, serving_role: str = "gatepost_app") -> list[str]:
     """Run schema.sql as the owner, whose connection this is; all or nothing, and harmless when it has run before.
 
-    Returns what is still to be done by hand, a sentence a line.
+    A newer version's schema is left as it is: ours would put older functions in the place of its own. Returns what is
+    still to be done by hand, a sentence a line. Raises ConfigError when the database is a newer generation's.
     """
+    text = schema_text()
+    mine = mark_of(text)
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        found = await mark_in(connection)
+        if found is not None and is_newer(found, mine):
+            if trouble := trouble_with(found, mine):
+                raise ConfigError(f"migrate: {trouble}")
+            return [f"The schema is a newer version's (revision {found.revision}): left as it was."]
         # With row-level security forced on the owner too, a backfill would quietly change nothing; so it raises.
         await connection.execute("SET LOCAL row_security = off")
         await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
-        await connection.execute(schema_text())
-        if not await _has(connection, checksum()):
-            await connection.execute("INSERT INTO public.gatepost_meta (checksum) VALUES ($1)", checksum())
+        await connection.execute(text)
+        if found != mine:
+            await connection.execute(
+                "INSERT INTO public.gatepost_meta (generation, revision, checksum) VALUES ($1, $2, $3)", *mine
+            )
         return await _by_hand(connection, serving_role)
 
 
@@ -64,18 +103,43 @@ async def apply(connection: Connection, sql: str, *, serving_role: str = "gatepo
         await connection.execute(sql)
 
 
-async def is_current(connection: Connection) -> bool:
-    """Whether the database has exactly this version's schema. The serving role may ask."""
+async def mark_in(connection: Connection) -> Mark | None:
+    """The newest mark in this database; None where there is none. The serving role may ask."""
     readable = await connection.fetchval(
         "SELECT coalesce(has_table_privilege(to_regclass('public.gatepost_meta')::oid, 'SELECT'), false)"
     )
-    return bool(readable) and await _has(connection, checksum())
+    if not readable:
+        return None
+    # By way of JSON, since a database of before the numbers has no such columns: it counts as 0 and 0.
+    rows = await connection.fetch(
+        "SELECT coalesce((j->>'generation')::int, 0), coalesce((j->>'revision')::int, 0), j->>'checksum'"
+        " FROM (SELECT id, to_jsonb(m) AS j FROM public.gatepost_meta m) AS marks ORDER BY id DESC LIMIT 1"
+    )
+    return Mark(*rows[0]) if rows else None
 
 
-async def _has(connection: Connection, wanted: str) -> bool:
-    """Whether the newest mark in gatepost_meta is this one (an older version may have run after a newer one)."""
-    newest = await connection.fetchval("SELECT checksum FROM public.gatepost_meta ORDER BY id DESC LIMIT 1")
-    return bool(newest == wanted)
+async def is_current(connection: Connection) -> bool:
+    """Whether the database has exactly this version's schema. The serving role may ask."""
+    return await mark_in(connection) == mark_of(schema_text())
+
+
+def is_newer(found: Mark | None, mine: Mark) -> bool:
+    """Whether what was found is a newer version's schema."""
+    return found is not None and (found.generation, found.revision) > (mine.generation, mine.revision)
+
+
+def trouble_with(found: Mark | None, mine: Mark) -> str | None:
+    """Why a server whose schema is `mine` must not serve from what was found, in one line; None when it may."""
+    if found == mine:
+        return None
+    if found is None or not is_newer(found, mine):
+        return OUTDATED
+    if found.generation == mine.generation:
+        return None
+    return (
+        f"the schema is generation {found.generation}, with which this version's servers (generation {mine.generation}) "
+        "cannot work: run a newer version"
+    )
 
 
 async def _by_hand(connection: Connection, serving_role: str) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("aiohttp", "asyncpg", "cryptography", "jwt", "msgspec", "pluggy", "pydantic", "standardwebhooks")
+NEEDED = ("aiohttp", "asyncpg", "cryptography", "jwt", "limits", "msgspec", "pluggy", "pydantic", "standardwebhooks")
 
 
 def refuse_to_start_without() -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 from aiohttp import web
 
 from .answers import Rows, answer
+from .description import hold_to
 from .errors import Unprocessable
 
 DEFAULT_LIMIT: Final = 50
@@ -48,7 +49,9 @@ def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
     """Read `?limit` (1 to 200, default 50) and `?cursor`; 422 for a bad one. The first page starts at the end of time.
 
     `key` makes an id from what stands in the cursor and raises ValueError for a bad one: UUID, int, str.
+    Raises TypeError in a handler that is described (`describe`) as one without pages.
     """
+    hold_to(request, "page", True)
     query = request.query
     bad: list[dict[str, str]] = []
     limit, created_at, after = DEFAULT_LIMIT, _END_OF_TIME, None

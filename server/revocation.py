@@ -20,6 +20,7 @@ from .observe import LOG
 CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
 PRUNE_SECONDS: Final = 600.0
+PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
 
 
 class Revocations:
@@ -122,6 +123,8 @@ class Feed:
         if time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_SECONDS
             await connection.execute("SELECT prune_sync()", timeout=30)
+            if await connection.fetchval("SELECT prune_idempotency($1)", PRUNE_ROWS, timeout=5) >= PRUNE_ROWS:
+                self._prune_at = time.monotonic()  # there are more: go on after the next reading
 
     async def _read(self, connection: Any) -> None:
         begun = time.monotonic()

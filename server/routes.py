@@ -65,9 +65,9 @@ def build(
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
         for added in _register(router, plugin, route):
-            table.plans[added] = Plan(access, route.path, is_open, metrics.tally(added.method, route.path))
-            said = access.words() if is_open or not access.public else "signed in (declared public, not listed)"
-            table.rows.append(Row(added.method, route.path, said, f"{route.handler.__module__}.{route.handler.__qualname__}"))
+            plan = table.plans[added] = Plan(access, route.path, is_open, metrics.tally(added.method, route.path))
+            handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
+            table.rows.append(Row(added.method, route.path, plan.words, handler))
     for text, _ in public:
         if text not in used:
             if text not in DEFAULT_PUBLIC:

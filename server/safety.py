@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .migrate import Connection, is_current
+from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
 
 # Every function that may run with another role's rights, and whose. A definer function that is not here is a hole.
 LISTED_FUNCTIONS: Final[dict[str, str]] = {
@@ -13,6 +13,7 @@ LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.live_revocations()": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",
+    "public.prune_idempotency(integer)": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
 }
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
@@ -143,24 +144,38 @@ async def problems(connection: Connection) -> list[str]:
 
     `connection` must be the serving role's, outside any request's transaction.
     """
-    found = [] if await is_current(connection) else ["the schema is missing or not this version's: run `migrate`"]
+    mark, mine = await mark_in(connection), mark_of(schema_text())
+    trouble = trouble_with(mark, mine)
+    found = [trouble] if trouble else []
     for query in (_ROLE, _RIGHTS, _TABLES, _AROUND):
         found += [row[0] for row in await connection.fetch(_COMMON + query + _USES_ARGUMENT, list(TENANT_COLUMNS))]
-    return found + await _functions(connection)
+    return found + await _functions(connection, newer=is_newer(mark, mine))
+
+
+async def warnings(connection: Connection) -> list[str]:
+    """What an operator should know and is no problem, a sentence each."""
+    mark, mine = await mark_in(connection), mark_of(schema_text())
+    if mark is None or mark == mine or trouble_with(mark, mine):
+        return []
+    return [f"the schema is a newer version's: revision {mark.revision}, where this server knows {mine.revision}"]
 
 
 # Every query takes the same argument; this makes its type known where nothing else does, and adds no row.
 _USES_ARGUMENT: Final = "UNION ALL SELECT NULL WHERE cardinality($1::text[]) < 0"
 
 
-async def _functions(connection: Connection) -> list[str]:
-    """Problems with functions that run with their owner's rights: unlisted, missing, or not made as they must be."""
+async def _functions(connection: Connection, *, newer: bool) -> list[str]:
+    """Problems with functions that run with their owner's rights: unlisted, missing, or not made as they must be.
+
+    A newer schema may have more of them; those are known by their owner, a role that nobody can be, and their search_path.
+    """
     names = [signature.partition("(")[0].partition(".")[2] for signature in LISTED_FUNCTIONS]
     found, seen = [], set()
     for signature, owner, config, definer in await connection.fetch(_FUNCTIONS, names):
         wanted = LISTED_FUNCTIONS.get(signature)
         if wanted is None:
-            if definer:
+            known = newer and owner in LISTED_FUNCTIONS.values() and SEARCH_PATH in (config or "").split("; ")
+            if definer and not known:
                 found.append(f"the function {signature} runs with the rights of {owner} and is not on the list")
             continue
         seen.add(signature)

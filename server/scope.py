@@ -10,6 +10,7 @@ from .access import IDENTITY, access_of
 from .answers import Rows
 from .database import NO_SCOPE, Database, Scope
 from .errors import Forbidden
+from .joined import JOINED, Joined
 
 DATABASE: Final = web.AppKey("database", Database)
 
@@ -38,7 +39,8 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     Pass identities as arguments (`identity_of(request).user_id`), never the client's word for them.
     `admin`: as in `scoped`.
     """
-    return await request.app[DATABASE].read(scope_of(request, admin=admin), sql, args)
+    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    return await database.read(scope_of(request, admin=admin), sql, args)
 
 
 def scoped(request: web.Request, *, admin: bool = False) -> Any:
@@ -47,4 +49,5 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
     is one. Where the route's access requires the role org:admin this is so without being asked.
     """
-    return request.app[DATABASE].scoped(scope_of(request, admin=admin))
+    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    return database.scoped(scope_of(request, admin=admin))

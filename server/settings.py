@@ -55,6 +55,12 @@ class Settings:
     def words(self, key: str) -> list[str]:
         return list(self._values[key].value or ())
 
+    @property
+    def log_format(self) -> str:
+        """`json` or `human`."""
+        said = str(self.get("log.format"))
+        return said if said != "auto" else "json" if self.get("env") == "production" else "human"
+
     def table(self, plugin: str) -> Mapping[str, Any]:
         """A plugin's own table, read-only: its declared keys with their effective values."""
         if plugin in self._free_tables:
@@ -95,7 +101,7 @@ class Settings:
         """(key, value, source) of every effective setting, secrets redacted: what `check` prints."""
         rows = []
         for key, found in sorted(self._values.items()):
-            hidden = self._declared[key].secret and found.value not in (None, "", [])
+            hidden = self._declared[key].secret and found.value not in (None, "", [], self._declared[key].default)
             rows.append((key, "(set, not shown)" if hidden else _show(found.value), found.source))
         return rows
 
@@ -182,11 +188,17 @@ def _check_core(settings: Settings) -> None:
             raise ConfigError(f"{key}: must be 0 to 65535")
     if settings.get("database.pooler") not in ("none", "transaction"):
         raise ConfigError("database.pooler: must be none or transaction")
+    if settings.get("log.format") not in ("auto", "json", "human"):
+        raise ConfigError("log.format: must be auto, json or human")
     ranges = {
         "workers": (1, 256),
         "database.pool_size": (1, 1000),
         "limits.body_bytes": (1, 2**31),
         "limits.head_bytes": (1024, 2**20),
+        "limits.headers": (1, 10_000),
+        "limits.json_depth": (1, 256),
+        "limits.connections": (1, 1_000_000),
+        "idempotency.keep_seconds": (1, 366 * 86400),
     }
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:

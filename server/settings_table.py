@@ -19,7 +19,9 @@ CORE: Final[Mapping[str, Setting]] = {
     "plugins": Setting("list", (), help="installed plugins to load, or module:<import path>"),
     "public_routes": Setting("list", DEFAULT_PUBLIC, help="patterns that open routes declared @public"),
     "cors_origins": Setting("list", None, help="origins whose pages may call; none named: Clerk's authorized parties"),
-    "trusted_proxies": Setting("list", (), help="networks whose X-Forwarded-For is believed, for limits and logs"),
+    "trusted_proxies": Setting(
+        "list", (), help="networks whose X-Forwarded-For is believed, for limits and logs; unix: a unix socket"
+    ),
     "data_folder": Setting("str", ".gatepost", help="where the server keeps files of its own"),
     "database.url": Setting("str", None, env="DATABASE_URL", secret=True, help="the serving role's URL; none: embedded"),
     "database.owner_url": Setting("str", None, env="DATABASE_OWNER_URL", secret=True, help="the owner's URL, for migrate"),
@@ -29,13 +31,26 @@ CORE: Final[Mapping[str, Setting]] = {
     "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
     "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
     "revocation.max_staleness": Setting("float", 10.0, help="seconds; with an older revocation feed sessions are a 503"),
+    "idempotency.keep_seconds": Setting("float", 86400.0, help="how long an answer is kept for a repeated Idempotency-Key"),
     "ops.host": Setting("str", "127.0.0.1", help="address of the operations port"),
-    "ops.port": Setting("int", 9090, help="port of /livez and /readyz; 0: off"),
+    "ops.port": Setting("int", 9090, help="port of /livez, /readyz and /metrics; 0: off"),
+    "log.format": Setting("str", "auto", help="json, human, or auto: json in production, human elsewhere"),
+    "log.requests": Setting("bool", False, help="a line for every request that was let in too"),
     "limits.head_bytes": Setting("int", 16384, help="request line and headers together"),
     "limits.head_seconds": Setting("float", 10.0, help="longest time for a request's head"),
+    "limits.headers": Setting("int", 128, help="most header lines of a request"),
     "limits.body_bytes": Setting("int", 1_048_576, help="largest request body"),
     "limits.body_seconds": Setting("float", 30.0, help="longest time for a request's body"),
+    "limits.json_depth": Setting("int", 64, help="how deep arrays and objects of a JSON body may lie in each other"),
+    "limits.connections": Setting("int", 1000, help="client connections of one process; more are answered 503"),
     "limits.idle_seconds": Setting("float", 75.0, help="how long an idle connection is kept"),
     "limits.provider_seconds": Setting("float", 5.0, help="longest time a provider may take"),
     "limits.drain_seconds": Setting("float", 20.0, help="longest time accepted requests have after SIGTERM"),
+    "limits.caller": Setting("str", "auto", help="requests of one caller; off: any number; auto: 6000/minute in production"),
+    "limits.address": Setting(
+        "str", "auto", help="refused credentials of one client address; off: any number; auto: 3000/minute in production"
+    ),
+    "limits.storage": Setting(
+        "str", "memory", secret=True, help="who counts for both: memory, valkey://host:port/db or redis://host:port/db"
+    ),
 }

@@ -10,9 +10,10 @@ from typing import Any, Final
 from .database import Database, direct_connection
 from .identity import Unavailable
 from .migrate import migrate
+from .observe import LOG
 from .postgres import EmbeddedPostgres, PostgresError, running_socket
 from .revocation import Feed, Revocations
-from .safety import problems
+from .safety import problems, warnings
 from .settings import ConfigError, Settings
 from .workers import Worker
 
@@ -79,7 +80,9 @@ class Storage:
 
     async def _refuse_unsafe(self) -> None:
         async with self.database.connection() as connection:
-            found = await problems(connection)
+            found, told = await problems(connection), await warnings(connection)
+        for line in told:
+            LOG.warning(line)
         if found:
             more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
             raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")

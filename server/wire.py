@@ -16,25 +16,34 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from .access import Handler
 from .answers import new_request_id, stamp
+from .connections import bound_accept_errors, room_for
 from .errors import error_response
 from .observe import LOG
 from .replies import Reply
 
 _LATE: Final = b'{"error": "Request Timeout"}'
 _BAD: Final = b'{"error": "Bad Request"}'
+_FULL: Final = b'{"error": "Service Unavailable"}'
 _LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
 
 
 class Wire(RequestHandler):
     """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
 
-    __slots__ = ("_busy_bytes", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer")
+    __slots__ = ("_busy_bytes", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most")
 
-    def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, **kwargs: Any) -> None:
+    def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, most: int, **kwargs: Any) -> None:
+        """`most`: connections that are served at the same time."""
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
+        self._most = most
         self._head_limit, self._head_seconds = head_bytes, head_seconds
         self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._manager is not None and len(self._manager._connections) > self._most:
+            self._refuse(b"503 Service Unavailable\r\nRetry-After: 1", _FULL)
 
     def data_received(self, data: bytes) -> None:
         # Before the first head nobody waits yet: the task that will has not run.
@@ -132,8 +141,21 @@ class WireServer(web.Server):
         return Wire(self, loop=self._loop, **self._kwargs)
 
 
-def install(app: web.Application, handle: Handler, *, head_bytes: int, head_seconds: float, idle_seconds: float) -> None:
-    """Make whatever serves `app` (our own runner, a test server, gunicorn's worker) serve it through Wire."""
+def install(
+    app: web.Application,
+    handle: Handler,
+    *,
+    head_bytes: int,
+    head_seconds: float,
+    headers: int,
+    idle_seconds: float,
+    connections: int,
+    descriptors: int,
+) -> None:
+    """Make whatever serves `app` (our own runner, a test server, gunicorn's worker) serve it through Wire.
+
+    `headers` is the largest number of header lines, `connections` that of connections; `descriptors` are needed beside them.
+    """
 
     def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> WireServer:
         app._set_loop(loop)
@@ -141,7 +163,9 @@ def install(app: web.Application, handle: Handler, *, head_bytes: int, head_seco
         # Deadlines are ours to choose, whatever the runner's defaults are (AppRunner keeps idle connections an hour).
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
-        kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds}
+        kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
+        kwargs |= {"most": room_for(connections, descriptors)}
+        bound_accept_errors()
         return WireServer(handle, request_factory=app._make_request, loop=loop, **kwargs)  # type: ignore[arg-type]
 
     object.__setattr__(app, "_make_handler", make_handler)

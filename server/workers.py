@@ -11,20 +11,20 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from .exposition import from_json
 from .metrics import Counts, Family
 from .observe import LOG
-from .settings import ConfigError, Settings
+from .ports import hold_port
+from .settings import Settings
 
 VARIABLE: Final = "_GATEPOST_WORKER"
 """How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of ops sockets>`."""
@@ -64,7 +64,10 @@ class Supervisor:
         self._folder = Path(tempfile.mkdtemp(prefix="gatepost-ops-"))
         self._children: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = False
-        self._holder: socket.socket | None = None
+        self._leaving: set[int] = set()
+        self._minders: list[asyncio.Task[None]] = []
+        self._restarting = asyncio.Lock()
+        self._holder: Any = None
         self._counts = Counts()
 
     async def run(self, stop: asyncio.Event, announce: Callable[[str, int], None]) -> int:
@@ -77,18 +80,39 @@ class Supervisor:
                 await self._stop_all()
                 return max((child.returncode or 1 for child in self._children.values()), default=1)
             announce(host, port)
-            minders = [asyncio.create_task(self._mind(number, port)) for number in self._children]
+            self._minders = [asyncio.create_task(self._mind(number, port)) for number in self._children]
             await stop.wait()
             self._stopping = True
             LOG.info("draining")
             await self._stop_all()
-            for minder in minders:
+            for minder in self._minders:
                 minder.cancel()
             return 0
         finally:
             await self._stop_all()
             self._holder.close()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def restart(self) -> None:
+        """Replace the workers one after the other: a new one first, then the old one drains. Nobody waits for a port.
+
+        The new ones read the settings anew. Where they cannot start (a mistake in the settings), the old ones stay.
+        """
+        async with self._restarting:
+            assert self._holder is not None
+            port = self._holder.getsockname()[1]
+            for old in sorted(self._children):
+                new = max(self._children) + 1
+                if self._stopping or not await (await self._start(new, port)):
+                    LOG.error("a new worker did not start: the old ones stay", extra={"fields": {"worker": new}})
+                    self._children.pop(new, None)
+                    return
+                self._minders.append(asyncio.create_task(self._mind(new, port)))
+                self._leaving.add(old)
+                await self._end([self._children[old]])
+                self._counts.gone(old)
+                del self._children[old]
+            LOG.info("restarted", extra={"fields": {"workers": len(self._children)}})
 
     async def not_ready(self) -> list[str]:
         """Why requests should not be sent here: what every worker says of itself."""
@@ -133,7 +157,7 @@ class Supervisor:
         pause = 0.1
         while not self._stopping:
             status = await self._children[number].wait()
-            if self._stopping:
+            if self._is_over(number):
                 return
             LOG.error("a worker died", extra={"fields": {"worker": number, "status": status, "restart_in": pause}})
             self._counts.gone(number)
@@ -142,34 +166,23 @@ class Supervisor:
             became_ready = await (await self._start(number, port))
             pause = 0.1 if became_ready else min(pause * 2, _LONGEST_PAUSE)
 
+    def _is_over(self, number: int) -> bool:
+        return self._stopping or number in self._leaving
+
     async def _stop_all(self) -> None:
-        """SIGTERM to every child, and SIGKILL to who has not gone long after the drain should have ended."""
-        running = [child for child in self._children.values() if child.returncode is None]
-        for child in running:
+        await self._end([child for child in self._children.values() if child.returncode is None])
+
+    async def _end(self, children: list[asyncio.subprocess.Process]) -> None:
+        """SIGTERM to each, and SIGKILL to who has not gone long after the drain should have ended."""
+        for child in children:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
         limit = 2 * float(self._settings.get("limits.drain_seconds")) + 10
-        waiting = [asyncio.create_task(child.wait()) for child in running]
+        waiting = [asyncio.create_task(child.wait()) for child in children]
         if waiting and (await asyncio.wait(waiting, timeout=limit))[1]:
-            for child in running:
+            for child in children:
                 with suppress(ProcessLookupError):
                     child.kill()
-
-
-def hold_port(host: str, port: int) -> socket.socket:
-    """A socket that holds the port for the workers and takes no connection. Raises ConfigError when it is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: another server's port is taken
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-        holder = socket.socket(family, socket.SOCK_STREAM)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((host, port))
-    except OSError as error:
-        raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
-    return holder
 
 
 def _reasons(raw: bytes) -> list[str]:

@@ -11,8 +11,8 @@ from server.settings import Settings, env_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 # Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
-NOT_YET = ("trusted_proxies",)
-OWN = {"database", "limits", "ops", "revocation"}
+NOT_YET: tuple[str, ...] = ()
+OWN = {"database", "idempotency", "limits", "log", "ops", "revocation"}
 TOP = """# Settings
 
 <!-- Written by `make docs` from the code; change the code, not this page. -->
@@ -30,7 +30,7 @@ prints every effective value and where it came from; secrets are not shown.
 - *Not used yet*: the key is read and checked, and has no effect in this version.
 
 A table of a plugin is declared by the plugin (see [plugins.md](plugins.md)); a plugin sees its own table and no other. What the
-tables below are for: [clerk.md](clerk.md), [keys.md](keys.md), [oidc.md](oidc.md).
+tables below are for: [clerk.md](clerk.md), [keys.md](keys.md), [limits.md](limits.md), [oidc.md](oidc.md).
 
 ## The server
 """
@@ -47,7 +47,10 @@ RULES = """
   providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
 - `clerk.webhook_signing_secret` may hold several secrets with commas or blanks between them, for rotation.
 - A pattern of `public_routes` that is not one of the three defaults and covers no route stops the start.
-- Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, seconds more than 0.
+- Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
+  seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
+- `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.
+- `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
 
 ## `[[api_key.keys]]`
 

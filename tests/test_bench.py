@@ -19,12 +19,12 @@ BENCH = ROOT / "bench"
 PAGE = ROOT / "docs" / "performance.md"
 sys.path.append(str(BENCH))  # its modules are programs beside each other, not a package
 
-import cases
-import check
-import load
-import report
-import stats
-import tables
+import cases  # noqa: E402
+import check  # noqa: E402
+import load  # noqa: E402
+import report  # noqa: E402
+import stats  # noqa: E402
+import tables  # noqa: E402
 
 linux = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the benchmarks read Linux's /proc")
 
@@ -115,7 +115,7 @@ def test_an_answer_is_whole_when_its_body_is(data: bytes, size: int | None) -> N
     assert load._whole(data) == size
 
 
-class Server_(asyncio.Protocol):
+class Scripted(asyncio.Protocol):
     """Answers every third request with 503, each in two pieces."""
 
     answered = 0
@@ -134,13 +134,13 @@ class Server_(asyncio.Protocol):
 @linux
 @pytest.mark.parametrize("how", [{"count": 90}, {"seconds": 0.5, "rate": 60.0}])
 async def test_the_loader_counts_every_answer_and_every_wrong_status(how: dict[str, Any]) -> None:
-    Server_.answered = 0
-    server = await asyncio.get_running_loop().create_server(Server_, "127.0.0.1", 0)
+    Scripted.answered = 0
+    server = await asyncio.get_running_loop().create_server(Scripted, "127.0.0.1", 0)
     job = load.Job(server.sockets[0].getsockname()[1], [b"GET / HTTP/1.1\r\n\r\n"], 5, **how)
     found = await asyncio.to_thread(load.run_job, job)
     server.close()
     assert found["broken"] == 0
-    assert sum(found["bad"].values()) == found["bad"]["503"] == Server_.answered // 3
+    assert sum(found["bad"].values()) == found["bad"]["503"] == Scripted.answered // 3
     assert found["requests"] == 90 if "count" in how else 20 <= found["requests"] <= 35
     assert 0.001 <= found["p50"] <= found["p99"]
 

@@ -89,7 +89,7 @@ RAW = [
     (
         "payload not canonical",
         f"{H}.{P}B.{S}" if len(P) % 4 == 1 else f"{H}.AB.{S}",
-        (PRE, "a segment is not canonical base64url"),
+        (PRE, "bad signature"),
     ),
     ("header that is no object", kit.raw_token(b'{"a"]', RAW_CLAIMS), (PRE, "the header is not JSON")),
     (
@@ -115,7 +115,7 @@ RAW = [
     (
         "payload with NaN",
         kit.raw_token(RAW_HEADER, spaced(exp=float("nan"))),
-        (PRE, "the payload is not a readable JSON object"),
+        (PRE, "the payload holds NaN or Infinity"),
     ),
     (
         "payload with 1e400",
@@ -130,25 +130,25 @@ RAW = [
     (
         "payload with half a character",
         kit.raw_token(RAW_HEADER, spaced(x="\ud800")),
-        (PRE, "the payload is not a readable JSON object"),
+        (PRE, "the payload holds half a character"),
     ),
     (
         "UTF-16 payload",
         kit.raw_token(RAW_HEADER, RAW_CLAIMS.decode().encode("utf-16")),
-        (PRE, "the payload is not a readable JSON object"),
+        (PRE, "the payload is not UTF-8"),
     ),
     (
         "payload with a byte order mark",
         kit.raw_token(RAW_HEADER, b"\xef\xbb\xbf" + RAW_CLAIMS),
-        (PRE, "the payload is not a readable JSON object"),
+        (PRE, "the payload starts with a byte order mark"),
     ),
     ("payload that is not UTF-8", kit.raw_token(RAW_HEADER, RAW_CLAIMS[:-1] + b',"x":"\xff"}'), (PRE, None)),
-    ("payload that is a list", kit.raw_token(RAW_HEADER, b"[]"), (PRE, "the payload is not a readable JSON object")),
-    ("payload that is a text", kit.raw_token(RAW_HEADER, b'"foo"'), (PRE, "the payload is not a readable JSON object")),
+    ("payload that is a list", kit.raw_token(RAW_HEADER, b"[]"), (PRE, "the payload is not a JSON object")),
+    ("payload that is a text", kit.raw_token(RAW_HEADER, b'"foo"'), (PRE, "the payload is not a JSON object")),
     (
         "payload nested 6,000 deep",
         kit.raw_token(RAW_HEADER, b'{"a":' + b"[" * 6000),
-        (PRE, "the payload is not a readable JSON object"),
+        (PRE, "the payload is not JSON"),
     ),
     (
         "payload nested 40 deep",

@@ -48,11 +48,15 @@ GET     /api/me/profile             signed in, user                 handlers.pro
 GET     /api/orgs/{org_id}/data     organization {org_id}           handlers.orgs.list_org_data
 POST    /api/orgs/{org_id}/data     organization {org_id}           handlers.orgs.create_org_data
 GET     /api/orgs/{org_id}/members  organization {org_id}           handlers.profile.list_members
+GET     /api/public/docs            public                          handlers.docs.docs
+GET     /api/public/docs/{file}     public                          handlers.docs.docs_file
+GET     /api/public/openapi.json    public                          handlers.docs.document
 POST    /api/webhooks/clerk         public                          providers.clerk.webhooks.Receiver.take"""
 
 DOOR = {
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer",
-    "body", "check_if_match", "entity_tag", "hookimpl", "identity_of", "is_local", "page", "public", "raw_body", "read", "requires", "scoped", "signed_in",
+    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
+    "check_if_match", "client_address", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
+    "scoped", "signed_in",
 }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_a_hook_with_another_signature_is_refused() -> None:
     assert "extra" in refusal(plugin(register_handlers=lambda settings, extra: []))
 
 
-@pytest.mark.parametrize("table", ["database", "ops", "limits"])
+@pytest.mark.parametrize("table", ["database", "ops", "limits", "revocation", "idempotency"])
 def test_a_plugin_cannot_share_the_servers_tables(table: str) -> None:
     with pytest.raises(ConfigError, match="share a table"):
         build_app({table: offers(x=lambda settings: None)})

@@ -29,6 +29,7 @@ from conftest import (
     stub,
 )
 
+from handlers.docs import POLICY
 from server import Unavailable, hookimpl
 from server.app import TABLE
 
@@ -47,6 +48,7 @@ class Case:
     denied: dict[str, list[Header]] = field(default_factory=dict)
     body: Any = None
     public: bool = False
+    own: Mapping[str, str] = field(default_factory=dict)  # headers that a success bears in place of the usual ones
 
 
 NEW = {"name": "new"}
@@ -99,6 +101,15 @@ MATRIX: dict[tuple[str, str], Case] = {
         {"permission": [ALICE, ADMIN_A, WRITER, WITHOUT_ORG]},
     ),
 }
+KEPT = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+for _path, _template, _type in (
+    ("/api/public/openapi.json", "/api/public/openapi.json", "application/json"),
+    ("/api/public/docs", "/api/public/docs", "text/html; charset=utf-8"),
+    ("/api/public/docs/page.css", "/api/public/docs/{file}", "text/css; charset=utf-8"),
+):
+    MATRIX["GET", _template] = Case(
+        _path, {200: [{}, ALICE, *BAD_CREDENTIALS.values()]}, public=True, own={**KEPT, "Content-Type": _type}
+    )
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
@@ -114,18 +125,19 @@ async def rows(db: TestDatabase) -> None:
     )  # fmt: skip
 
 
-def stamped(got: Got, *, cacheable: bool = False) -> None:
+def stamped(got: Got, *, cacheable: bool = False, own: Mapping[str, str] | None = None) -> None:
     """The headers that every answer bears, whoever gets it."""
     headers = got.headers
     assert re.fullmatch(r"[0-9a-f]{24}", headers["X-Request-Id"])
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Vary"] == "Authorization, Cookie, X-API-Key, Origin"
     assert headers["Server"] == "gatepost"
-    assert headers.get("Cache-Control") == (None if cacheable else "no-store")
-    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    usual = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Content-Type": "application/json",
+             "Cache-Control": None if cacheable else "no-store"}  # fmt: skip
+    expected = {**usual, **(own or {})}
+    assert {name: headers.get(name) for name in expected} == expected
     assert headers["Referrer-Policy"] == "no-referrer"
     assert ("WWW-Authenticate" in headers) == (got.status == 401)
-    assert headers["Content-Type"] == "application/json"
 
 
 def unauthorized(got: Got, reason: str, *, head: bool = False) -> None:
@@ -184,11 +196,11 @@ async def test_the_right_caller_gets_in(client: Client, rows: None, method: str,
                 head = await client.send("HEAD", case.path, caller)
             got = await client.send(method, case.path, caller, json=case.body)
             assert got.status == status, (caller, got)
-            stamped(got, cacheable=case.public and status < 300)
+            stamped(got, cacheable=case.public and status < 300, own=case.own)
             if status == 404:
                 assert got.raw == b'{"error": "Not Found"}'
             if method == "GET":
-                stamped(head, cacheable=case.public)
+                stamped(head, cacheable=case.public, own=case.own)
                 assert (head.status, head.raw) == (status, b"")
                 assert unlike(head) == unlike(got)
 

@@ -436,6 +436,9 @@ SABOTAGE = {
     "owner of the database": ("ALTER DATABASE @THIS OWNER TO @APP", "owns database"),
     "default identity": ("ALTER ROLE @APP IN DATABASE @THIS SET gatepost.user_id = 'ada'", "gatepost.user_id has a default value"),
     "old schema": ("INSERT INTO gatepost_meta (checksum) VALUES ('older')", "not this version's"),
+    "another text of the same revision": ("INSERT INTO gatepost_meta (checksum, generation, revision)"
+                                          " SELECT 'other', generation, revision FROM gatepost_meta", "not this version's"),
+    "a newer generation": ("INSERT INTO gatepost_meta (checksum, generation, revision) VALUES ('newer', 1000, 1)", "run a newer version"),
     "no mark": ("DROP TABLE gatepost_meta", "not this version's"),
     "superuser": ("ALTER ROLE @APP SUPERUSER", "has the attribute SUPERUSER"),
     "bypassrls": ("ALTER ROLE @APP BYPASSRLS", "has the attribute BYPASSRLS"),

@@ -130,3 +130,46 @@ async def _get(client: aiohttp.ClientSession, url: str, headers: dict[str, str])
             return got.status
     except aiohttp.ClientConnectorError:
         return "refused"
+
+
+async def test_sighup_replaces_every_worker_and_loses_no_request(db: Any, tmp_path: Path) -> None:
+    """Connections that are kept open and used all the while: each request is answered with 200."""
+    async with running(db, tmp_path, "--workers", "2") as process:
+        url = await url_of(process)
+        before, over, answers = children(process), asyncio.Event(), []
+
+        async def keep_asking() -> None:
+            async with aiohttp.ClientSession(headers={"Authorization": 'Stub user_id="u"'}) as client:
+                while not over.is_set():
+                    async with client.get(f"{url}/api/me") as got:
+                        answers.append(got.status)
+                    await asyncio.sleep(0.005)
+
+        askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(40):
+            while children(process) & before or len(children(process)) != 2:
+                await asyncio.sleep(0.05)
+        over.set()
+        await asyncio.gather(*askers)
+        assert len(answers) > 50
+        assert set(answers) == {200}
+        assert await status(url) == 200
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_a_mistake_that_came_into_the_settings_keeps_the_old_workers(db: Any, tmp_path: Path) -> None:
+    file = tmp_path / "gatepost.toml"
+    file.write_text("")
+    async with running(db, tmp_path, "--workers", "2", GATEPOST_CONFIG=str(file)) as process:
+        url = await url_of(process)
+        before = children(process)
+        file.write_text("no_such_key = 1\n")
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        async with asyncio.timeout(20):
+            while b"the old ones stay" not in await process.stderr.readline():
+                pass
+        assert children(process) == before
+        assert await status(url) == 200

@@ -12,10 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
-from server import House, Identity, answer, body, identity_of, page, read, requires, scoped
+from server import House, Identity, answer, answers_secret, body, describe, identity_of, page, read, requires, scoped
 
 from .managed import STATIC
 from .rights import NewKey, Rotation, excess
+from .rows import ApiKey, NewSecret
 from .secret import Key, make, parse
 from .static import static_keys
 
@@ -68,6 +69,12 @@ class Keys:
             web.post("/api/keys/{id}/rotate", known(self.rotate_key)),
         ]
 
+    @describe(
+        returns=list[ApiKey],
+        page=True,
+        summary="List one's own keys; as an administrator the organisation's too",
+        refusals={403: "The caller is an organisation's key without the administrator's role (`user`)."},
+    )
     async def list_keys(self, request: web.Request) -> web.Response:
         at = page(request, key=str)
         caller, admin = identity_of(request), administers(request)
@@ -75,6 +82,13 @@ class Keys:
             return forbidden("user")
         return at.answer(await read(request, PAGE, *owners(request), *at.args, admin=admin))
 
+    @answers_secret
+    @describe(
+        body=NewKey,
+        answers={201: NewSecret},
+        summary="Make a key",
+        refusals={403: "The key would have more than whoever makes it. `reason` says of what."},
+    )
     async def create_key(self, request: web.Request) -> web.Response:
         new, caller = await body(request, NewKey), identity_of(request)
         if new.owner == "user" and caller.user_id is None:
@@ -96,8 +110,19 @@ class Keys:
             return answer(refused.members, refused.status)
         return shown(row, key, 201)
 
+    @answers_secret
+    @describe(
+        body=Rotation,
+        body_optional=True,
+        returns=NewSecret,
+        summary="Give a key a new secret",
+        refusals={
+            403: "The key has more than whoever asks. `reason` says of what.",
+            409: "The key has expired.",
+        },
+    )
     async def rotate_key(self, request: web.Request) -> web.Response:
-        how = await body(request, Rotation) if request.can_read_body else Rotation()  # it may be left out
+        how = await body(request, Rotation) if request.body_exists else Rotation()  # it may be left out
         caller, key = identity_of(request), make(self._env, request.match_info["id"])
         if parse(key.text) is None:  # no id of ours
             raise web.HTTPNotFound
@@ -109,6 +134,7 @@ class Keys:
             return answer(refused.members, refused.status)
         return shown(row, key, 200)
 
+    @describe(answers={204: None}, summary="Revoke a key")
     async def revoke_key(self, request: web.Request) -> web.Response:
         async with scoped(request, admin=administers(request)) as db:
             if await db.fetchval(REVOKE, *owners(request), request.match_info["id"]) is None:

@@ -70,6 +70,18 @@ class ManagedKeys:
             raise CredentialRejected(found.reason, f"key {found.key_id or 'unknown'}")
         return found.identity
 
+    def recall(self, digest: bytes) -> Identity | None:
+        """Whose key this is, where that is remembered and still holds; None: ask `identity`, which says what is wrong.
+
+        Raises CredentialRejected for a revoked one, Unavailable.
+        """
+        found = self._known.get(digest)
+        if found is None or found.identity is None or self._clock() >= found.forget_at or found.expires_at <= time.time():
+            return None
+        if (found.key_id is not None and self._changed(found.key_id, found.read_at)) or not self._maker_lives(found):
+            return None
+        return found.identity
+
     def _remembered(self, digest: bytes) -> Found | None:
         now = self._clock()
         found = self._known.get(digest) or self._unknown.get(digest)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable
+from server import CredentialRejected, House, Identity, Unavailable, client_address
 
 from .managed import ManagedKeys
 from .secret import PREFIX, digest_of, parse
@@ -18,6 +18,22 @@ from .static import static_keys
 from .throttle import network
 from .usage import Usage
 
+SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "api_key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "An API key of this server (`gp_…`).",
+        "x-gatepost-token-types": ["api_key"],
+    },
+    "api_key_bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "gp_…",
+        "description": "The same key as `Authorization: Bearer gp_…`.",
+        "x-gatepost-token-types": ["api_key"],
+    },
+}
 _KEY = re.compile(r"gp_[!-~]{13,509}\Z")
 
 
@@ -31,6 +47,11 @@ class ApiKeyProvider:
         self._managed: ManagedKeys | None = None
         self._usage: Usage | None = None
 
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document: the two headers."""
+        return SECURITY_SCHEMES
+
     async def open(self, house: House) -> None:
         self._managed = ManagedKeys(house, {key.id: key.expires_at for key in self._static.values()})
         self._usage = Usage(house.query)
@@ -43,6 +64,22 @@ class ApiKeyProvider:
         if self._usage is not None:
             await self._usage.close()
 
+    reads = (hdrs.AUTHORIZATION, "X-API-Key")
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """Whose key this is, where it is one of the settings or remembered, and holds."""
+        secret = credential(request)
+        if secret is None or self._managed is None or self._usage is None:
+            return None
+        digest = digest_of(secret)
+        static = self._static.get(digest)
+        if static is not None:
+            return static.identity if static.expires_at is None or static.expires_at > time.time() else None
+        identity = self._managed.recall(digest)
+        if identity is not None:
+            self._usage.note(str(identity.key_id))
+        return identity
+
     async def authenticate(self, request: web.Request) -> Identity | None:
         secret = credential(request)
         if secret is None:
@@ -54,16 +91,16 @@ class ApiKeyProvider:
             if static.expires_at is not None and static.expires_at <= time.time():
                 raise CredentialRejected("key-expired", f"key {static.id}")
             return static.identity
-        return await self._find(secret, request.remote)
+        return await self._find(secret, client_address(request))
 
-    async def _find(self, secret: str, remote: str | None) -> Identity:
+    async def _find(self, secret: str, address: str) -> Identity:
         """Raises CredentialRejected, Unavailable."""
         key = parse(secret)
         if key is None:  # a typo asks nobody, and is answered like any unknown key
             raise CredentialRejected("credential-rejected", "no such key")
         if self._managed is None or self._usage is None:
             raise Unavailable("the provider is not open")
-        identity = await self._managed.identity(key, network(remote))
+        identity = await self._managed.identity(key, network(address))
         self._usage.note(str(identity.key_id))
         return identity
 

@@ -20,6 +20,7 @@ from ..jwt.strict_json import Malformed
 from . import development, session
 from .cookies import CookieReader
 from .machine import API_VERSION, MachineTokens
+from .security_schemes import SECURITY_SCHEMES
 from .settings import ClerkSettings
 
 NAME: Final = "clerk"
@@ -56,6 +57,11 @@ class ClerkProvider:
         """The origins whose pages sign in here; the server lets them call across origins unless told otherwise."""
         return self._settings.authorized_parties
 
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document: the header, and the cookie of a browser that is signed in."""
+        return SECURITY_SCHEMES
+
     async def open(self, house: House) -> None:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key."""
         self._settings.check(house.env)
@@ -87,6 +93,18 @@ class ClerkProvider:
             await self._machine.close()
         if self._keys is not None:
             await self._keys.close()
+
+    reads = (hdrs.AUTHORIZATION, hdrs.COOKIE)
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """The caller of a token that was verified before and still holds; cookies have more to be checked."""
+        token = _bearer(request)
+        if token is None or self._keys is None:
+            return None
+        known = self._cache.recall(digest_of(token), self._keys.generation(), self._clock())
+        if known is not None:
+            self._check_peer(request)
+        return known
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         """The caller; None for anything that is neither a JWT nor a machine token of ours, or another provider's."""
@@ -183,7 +201,9 @@ class ClerkProvider:
 
 def _bearer(request: web.Request) -> str | None:
     """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
-    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if hdrs.AUTHORIZATION not in request.headers:
+        return None
+    values = request.headers.getall(hdrs.AUTHORIZATION)
     if len(values) != 1:
         return None  # the gate refuses two; neither is ours to choose
     scheme, _, token = values[0].partition(" ")

@@ -17,7 +17,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from standardwebhooks import Webhook
 
-from server import Unavailable, public, raw_body, scoped
+from server import Unavailable, describe, public, raw_body, scoped
 
 from .events import Event, normalise
 
@@ -47,6 +47,17 @@ class Receiver:
         # Events go one at a time in the database; a burst of them must not hold all its connections while they wait.
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
+    @describe(
+        body=dict[str, Any],
+        answers={204: None},
+        summary="Take an event of Clerk's",
+        text="The credential is the signature in the headers `svix-id`, `svix-timestamp` and `svix-signature`.",
+        refusals={
+            400: "It is not Clerk's, or too old.",
+            503: "No secret is configured, or the database cannot be asked. Clerk tries again.",
+        },
+        tags=["webhooks"],
+    )
     async def take(self, request: web.Request) -> web.Response:
         """204 when the event is ours, a repeated one too; 400; 503 without a secret or a database, so that Clerk repeats it."""
         if not self._hooks:

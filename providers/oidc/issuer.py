@@ -60,6 +60,10 @@ class Issuer:
         """The identity of a token that was verified before and still holds."""
         return self._cache.get(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
+    def recall(self, digest: bytes) -> Identity | None:
+        """As `known`, before it."""
+        return self._cache.recall(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
+
     async def verify(self, digest: bytes, segments: strict.Segments, payload: bytes) -> Identity:
         """The caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
         try:

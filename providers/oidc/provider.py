@@ -38,6 +38,18 @@ class OidcProvider:
         """What its ids are prefixed with; the server refuses another provider that has one of them, "" included."""
         return frozenset(one.settings.namespace for one in self._issuers.values())
 
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document. Strangers read it, so that it does not say whose tokens are taken."""
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "An access token of an OpenID Connect issuer that this server trusts.",
+            "x-gatepost-token-types": ["access_token"],
+        }
+        return {"oidc": scheme}
+
     async def open(self, house: House) -> None:
         """Fetch every issuer's keys, at the same time; one that cannot be reached is tried again in the background."""
         await asyncio.gather(*(one.open(house) for one in self._issuers.values()))
@@ -56,6 +68,19 @@ class OidcProvider:
     async def close(self) -> None:
         """Stop refreshing the keys."""
         await asyncio.gather(*(one.close() for one in self._issuers.values()))
+
+    reads = (hdrs.AUTHORIZATION,)
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """The caller of a token that was verified before and still holds."""
+        token = _bearer(request)
+        if token is None:
+            return None
+        digest = digest_of(token)
+        for one in self._issuers.values():
+            if (identity := one.recall(digest)) is not None:
+                return identity
+        return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         """The caller; None for anything that is not a JWT of one of the issuers."""

@@ -23,8 +23,17 @@ _KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "sessi
 class StubProvider:
     """Takes a caller's word for it, from this machine alone, and never in production."""
 
+    reads = (hdrs.AUTHORIZATION,)
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._allowed = False
+
+    @property
+    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
+        """For the OpenAPI document. As a header, since pages to try an API know no `http` scheme but Basic and Bearer."""
+        words = 'For development: `Stub user_id="user_1", org_id="org_1", org_role="org:admin"`, the whole value of the header.'
+        scheme = {"type": "apiKey", "in": "header", "name": "Authorization", "description": words}
+        return {"stub": {**scheme, "x-gatepost-token-types": ["session_token"]}}
 
     async def open(self, house: House) -> None:
         """Raises ValueError in production: the start stops."""

@@ -14,13 +14,13 @@ from .. import ownership
 from ..database import direct_connection
 from ..hookspecs import Command, CommandContext
 from ..identity import Unavailable
-from ..observe import start_logging
+from ..logs import start_logging
 from ..plugins import Plugins
 from ..settings import ConfigError, Settings
 from ..storage import StartFailed, beside_running_server
-from . import check, explain, migrate, routes, serve
+from . import check, explain, migrate, openapi, routes, serve
 
-_OWN = {"serve": serve, "routes": routes, "explain": explain, "check": check, "migrate": migrate}
+_OWN = {"serve": serve, "routes": routes, "explain": explain, "check": check, "migrate": migrate, "openapi": openapi}
 
 
 def run(arguments: list[str]) -> int:
@@ -45,7 +45,7 @@ def _run(arguments: list[str]) -> int:
     first = _common(argparse.ArgumentParser(add_help=False))
     known, rest = first.parse_known_args(arguments)
     settings = Settings(file=known.config, given={"host": known.host, "port": known.port, "workers": known.workers})
-    start_logging(settings.get("env"))
+    start_logging(settings.log_format)
     name = next((word for word in rest if not word.startswith("-")), "serve")
     plugged: Mapping[str, tuple[str, Command]] = {}
     plugins = None

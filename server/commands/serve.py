@@ -107,6 +107,10 @@ async def _supervise(app: web.Application, settings: Settings) -> int:
     supervisor = Supervisor(settings)
     operations = Operations(supervisor.not_ready, supervisor.families)
     storage = app[STORAGE]
+    restarts: set[asyncio.Task[None]] = set()  # held, so that none is collected while it runs
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGHUP, lambda: restarts.add(asyncio.create_task(supervisor.restart()))
+    )
     try:
         await storage.provide()
         await operations.start(settings.get("ops.host"), settings.get("ops.port"))

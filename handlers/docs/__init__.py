@@ -1,0 +1,124 @@
+"""The OpenAPI document, and a page to read and try it. Everything that the page needs is served here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from server import answer, describe, hookimpl, openapi_document, public
+
+routes = web.RouteTableDef()
+
+_FOLDER: Final = Path(__file__).parent / "assets"
+_TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css", "icon.svg")
+"""What is served of the folder; the licences beside them are for whoever has the package."""
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Scripts and styles of this server alone, none inline; the page can ask this server and no other."""
+_AGAIN: Final = "no-cache"  # kept, and asked for again with its ETag
+_FOREVER: Final = "public, max-age=31536000, immutable"  # RFC 8246: under a name that says which version it is
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file as it is sent."""
+
+    content: bytes
+    content_type: str
+    etag: str
+
+    @property
+    def version(self) -> str:
+        """Stands in the page's links: other content has another address."""
+        return self.etag.strip('"')
+
+
+def asset(content: bytes, content_type: str) -> Asset:
+    """An Asset with a strong entity tag of its content."""
+    return Asset(content, content_type, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+
+
+def _read(name: str) -> Asset:
+    return asset((_FOLDER / name).read_bytes(), _TYPES[Path(name).suffix])
+
+
+def page_of(assets: Mapping[str, Asset]) -> Asset:
+    """The page, with the versions of its files in its links."""
+    text = (_FOLDER / "page.html").read_text("utf-8")
+    for name, one in assets.items():
+        text = text.replace(f'"docs/{name}"', f'"docs/{name}?v={one.version}"')
+    return asset(text.encode(), "text/html; charset=utf-8")
+
+
+_ASSETS: Final = {name: _read(name) for name in FILES}
+_PAGE: Final = page_of(_ASSETS)
+
+
+def sent(request: web.Request, what: Asset, keep: str) -> web.Response:
+    """200, or 304 to whoever has it already (RFC 9110 13.1.2)."""
+    headers = {
+        "Content-Type": what.content_type,
+        "Content-Security-Policy": POLICY,
+        "Cache-Control": keep,
+        "ETag": what.etag,
+    }
+    if _known(request, what.etag):
+        return web.Response(status=304, headers=headers)
+    return answer(what.content, headers=headers)
+
+
+def _known(request: web.Request, etag: str) -> bool:
+    lines = request.headers.getall(hdrs.IF_NONE_MATCH, ())
+    tags = {tag.strip().removeprefix("W/") for line in lines for tag in line.split(",")}
+    return etag in tags or "*" in tags
+
+
+@routes.get("/api/public/openapi.json")
+@public
+@describe(answers={200: dict[str, Any], 304: None}, headers=["ETag", "Cache-Control"], summary="This document")
+async def document(request: web.Request) -> web.Response:
+    made = openapi_document(request)
+    return sent(request, Asset(made.json, "application/json", made.etag), _AGAIN)
+
+
+@routes.get("/api/public/docs")
+@public
+@describe(
+    answers={200: str, 304: None},
+    headers=["ETag", "Cache-Control"],
+    content_type="text/html",
+    summary="A page to read this document and to try it",
+)
+async def docs(request: web.Request) -> web.Response:
+    return sent(request, _PAGE, _AGAIN)
+
+
+@routes.get("/api/public/docs/{file}")
+@public
+@describe(
+    answers={200: str, 304: None},
+    refusals={404: "The page has no such file."},
+    headers=["ETag", "Cache-Control"],
+    content_type="*/*",
+    summary="A file of the page",
+)
+async def docs_file(request: web.Request) -> web.Response:
+    """One of a fixed list: no path of a file system is made of what was asked."""
+    found = _ASSETS.get(request.match_info["file"])
+    if found is None:
+        raise web.HTTPNotFound
+    return sent(request, found, _FOREVER if request.query_string == f"v={found.version}" else _AGAIN)
+
+
+@hookimpl
+def register_handlers() -> web.RouteTableDef:
+    return routes

@@ -1,0 +1,20 @@
+"""Print the OpenAPI document."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..app import build
+from ..openapi import DOCUMENT
+from ..settings import Settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes the flags of every command."""
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Build the application without opening anything, and print what it would serve at `/api/public/openapi.json`."""
+    print(json.dumps(json.loads(build(settings)[DOCUMENT].json), indent=2, ensure_ascii=False))
+    return 0

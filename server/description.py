@@ -1,0 +1,108 @@
+"""What a handler takes and gives, as data on the handler: the OpenAPI document says it, and the handler is held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MARK: Final = "__description__"
+_NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One handler's words; see `describe`."""
+
+    body: Any = None
+    body_optional: bool = False
+    answers: Mapping[int, Any] = field(default_factory=lambda: _NOTHING)
+    refusals: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
+    page: bool = False
+    if_match: bool = False
+    headers: tuple[str, ...] = ()
+    content_type: str = "application/json"
+    summary: str | None = None
+    text: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def describe(
+    *,
+    body: Any = None,
+    body_optional: bool = False,
+    returns: Any = None,
+    answers: Mapping[int, Any] | None = None,
+    refusals: Mapping[int, str] | None = None,
+    page: bool = False,
+    if_match: bool = False,
+    headers: Iterable[str] = (),
+    content_type: str = "application/json",
+    summary: str | None = None,
+    text: str | None = None,
+    tags: Iterable[str] = (),
+) -> Callable[[F], F]:
+    """Say what a handler takes and gives. It stands below `@routes`, above or below the access; it wraps nothing.
+
+    body           the type that the handler gives to `body`: a pydantic model, or any type pydantic can check
+    body_optional  the body may be left out
+    returns        the type of the 200's body; `answers={201: Row, 204: None}` says other statuses (None: no body)
+    refusals       statuses from 400 on that only this handler knows of, each with when it is given: `{409: "..."}`.
+                   Those that follow from the access, the path, a body or a page need not be said.
+    page           it calls `page`: `?limit`, `?cursor` and a `Link` to the next page
+    if_match       it calls `check_if_match`
+    headers        what a success bears: `ETag`, `Location`, or others by name
+    content_type   of the successes' bodies
+    summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
+
+    What is said here binds: `body`, `page` and `check_if_match` raise TypeError in a handler that is described otherwise.
+    Raises TypeError at import for a description that cannot be meant.
+    """
+    if returns is not None and answers is not None:
+        raise TypeError("@describe: either returns= or answers=, not both")
+    given = dict(answers) if answers is not None else {200: returns} if returns is not None else {}
+    _statuses("answers", given, range(200, 400))
+    _statuses("refusals", refusals or {}, range(400, 600))
+    if not all(refusals.values() if refusals else ()):
+        raise TypeError("@describe(refusals=...): each with when it is given")
+    if isinstance(headers, str) or isinstance(tags, str):
+        raise TypeError("@describe: headers= and tags= are lists of words")
+    if body_optional and body is None:
+        raise TypeError("@describe: body_optional= without body=")
+    made = Description(
+        body, body_optional, MappingProxyType(given), MappingProxyType(dict(refusals or {})), page, if_match,
+        tuple(headers), content_type, summary, text, tuple(tags),
+    )  # fmt: skip
+
+    def mark(handler: F) -> F:
+        if description_of(handler) is not None:
+            raise TypeError(f"{getattr(handler, '__qualname__', handler)}: it is described twice")
+        setattr(handler, _MARK, made)
+        return handler
+
+    return mark
+
+
+def description_of(handler: object) -> Description | None:
+    """What was said of this handler, or None. The wrapper that declares the access carries it on."""
+    description = getattr(handler, _MARK, None)
+    return description if isinstance(description, Description) else None
+
+
+def hold_to(request: web.Request, word: str, value: object) -> None:
+    """Raise TypeError where the handler of this request is described, and `word` of it says something else than `value`.
+
+    Otherwise the document would lie to those who read it.
+    """
+    description = description_of(request.match_info.handler)
+    if description is not None and getattr(description, word) != value:
+        raise TypeError(f"the handler is described with {word}={getattr(description, word)!r}, and uses {value!r}")
+
+
+def _statuses(name: str, given: Mapping[int, Any], allowed: range) -> None:
+    if wrong := [status for status in given if status not in allowed]:
+        raise TypeError(f"@describe({name}=...): {wrong[0]!r} is not one of {allowed.start} to {allowed.stop - 1}")

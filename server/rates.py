@@ -1,0 +1,63 @@
+"""How often something may happen: `6000/minute`, in windows that begin at a time of their own for each key.
+
+The notation is that of the `limits` library. A window is fixed: its hits are counted until it ends, and then from nothing. It
+is found from the clock and the key alone, so that all processes and machines agree on it and ask nobody; and since it is
+shifted by the key, not all callers begin anew in the same second.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final, NamedTuple
+
+from limits import parse_many
+
+from .settings_values import ConfigError
+
+_OFF: Final = ("", "off")
+
+
+class Window(NamedTuple):
+    """One stretch of time in which hits are counted together."""
+
+    number: int
+    seconds_left: float
+
+
+class Rate(NamedTuple):
+    """So many hits in so many seconds. `name` is what the headers call it."""
+
+    name: str
+    amount: int
+    seconds: int
+
+    def window(self, key: str, now: float) -> Window:
+        """The window of this key at `now` (Unix seconds)."""
+        number, gone = divmod(now + zlib.crc32(key.encode()) % self.seconds, self.seconds)
+        return Window(int(number), self.seconds - gone)
+
+    @property
+    def policy(self) -> str:
+        """The value of the `RateLimit-Policy` header (draft-ietf-httpapi-ratelimit-headers-10, 3)."""
+        return f'"{self.name}";q={self.amount};w={self.seconds}'
+
+    def state(self, remaining: int, seconds: int) -> str:
+        """The value of the `RateLimit` header (the same draft, 4)."""
+        return f'"{self.name}";r={remaining};t={seconds}'
+
+
+def parse_rate(name: str, text: str, auto: str) -> Rate | None:
+    """The rate that `limits.<name>` says, None for none; `auto` is what "auto" stands for. Raises ConfigError."""
+    said = (auto if text.strip().lower() == "auto" else text).strip().lower()
+    if said in _OFF:
+        return None
+    try:
+        items = parse_many(said)
+    except ValueError:
+        raise ConfigError(f"limits.{name}: {text!r} is not a rate such as 6000/minute, auto or off") from None
+    if len(items) != 1:
+        raise ConfigError(f"limits.{name}: one rate, not {len(items)}")
+    rate = Rate(name, items[0].amount, items[0].get_expiry())
+    if not 1 <= rate.amount <= 10**9 or rate.seconds > 366 * 86400:
+        raise ConfigError(f"limits.{name}: 1 to 1000000000 within a year at most; switch it off with 'off'")
+    return rate

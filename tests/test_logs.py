@@ -1,0 +1,93 @@
+"""Log lines: what stands in them, and what never does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import ALICE, Serve
+
+from server.logs import start_logging
+from server.observe import LOG, log_failure
+from server.settings import ConfigError, Settings
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, LOG.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    LOG.setLevel(before[2])
+
+
+def test_a_line_for_machines_is_one_json_object(fresh: None, capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging("json")
+    LOG.info("denied", extra={"fields": {"request_id": "abc", "seconds": 0.25, "note": "two\nlines"}})
+    (line,) = capfd.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told.pop("time").endswith("Z")
+    assert told == {"level": "info", "logger": "gatepost", "event": "denied", "request_id": "abc", "seconds": 0.25, "note": "two\nlines"}
+
+
+def test_a_line_for_people_is_one_line(fresh: None, capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging("human")
+    LOG.info("denied", extra={"fields": {"request_id": "abc", "note": "two\nlines"}})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "denied" in line
+    assert "request_id=abc" in line
+    assert "\\n" in line
+
+
+@pytest.mark.parametrize("format", ["json", "human"])
+def test_the_text_of_an_exception_is_never_logged(format: str, fresh: None, capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging(format)
+    secret = "Bearer canary"
+    try:
+        raise ValueError(secret)
+    except ValueError as error:
+        log_failure("handler failed", error, request_id="abc")
+        logging.getLogger("aiohttp.server").exception("Error handling request from %s", secret)
+        logging.getLogger("asyncio").error("in a library", exc_info=sys.exc_info())
+    said = capfd.readouterr().err
+    assert "canary" not in said
+    assert said.count("ValueError") == 3
+
+
+async def test_every_request_has_a_line_where_that_is_asked_for(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = await serve({"log.requests": True})
+    got = await client.get("/api/me", ALICE)
+    await client.get("/api/health")
+    await client.get("/api/me")
+    await client.get("/api/invoices", ALICE)
+    lines = [(record.getMessage(), record.fields) for record in caplog.records if hasattr(record, "fields")]  # type: ignore[attr-defined]
+    told = [(event, fields["route"], fields["outcome"]) for event, fields in lines if "route" in fields]
+    assert told == [
+        ("request", "/api/me", "200"), ("request", "/api/health", "200"), ("denied", "/api/me", "unauthorized"),
+        ("denied", "/api/invoices", "forbidden"),
+    ]  # fmt: skip
+    me = next(fields for event, fields in lines if event == "request")
+    assert me["request_id"] == got.headers["X-Request-Id"]
+    assert (me["provider"], me["user_id"], me["org_id"], me["method"]) == ("stub", "alice", "org_a", "GET")
+    assert me["seconds"] > 0
+
+
+async def test_requests_that_are_let_in_make_no_line_by_default(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = await serve()
+    assert (await client.get("/api/me", ALICE)).status == 200
+    assert not [record for record in caplog.records if record.getMessage() in ("request", "denied")]
+
+
+def test_the_format_follows_the_environment() -> None:
+    production = {"env": "production", "database.url": "postgresql://x/y"}
+    assert Settings(environ={}, given=production).log_format == "json"
+    assert Settings(environ={}, given=production | {"log.format": "human"}).log_format == "human"
+    assert Settings(environ={}).log_format == "human"
+    with pytest.raises(ConfigError, match="log.format"):
+        Settings(environ={}, given={"log.format": "xml"})
