@@ -62,7 +62,8 @@ class Client:
     async def send(self, request: bytes) -> bytes:
         wrote = self._socket.wrote = self._loop.create_future()
         self._protocol.data_received(request)
-        return await wrote
+        answer: bytes = await wrote
+        return answer
 
     async def must(self, request: bytes, status: bytes) -> None:
         """The same, for a request whose answer is known."""

@@ -9,22 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 from inproc import Client, Step, cheapest
 from issuer import garbage, org, request, user
 from stage import FAR, Stage
 
 from providers.api_key.secret import digest_of, make
-from server import answer, hookimpl, identity_of, signed_in
-from server.access import IDENTITY, check
-from server.app import FRONT, STORAGE, build
+from server import Identity, answer, hookimpl, identity_of, signed_in
+from server.access import IDENTITY, access_of, check
+from server.app import FRONT, PROVIDERS, STORAGE, build
 from server.errors import Unauthorized
 from server.metrics import Tally
 from server.settings import Settings
 
 _BARE = "/api/bench"
+_GATE = "the gate for "
 _KEY = make("production")
-_SEEN: list[web.Request] = []
 
 
 def price(lock: str, with_it: float, without: float) -> dict[str, Any]:
@@ -35,7 +34,6 @@ def price(lock: str, with_it: float, without: float) -> dict[str, Any]:
 @signed_in
 async def bare(request: web.Request) -> web.StreamResponse:
     """A handler that does next to nothing."""
-    _SEEN[:] = [request]
     return answer(b"{}")
 
 
@@ -58,15 +56,28 @@ async def application(stage: Stage, more: Mapping[str, Any] | None = None) -> As
 
 
 class Open:
-    """Stands in for the gate and lets everybody in as the same caller."""
+    """Stands in for the gate and lets everybody in as the same caller. `seen` are the requests, where somebody wants them."""
 
-    def __init__(self, gate: Any, identity: Any) -> None:
-        self._gate, self._identity = gate, identity
+    def __init__(self, gate: Any, identity: Identity, seen: list[web.Request] | None = None) -> None:
+        self._identity, self._seen = identity, seen
         self.plan_of = gate.plan_of
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         request[IDENTITY] = self._identity
+        if self._seen is not None:
+            self._seen.append(request)
         return await match.handler(request)
+
+
+async def captured(app: web.Application, client: Client, sent: Iterable[bytes]) -> list[web.Request]:
+    """These requests as the gate gets them."""
+    front: Any = app[FRONT]
+    gate, seen = front._gate, []  # type: ignore[var-annotated]
+    front._gate = Open(gate, Identity(provider="bench", user_id="user_bench"), seen)
+    for one in sent:
+        await client.must(one, b"200")
+    front._gate = gate
+    return seen
 
 
 async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
@@ -74,11 +85,14 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
     front: Any = app[FRONT]
     for token in tokens:
         await client.must(request("/api/me", token), b"200")
-    await client.must(request(_BARE, tokens[0]), b"200")
-    seen, gate, tally, revocations = _SEEN[0], front._gate, Tally(), app[STORAGE].revocations
-    identity, match = identity_of(seen), seen.match_info
-    handler: Any = match.handler
-    access, opened, turn = gate._plans[match.route].access, Open(gate, identity), _in_turn("/api/me", tokens)
+    [seen] = await captured(app, client, [request(_BARE, tokens[0])])
+    gate, tally, revocations, match = front._gate, Tally(), app[STORAGE].revocations, seen.match_info
+    await gate.admit(seen, match)
+    identity, handler = identity_of(seen), match.handler
+    access: Any = access_of(handler)
+    unwrapped: Any = handler.__wrapped__  # type: ignore[attr-defined]
+    provider: Any = dict[str, Any](app[PROVIDERS])["clerk"]
+    opened, turn = Open(gate, identity), _in_turn("/api/me", tokens)
 
     async def locked() -> None:
         front._gate = gate
@@ -89,7 +103,7 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
         await client.send(next(turn))
 
     async def who() -> None:
-        await gate._identify(seen)
+        provider.recall(seen)
 
     async def revoked() -> None:
         revocations.denies(identity)
@@ -107,7 +121,7 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
         await handler(seen)
 
     async def unchecked() -> None:
-        await handler.__wrapped__(seen)
+        await unwrapped(seen)
 
     us = await _cost(stage, locked, unlocked, who, revoked, may, counted, nothing, checked, unchecked)
     front._gate = gate
@@ -122,35 +136,41 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
 
 
 async def credentials(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
-    """Who is it, for every kind of credential: the gate's question to the providers, and no more of the request."""
+    """The gate by itself, for every kind of credential: its answer, and no more of the request."""
     repetitions, batch = min(stage.args.repetitions, 20), max(1, stage.args.batch // 10)
-    await client.must(request(_BARE, tokens[0]), b"200")
     front: Any = app[FRONT]
-    identify, match = front._gate._identify, _SEEN[0].match_info
+    admit = front._gate.admit
 
-    async def nobody(request: web.Request) -> None:
-        """What the counting itself costs."""
-
-    def shown(name: str, texts: Iterable[str], identify: Any = identify) -> Step:
-        requests = itertools.cycle([make_mocked_request("GET", _BARE, {name: text}, match_info=match) for text in texts])
+    async def shown(shows: Iterable[dict[str, Any]], ask: Any = admit) -> Step:
+        requests = itertools.cycle(await captured(app, client, [request(_BARE, **show) for show in shows]))
 
         async def step() -> None:
+            one = next(requests)
             with contextlib.suppress(Unauthorized):
-                await identify(next(requests))
+                await ask(one, one.match_info)
 
         return step
 
+    async def let_in(request: web.Request, match: Any) -> None:
+        await match.handler(request)
+
+    async def turned_away(request: web.Request, match: Any) -> None:
+        """What the counting itself costs."""
+
     fresh = [stage.issuer.token(n) for n in range(repetitions * batch)]
     steps = {
-        "nothing": shown("Authorization", tokens[:1], nobody),
-        "a token that is known": shown("Authorization", [f"Bearer {token}" for token in tokens]),
-        "a token never seen before": shown("Authorization", [f"Bearer {token}" for token in fresh]),
-        "a forged token": shown("Authorization", [f"Bearer {stage.issuer.forged(n)}" for n in range(100)]),
-        "garbage": shown("Authorization", [f"Bearer {garbage(n)}" for n in range(100)]),
-        "an API key of the settings": shown("X-API-Key", [_KEY.text]),
+        "let in": await shown([{"token": tokens[0]}], let_in),
+        "turned away": await shown([{"token": tokens[0]}], turned_away),
+        "a token that is known": await shown({"token": token} for token in tokens),
+        "a token never seen before": await shown({"token": token} for token in fresh),
+        "an API key of the settings": await shown([{"key": _KEY.text}]),
+        "no credential": await shown([{}]),
+        "a forged token": await shown({"token": stage.issuer.forged(n)} for n in range(100)),
+        "garbage": await shown({"token": garbage(n)} for n in range(100)),
     }
     us = {name: values[0] for name, values in (await cheapest(steps, repetitions, batch)).items()}
-    return [price(f"(who is it: {name})", us[name], us["nothing"]) for name in steps if name != "nothing"]
+    base = dict.fromkeys(("a token that is known", "a token never seen before", "an API key of the settings"), us["let in"])
+    return [price(f"({_GATE}{name})", us[name], base.get(name, us["turned away"])) for name in list(steps)[2:]]
 
 
 async def limits(stage: Stage, tokens: list[str]) -> dict[str, Any]:

@@ -103,12 +103,13 @@ def locks_tables(result: Mapping[str, Any]) -> str:
         f"client's socket not counted{in_postgres}. Shares are of these; a negative price is a gain. One bare "
         f"RSA-2048 verification takes {result['verify_us']:.1f} µs."
     )
-    who = {
-        one["lock"]: one["server_us"] / result["verify_us"] for one in result["locks"] if one["lock"].startswith("(who is it")
-    }
-    units = "; ".join(f"{name[len('(who is it: ') : -1]} {times:.2f}" for name, times in who.items())
+    start, verify = "(the gate for ", result["verify_us"]
+    gates = [(one["lock"][len(start) : -1], one["server_us"]) for one in result["locks"] if one["lock"].startswith(start)]
+    units = "; ".join(f"{name} {us / verify:.2f}" for name, us in gates)
     head = ["lock", "server µs", "share", "Postgres µs", "share"]
-    return "\n\n".join([_facts(result["facts"]), said, table(head, rows), f"In units of one bare verification: {units}."])
+    return "\n\n".join(
+        [_facts(result["facts"]), said, table(head, rows), f"The gate in units of one bare verification: {units}."]
+    )
 
 
 def _us(value: float | None) -> str:
