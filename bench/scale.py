@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,13 +75,10 @@ class Book:
         return found
 
     def point(self, size: int, *measures: Point) -> list[dict[str, float]]:
-        """Measure each of these at one size, in turn, round by round; the medians."""
+        """Measure each of these at one size, in turn, round by round; the least, as other work can only add to it."""
         rounds = [[measure() for measure in measures] for _ in range(self.args.rounds)]
-        points = []
-        for column in zip(*rounds, strict=True):
-            middle = {what: statistics.median(one[what] for one in column) for what in ("server_us", "postgres_us")}
-            points.append({"size": size, **middle})
-        return points
+        whats = ("server_us", "postgres_us")
+        return [{"size": size, **{what: min(one[what] for one in column) for what in whats}} for column in zip(*rounds, strict=True)]
 
     def together(self, measures: Mapping[int, Point]) -> list[dict[str, float]]:
         """Where all sizes are there at once, they are measured in turn, so that no hour favours one of them."""
