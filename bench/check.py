@@ -40,8 +40,12 @@ def main(words: list[str] | None = None) -> int:
     if args.write:
         args.baseline.write_text(json.dumps(baseline_of(result), indent=1) + "\n")
         return 0
-    lines, worse = compare(json.loads(args.baseline.read_text())["ratios"], result["summary"])
+    baseline = json.loads(args.baseline.read_text())["ratios"]
+    asked = result.get("args", {}).get("cases", list(baseline))
+    lines, worse = compare({case: kinds for case, kinds in baseline.items() if case in asked}, result["summary"])
     print(table(["ratio", "baseline", "now", "allowed", ""], lines))
+    if left_out := [case for case in baseline if case not in asked]:
+        print("\nnot asked for (--only): " + ", ".join(left_out))
     print("\n" + ("worse: " + ", ".join(worse) if worse else "nothing got worse"))
     return 1 if worse else 0
 

@@ -78,7 +78,9 @@ class Book:
         """Measure each of these at one size, in turn, round by round; the least, as other work can only add to it."""
         rounds = [[measure() for measure in measures] for _ in range(self.args.rounds)]
         whats = ("server_us", "postgres_us")
-        return [{"size": size, **{what: min(one[what] for one in column) for what in whats}} for column in zip(*rounds, strict=True)]
+        return [
+            {"size": size, **{what: min(one[what] for one in column) for what in whats}} for column in zip(*rounds, strict=True)
+        ]
 
     def together(self, measures: Mapping[int, Point]) -> list[dict[str, float]]:
         """Where all sizes are there at once, they are measured in turn, so that no hour favours one of them."""

@@ -176,6 +176,13 @@ def test_what_was_not_measured_has_not_passed(tmp_path: Path, capsys: pytest.Cap
     assert "worse: new token: verify" in capsys.readouterr().out
 
 
+def test_what_was_not_asked_for_is_said_and_does_not_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "baseline.json").write_text(json.dumps({"ratios": BEFORE}))
+    (tmp_path / "run.json").write_text(json.dumps({"args": {"cases": ["data"]}, "summary": {"data": NOW["data"]}}))
+    assert check.main(["--baseline", str(tmp_path / "baseline.json"), "--measured", str(tmp_path / "run.json")]) == 0
+    assert "not asked for (--only): new token" in capsys.readouterr().out
+
+
 def test_a_baseline_is_written_from_a_result_and_holds_against_it(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"facts": {"CPU": "x"}, "summary": NOW}))
     words = ["--baseline", str(tmp_path / "new.json"), "--measured", str(tmp_path / "run.json")]
