@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-all test-long check docs sbom clean
+.PHONY: help install deploy-tools run test test-all test-long check docs sbom bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -51,6 +51,18 @@ docs: $(STAMP) ## write docs/settings.md anew from the code
 
 sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
+
+bench: $(STAMP) ## measure the price beside a bare server; docs/performance.md says how to read it
+	@$(PYTHON) bench/run.py $(ARGS)
+
+bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, routes and connections
+	@$(PYTHON) bench/scale.py $(ARGS)
+
+bench-locks: $(STAMP) ## measure the price of each lock
+	@$(PYTHON) bench/locks.py $(ARGS)
+
+bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maintainer, not for the CI
+	@$(PYTHON) bench/check.py $(ARGS)
 
 clean: ## remove .venv, caches and builds; never .gatepost, which holds data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
