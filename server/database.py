@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from . import driver
 from .answers import Rows
 from .deadline import within
-from .driver import another_host_may_do, ends_the_server, is_said, is_still_cancelling, meaning, settle
+from .driver import another_host_may_do, ends_the_server, is_said, is_still_cancelling, is_unfit, meaning, settle
 from .hosts import Hosts
 from .identity import Unavailable
 from .pool import Pool
@@ -63,7 +63,7 @@ class Database:
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
         }
         hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=another_host_may_do)
-        self._pool, self._hosts = Pool(hosts.open, self._size, busy=is_still_cancelling), hosts
+        self._pool, self._hosts = Pool(hosts.open, self._size, busy=is_unfit), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")

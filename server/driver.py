@@ -60,8 +60,17 @@ def another_host_may_do(error: Exception) -> bool:
 
 
 def is_still_cancelling(connection: Any) -> bool:
-    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres; such a one is thrown away."""
+    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres."""
     return bool(connection._protocol is None or connection._protocol._is_cancelling())
+
+
+def is_unfit(connection: Any) -> bool:
+    """May nobody else have this one? It still cancels; or asyncpg believes that a transaction is open, whatever Postgres says.
+
+    That belief stays where a BEGIN was given up before it was answered. The next transaction would then be taken for one
+    inside of it.
+    """
+    return is_still_cancelling(connection) or connection._top_xact is not None
 
 
 def is_said(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -62,3 +63,20 @@ async def test_one_that_fails_can_be_asked_again(connection: Connection) -> None
         with pytest.raises(Exception, match="division by zero"):
             await connection.read(sql, 0)
         assert await connection.read(sql, 1) == 1
+
+
+async def test_who_gives_up_a_begin_leaves_nothing_to_the_next(connection: Connection) -> None:
+    """asyncpg goes on to believe in that transaction: such a connection is lent to nobody."""
+    lock = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Exception, match="another operation is in progress"):
+        await connection.transaction().start()
+    await lock
+    assert not connection.is_in_transaction()
+    assert driver.is_unfit(connection)
+
+
+async def test_one_that_is_done_with_its_transaction_is_fit(connection: Connection) -> None:
+    async with connection.transaction():
+        assert driver.is_unfit(connection)
+    assert not driver.is_unfit(connection)
