@@ -83,6 +83,7 @@ class Feed:
         self._revocations = revocations
         self._connect = connect
         self._hint = asyncio.Event()
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._prune_at = time.monotonic() + PRUNE_SECONDS
 
@@ -93,6 +94,7 @@ class Feed:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -110,6 +112,8 @@ class Feed:
                         pause = INTERVAL_SECONDS
                         await self._wait(INTERVAL_SECONDS)
             except Exception as error:
+                if self._closing:  # an outage in the moment of the cancellation: wait_for of Python 3.11 loses it then
+                    return
                 LOG.warning("revocation feed interrupted", extra={"fields": {"error": type(error).__name__}})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from server import Identity, Unavailable
-from server.revocation import Revocations
+from server.revocation import Feed, Revocations
 from server.testing_clerk import LoopbackClerk
 
 
@@ -119,3 +121,29 @@ async def test_a_feed_that_cannot_be_read_makes_sessions_a_503_and_recovers(serv
         async with asyncio.timeout(10):
             while (await client.get("/api/me", headers)).status != 200:
                 await asyncio.sleep(0.05)
+
+
+async def test_an_outage_in_the_moment_of_closing_does_not_hold_up_the_end(db: Any) -> None:
+    """A connect that fails just when it is cancelled says that it failed, and the cancellation is lost (Python 3.11)."""
+    connected = 0
+
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[Any]:
+        nonlocal connected
+        connected += 1
+        if connected > 1:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if connected == 2:
+                    raise Unavailable("refused") from None
+                raise
+        async with db.server.connected(db.server.serving_role, db.name) as connection:
+            yield connection
+
+    feed = Feed(Revocations(max_staleness=10), connect)
+    await feed.open()
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await feed.close()
+    assert connected == 2
