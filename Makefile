@@ -46,8 +46,9 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
 
-docs: $(STAMP) ## write docs/settings.md anew from the code
+docs: $(STAMP) ## write the reference pages and gatepost.example.toml anew from the code
 	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
+	@PYTHONPATH=. $(PYTHON) tests/reference_pages.py
 
 sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py

@@ -81,6 +81,10 @@ class Settings:
                 name = env_name(f"{plugin}.{key}", setting)
                 raise ConfigError(f"plugin {plugin!r}: the setting '{plugin}.{key}' ({name}) is missing")
 
+    def declared(self) -> Mapping[str, Setting]:
+        """Every key that the server and the loaded plugins have declared."""
+        return MappingProxyType(self._declared)
+
     def refuse_unknown(self) -> None:
         """After every plugin has declared its table: raise ConfigError for any key or GATEPOST_ variable nobody knows."""
         for key in _flatten(self._file, self._declared, self._tables):

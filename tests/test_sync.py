@@ -300,7 +300,7 @@ async def _replay(db: TestDatabase) -> int:
         async with db.server.connected(db.server.serving_role, db.name) as connection:
             yield connection
 
-    return await replay.run(argparse.Namespace(), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database))
+    return await replay.run(argparse.Namespace(json=False), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database))
 
 
 async def test_replay(hooks: Client, db: TestDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
