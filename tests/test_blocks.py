@@ -1,0 +1,263 @@
+"""Every code block of the README and the pages is run, or read by whoever would read it; what cannot be is marked as text."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import doc_kit
+import pytest
+import reference_pages
+from aiohttp import web
+from conftest import TestDatabase
+from doc_kit import ROOT, Block, blocks
+
+from server.commands import _parser
+from server.plugins import Plugins
+from server.settings import Settings
+
+RUNNABLE = {"python", "sh", "toml", "sql", "json", "console"}
+# What stands there to be read: output, other languages, and what belongs to another program.
+READ_ONLY = {"text", "typescript", "nginx", "ini", "mermaid"}
+# Which test runs the Python of a page, and how many blocks it has there. A block more is a block that nobody runs.
+PYTHON = {
+    "README.md": (2, "test_readme.py::test_the_examples_work"),
+    "docs/tutorial.md": (2, "test_examples.py::test_the_guide_shows_the_example_as_it_is"),
+    "docs/idempotency.md": (1, "test_blocks.py::test_the_loop_that_repeats"),
+}
+# Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
+ELSEWHERE = {"CONTRIBUTING.md", "docs/deploy.md", "examples/acme/README.md"}
+PROGRAMS = {"make", "docker", "kubectl", "pip", "psql"}
+SHELL = {"README.md", "docs/keys.md", "docs/idempotency.md", "docs/tutorial.md"}
+
+
+def ids(block: Block) -> str:
+    return f"{block.page}-{' '.join(block.text.split())[:30]}"
+
+
+# Nothing is left out ---------------------------------------------------------------------------------------------------
+
+
+def test_every_block_says_its_language_and_every_language_has_a_test() -> None:
+    assert {(block.page, block.language) for block in blocks() if block.language not in RUNNABLE | READ_ONLY} == set()
+    assert {block.language for block in blocks()} >= RUNNABLE
+
+
+def test_every_python_block_is_run_by_a_test_that_exists() -> None:
+    found: dict[str, int] = {}
+    for block in blocks("python"):
+        found[block.page] = found.get(block.page, 0) + 1
+    assert found == {page: number for page, (number, _) in PYTHON.items()}
+    for _, named in PYTHON.values():
+        file, _, test = named.partition("::")
+        assert re.search(rf"^(?:async )?def {test}\(", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE), named
+
+
+def test_every_block_for_a_shell_is_run_or_for_elsewhere() -> None:
+    assert {block.page for block in blocks("sh", "console")} == ELSEWHERE | SHELL
+    for block in blocks("console"):
+        assert block.text.startswith("$ "), block
+        assert block.page in SHELL, block
+
+
+# Read by whoever would read it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=ids)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, block.page, "exec")
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=ids)
+def test_json_is_json(block: Block) -> None:
+    json.loads(block.text)
+
+
+ACME = """
+from server import Setting, hookimpl
+
+@hookimpl
+def register_settings():
+    return {"url": Setting()}
+"""
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=ids)
+def test_toml_is_settings_that_the_server_takes(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key is known and every value of its kind. What plugins it names are stood in for by one that knows its table."""
+    told = tomllib.loads(block.text)
+    if "project" in told:
+        ours = tomllib.loads((ROOT / "examples" / "acme" / "pyproject.toml").read_text("utf-8"))
+        assert told["project"]["entry-points"] == ours["project"]["entry-points"]
+        return
+    text = block.text
+    for name in ("acme", "names"):
+        (tmp_path / f"gp_block_{name}.py").write_text(ACME)
+    text = re.sub(r'"(?:module:)?(acme|names|todo_app\.api)"', r'"module:gp_block_\1"', text).replace("todo_app.api", "names")
+    text = text.replace("[acme]", "[gp_block_acme]")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("acme", "names"):
+        sys.modules.pop(f"gp_block_{name}", None)
+    file = tmp_path / "gatepost.toml"
+    file.write_text(text)
+    settings = Settings(file=file, environ={}, given={"data_folder": str(tmp_path)})
+    Plugins(settings)
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=ids)
+def test_sh_is_read_by_a_shell_and_names_files_that_are_there(block: Block) -> None:
+    done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in re.findall(r"(?<![\w./-])(?:deploy|examples|docs)/[\w./*-]+[\w*]", block.text):
+        made = ("deploy/compose/.env",)  # by the block itself
+        assert path in made or list(ROOT.glob(path)), path
+
+
+@pytest.fixture(scope="module")
+def program() -> argparse.ArgumentParser:
+    return _parser(reference_pages.loaded()[1].offers().commands)
+
+
+def calls() -> Iterator[tuple[str, str]]:
+    """Every call of the program in a block, without what it is piped into."""
+    for block in blocks("sh", "console", "text"):
+        if block.page != "docs/commands.md":
+            for words in re.findall(r"(?:python|-m pip) -m server((?: [^|&)`#\n]*)?)", block.text.replace("\\\n", " ")):
+                if "…" not in words and "COMMAND" not in words:
+                    yield block.page, words.strip()
+
+
+@pytest.mark.parametrize(("page", "words"), sorted(set(calls())))
+def test_every_call_of_the_program_is_one_that_it_takes(page: str, words: str, program: argparse.ArgumentParser) -> None:
+    program.parse_args(shlex.split(words.replace("$", "")))
+
+
+# Run -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_sql_is_run(db: TestDatabase) -> None:
+    """Each page's SQL as the owner, in a transaction that is undone; on the tutorial's tables."""
+    role = db.server.serving_role
+    tutorial = [block for block in blocks("sql", page="docs/tutorial.md")]
+    for page in {block.page for block in blocks("sql")}:
+        own = blocks("sql", page=page)
+        async with db.server.as_admin(db.name) as admin:
+            undone = admin.transaction()
+            await undone.start()
+            for block in [*tutorial, *own] if page != "docs/tutorial.md" else [*own, *own]:
+                await admin.execute(block.text.replace("gatepost_app", role))
+            await undone.rollback()
+
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+async def run_console(shell: doc_kit.Shell, page: str) -> None:
+    """Run the page's console blocks from the first to the last and hold what they print against what is shown."""
+    for block in blocks("console", page=page):
+        for step in doc_kit.steps(block.text):
+            status, said, wrong = await shell.run(step.command)
+            assert doc_kit.fits(step.shown, said), f"{step.command}\n--- shown\n{step.shown}\n--- said ({status})\n{said}{wrong}"
+
+
+@needs_curl
+@pytest.mark.long
+async def test_the_tutorial_is_true(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "todo", tmp_path / "my", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    async with doc_kit.shell_beside_a_server(tmp_path / "my") as shell:
+        await run_console(shell, "docs/tutorial.md")
+
+
+@needs_curl
+@pytest.mark.long
+async def test_the_readmes_first_minute_is_true(tmp_path: Path) -> None:
+    async with doc_kit.shell_beside_a_server(tmp_path) as shell:
+        await run_console(shell, "README.md")
+    async with doc_kit.shell_beside_a_server(tmp_path, GATEPOST_PROVIDERS="stub") as shell:
+        (block,) = [block for block in blocks("sh", page="README.md") if block.text.startswith("curl ")]
+        status, said, _ = await shell.run(block.text)
+        assert (status, json.loads(said)["user_id"]) == (0, "user_1")
+
+
+def commands_of(page: str) -> list[str]:
+    """The commands of a page's sh blocks, without remarks."""
+    lines = "".join(block.text for block in blocks("sh", page=page)).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line.strip()]
+
+
+@needs_curl
+@pytest.mark.long
+async def test_the_page_of_keys_is_true(tmp_path: Path) -> None:
+    """Its commands in their order; the id that it shows is that of the key which its first command makes."""
+    async with doc_kit.shell_beside_a_server(tmp_path) as shell:
+        await shell.run("TOKEN=$(python -m server token --user user_1 --org org_1 --permission org:invoices:read)")
+        await shell.run("LEAKED_KEY=$(python -m server keys create --name leaked --user user_9)")
+        id = ""
+        for command in commands_of("docs/keys.md"):
+            status, said, wrong = await shell.run(command.replace("4Yb0sT9wKq2LmZ7d", id))
+            assert status == 0, f"{command}: {said}{wrong}"
+            if "keys create" in command:
+                id = wrong.split()[1]
+            if "/api/keys" in command:
+                assert json.loads(said)["secret"].startswith("gp_test_")
+        assert said.startswith("sha256:")
+
+
+@needs_curl
+@pytest.mark.long
+async def test_the_page_of_repeated_requests_is_true(tmp_path: Path) -> None:
+    async with doc_kit.shell_beside_a_server(tmp_path) as shell:
+        await shell.run("TOKEN=$(python -m server token)")
+        (command,) = commands_of("docs/idempotency.md")
+        first, second = [await shell.run(command) for _ in range(2)]
+        assert first[1] == second[1]
+        assert json.loads(first[1])["name"] == "first"
+
+
+class Moody:
+    """A server that answers as it is told: a status and a body, or None for a connection that is closed without an answer."""
+
+    def __init__(self, *answers: tuple[int, Mapping[str, Any]] | None) -> None:
+        self.answers, self.keys = list(answers), set[str]()
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.keys.add(request.headers["Idempotency-Key"])
+        told = self.answers.pop(0)
+        if told is None:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return web.json_response(told[1], status=told[0])
+
+
+async def test_the_loop_that_repeats(aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    (block,) = blocks("python", page="docs/idempotency.md")
+    scope: dict[str, Any] = {}
+    exec(compile(block.text, "idempotency.md", "exec"), scope)
+    monkeypatch.setattr(scope["time"], "sleep", lambda seconds: None)
+
+    async def create(*answers: tuple[int, Mapping[str, Any]] | None) -> tuple[int, Moody]:
+        moody, app = Moody(*answers), web.Application()
+        app.router.add_post("/", moody.take)
+        url = str((await aiohttp_server(app)).make_url("/"))
+        with requests.Session() as session:
+            return (await asyncio.to_thread(scope["create"], session, url, {"name": "x"})).status_code, moody
+
+    busy = (409, {"reason": "idempotency-in-progress"})
+    status, moody = await create(None, (503, {}), busy, (201, {"id": "1"}))
+    assert (status, len(moody.keys), moody.answers) == (201, 1, [])
+    assert (await create((409, {"reason": "idempotency-secret-not-kept"})))[0] == 409
+    with pytest.raises(RuntimeError):
+        await create(*[(503, {})] * 8)
