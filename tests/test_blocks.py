@@ -33,6 +33,7 @@ READ_ONLY = {"text", "typescript", "nginx", "ini", "mermaid"}
 PYTHON = {
     "README.md": (2, "test_readme.py::test_the_examples_work"),
     "docs/tutorial.md": (2, "test_examples.py::test_the_guide_shows_the_example_as_it_is"),
+    "docs/from-nextjs.md": (11, "test_from_nextjs.py::test_machine_tokens"),
     "docs/idempotency.md": (1, "test_blocks.py::test_the_loop_that_repeats"),
 }
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
@@ -103,7 +104,7 @@ def test_toml_is_settings_that_the_server_takes(block: Block, tmp_path: Path, mo
     text = block.text
     for name in ("acme", "names"):
         (tmp_path / f"gp_block_{name}.py").write_text(ACME)
-    text = re.sub(r'"(?:module:)?(acme|names|todo_app\.api)"', r'"module:gp_block_\1"', text).replace("todo_app.api", "names")
+    text = re.sub(r'"(?:module:)?(acme|names|todo_app\.api|acme_app\.api)"', r'"module:gp_block_\1"', text).replace("todo_app.api", "names").replace("acme_app.api", "names")
     text = text.replace("[acme]", "[gp_block_acme]")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("acme", "names"):
