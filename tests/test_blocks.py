@@ -34,12 +34,13 @@ PYTHON = {
     "README.md": (2, "test_readme.py::test_the_examples_work"),
     "docs/tutorial.md": (2, "test_examples.py::test_the_guide_shows_the_example_as_it_is"),
     "docs/from-nextjs.md": (11, "test_from_nextjs.py::test_machine_tokens"),
+    "docs/testing.md": (3, "test_blocks.py::test_the_page_of_testing_is_true"),
     "docs/idempotency.md": (1, "test_blocks.py::test_the_loop_that_repeats"),
 }
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
 ELSEWHERE = {"CONTRIBUTING.md", "docs/deploy.md", "examples/acme/README.md"}
 PROGRAMS = {"make", "docker", "kubectl", "pip", "psql"}
-SHELL = {"README.md", "docs/keys.md", "docs/idempotency.md", "docs/tutorial.md"}
+SHELL = {"README.md", "docs/index.md", "docs/keys.md", "docs/idempotency.md", "docs/tutorial.md"}
 
 
 def ids(block: Block) -> str:
@@ -188,6 +189,47 @@ async def test_the_readmes_first_minute_is_true(tmp_path: Path) -> None:
         (block,) = [block for block in blocks("sh", page="README.md") if block.text.startswith("curl ")]
         status, said, _ = await shell.run(block.text)
         assert (status, json.loads(said)["user_id"]) == (0, "user_1")
+
+
+def test_the_first_page_shows_the_same_minute() -> None:
+    """So that it need not be run twice."""
+    assert [block.text for block in blocks("console", page="docs/index.md")] == [
+        block.text for block in blocks("console", page="README.md")
+    ]
+
+
+def test_the_two_diagrams_are_one() -> None:
+    (shown,) = [block.text for block in blocks("text", page="README.md") if "row-level" in block.text]
+    assert shown in [block.text for block in blocks("text", page="docs/locks.md")]
+
+
+def test_what_is_shown_of_nginx_is_its_example() -> None:
+    example = (ROOT / "deploy" / "nginx" / "gatepost.conf").read_text("utf-8")
+    lines = [line.strip() for block in blocks("nginx") for line in block.text.splitlines()]
+    assert lines
+    assert [line for line in lines if line and line not in example] == []
+
+
+def named(page: str) -> dict[str, str]:
+    """The blocks of a page that are files, by the name that stands before them."""
+    text = (ROOT / page).read_text("utf-8")
+    return dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.long
+async def test_the_page_of_testing_is_true(tmp_path: Path) -> None:
+    """Its files and the README's in one folder; pytest as its reader runs it."""
+    files = named("docs/testing.md") | {name: text for name, text in named("README.md").items() if name.endswith(".py")}
+    assert len(files) == 6
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env=doc_kit.environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said = (await asyncio.wait_for(process.communicate(), 120))[0].decode()
+    assert process.returncode == 0, said
+    assert re.search(r"\b13 passed", said), said
 
 
 def commands_of(page: str) -> list[str]:
