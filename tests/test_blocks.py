@@ -150,7 +150,7 @@ def test_every_call_of_the_program_is_one_that_it_takes(page: str, words: str, p
 async def test_sql_is_run(db: TestDatabase) -> None:
     """Each page's SQL as the owner, in a transaction that is undone; on the tutorial's tables."""
     role = db.server.serving_role
-    tutorial = [block for block in blocks("sql", page="docs/tutorial.md")]
+    tutorial = list(blocks("sql", page="docs/tutorial.md"))
     for page in {block.page for block in blocks("sql")}:
         own = blocks("sql", page=page)
         async with db.server.as_admin(db.name) as admin:
@@ -304,3 +304,27 @@ async def test_the_loop_that_repeats(aiohttp_server: Any, monkeypatch: pytest.Mo
     assert (await create((409, {"reason": "idempotency-secret-not-kept"})))[0] == 409
     with pytest.raises(RuntimeError):
         await create(*[(503, {})] * 8)
+
+
+@needs_curl
+@pytest.mark.long
+async def test_what_the_tutorial_says_of_stumbling_is_true(tmp_path: Path) -> None:
+    """The messages of its table are the program's own."""
+    said = (ROOT / "docs" / "tutorial.md").read_text("utf-8").partition("## When it does not work")[2]
+    copy = tmp_path / "my"
+    shutil.copytree(ROOT / "examples" / "todo", copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    nobody = doc_kit.Shell(copy, {})
+    assert "no server is running on the embedded Postgres here" in said
+    assert "no server is running on the embedded Postgres here" in (await nobody.run("python -m server migrate --schema schema.sql"))[2]
+    assert "No module named 'todo_app'" in said
+    assert "No module named 'todo_app'" in (await nobody.run("cd todo_app && GATEPOST_CONFIG=../gatepost.toml python -m server routes"))[2]
+    async with doc_kit.shell_beside_a_server(copy) as shell:
+        port, ops = (real.rpartition(":")[2] for shown, real in shell.ports.items() if shown.startswith("127"))
+        other = f"GATEPOST_DATA_FOLDER={tmp_path}/other GATEPOST_OPS_PORT={ops} python -m server --port"
+        for taken, message in (((f"{other} {port}"), "port: cannot serve on"), (f"{other} 0", "ops.port: cannot listen on")):
+            status, _, wrong = await shell.run(taken)
+            assert (status, message in wrong, message in said) == (2, True, True), wrong
+        status, answered, _ = await shell.run(
+            'curl -s -H "Authorization: Bearer $(python -m server token --user a --org o)" http://127.0.0.1:8080/api/orgs/o/todos'
+        )
+        assert (status, json.loads(answered)["error"]) == (0, "Internal Server Error")  # the table is not there

@@ -34,7 +34,7 @@ def pages(nav: list[Any]) -> Iterator[str]:
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
     """Build the site of a folder, strictly; whoever asked the network would hit a wall."""
-    wall = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
+    wall = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     words = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     return subprocess.run(words, cwd=folder, env=os.environ | wall, capture_output=True, text=True, check=False, timeout=120)
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MERMAID = "mermaid@11.17.2"
-PAGE = """<!doctype html><meta charset="utf-8"><body><pre id="source">{source}</pre><script src="mermaid.min.js"></script><script>
+PAGE = """<!doctype html><meta charset="utf-8"><body><pre id="source">{source}</pre>
+<script src="mermaid.min.js"></script><script>
 mermaid.initialize({{startOnLoad: false, theme: "base", htmlLabels: false, fontFamily: "sans-serif",
-  themeVariables: {{primaryColor: "#e8eef7", primaryBorderColor: "#8aa0c0", noteBkgColor: "#fff6dd", noteBorderColor: "#d8c48a"}},
+  themeVariables: {{primaryColor: "#e8eef7", primaryBorderColor: "#8aa0c0", noteBkgColor: "#fff6dd",
+    noteBorderColor: "#d8c48a"}},
   sequence: {{useMaxWidth: true, mirrorActors: false, actorMargin: 12, width: 120, messageFontSize: 18, noteFontSize: 18,
   actorFontSize: 18}}}})
 mermaid.render("diagram", document.getElementById("source").textContent).then(made => {{document.body.innerHTML = made.svg}})
