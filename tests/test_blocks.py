@@ -14,15 +14,20 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import doc_kit
+import pydantic
 import pytest
 import reference_pages
 from aiohttp import web
-from conftest import TestDatabase
+from app_kit import build_app
+from conftest import TestDatabase, plugin
 from doc_kit import ROOT, Block, blocks
 
+import server
 from server.commands import _parser
+from server.openapi import DOCUMENT
 from server.plugins import Plugins
 from server.settings import Settings
 
@@ -35,7 +40,9 @@ PYTHON = {
     "docs/tutorial.md": (2, "test_examples.py::test_the_guide_shows_the_example_as_it_is"),
     "docs/from-nextjs.md": (11, "test_from_nextjs.py::test_machine_tokens"),
     "docs/testing.md": (3, "test_blocks.py::test_the_page_of_testing_is_true"),
-    "docs/idempotency.md": (1, "test_blocks.py::test_the_loop_that_repeats"),
+    "docs/idempotency.md": (2, "test_blocks.py::test_the_loop_that_repeats"),
+    "docs/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
+    "docs/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
 }
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
 ELSEWHERE = {"CONTRIBUTING.md", "docs/deploy.md", "examples/acme/README.md"}
@@ -77,7 +84,7 @@ def test_every_block_for_a_shell_is_run_or_for_elsewhere() -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=ids)
 def test_python_compiles(block: Block) -> None:
-    compile(block.text, block.page, "exec")
+    compile(block.text, block.page, "exec", dont_inherit=True)
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=ids)
@@ -145,6 +152,25 @@ def test_every_call_of_the_program_is_one_that_it_takes(page: str, words: str, p
 
 
 # Run -------------------------------------------------------------------------------------------------------------------
+
+
+FRAGMENTS = [
+    ("docs/openapi.md", "/api/notes", "List one's own notes"),
+    ("docs/clerk.md", "/api/reports", "scope reports:read, accepts clerk_api_key session_token"),
+    ("docs/idempotency.md", "/api/tokens", "signed in, user"),
+]
+
+
+@pytest.mark.parametrize(("page", "path", "said"), FRAGMENTS, ids=[page for page, _, _ in FRAGMENTS])
+def test_fragments_of_handlers_are_handlers(page: str, path: str, said: str) -> None:
+    """What a page leaves out is the imports; the rest is taken by the server, and is in its OpenAPI document."""
+    (block,) = [block for block in blocks("python", page=page) if "@routes" in block.text]
+    scope: dict[str, Any] = {name: getattr(server, name) for name in server.__all__}
+    scope |= {name: getattr(pydantic, name) for name in ("AwareDatetime", "BaseModel", "ConfigDict")}
+    scope |= {"UUID": UUID, "routes": web.RouteTableDef()}
+    exec(compile(block.text, page, "exec", dont_inherit=True), scope)
+    document = json.loads(build_app({"acme": plugin(*scope["routes"])})[DOCUMENT].json)
+    assert said in json.dumps(document["paths"][path])
 
 
 async def test_sql_is_run(db: TestDatabase) -> None:
@@ -286,9 +312,9 @@ class Moody:
 async def test_the_loop_that_repeats(aiohttp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import requests
 
-    (block,) = blocks("python", page="docs/idempotency.md")
+    block, _ = blocks("python", page="docs/idempotency.md")
     scope: dict[str, Any] = {}
-    exec(compile(block.text, "idempotency.md", "exec"), scope)
+    exec(compile(block.text, "idempotency.md", "exec", dont_inherit=True), scope)
     monkeypatch.setattr(scope["time"], "sleep", lambda seconds: None)
 
     async def create(*answers: tuple[int, Mapping[str, Any]] | None) -> tuple[int, Moody]:

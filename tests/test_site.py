@@ -18,7 +18,6 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
 
-# zensical writes its logs in colour, and needs nobody's proxy.
 needs_zensical = pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is not installed (make deploy-tools)")
 
 
