@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-long test-all check docs site diagrams sbom clean
+.PHONY: help install deploy-tools run test test-long test-all check docs site diagrams sbom bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -58,6 +58,18 @@ diagrams: ## draw docs/diagrams/ anew (needs Chromium and npm)
 
 sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
+
+bench: $(STAMP) ## measure the price beside a bare server; docs/performance.md says how to read it
+	@$(PYTHON) bench/run.py $(ARGS)
+
+bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, routes and connections
+	@$(PYTHON) bench/scale.py $(ARGS)
+
+bench-locks: $(STAMP) ## measure the price of each lock
+	@$(PYTHON) bench/locks.py $(ARGS)
+
+bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maintainer, not for the CI
+	@$(PYTHON) bench/check.py $(ARGS)
 
 clean: ## remove .venv, caches and builds; never .gatepost, which holds data
 	rm -rf $(VENV) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

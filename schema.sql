@@ -15,11 +15,15 @@
 --   gatepost_app    the serving role. Owns nothing, is a member of nothing, has column grants and nothing else.
 --   gatepost_auth   nobody can log in as it. It owns the functions that look up a credential before anybody is known.
 --   gatepost_sync   the same for what arrives without a caller (webhooks, revocations).
+--   gatepost_audit  the same for the audit log: it alone adds entries, and takes away the old ones.
 --
--- Who is asking is told by three settings, set for one transaction only:
+-- Who is asking is told by settings, set for one transaction only. The policies read three:
 --   gatepost.user_id        the user
 --   gatepost.org_id         the active organisation
 --   gatepost.admin_org_id   the same organisation, but only on a route which requires the role org:admin
+-- and the audit log reads two more, which decide about no row:
+--   gatepost.actor          who is writing: the user, or key:<id>, or what a command calls itself
+--   gatepost.request_id     the request in which it happens; none outside of requests
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
 -- transaction of the same connection reads ''. Both must mean "nobody".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
@@ -37,14 +41,14 @@ BEGIN
     IF current_setting('server_version_num')::int < 150000 THEN
         RAISE EXCEPTION 'Gatepost needs Postgres 15 or newer, this is %', current_setting('server_version');
     END IF;
-    IF app IN (owner, 'gatepost_auth', 'gatepost_sync') THEN
+    IF app IN (owner, 'gatepost_auth', 'gatepost_sync', 'gatepost_audit') THEN
         RAISE EXCEPTION 'the serving role must be a role of its own, % is not', app;
     END IF;
     PERFORM set_config('gatepost.serving_role', app, true), set_config('gatepost.owner', owner, true);
 
     -- Roles belong to the whole server, not to this database: made where missing, never altered. Two databases may be
     -- migrated at the same moment, so "somebody else was faster" is no error.
-    FOREACH name IN ARRAY ARRAY[app, 'gatepost_auth', 'gatepost_sync'] LOOP
+    FOREACH name IN ARRAY ARRAY[app, 'gatepost_auth', 'gatepost_sync', 'gatepost_audit'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name);
         BEGIN
             EXECUTE format('CREATE ROLE %I %s', name, CASE WHEN name = app THEN 'LOGIN' ELSE 'NOLOGIN NOINHERIT' END);
@@ -53,7 +57,7 @@ BEGIN
     END LOOP;
     -- A role that was here before is not ours to alter, but neither is it to be trusted blindly.
     SELECT rolname INTO name FROM pg_roles
-     WHERE rolname IN ('gatepost_auth', 'gatepost_sync')
+     WHERE rolname IN ('gatepost_auth', 'gatepost_sync', 'gatepost_audit')
        AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication);
     IF FOUND THEN
         RAISE EXCEPTION 'role % exists and is not a plain NOLOGIN role', name;
@@ -64,7 +68,7 @@ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), app);
     -- Whoever may create in a schema can put a function or a table in the way of ours.
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-    EXECUTE format('GRANT USAGE ON SCHEMA public TO %I, gatepost_auth, gatepost_sync', app);
+    EXECUTE format('GRANT USAGE ON SCHEMA public TO %I, gatepost_auth, gatepost_sync, gatepost_audit', app);
 END $do$;
 
 
@@ -298,7 +302,7 @@ END $do$;
 -- `check` refuses any other definer function that the serving role can execute.
 DROP POLICY IF EXISTS auth_select ON api_keys;
 CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
-REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync;
+REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync, gatepost_audit;
 -- It reads a key's hashes, its rights and its life, and writes when it was last used: nothing else.
 GRANT SELECT (id, hash, previous_hash, previous_expires_at, user_id, org_id, org_role, org_permissions, scopes, created_by_key,
               created_at, expires_at, revoked_at, last_used_at), UPDATE (last_used_at) ON api_keys TO gatepost_auth;
@@ -420,7 +424,8 @@ EXECUTE format($sql$
         USING (id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')) AND deleted_at IS NULL);
 
     -- Read only. The inbox and the revocations are for their functions alone: no grant, no policy.
-    REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations FROM PUBLIC, gatepost_auth, gatepost_sync, %1$I;
+    REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations
+        FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %1$I;
     GRANT SELECT (id, external_id, username, first_name, last_name, image_url, email, email_verified, banned, locked,
                   public_metadata, created_at, updated_at, deleted_at) ON users TO %1$I;
     GRANT SELECT (id, name, slug, image_url, public_metadata, created_by, created_at, updated_at, deleted_at)
@@ -455,6 +460,66 @@ CREATE POLICY auth_select ON memberships FOR SELECT TO gatepost_auth USING (true
 GRANT SELECT (id, banned, deleted_at) ON users TO gatepost_auth;
 GRANT SELECT (id, deleted_at) ON organizations TO gatepost_auth;
 GRANT SELECT (organization_id, user_id, role, permissions, deleted_at) ON memberships TO gatepost_auth;
+
+-- The audit log -------------------------------------------------------------------------------------------------------------
+-- Who did what, allowed or denied, and never a value: which row, which columns changed, by whom, in which request. Writes are
+-- noted by a trigger (at the end of this file), which no handler can forget; what the gate denied comes by audit_denied.
+-- Nobody can add an entry but the functions of gatepost_audit, and nobody can change one.
+CREATE TABLE IF NOT EXISTS audit_log (
+    -- A uuid of version 7 (RFC 9562 5.7): it begins with the time, so that new entries stand together at the end of the index
+    -- and old ones at its beginning; and unlike a counter it does not tell one tenant how much the others do.
+    id         uuid        PRIMARY KEY DEFAULT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
+                               substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+                               FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    org_id     text,                                          -- whose row it was; of a denial, the caller's organisation
+    user_id    text,                                          -- who did it, where that was a user or a user's key
+    actor      text        NOT NULL,                          -- the same, or key:<id>, anonymous, system, operator
+    provider   text,                                          -- of a denial: who vouched for the caller
+    action     text        NOT NULL CHECK (action IN ('insert', 'update', 'delete', 'denied')),
+    target     text        NOT NULL,                          -- the table; of a denial, method and route
+    row_id     text,
+    changed    text[],                                        -- the names of the columns that an update changed
+    reason     text,                                          -- of a denial
+    times      integer     NOT NULL DEFAULT 1,                -- of a denial: how many alike, one soon after another
+    request_id text                                           -- X-Request-Id of the answer; NULL outside of requests
+);
+CREATE INDEX IF NOT EXISTS audit_log_by_org ON audit_log (org_id, created_at DESC, id DESC) WHERE org_id IS NOT NULL;
+ALTER TABLE audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+
+-- Not even the owner, nor a superuser: only audit_prune, which is gatepost_audit's. It says so even where no row is meant.
+CREATE OR REPLACE FUNCTION gatepost_append_only() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND current_user = 'gatepost_audit' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'the audit log is append-only' USING ERRCODE = 'insufficient_privilege';
+END $$;
+REVOKE EXECUTE ON FUNCTION gatepost_append_only() FROM PUBLIC;
+CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
+    FOR EACH STATEMENT EXECUTE FUNCTION gatepost_append_only();
+
+DO $do$
+BEGIN
+EXECUTE format($sql$
+    -- An organisation's administrator reads its entries, on a route that requires the role. Entries without an organisation
+    -- are the operator's to read. This policy also tells the trigger which role serves.
+    DROP POLICY IF EXISTS admin_select ON audit_log;
+    CREATE POLICY admin_select ON audit_log FOR SELECT TO %1$I
+        USING (org_id = (SELECT NULLIF(current_setting('gatepost.admin_org_id', true), '')));
+    REVOKE ALL ON audit_log FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %1$I;
+    GRANT SELECT ON audit_log TO %1$I;
+$sql$, current_setting('gatepost.serving_role'));
+END $do$;
+DROP POLICY IF EXISTS audit_select ON audit_log;
+CREATE POLICY audit_select ON audit_log FOR SELECT TO gatepost_audit USING (true);
+DROP POLICY IF EXISTS audit_insert ON audit_log;
+CREATE POLICY audit_insert ON audit_log FOR INSERT TO gatepost_audit WITH CHECK (true);
+DROP POLICY IF EXISTS audit_delete ON audit_log;
+CREATE POLICY audit_delete ON audit_log FOR DELETE TO gatepost_audit USING (true);
+GRANT SELECT, INSERT, DELETE ON audit_log TO gatepost_audit;
+
 
 -- Answers that are kept, for whoever asks again (Idempotency-Key) -----------------------------------------------------------
 -- Written in the transaction of the effect itself, so that there is either both or neither. The row's name is a SHA-256 over
@@ -495,7 +560,7 @@ EXECUTE format($sql$
         USING (user_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.user_id', true), '')
                AND org_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.org_id', true), '') AND expires_at <= now());
 
-    REVOKE ALL ON idempotency_keys FROM PUBLIC, gatepost_auth, gatepost_sync, %1$I;
+    REVOKE ALL ON idempotency_keys FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %1$I;
     GRANT SELECT, DELETE, INSERT (hash, user_id, org_id, fingerprint, status, headers, body, withheld, expires_at)
           ON idempotency_keys TO %1$I;
 
@@ -522,9 +587,10 @@ BEGIN
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         EXECUTE format('GRANT gatepost_auth TO %I %s', current_user, options);
         EXECUTE format('GRANT gatepost_sync TO %I %s', current_user, options);
+        EXECUTE format('GRANT gatepost_audit TO %I %s', current_user, options);
     END IF;
 END $do$;
-GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync;
+GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync, gatepost_audit;
 
 SET LOCAL ROLE gatepost_auth;
 
@@ -662,6 +728,7 @@ BEGIN
     IF me IS NULL THEN
         RETURN 'stored';
     END IF;
+    PERFORM set_config('gatepost.actor', 'system', true);          -- for the audit log: no caller, not even a stranger, did this
     CASE what
     WHEN 'user.created', 'user.updated' THEN
         IF (body->>'banned')::boolean OR (body->>'locked')::boolean THEN
@@ -862,17 +929,133 @@ BEGIN
                    current_setting('gatepost.owner'));
 END $do$;
 
+-- What is noted of writes and denials -----------------------------------------------------------------------------------------
+SET LOCAL ROLE gatepost_audit;
+
+-- One entry for each row that is written, with the write or not at all: TG_ARGV names the column of the organisation ('' for
+-- none) and that of the row's id. Names of columns go in, and no value but those two. What is said of the caller counts within
+-- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, it is
+-- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for whoever else is connected.
+CREATE OR REPLACE FUNCTION public.gatepost_audited() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    request text := NULLIF(current_setting('gatepost.request_id', true), '');
+    who     text := NULLIF(current_setting('gatepost.actor', true), '');
+    after   jsonb;
+    before  jsonb;
+    columns text[];
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        before := to_jsonb(OLD);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        after := to_jsonb(NEW);
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        columns := ARRAY(SELECT a.key FROM jsonb_each(after) AS a WHERE a.value IS DISTINCT FROM before->a.key ORDER BY a.key);
+    END IF;
+    IF who IS NULL THEN
+        who := CASE WHEN request IS NOT NULL THEN 'anonymous'
+                    WHEN EXISTS (SELECT FROM pg_policy AS p JOIN pg_roles AS r ON r.oid = ANY (p.polroles)
+                                  WHERE p.polrelid = 'public.audit_log'::regclass AND p.polname = 'admin_select'
+                                    AND r.rolname = session_user) THEN 'system'
+                    ELSE 'operator' END;
+    END IF;
+    INSERT INTO public.audit_log (org_id, user_id, actor, action, target, row_id, changed, request_id)
+    VALUES (NULLIF(coalesce(after->>TG_ARGV[0], before->>TG_ARGV[0]), ''),
+            CASE WHEN request IS NOT NULL THEN NULLIF(current_setting('gatepost.user_id', true), '') END, who, lower(TG_OP),
+            CASE WHEN TG_TABLE_SCHEMA = 'public' THEN TG_TABLE_NAME ELSE TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME END,
+            coalesce(after, before)->>TG_ARGV[1], columns, request);
+    RETURN NULL;
+END $$;
+
+-- Note what the gate denied to known callers, one entry for each place of the arrays; how many that were. A time is taken as it
+-- is said, but not one of the future nor of more than a day ago.
+CREATE OR REPLACE FUNCTION public.audit_denied(moments timestamptz[], orgs text[], users text[], actors text[], providers text[],
+                                               targets text[], reasons text[], counts integer[], requests text[])
+RETURNS bigint LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    WITH noted AS (
+        INSERT INTO public.audit_log (created_at, org_id, user_id, actor, provider, action, target, reason, times, request_id)
+        SELECT greatest(least(d.moment, now()), now() - interval '1 day'), d.org, d.who, d.actor, d.provider, 'denied', d.target,
+               d.reason, d.number, d.request
+          FROM unnest(moments, orgs, users, actors, providers, targets, reasons, counts, requests)
+            AS d (moment, org, who, actor, provider, target, reason, number, request)
+        RETURNING 1)
+    SELECT count(*) FROM noted
+$$;
+
+-- Forget entries older than `days`, of the oldest `at_most` ones; how many that were. The last seven days stay, whoever asks:
+-- an intruder who runs SQL as the serving role cannot wipe out the traces. One at a time; who comes second has nothing to do.
+CREATE OR REPLACE FUNCTION public.audit_prune(days integer, at_most integer) RETURNS bigint
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    gone bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(4716, 3) THEN
+        RETURN 0;
+    END IF;
+    WITH oldest AS (SELECT l.id, l.created_at FROM public.audit_log AS l ORDER BY l.id LIMIT at_most)
+    DELETE FROM public.audit_log AS l USING oldest
+     WHERE l.id = oldest.id AND oldest.created_at < now() - make_interval(days => greatest(days, 7));
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END $$;
+REVOKE ALL ON FUNCTION public.gatepost_audited(), public.audit_prune(integer, integer), public.audit_denied(timestamptz[],
+    text[], text[], text[], text[], text[], text[], integer[], text[]) FROM PUBLIC;
+-- The owner makes triggers of the first one, for tables that come later too. That opens nothing: the log is the owner's table.
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_audited() TO %I',
+                   (SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'audit_log'));
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.audit_prune(integer, integer), public.audit_denied(timestamptz[],
+                    text[], text[], text[], text[], text[], text[], integer[], text[]) TO %I',
+                   current_setting('gatepost.serving_role'));
+END $do$;
+
 -- Back to the owner, and the means go away again.
 SELECT set_config('role', current_setting('gatepost.owner'), true);
-REVOKE CREATE ON SCHEMA public FROM gatepost_auth, gatepost_sync;
+REVOKE CREATE ON SCHEMA public FROM gatepost_auth, gatepost_sync, gatepost_audit;
 DO $do$
 DECLARE
     super boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
 BEGIN
     IF NOT super THEN
-        EXECUTE format('REVOKE gatepost_auth, gatepost_sync FROM %I', current_user);
-        IF pg_has_role('gatepost_auth', 'USAGE') OR pg_has_role('gatepost_sync', 'USAGE') THEN
-            RAISE EXCEPTION '% inherits gatepost_auth or gatepost_sync by a grant that is not its own: revoke it', current_user;
+        EXECUTE format('REVOKE gatepost_auth, gatepost_sync, gatepost_audit FROM %I', current_user);
+        IF pg_has_role('gatepost_auth', 'USAGE') OR pg_has_role('gatepost_sync', 'USAGE')
+           OR pg_has_role('gatepost_audit', 'USAGE') THEN
+            RAISE EXCEPTION '% inherits one of gatepost_auth, gatepost_sync and gatepost_audit by a grant that is not its own: '
+                            'revoke it', current_user;
         END IF;
     END IF;
 END $do$;
+
+
+-- Which tables are audited ------------------------------------------------------------------------------------------------------
+-- For a table of your own, in a file for `migrate --schema`:  SELECT gatepost_audit('my_table', 'organization_id');
+-- Run it as the owner; it can be run again. The entry goes to the log of the organisation that the row names; without such a
+-- column (NULL) nobody but the operator sees it. An update that names ignored columns only leaves no entry.
+CREATE OR REPLACE FUNCTION public.gatepost_audit(of_table regclass, org_column text DEFAULT NULL, id_column text DEFAULT 'id',
+                                                 ignored text[] DEFAULT '{}')
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    there text[] := ARRAY(SELECT attname FROM pg_attribute WHERE attrelid = of_table AND attnum > 0 AND NOT attisdropped
+                           ORDER BY attnum);
+    asked text;
+BEGIN
+    IF of_table = 'public.audit_log'::regclass THEN
+        RAISE EXCEPTION 'the audit log cannot note its own writes';
+    END IF;
+    FOREACH asked IN ARRAY array_remove(ignored || id_column || org_column, NULL) LOOP
+        IF NOT asked = ANY (there) THEN
+            RAISE EXCEPTION 'the table % has no column %', of_table, asked;
+        END IF;
+    END LOOP;
+    EXECUTE format('CREATE OR REPLACE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE %s ON %s'
+                   ' FOR EACH ROW EXECUTE FUNCTION public.gatepost_audited(%L, %L)',
+                   (SELECT 'OF ' || string_agg(format('%I', t.name), ', ') FROM unnest(there) AS t (name)
+                     WHERE ignored <> '{}' AND NOT t.name = ANY (ignored)),
+                   of_table, coalesce(org_column, ''), coalesce(id_column, ''));
+END $$;
+REVOKE ALL ON FUNCTION public.gatepost_audit(regclass, text, text, text[]) FROM PUBLIC;
+SELECT gatepost_audit('data', 'org_id'), gatepost_audit('org_data', 'organization_id'),
+       gatepost_audit('invoices', 'organization_id'), gatepost_audit('api_keys', 'org_id', ignored => '{last_used_at}');

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from . import openapi, wire
 from .addresses import ADDRESSES, ClientAddress
+from .audit import Audit
 from .bodies import BODY_LIMITS
 from .cors import Cors
 from .front import Front
@@ -42,6 +43,7 @@ STORAGE: Final = web.AppKey("storage", Storage)
 LIMITS: Final = web.AppKey("limits", Limits)
 FRONT: Final = web.AppKey("front", Front)
 METRICS: Final = web.AppKey("metrics", Metrics)
+AUDIT: Final = web.AppKey("audit", Audit)
 
 
 def create_app() -> web.Application:
@@ -74,13 +76,16 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app[DOCUMENT] = openapi.make(table, providers)
     storage, limits = Storage(settings), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
+    audit = app[AUDIT] = Audit(
+        storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")
+    )
     gate = Gate(
         table.plans,
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
         revocations=storage.revocations,
         metrics=metrics,
-        denied=[DenialLog()],
+        denied=[DenialLog(), *audit.listeners],
         caller_limit=limits.caller,
         address_limit=limits.address,
         addresses=app[ADDRESSES],
@@ -96,6 +101,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[STORAGE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
+    app.cleanup_ctx.append(audit.running)
     app.cleanup_ctx.append(_limits)
     app.cleanup_ctx.append(open_providers)
     wire.install(

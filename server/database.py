@@ -1,61 +1,36 @@
 """Postgres: connections, the scope of one transaction, and one meaning for every way a database can fail.
 
-The only room that knows asyncpg. Every statement of a handler runs with the caller's user, organisation and (only
+Every statement of a handler runs with the caller's user, organisation and (only
 where the route's access proves an administrator) admin organisation set for that transaction alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
 
-import asyncpg
-
+from . import driver
 from .answers import Rows
 from .deadline import within
-from .errors import ApiError, Conflict, Forbidden, Unprocessable
+from .driver import another_host_may_do, ends_the_server, is_said, is_still_cancelling, is_unfit, meaning, settle
+from .hosts import Hosts
 from .identity import Unavailable
 from .pool import Pool
-from .statements import SET_SCOPE, one_statement
+from .settings_values import ConfigError
+from .statements import IN_UTC, SET_SCOPE_AND_WRITER, Scoped, one_statement, set_scope_and_limits
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
+Writer: TypeAlias = tuple[str, str]
+"""(actor, request id): what the audit log notes of a write; empty texts where there is none."""
+NO_WRITER: Final[Writer] = ("", "")
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
-# Classes of SQLSTATE that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
-_NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
-
-
-class Scoped:
-    """One transaction under one caller's scope. SQL is plain, arguments are `$1`, `$2`, ..."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
-        """All rows."""
-        return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
-
-    async def fetchrow(self, sql: str, *args: Any) -> Mapping[str, Any] | None:
-        """The first row, or None."""
-        return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
-
-    async def fetchval(self, sql: str, *args: Any) -> Any:
-        """The first column of the first row, or None."""
-        return await self._connection.fetchval(sql, *args)
-
-    async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement; its command tag, like `DELETE 1`."""
-        return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
-
-    async def row(self, sql: str, *args: Any) -> str | None:
-        """The one row of a SELECT, or of a write with RETURNING, as JSON made by Postgres; None where there is none."""
-        one = f"WITH gatepost_row AS (\n{sql}\n) SELECT row_to_json(gatepost_row)::text FROM gatepost_row"  # noqa: S608
-        row: str | None = await self._connection.fetchval(one, *args)
-        return row
+_IDLE_MORE: Final = 30.0
+_SETTLE_SECONDS: Final = 1.0
+_IGNORED: Final = "what answers there ignores start-up parameters, as a pooler does; see database.pooler"
 
 
 class Database:
@@ -64,14 +39,20 @@ class Database:
     def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
         """`size` connections at the most; `pooled`: a transaction pooler stands between."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
+        idle = statement_seconds + _IDLE_MORE
+        self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE_AND_WRITER
+        self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
+        self._settling: set[asyncio.Task[None]] = set()
+        self._doubtful: set[Any] = set()
+        self._hosts: Hosts[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any]) -> None:
-        """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable."""
+        """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable, ConfigError."""
         settings = {} if self._pooled else {
             "timezone": "UTC",
             "statement_timeout": str(round(self._statement * 1000)),
-            "idle_in_transaction_session_timeout": str(round((self._statement + 30) * 1000)),
+            "idle_in_transaction_session_timeout": str(round((self._statement + _IDLE_MORE) * 1000)),
             "application_name": "gatepost",
         }  # fmt: skip
         arguments = {
@@ -80,20 +61,27 @@ class Database:
             "statement_cache_size": 0 if self._pooled else 1024,
             "max_cached_statement_lifetime": 0,  # a statement stays prepared; what the schema changes under it is told apart
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
-            "timeout": self._acquire,
         }
-        self._pool = Pool(lambda: asyncpg.connect(**arguments), self._size, busy=_still_cancelling)
-        async with self.connection():
-            pass
+        hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=another_host_may_do)
+        self._pool, self._hosts = Pool(hosts.open, self._size, busy=is_unfit), hosts
+        async with self.connection() as connection:
+            if settings and await connection.fetchval("SHOW statement_timeout") == "0":
+                raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        await asyncio.gather(*self._settling, return_exceptions=True)
 
     @property
     def pool(self) -> Pool[Any] | None:
         """The connections; None before `open`."""
         return self._pool
 
-    async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+    @property
+    def set_scope(self) -> str:
+        """Sets a scope ($1 to $3) and a writer ($4, $5) for one transaction, and what else a transaction has to bring."""
+        return self._set_scope
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
@@ -101,30 +89,32 @@ class Database:
         connection = await self._take()
         try:
             yield connection
-        except Exception as error:
-            raise self.failed(connection, error) from None
-        finally:
-            self._opened.release(connection)
+        except BaseException as error:
+            raise self._back_after(connection, error) from None
+        self._back(connection)
+
+    def statement(self, sql: str, arguments: int) -> str:
+        """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
+        return one_statement(sql, arguments, self._first)
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
         """One SELECT in one round trip, its rows as a JSON array."""
-        statement = one_statement(sql, len(args))
-        connection = await self._take()
+        statement = one_statement(sql, len(args), self._first)
+        connection = self._opened.take() or await self._take()
         try:
-            return Rows(await connection.fetchval(statement, *args, *scope))
-        except asyncpg.InvalidCachedStatementError:  # the schema changed under a prepared statement: nothing was done
-            async with translated():
-                return Rows(await connection.fetchval(statement, *args, *scope))
-        except Exception as error:
-            raise self.failed(connection, error) from None
-        finally:
-            self._opened.release(connection)
+            # Behind a pooler a statement that was prepared is perhaps another connection's.
+            fetch = connection.fetchval if self._pooled else connection.read
+            rows = Rows(await fetch(statement, *args, *scope))
+        except BaseException as error:
+            raise self._back_after(connection, error) from None
+        self._back(connection)
+        return rows
 
     async def _take(self) -> Any:
         try:
             return await within(self._acquire, self._opened.acquire())
         except Exception as error:
-            raise _meaning(error) from None
+            raise meaning(error) from None
 
     @property
     def _opened(self) -> Pool[Any]:
@@ -132,18 +122,70 @@ class Database:
             raise Unavailable("the database is not open")
         return self._pool
 
-    def failed(self, connection: Any, error: Exception) -> Exception:
-        """What a failure means; a connection to a server that is going away or only reads is not used again."""
-        if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(("25006", "57P")):
+    def failed(self, connection: Any, error: BaseException) -> BaseException:
+        """What a failure on a connection that stays lent means to the caller.
+
+        A connection to a server that is going away or only reads is not used again. After a time-out, a cancellation or a
+        value that could not be sent it is not known where the connection stands (a statement may still run, or be half
+        sent): that is found out when it is given back.
+        """
+        means = meaning(error) if isinstance(error, Exception) else error
+        if ends_the_server(error):
+            self._leave(connection)
+        if not is_said(error) and not (means is error and isinstance(error, Exception)):
+            self._doubtful.add(connection)
+        return means
+
+    def _back_after(self, connection: Any, error: BaseException) -> BaseException:
+        """Give a connection back on which this was raised; what it means to the caller."""
+        means = self.failed(connection, error)
+        self._back(connection)
+        return means
+
+    def _back(self, connection: Any) -> None:
+        """Give a connection back; a doubtful one is brought to its beginning first, and nobody waits for that."""
+        if connection not in self._doubtful or connection.is_closed():
+            self._doubtful.discard(connection)
+            self._opened.release(connection)
+            return
+        task = asyncio.get_running_loop().create_task(self._settle(connection))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    def _leave(self, connection: Any) -> None:
+        """The server at the other end is no use any more: neither are the other connections to it.
+
+        One that is new says that there is no better server to be had: it stays (it may read), else every write would open
+        a connection.
+        """
+        if self._hosts is not None and not self._hosts.is_new(connection):
             connection.terminate()
-        return _meaning(error)
+            self._opened.expire()
+
+    async def _settle(self, connection: Any) -> None:
+        try:
+            await settle(connection, _SETTLE_SECONDS)
+        finally:
+            self._doubtful.discard(connection)
+            self._opened.release(connection)
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
         """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
-        async with self.connection() as connection, connection.transaction():
-            await connection.execute(SET_SCOPE, *scope)
+        connection = await self._take()
+        try:
+            await connection.execute("BEGIN")
+            await connection.execute(self._set_scope, *scope, *writer)
             yield Scoped(connection)
+            if await connection.execute("COMMIT") != "COMMIT":
+                # Postgres makes a rollback of it where a statement has failed: the caller must not be told of success.
+                raise RuntimeError("a failed statement was passed over, so nothing was committed")
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_still_cancelling(connection) and connection.is_in_transaction():
+                with suppress(Exception):  # then it is closed, or still in the transaction, and not lent again
+                    await connection.execute("ROLLBACK", timeout=_SETTLE_SECONDS)
+            raise self._back_after(connection, error) from None
+        self._back(connection)
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         """Call a listed definer function by name: what must work without an identity."""
@@ -156,52 +198,15 @@ class Database:
 
 
 @asynccontextmanager
-async def direct_connection(connect: Mapping[str, Any]) -> AsyncIterator[Any]:
-    """A connection of its own, closed at the end: for migrations and commands. Raises Unavailable, ValueError."""
-    async with translated():
-        connection = await asyncpg.connect(**connect, timeout=10)
+async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) -> AsyncIterator[Any]:
+    """A connection of its own, opened within `seconds` and closed at the end: for migrations, commands and the feed of
+    revocations. Raises Unavailable, ValueError."""
+    try:
+        connection = await Hosts(driver.connect, connect, seconds, elsewhere=another_host_may_do).open()
+    except Exception as error:
+        raise meaning(error) from None
     try:
         yield connection
     finally:
-        await connection.close()
-
-
-def _still_cancelling(connection: Any) -> bool:
-    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres; such a one is thrown away."""
-    return bool(connection._protocol is None or connection._protocol._is_cancelling())
-
-
-@asynccontextmanager
-async def translated() -> AsyncIterator[None]:
-    """Turn what asyncpg raises into Unavailable (503) or an answer. No text of Postgres goes further than here."""
-    try:
-        yield
-    except Exception as error:
-        raise _meaning(error) from None
-
-
-def _meaning(error: Exception) -> Exception:
-    """What the caller of the database is to be told; an exception that is not the database's is itself."""
-    if isinstance(error, asyncpg.PostgresError):
-        return _of_state(error)
-    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return ValueError("not a Postgres URL that can be used")
-    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        return Unprocessable([])  # a value that asyncpg cannot send
-    if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
-        return Unavailable(f"database: {type(error).__name__}")
-    return error
-
-
-def _of_state(error: asyncpg.PostgresError) -> Exception:
-    state = error.sqlstate or ""
-    known: dict[str, type[ApiError]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
-    if state == "42501":  # a policy or a grant said no: the row would be another tenant's
-        return Forbidden("organization")
-    if state in known:
-        return known[state]()
-    if state.startswith(("22", "23", "54")):
-        return Unprocessable([])
-    if state.startswith(_NOT_NOW) or isinstance(error, asyncpg.InvalidCachedStatementError):
-        return Unavailable(f"database: {type(error).__name__} ({state})")
-    return error
+        with suppress(Exception):  # one that no longer answers is dropped, else whoever reads on it would never get another
+            await connection.close(timeout=_SETTLE_SECONDS)

@@ -20,6 +20,7 @@ from .identity import Unavailable
 from .lookup import Lookup
 from .metrics import NO_ROUTE, Metrics
 from .observe import Decision, Listener, log_failure
+from .replies import Reply
 from .targets import malformed
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
@@ -53,7 +54,7 @@ class Front:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        if not isinstance(response, web.StreamResponse):
+        if not _is_unsent(response):
             response = error_response(500)
         plan = self._gate.plan_of(request)
         if not response.prepared:
@@ -94,3 +95,8 @@ class Front:
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
+
+
+def _is_unsent(response: object) -> bool:
+    """Is it an answer, and not one of ours that was sent before, to whomever?"""
+    return isinstance(response, web.StreamResponse) and not (type(response) is Reply and response.prepared)

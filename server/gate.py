@@ -29,6 +29,7 @@ from .revocation import Revocations
 
 _API_KEY: Final = "X-API-Key"
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+_HANDLERS_WORD: Final = Forbidden("handler")
 
 
 class Gate:
@@ -84,9 +85,17 @@ class Gate:
             self._tell(request, plan, identity, error, started)
             raise
         request[IDENTITY] = identity
-        if request.method == hdrs.METH_POST and KEY in request.headers:
-            return await once(request, match.handler, plan.template)
-        return await match.handler(request)
+        try:
+            if request.method == hdrs.METH_POST and KEY in request.headers:
+                response = await once(request, match.handler, plan.template)
+            else:
+                response = await match.handler(request)
+        except (Forbidden, web.HTTPForbidden) as error:
+            self._tell(request, plan, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
+            raise
+        if response.status == 403:
+            self._tell(request, plan, identity, _HANDLERS_WORD, started)
+        return response
 
     def plan_of(self, request: web.Request) -> Plan | None:
         """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
@@ -184,6 +193,7 @@ class Gate:
             time.perf_counter() - started,
             self._addresses.of(request),
             self._addresses.inbound_request_id(request),
+            identity.audited_as if identity else None,
         )
         for listener in listeners:
             listener(decision)

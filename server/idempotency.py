@@ -21,7 +21,7 @@ from .errors import BadRequest, Conflict, Unprocessable
 from .identity import Identity
 from .joined import JOINED, Joined, Undone, one_transaction
 from .replies import STANDARD_HEADERS
-from .scope import DATABASE, scope_of
+from .scope import DATABASE, scope_of, writer_of
 
 KEY: Final = "Idempotency-Key"
 KEEP_SECONDS: Final = web.AppKey("idempotency_keep_seconds", float)
@@ -61,7 +61,8 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     body = await raw_body(request) if request.body_exists else b""
     name, fingerprint = _name(identity, request.method, template, key), _fingerprint(request, key, body)
     response: Any = None
-    async with one_transaction(request.app[DATABASE], scope, int.from_bytes(name[:8], "big", signed=True)) as joined:
+    lock = int.from_bytes(name[:8], "big", signed=True)
+    async with one_transaction(request.app[DATABASE], scope, lock, writer_of(request)) as joined:
         if joined is None:
             raise _under_way()
         kept = await _look(joined, name)

@@ -134,6 +134,11 @@ class Identity:
         """What `created_by` records: the user id, or `key:<id>` for a key that has no user."""
         return self.user_id if self.user_id is not None else f"key:{self.key_id}"
 
+    @property
+    def audited_as(self) -> str:
+        """What the audit log names as actor: `key:<id>` for every key, a user's too, else the user, else what vouched."""
+        return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
+
     def has(
         self,
         *,

@@ -16,10 +16,9 @@ from aiohttp import web
 
 from .answers import Rows
 from .blocks import Block
-from .database import Database, Scope, Scoped
-from .statements import SET_SCOPE, one_statement
+from .database import NO_WRITER, Database, Scope, Writer
+from .statements import SET_SCOPE, Scoped
 
-_TAKE: Final = f"{SET_SCOPE}, pg_try_advisory_xact_lock($4)"
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
 """The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
@@ -43,14 +42,17 @@ class Joined:
         return Scoped(_Turns(self, self.root))
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope) -> AsyncIterator[Scoped]:
-        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`."""
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`.
+
+        The writer is the transaction's: it is one request's.
+        """
         async with self._joining(scope) as block:
             yield Scoped(_Turns(self, block))
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
         """One SELECT that joins. As `Database.read`."""
-        statement = one_statement(sql, len(args))
+        statement = self._database.statement(sql, len(args))
         async with self._joining(scope) as block:
             self._set = scope  # the statement says it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
@@ -69,7 +71,7 @@ class Joined:
                         yield block
             except BaseException as error:
                 self._set = None  # the savepoint has taken its settings along
-                raise (self._database.failed(self._connection, error) if isinstance(error, Exception) else error) from None
+                raise self._database.failed(self._connection, error) from None
 
     @asynccontextmanager
     async def left(self, block: Block) -> AsyncIterator[None]:
@@ -151,15 +153,20 @@ JOINED: Final = web.RequestKey("joined", Joined)
 
 
 @asynccontextmanager
-async def one_transaction(database: Database, scope: Scope, lock: int) -> AsyncIterator[Joined | None]:
-    """A transaction to join, under this scope; None where somebody else has `lock` (64 bits), for which nobody waits.
+async def one_transaction(
+    database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
+) -> AsyncIterator[Joined | None]:
+    """A transaction to join, under this scope and of this writer; None where somebody else has `lock` (64 bits), for which
+    nobody waits.
 
     Committed at the end; rolled back when the block raises. `Undone` rolls back and is not raised further.
     Raises Unavailable, also when the commit fails: then nothing is there, or all of it.
     """
     try:
         async with database.connection() as connection, connection.transaction():
-            (*_, free) = await connection.fetchrow(_TAKE, *scope, lock)
+            (*_, free) = await connection.fetchrow(
+                f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
+            )
             if not free:
                 yield None
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from .targets import malformed
 
@@ -25,7 +25,8 @@ class Lookup:
         for resource in app.router.resources():
             if isinstance(resource, web.PlainResource) and not malformed(resource.canonical):
                 for route in resource:
-                    self._plain.setdefault((route.method, resource.canonical), route)
+                    if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which is answered before any route
+                        self._plain.setdefault((route.method, resource.canonical), route)
 
     def at_once(self, request: web.Request) -> web.UrlMappingMatchInfo | None:
         """The match of a plain route; None: ask `resolve`. The target of such a request is well-formed."""

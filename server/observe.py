@@ -30,6 +30,7 @@ class Decision(NamedTuple):
     seconds: float
     client: str = ""
     inbound_request_id: str | None = None
+    actor: str | None = None
 
 
 Listener: TypeAlias = Callable[[Decision], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from .answers import answer
-from .app import METRICS, PROVIDERS, STORAGE, not_ready
+from .app import AUDIT, METRICS, PROVIDERS, STORAGE, not_ready
 from .exposition import CONTENT_TYPE, as_json, as_text
 from .identity import Unavailable
 from .metrics import Family, Labels, gauge
@@ -79,6 +79,8 @@ async def families_of(app: web.Application) -> list[Family]:
         }
         families.append(Family("gatepost_pool_connections", "gauge", "Connections to Postgres.", ("state",), states))
         families.append(gauge("gatepost_pool_waiting", "Requests that wait for a connection.", pool.waiting))
+    dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
+    families.append(Family("gatepost_audit_dropped_total", "counter", "Denials missing in the audit log.", (), dropped))
     families.append(gauge("gatepost_revocation_lag_seconds", "Since the revocations were read.", age, merge="max"))
     families.append(gauge("gatepost_workers", "Processes that serve.", 1))
     families.append(gauge("gatepost_up", "1 where anything serves at all.", 1, merge="max"))

@@ -116,7 +116,7 @@ class Plugins:
 
     def _register(self, name: str, plugin: object) -> None:
         table = name.removeprefix("module:").partition(".")[0]
-        if table in ("database", "idempotency", "ops", "limits", "log", "revocation"):
+        if table in ("database", "idempotency", "ops", "limits", "log", "revocation", "audit"):
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the server itself")
         if name != table and table in self.builtin:
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the built-in plugin {table!r}")

@@ -60,16 +60,28 @@ class Pool(Generic[C]):
         """Requests that wait for a connection."""
         return sum(not waiter.done() for waiter in self._waiting)
 
+    def take(self) -> C | None:
+        """A connection that is idle, at once; None: `acquire` one."""
+        while self._idle:
+            connection = self._idle.pop()  # the last one used: its caches are warm
+            if not connection.is_closed():
+                self._lent.add(connection)
+                return connection
+        return None
+
     async def acquire(self) -> C:
         """A connection; waits for one without a bound of its own. Raises what `connect` raises."""
         while not self._closed:
-            while self._idle:
-                connection = self._idle.pop()  # the last one used: its caches are warm
-                if not connection.is_closed():
-                    self._lent.add(connection)
-                    return connection
+            taken = self.take()
+            if taken is not None:
+                return taken
             if self.open < self._size:
-                return await self._open_one()
+                try:
+                    return await self._open_one()
+                except Exception:
+                    if not self._lent:
+                        raise
+                    # More are not to be had now; one of those that there are will come back.
             handed = await self._wait()
             if handed is not None:
                 return handed
@@ -98,6 +110,12 @@ class Pool(Generic[C]):
         if not connection.is_closed():
             connection.terminate()
         self._wake_one()
+
+    def expire(self) -> None:
+        """Throw the idle ones away: what holds of one that was lent holds of them too."""
+        for connection in self._idle:
+            connection.terminate()
+        self._idle.clear()
 
     def close(self) -> None:
         """End every connection, lent ones too, and send those who wait away."""

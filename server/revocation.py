@@ -21,6 +21,8 @@ CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
 PRUNE_SECONDS: Final = 600.0
 PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
+# Longer than a healthy database takes; twice this and a new connection fit into the staleness that is allowed.
+READ_SECONDS: Final = 3.0
 
 
 class Revocations:
@@ -128,7 +130,7 @@ class Feed:
 
     async def _read(self, connection: Any) -> None:
         begun = time.monotonic()
-        rows = await connection.fetch("SELECT kind, subject, issued_before FROM live_revocations()", timeout=5)
+        rows = await connection.fetch("SELECT kind, subject, issued_before FROM live_revocations()", timeout=READ_SECONDS)
         self._revocations.replace(rows, begun)
 
 

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from .access import IDENTITY, access_of
+from .access import IDENTITY, REQUEST_ID, access_of
 from .answers import Rows
-from .database import NO_SCOPE, Database, Scope
+from .database import NO_SCOPE, Database, Scope, Writer
 from .errors import Forbidden
 from .joined import JOINED, Joined
 
@@ -33,6 +33,12 @@ def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
     return (identity.user_id or "", org, org if admin else "")
 
 
+def writer_of(request: web.Request) -> Writer:
+    """(actor, request id): what the audit log notes of who writes; empty texts where there is none."""
+    identity = request.get(IDENTITY)
+    return (identity.audited_as if identity is not None else "", request.get(REQUEST_ID, ""))
+
+
 async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:
     """Run one SELECT under the caller's scope in one round trip; its rows as JSON made by Postgres.
 
@@ -50,4 +56,4 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     is one. Where the route's access requires the role org:admin this is so without being asked.
     """
     database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
-    return database.scoped(scope_of(request, admin=admin))
+    return database.scoped(scope_of(request, admin=admin), writer_of(request))

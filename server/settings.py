@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .hookspecs import Setting
 from .settings_table import CORE
-from .settings_values import ConfigError, convert
+from .settings_values import ConfigError, convert, shown
 
 __all__ = ["ConfigError", "Settings", "Value", "env_name"]
 
@@ -106,7 +106,7 @@ class Settings:
         rows = []
         for key, found in sorted(self._values.items()):
             hidden = self._declared[key].secret and found.value not in (None, "", [], self._declared[key].default)
-            rows.append((key, "(set, not shown)" if hidden else _show(found.value), found.source))
+            rows.append((key, "(set, not shown)" if hidden else shown(found.value), found.source))
         return rows
 
     def _find(self, key: str, setting: Setting) -> Value:
@@ -168,14 +168,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; the nearest known one is '{close[0]}'" if close else ""
 
 
-def _show(value: Any) -> str:
-    if value is None:
-        return "(none)"
-    if isinstance(value, list):
-        return ", ".join(_show(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))
-
-
 def _check_core(settings: Settings) -> None:
     """Rules that hold between settings. Production must name what development may leave to us."""
     env = settings.get("env")
@@ -194,8 +186,14 @@ def _check_core(settings: Settings) -> None:
         raise ConfigError("database.pooler: must be none or transaction")
     if settings.get("log.format") not in ("auto", "json", "human"):
         raise ConfigError("log.format: must be auto, json or human")
+    if settings.get("database.pooler") == "transaction":
+        if not settings.get("database.url"):
+            raise ConfigError("database.pooler: the embedded Postgres has no pooler; set database.url (DATABASE_URL)")
+        if not settings.get("database.direct_url"):
+            raise ConfigError("database.direct_url: needed with a pooler; sign-outs are heard, and `check` looks, past it")
     ranges = {
         "workers": (1, 256),
+        "audit.retention_days": (0, 100_000),
         "database.pool_size": (1, 1000),
         "limits.body_bytes": (1, 2**31),
         "limits.head_bytes": (1024, 2**20),
@@ -207,6 +205,8 @@ def _check_core(settings: Settings) -> None:
     for key, (low, high) in ranges.items():
         if not low <= settings.get(key) <= high:
             raise ConfigError(f"{key}: must be {low} to {high}")
+    if 0 < settings.get("audit.retention_days") < 7:
+        raise ConfigError("audit.retention_days: must be 7 or more, or 0 to keep entries for ever")
     for key in CORE:
         if key.endswith("_seconds") and not settings.get(key) > 0:
             raise ConfigError(f"{key}: must be more than 0 seconds")

@@ -7,7 +7,7 @@ from typing import Final
 
 from .hookspecs import Setting
 
-BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "docs", "clerk", "api_key")
+BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit_log", "docs", "clerk", "api_key")
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
 CORE: Final[Mapping[str, Setting]] = {
@@ -59,13 +59,15 @@ CORE: Final[Mapping[str, Setting]] = {
         None,
         secret=True,
         example="postgresql://gatepost_app@localhost:5432/gatepost",
-        help="past a pooler, for LISTEN and locks",
+        help="the serving role's URL past a pooler, for LISTEN and `check`",
     ),
     "database.pool_size": Setting("int", 32, help="connections per worker"),
-    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer)"),
+    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer; needs direct_url)"),
     "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
     "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
     "revocation.max_staleness": Setting("float", 10.0, help="seconds; with an older revocation feed sessions are a 503"),
+    "audit.denials": Setting("bool", True, help="note 403s of known callers in the audit log"),
+    "audit.retention_days": Setting("int", 400, help="days after which audit entries are deleted, at least 7; 0: never"),
     "idempotency.keep_seconds": Setting("float", 86400.0, help="how long an answer is kept for a repeated Idempotency-Key"),
     "ops.host": Setting("str", "127.0.0.1", help="address of the operations port"),
     "ops.port": Setting("int", 9090, help="port of /livez, /readyz and /metrics; 0: off"),

@@ -1,23 +1,41 @@
-"""The SQL that puts a caller's scope around a handler's SQL."""
+"""The SQL that puts a caller's scope around a handler's SQL, and the transaction in which a handler runs it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 # Three settings, always all three, always for this transaction alone: what an earlier borrower left does not matter.
 SET_SCOPE: Final = (
     "SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),"
     " set_config('gatepost.admin_org_id', $3, true)"
 )
+# And what the audit log notes of whoever writes, where something may be written.
+SET_SCOPE_AND_WRITER: Final = (
+    f"{SET_SCOPE}, set_config('gatepost.actor', $4, true), set_config('gatepost.request_id', $5, true)"
+)
+# Behind a transaction pooler a connection has no settings of its own: each transaction brings what the others get at the
+# start of a connection.
+IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 
 
+def set_scope_and_limits(statement_seconds: float, idle_seconds: float) -> str:
+    """SET_SCOPE_AND_WRITER for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
+    return (
+        f"{SET_SCOPE_AND_WRITER}, {IN_UTC}, set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
+        f" set_config('idle_in_transaction_session_timeout', '{round(idle_seconds * 1000)}', true)"
+    )
+
+
 @lru_cache(maxsize=1024)
-def one_statement(sql: str, arguments: int) -> str:
+def one_statement(sql: str, arguments: int, first: str = "") -> str:
     """The caller's SELECT, run after its scope is set, in one statement.
+
+    `first`: an expression that is to be evaluated with the scope (it must not be NULL).
 
     Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
     condition sets the scope (set_config is volatile: it is never evaluated early). Were the condition ever NULL there
@@ -28,9 +46,41 @@ def one_statement(sql: str, arguments: int) -> str:
     user, org, admin = (f"${arguments + n}" for n in (1, 2, 3))
     # The alias is one that no column has (else row_to_json would take the column); the line's end closes a comment.
     return (
-        f"SELECT CASE WHEN set_config('gatepost.user_id', {user}, true) IS NOT NULL"  # noqa: S608 - the handler's own SQL
+        "SELECT CASE WHEN "  # noqa: S608 - the handler's own SQL
+        f"{first and f'{first} IS NOT NULL AND '}set_config('gatepost.user_id', {user}, true) IS NOT NULL"
         f" AND set_config('gatepost.org_id', {org}, true) IS NOT NULL"
         f" AND set_config('gatepost.admin_org_id', {admin}, true) IS NOT NULL"
         f" THEN (SELECT coalesce(string_agg(row_to_json(gatepost_row)::text, E'\\x1e'), '')"
         f" FROM (\n{sql.strip().rstrip(';')}\n) AS gatepost_row) END"
     )
+
+
+class Scoped:
+    """One transaction under one caller's scope. SQL is plain, arguments are `$1`, `$2`, ..."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
+        """All rows."""
+        return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
+
+    async def fetchrow(self, sql: str, *args: Any) -> Mapping[str, Any] | None:
+        """The first row, or None."""
+        return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row, or None."""
+        return await self._connection.fetchval(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        """Run a statement; its command tag, like `DELETE 1`."""
+        return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
+
+    async def row(self, sql: str, *args: Any) -> str | None:
+        """The one row of a SELECT, or of a write with RETURNING, as JSON made by Postgres; None where there is none."""
+        one = f"WITH gatepost_row AS (\n{sql}\n) SELECT row_to_json(gatepost_row)::text FROM gatepost_row"  # noqa: S608
+        row: str | None = await self._connection.fetchval(one, *args)
+        return row

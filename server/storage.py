@@ -11,8 +11,9 @@ from .database import Database, direct_connection
 from .identity import Unavailable
 from .migrate import migrate
 from .observe import LOG
+from .pooler import same_place
 from .postgres import EmbeddedPostgres, PostgresError, running_socket
-from .revocation import Feed, Revocations
+from .revocation import READ_SECONDS, Feed, Revocations
 from .safety import problems, warnings
 from .settings import ConfigError, Settings
 from .workers import Worker
@@ -47,11 +48,15 @@ class Storage:
         try:
             await self.database.open(connect)
             await self._refuse_unsafe()
-            direct = self._settings.get("database.direct_url")
-            self._feed = Feed(self.revocations, lambda: direct_connection({"dsn": direct} if direct else connect))
+            if direct := self._settings.get("database.direct_url"):
+                connect = {"dsn": direct}
+                await self._refuse_another_database(connect)
+            bound = {**connect, "command_timeout": READ_SECONDS}
+            self._feed = Feed(self.revocations, lambda: direct_connection(bound, seconds=READ_SECONDS))
             await self._feed.open()
         except Unavailable as error:
-            raise StartFailed(f"the database cannot be reached: {error}") from error
+            pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
+            raise StartFailed(f"the database cannot be reached: {error}{pooler}") from error
         except ValueError as error:
             raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
 
@@ -86,6 +91,12 @@ class Storage:
         if found:
             more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
             raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")
+
+    async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
+        """Revocations that are read from another database than they are written to would be no revocations."""
+        async with self.database.connection() as connection, direct_connection(direct) as past:
+            if not await same_place(connection, past):
+                raise ConfigError("database.direct_url: leads to another database than database.url (DATABASE_URL)")
 
     async def _start_embedded(self) -> dict[str, Any]:
         folder = Path(self._settings.get("data_folder")) / "postgres"

@@ -105,7 +105,7 @@ class Server:
             # is enough to use them, since then only whoever made a role may, or is given ADMIN by a superuser.
             async with self.as_admin() as admin:
                 new = await admin.fetchval("SELECT current_setting('server_version_num')::int >= 160000")
-                for role in ("gatepost_auth", "gatepost_sync"):
+                for role in ("gatepost_auth", "gatepost_sync", "gatepost_audit"):
                     if new and await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
                         await admin.execute(f'GRANT {role} TO "{self.owner_role}" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE')
             async with self.connected(self.owner_role, name) as owner:

@@ -12,7 +12,7 @@ from server.settings import Settings, env_name
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 # Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
 NOT_YET: tuple[str, ...] = ()
-OWN = {"database", "idempotency", "limits", "log", "ops", "revocation"}
+OWN = {"audit", "database", "idempotency", "limits", "log", "ops", "revocation"}
 TOP = """# Settings
 
 <!-- Written by `make docs` from the code; change the code, not this page. -->
@@ -31,7 +31,8 @@ every setting in it, explained and switched off; it never writes over a file.
 - *Not used yet*: the key is read and checked, and has no effect in this version.
 
 A table of a plugin is declared by the plugin (see [plugins.md](plugins.md)); a plugin sees its own table and no other. What the
-tables below are for: [clerk.md](clerk.md), [keys.md](keys.md), [limits.md](limits.md), [oidc.md](oidc.md).
+tables below are for: [clerk.md](clerk.md), [keys.md](keys.md), [limits.md](limits.md), [oidc.md](oidc.md),
+[audit.md](audit.md).
 
 ## The server
 """
@@ -44,10 +45,13 @@ RULES = """
 - `providers` must name at least one provider, and no name may stand in `providers`, `plugins` or `handlers` twice.
 - Two providers may neither answer for the same issuer nor give ids in the same namespace (`""` is one too): beside `clerk` every
   issuer of `oidc` needs a `namespace`.
-- A list in `handlers` is all that is served of what is built in: `health`, `me`, `data`, `orgs`, `invoices`, `profile`, and of the
-  providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
+- A list in `handlers` is all that is served of what is built in: `health`, `me`, `data`, `orgs`, `invoices`, `profile`, `audit_log`,
+  and of the providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
 - `clerk.webhook_signing_secret` may hold several secrets with commas or blanks between them, for rotation.
 - A pattern of `public_routes` that is not one of the three defaults and covers no route stops the start.
+- `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (past it): see
+  [postgres.md](postgres.md).
+- `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
 - Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
   seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
 - `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.

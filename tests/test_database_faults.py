@@ -7,60 +7,20 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from conftest import ALICE, BOB, Client, Got, MakeApp, Serve, TestDatabase, plugin
-from postgres_kit import FAST, Cluster, bin_folders
+from fault_kit import Fragile
+from postgres_kit import bin_folders
 
 from server import answer, body, read, scoped, signed_in
 from server.storage import StartFailed
 
 BRIEF = {"database.acquire_seconds": 0.5, "database.statement_seconds": 0.5}
-
-
-class Fragile(Cluster):
-    """A Postgres that can be killed, frozen and started again."""
-
-    def processes(self) -> list[int]:
-        """The server's processes, the first one first."""
-        assert self._process
-        first = self._process.pid
-        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        return [first, *map(int, children)]
-
-    def send(self, how: signal.Signals) -> None:
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-
-    def down(self, how: signal.Signals) -> None:
-        """End it: in order (SIGINT) or at once (SIGKILL, every process)."""
-        assert self._process
-        if how == signal.SIGKILL:
-            self.send(how)
-        else:
-            self._process.send_signal(how)
-        self._process.wait(20)
-
-    def up(self) -> None:
-        """Start it again on its data, if it is down."""
-        assert self._process
-        assert self.folder
-        if self._process.poll() is None:
-            return
-        data = self.folder / "data"
-        (data / "postmaster.pid").unlink(missing_ok=True)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in FAST for word in ("-c", one))],
-                stdout=log, stderr=log, start_new_session=True, **self._as)  # fmt: skip
-        self._wait(data / "postmaster.pid")
 
 
 @pytest.fixture(scope="module")
@@ -258,13 +218,18 @@ async def test_a_database_that_refuses_connections(serve_sql: Any, db: TestDatab
 
 
 async def test_no_connection_to_be_had(serve_sql: Any, db: TestDatabase) -> None:
+    """53300: who can wait for one of the connections that there are waits; where there is none it is a 503."""
     client, role = await serve_sql(**LONG), db.server.serving_role
     under_way = [asyncio.ensure_future(client.post("/sql", ALICE, ["SELECT pg_sleep(0.5)"])) for _ in range(2)]
     await running(db, "pg_sleep", 2)
     try:
         await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT 1')
-        unavailable(await client.get("/api/data", ALICE))  # 53300
+        assert {got.status for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(8)))} == {200}
         assert {got.status for got in await asyncio.gather(*under_way)} == {200}
+        await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT 0')
+        await db.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
+        await asyncio.sleep(0.05)
+        unavailable(await client.get("/api/data", ALICE))
     finally:
         await db.rows(f'ALTER ROLE "{role}" CONNECTION LIMIT -1')
     await well_again(client)

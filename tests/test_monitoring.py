@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from app_kit import build_app
 from deploy_kit import DEPLOY
+
+from providers.jwt.keyset import KeySet
+from server.app import PROVIDERS, STORAGE
+from server.ops import families_of
+from server.pool import Pool
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "gatepost.json").read_text("utf-8"))
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8"))
@@ -67,6 +76,18 @@ def unknown(text: str) -> set[str]:
 def test_every_metric_that_is_asked_for_is_the_servers(where: str, text: str) -> None:
     assert re.search(r"\bgatepost_\w+", text)
     assert unknown(text) == set()
+
+
+async def test_the_list_is_what_the_server_tells(tmp_path: Path) -> None:
+    """Names and labels, of a server with a provider that has keys from a URL."""
+    settings = {"providers": ["clerk"], "clerk.publishable_key": "pk_test_" + b64encode(b"clerk.example.com$").decode(), "data_folder": str(tmp_path)}
+    app = build_app(**{name.replace(".", "__"): value for name, value in settings.items()})
+    app[STORAGE].database._pool = Pool(asyncio.Event().wait, 1, busy=bool)  # type: ignore[arg-type]
+    keys = app[PROVIDERS][0][1]._keys = KeySet(asyncio.Event().wait, algorithms=["RS256"], name="keys")  # type: ignore[arg-type]
+    keys._fetched_at = 0.0
+    told = {family.name: set(family.labels) for family in await families_of(app)}
+    more = {"gatepost_provider_cache_tokens": {"provider"}, "gatepost_provider_keyset_failures_total": {"provider"}}
+    assert told == METRICS | more
 
 
 def test_a_wrong_name_would_be_noticed() -> None:

@@ -141,6 +141,34 @@ async def test_a_database_that_is_down_fails_each_who_asks_and_recovers() -> Non
     assert (await pool.acquire()).number == 1
 
 
+async def test_who_cannot_have_a_new_one_waits_for_one_that_there_is() -> None:
+    pool, lines = make(2)
+    held = await pool.acquire()
+    lines.down = True
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    pool.release(held)
+    assert await waiting is held
+    second = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0.01)
+    held.closed = True
+    pool.release(held)  # and when the last one is gone, the failure is told
+    with pytest.raises(ConnectionRefusedError):
+        await second
+
+
+async def test_expired_ones_are_not_lent_again() -> None:
+    pool, _ = make(3)
+    several = [await pool.acquire() for _ in range(3)]
+    for line in several:
+        pool.release(line)
+    pool.expire()
+    assert pool.open == 0
+    assert all(line.closed for line in several)
+    assert (await pool.acquire()).number == 4
+
+
 async def test_giving_back_twice_lends_it_once() -> None:
     pool, _ = make(2)
     line = await pool.acquire()

@@ -82,6 +82,11 @@ MATRIX: dict[tuple[str, str], Case] = {
     ("POST", "/api/orgs/{org_id}/data"): Case(
         "/api/orgs/org_a/data", {201: [ALICE, ADMIN_A, ROBOT_A]}, {"organization": [BOB, ALICE_ALONE, ADMIN_B]}, NEW
     ),
+    ("GET", "/api/orgs/{org_id}/audit"): Case(
+        "/api/orgs/org_a/audit",
+        {200: [ADMIN_A, ROBOT_A]},
+        {"role": [ALICE, NO_ROLE, *ODD_ROLES], "organization": [BOB, ALICE_ALONE, ADMIN_B, ROLE_WITHOUT_ORG]},
+    ),
     ("GET", "/api/orgs/{org_id}/members"): Case(
         "/api/orgs/org_a/members", {200: [ALICE, ADMIN_A, ROBOT_A]}, {"organization": [BOB, ALICE_ALONE, ADMIN_B]}
     ),

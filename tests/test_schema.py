@@ -225,7 +225,7 @@ async def test_the_owner_sees_no_row_and_is_no_member(cluster: Server, database:
         for table in TABLES:
             assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0
         assert await refused(owner, "SELECT * FROM key_by_hash('x')")
-        for role in ("gatepost_auth", "gatepost_sync"):
+        for role in ("gatepost_auth", "gatepost_sync", "gatepost_audit"):
             assert not await owner.fetchval("SELECT pg_has_role($1, 'USAGE')", role)
             if await owner.fetchval("SELECT current_setting('server_version_num')::int >= 160000"):
                 assert await refused(owner, f"SET ROLE {role}")
@@ -449,6 +449,23 @@ SABOTAGE = {
     "member of a helper": ("GRANT gatepost_auth TO @APP", "is a member of gatepost_auth"),
     "member of all": ("GRANT pg_read_all_data TO @APP", "is a member of pg_read_all_data"),
     "member of a member": ("GRANT @GUEST TO @APP; GRANT pg_write_all_data TO @GUEST", "is a member of pg_write_all_data"),
+    "not audited": ("DROP TRIGGER audited ON invoices", "writes to the table public.invoices are not audited"),
+    "audit switched off": ("ALTER TABLE api_keys DISABLE TRIGGER audited", "writes to the table public.api_keys are not audited"),
+    "audited in part": ("CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE ON data FOR EACH ROW EXECUTE FUNCTION gatepost_audited('org_id', 'id')",
+                        "writes to the table public.data are not audited"),
+    "audited sometimes": ("CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON data FOR EACH ROW WHEN (pg_trigger_depth() > 7)"
+                          " EXECUTE FUNCTION gatepost_audited('org_id', 'id')", "writes to the table public.data are not audited"),
+    "audited by another": ("CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+                           "CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON org_data FOR EACH ROW EXECUTE FUNCTION nothing()",
+                           "writes to the table public.org_data are not audited"),
+    "the log can be changed": ("ALTER TABLE audit_log DISABLE TRIGGER append_only", "the audit log is not append-only"),
+    "the log can be forged": ("GRANT INSERT ON audit_log TO @APP", "has INSERT on the audit log"),
+    "the log can be forged in part": ("GRANT INSERT (actor) ON audit_log TO PUBLIC", "has INSERT on the audit log"),
+    "the log can be written over": ("GRANT UPDATE (actor) ON audit_log TO @APP", "has UPDATE on the audit log"),
+    "the log can be emptied": ("GRANT DELETE ON audit_log TO @APP", "has DELETE on the audit log"),
+    "another owner of the note": ("GRANT CREATE ON SCHEMA public TO @OWNER; ALTER FUNCTION gatepost_audited() OWNER TO @OWNER",
+                                  "the function public.gatepost_audited() belongs to"),
+    "default actor": ("ALTER ROLE @APP IN DATABASE @THIS SET gatepost.actor = 'ada'", "gatepost.actor has a default value"),
     "parameter": ("GRANT SET ON PARAMETER session_replication_role TO @APP", "may change the parameter session_replication_role"),
 }
 REPAIR = ("ALTER ROLE @APP NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION; REVOKE gatepost_auth, pg_read_all_data, @GUEST FROM @APP;"

@@ -26,3 +26,5 @@ CREATE POLICY admin_delete ON todos FOR DELETE TO gatepost_app
 
 REVOKE ALL ON todos FROM PUBLIC, gatepost_app;
 GRANT SELECT, INSERT (organization_id, created_by, title), UPDATE (done), DELETE ON todos TO gatepost_app;
+
+SELECT gatepost_audit('todos', 'organization_id');

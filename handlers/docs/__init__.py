@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +30,9 @@ _FOREVER: Final = "public, max-age=31536000, immutable"  # RFC 8246: under a nam
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent."""
+    """A file as it is sent. `read` gives its content: the files are large, and hardly ever asked for."""
 
-    content: bytes
+    read: Callable[[], bytes]
     content_type: str
     etag: str
 
@@ -42,13 +42,13 @@ class Asset:
         return self.etag.strip('"')
 
 
-def asset(content: bytes, content_type: str) -> Asset:
+def asset(read: Callable[[], bytes], content_type: str) -> Asset:
     """An Asset with a strong entity tag of its content."""
-    return Asset(content, content_type, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+    return Asset(read, content_type, f'"{hashlib.sha256(read()).hexdigest()[:16]}"')
 
 
 def _read(name: str) -> Asset:
-    return asset((_FOLDER / name).read_bytes(), _TYPES[Path(name).suffix])
+    return asset((_FOLDER / name).read_bytes, _TYPES[Path(name).suffix])
 
 
 def page_of(assets: Mapping[str, Asset]) -> Asset:
@@ -56,7 +56,7 @@ def page_of(assets: Mapping[str, Asset]) -> Asset:
     text = (_FOLDER / "page.html").read_text("utf-8")
     for name, one in assets.items():
         text = text.replace(f'"docs/{name}"', f'"docs/{name}?v={one.version}"')
-    return asset(text.encode(), "text/html; charset=utf-8")
+    return asset(text.encode, "text/html; charset=utf-8")
 
 
 _ASSETS: Final = {name: _read(name) for name in FILES}
@@ -73,7 +73,7 @@ def sent(request: web.Request, what: Asset, keep: str) -> web.Response:
     }
     if _known(request, what.etag):
         return web.Response(status=304, headers=headers)
-    return answer(what.content, headers=headers)
+    return answer(what.read(), headers=headers)
 
 
 def _known(request: web.Request, etag: str) -> bool:
@@ -87,7 +87,7 @@ def _known(request: web.Request, etag: str) -> bool:
 @describe(answers={200: dict[str, Any], 304: None}, headers=["ETag", "Cache-Control"], summary="This document")
 async def document(request: web.Request) -> web.Response:
     made = openapi_document(request)
-    return sent(request, Asset(made.json, "application/json", made.etag), _AGAIN)
+    return sent(request, Asset(lambda: made.json, "application/json", made.etag), _AGAIN)
 
 
 @routes.get("/api/public/docs")

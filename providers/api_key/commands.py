@@ -22,7 +22,8 @@ from .rights import LONGEST_OVERLAP, NewKey
 from .secret import PREFIX, Key, digest_of, make, parse
 
 _SCOPE = """SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),
-                   set_config('gatepost.admin_org_id', $3, true), set_config('timezone', 'UTC', true)"""
+                   set_config('gatepost.admin_org_id', $3, true), set_config('timezone', 'UTC', true),
+                   set_config('gatepost.actor', 'operator', true), set_config('gatepost.request_id', '', true)"""
 _LIST = f"SELECT {COLUMNS}, revoked_at FROM api_keys WHERE {MINE} ORDER BY created_at DESC, id DESC"  # noqa: S608
 _OPERATOR = "operator"
 

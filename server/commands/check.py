@@ -8,11 +8,14 @@ import json
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
+from .. import oracles, pooler
 from ..app import PROVIDERS, TABLE, build, not_ready, open_providers
 from ..database import direct_connection
+from ..hosts import split
 from ..identity import Unavailable
 from ..safety import problems, warnings
 from ..settings import ConfigError, Settings
@@ -73,18 +76,38 @@ async def _look(app: web.Application, settings: Settings) -> tuple[_Found, list[
 
 
 async def _find(settings: Settings) -> _Found:
-    # Past a transaction pooler, where there is one: it would mix up the statements that asyncpg prepares here.
-    url = settings.get("database.direct_url") or settings.get("database.url")
-    connect = {"dsn": url} if url else beside_running_server(settings)
-    if connect is not None:
-        try:
-            async with direct_connection(connect) as connection:
-                room = await capacity(connection, settings)
-                told = [*await warnings(connection), room.shortage()]
-                return _Found(await problems(connection), [line for line in told if line], room)
-        except Unavailable as error:
-            return _Found([f"the database cannot be reached: {error}"])
-    return _Found(await _embedded(settings))
+    """What the database tells, seen past a pooler, and what it tells through one."""
+    url, direct = settings.get("database.url"), settings.get("database.direct_url")
+    connect = {"dsn": direct or url} if url else beside_running_server(settings)
+    if connect is None:
+        return _Found(await _embedded(settings))
+    try:
+        async with direct_connection(connect) as connection:
+            room = await capacity(connection, settings)
+            found = await problems(connection) + await oracles.seen_by_nobody(connection)
+            told = [*await warnings(connection), *await oracles.warnings(connection), *_hosts(url), room.shortage()]
+            if url and direct:
+                pooled = settings.get("database.pooler") == "transaction"
+                more, also = await _through(url, connection, pooled=pooled)
+                found, told = list(dict.fromkeys([*found, *more])), [*told, *also]
+        return _Found(found, [line for line in told if line], room)
+    except Unavailable as error:
+        return _Found([f"the database cannot be reached: {error}"])
+
+
+async def _through(url: str, direct: Any, *, pooled: bool) -> tuple[list[str], list[str]]:
+    """(problems, warnings) of what stands at `database.url`, as the server will see it."""
+    async with direct_connection({"dsn": url, "statement_cache_size": 0}) as connection:
+        if not await pooler.same_place(connection, direct):
+            return ["database.direct_url: leads to another database than database.url (DATABASE_URL)"], []
+        # A pooler logs in by itself: as whom?
+        return await problems(connection), await pooler.warnings(connection, direct) if pooled else []
+
+
+def _hosts(url: str | None) -> list[str]:
+    if url and len(split(url)) > 1 and "target_session_attrs" not in url:
+        return ["database.url names several hosts and no target_session_attrs=read-write: a standby may be taken"]
+    return []
 
 
 async def _embedded(settings: Settings) -> list[str]:

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             raise
         # The operator's own SQL and rights: here, and only here, Postgres may say what is wrong in its own words.
         raise StartFailed(f"migrate: nothing was changed by the file that failed: {error}") from None
+    if settings.get("database.pooler") == "transaction":
+        todo += _behind_a_pooler(serving_role(url), settings.get("database.statement_seconds"))
     if args.json:
         print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
         return 0
@@ -55,6 +57,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def serving_role(url: str) -> str:
     """The role that DATABASE_URL names, or gatepost_app where it names none."""
     return urlsplit(url).username or "gatepost_app"
+
+
+def _behind_a_pooler(role: str, seconds: float) -> list[str]:
+    """What a connection says at its start where no pooler stands between, and what only the operator can say there."""
+    return [
+        f"Behind the pooler the role brings its own bounds: ALTER ROLE {role} SET statement_timeout = "
+        f"'{round(seconds * 1000)}ms'; ALTER ROLE {role} SET timezone = 'UTC'; then let the pooler open its connections anew "
+        "(PgBouncer: RECONNECT)."
+    ]
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,202 @@
+"""The first two locks, whole and in parts, the limits, and every kind of credential. Part of locks.py."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp import web
+from inproc import Client, Step, cheapest
+from issuer import garbage, org, request, user
+from stage import FAR, Stage
+
+from providers.api_key.secret import digest_of, make
+from server import Identity, answer, hookimpl, identity_of, signed_in
+from server.access import IDENTITY, access_of, check
+from server.app import FRONT, PROVIDERS, STORAGE, build
+from server.errors import Unauthorized
+from server.metrics import Tally
+from server.settings import Settings
+
+_BARE = "/api/bench"
+_GATE = "the gate for "
+_KEY = make("production")
+
+
+def price(lock: str, with_it: float, without: float) -> dict[str, Any]:
+    """One row of the table, in CPU microseconds of the server."""
+    return {"lock": lock, "server_us": with_it - without, "postgres_us": None}
+
+
+@signed_in
+async def bare(request: web.Request) -> web.StreamResponse:
+    """A handler that does next to nothing."""
+    return answer(b"{}")
+
+
+@contextlib.asynccontextmanager
+async def application(stage: Stage, more: Mapping[str, Any] | None = None) -> AsyncIterator[tuple[web.Application, Client]]:
+    """The application as it is served, and one connection to it."""
+    url = stage.postgres.url(stage.postgres.serving, stage.postgres.locked)
+    key = {"id": "bench", "hash": "sha256:" + digest_of(_KEY.text).hex(), "user_id": user(0), "org_id": org(0)}
+    given = {**stage.settings(more), "database.url": url, "clerk.jwt_key": stage.issuer.pem, "api_key.keys": [key]}
+    offer = web.get(_BARE, bare)
+    plugin = SimpleNamespace(register_handlers=hookimpl(lambda: [offer], specname="register_handlers"))
+    runner = web.AppRunner(app := build(Settings(environ={}, given=given), {"bench": plugin}), access_log=None)
+    await runner.setup()
+    client = Client(runner)
+    try:
+        yield app, client
+    finally:
+        client.close()
+        await runner.cleanup()
+
+
+class Open:
+    """Stands in for the gate and lets everybody in as the same caller. `seen` are the requests, where somebody wants them."""
+
+    def __init__(self, gate: Any, identity: Identity, seen: list[web.Request] | None = None) -> None:
+        self._identity, self._seen = identity, seen
+        self.plan_of = gate.plan_of
+
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
+        request[IDENTITY] = self._identity
+        if self._seen is not None:
+            self._seen.append(request)
+        return await match.handler(request)
+
+
+async def captured(app: web.Application, client: Client, sent: Iterable[bytes]) -> list[web.Request]:
+    """These requests as the gate gets them."""
+    front: Any = app[FRONT]
+    gate, seen = front._gate, []  # type: ignore[var-annotated]
+    front._gate = Open(gate, Identity(provider="bench", user_id="user_bench"), seen)
+    for one in sent:
+        await client.must(one, b"200")
+    front._gate = gate
+    return seen
+
+
+async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
+    """The gate against no gate, its parts by themselves, the handler's check, and the counting."""
+    front: Any = app[FRONT]
+    for token in tokens:
+        await client.must(request("/api/me", token), b"200")
+    [seen] = await captured(app, client, [request(_BARE, tokens[0])])
+    gate, tally, revocations, match = front._gate, Tally(), app[STORAGE].revocations, seen.match_info
+    await gate.admit(seen, match)
+    identity, handler = identity_of(seen), match.handler
+    access: Any = access_of(handler)
+    unwrapped: Any = handler.__wrapped__  # type: ignore[attr-defined]
+    providers: Any = app[PROVIDERS]
+    provider = dict(providers)["clerk"]
+    opened, turn = Open(gate, identity), _in_turn("/api/me", tokens)
+
+    async def locked() -> None:
+        front._gate = gate
+        await client.send(next(turn))
+
+    async def unlocked() -> None:
+        front._gate = opened
+        await client.send(next(turn))
+
+    async def who() -> None:
+        provider.recall(seen)
+
+    async def revoked() -> None:
+        revocations.denies(identity)
+
+    async def may() -> None:
+        check(access, identity, match)
+
+    async def counted() -> None:
+        tally.add(200, 0.001)
+
+    async def nothing() -> None:
+        pass
+
+    async def checked() -> None:
+        await handler(seen)
+
+    async def unchecked() -> None:
+        await unwrapped(seen)
+
+    us = await _cost(stage, locked, unlocked, who, revoked, may, counted, nothing, checked, unchecked)
+    front._gate = gate
+    return [
+        price("1 the gate, whole (`GET /api/me` with a known token, against no gate)", us["locked"], us["unlocked"]),
+        price("… who is it: the provider's answer for a known token", us["who"], us["nothing"]),
+        price("… is the caller signed out: the revocations in memory", us["revoked"], us["nothing"]),
+        price("… may they: the route's access", us["may"], us["nothing"]),
+        price("2 the handler's own check", us["checked"], us["unchecked"]),
+        price("(metrics: one request counted)", us["counted"], us["nothing"]),
+    ]
+
+
+async def credentials(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
+    """The gate by itself, for every kind of credential: its answer, and no more of the request."""
+    repetitions, batch = min(stage.args.repetitions, 20), max(1, stage.args.batch // 10)
+    front: Any = app[FRONT]
+    admit = front._gate.admit
+
+    async def shown(shows: Iterable[dict[str, Any]], ask: Any = admit) -> Step:
+        requests = itertools.cycle(await captured(app, client, [request(_BARE, **show) for show in shows]))
+
+        async def step() -> None:
+            one = next(requests)
+            with contextlib.suppress(Unauthorized):
+                await ask(one, one.match_info)
+
+        return step
+
+    async def let_in(request: web.Request, match: Any) -> None:
+        await match.handler(request)
+
+    async def turned_away(request: web.Request, match: Any) -> None:
+        """What the counting itself costs."""
+
+    fresh = [stage.issuer.token(n) for n in range(repetitions * batch)]
+    steps = {
+        "let in": await shown([{"token": tokens[0]}], let_in),
+        "turned away": await shown([{"token": tokens[0]}], turned_away),
+        "a token that is known": await shown({"token": token} for token in tokens),
+        "a token never seen before": await shown({"token": token} for token in fresh),
+        "an API key of the settings": await shown([{"key": _KEY.text}]),
+        "no credential": await shown([{}]),
+        "a forged token": await shown({"token": stage.issuer.forged(n)} for n in range(100)),
+        "garbage": await shown({"token": garbage(n)} for n in range(100)),
+    }
+    us = {name: values[0] for name, values in (await cheapest(steps, repetitions, batch)).items()}
+    base = dict.fromkeys(("a token that is known", "a token never seen before", "an API key of the settings"), us["let in"])
+    return [price(f"({_GATE}{name})", us[name], base.get(name, us["turned away"])) for name in list(steps)[2:]]
+
+
+async def limits(stage: Stage, tokens: list[str]) -> dict[str, Any]:
+    """The rate limits, on against off, for callers who are far from them."""
+    off = dict.fromkeys(FAR, "off")
+    async with application(stage) as (_, with_limits), application(stage, off) as (_, without):
+        for token in tokens:
+            await with_limits.must(request("/api/me", token), b"200")
+            await without.must(request("/api/me", token), b"200")
+        turn, other = _in_turn("/api/me", tokens), _in_turn("/api/me", tokens)
+
+        async def limited() -> None:
+            await with_limits.send(next(turn))
+
+        async def unlimited() -> None:
+            await without.send(next(other))
+
+        us = await _cost(stage, limited, unlimited)
+    return price("(rate limits: a caller who is far from theirs)", us["limited"], us["unlimited"])
+
+
+def _in_turn(path: str, tokens: list[str]) -> Iterator[bytes]:
+    return itertools.cycle([request(path, token) for token in tokens])
+
+
+async def _cost(stage: Stage, *steps: Any) -> dict[str, float]:
+    named: dict[str, Step] = {step.__name__: step for step in steps}
+    return {name: us[0] for name, us in (await cheapest(named, stage.args.repetitions, stage.args.batch)).items()}

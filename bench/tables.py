@@ -1,0 +1,130 @@
+"""The results as Markdown, for the terminal and for docs/performance.md alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cases import CASES
+from stats import RULE, Ratio, table
+
+
+def text_of(result: Mapping[str, Any]) -> str:
+    """The tables of one result, whichever benchmark it is of."""
+    return {"run": run_tables, "scale": scale_tables, "locks": locks_tables}[result["kind"]](result)
+
+
+def run_tables(result: Mapping[str, Any]) -> str:
+    """What run.py found."""
+    args, facts = result["args"], _facts(result["facts"])
+    how = f"{args['rounds']} rounds of {args['seconds']:g} s, {args['connections']} connections, {args['users']} callers, {args['rows']} rows each."
+    parts = [facts, how, _ratios(result), _absolute(result["rows"])]
+    if "workers" in result:
+        parts.append(_workers(result["workers"]))
+    memory = result["memory"]
+    lines = [
+        f"Memory of a warm worker: {memory['gatepost']:.0f} MiB (`limit`: {memory['limit']:.0f} MiB); "
+        f"at the end, with all the new tokens remembered: {memory['at the end']:.0f} MiB."
+    ]
+    if "start" in result:
+        start = result["start"]
+        lines.append(
+            f"From the start of the process to ready: {start['warm']:.2f} s with an embedded Postgres that was there before, "
+            f"{start['first']:.2f} s with a new one."
+        )
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _ratios(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in result["summary"].items():
+        case = CASES[name]
+        against = {"limit": "`limit`", "me": "a cached token"}.get(case.against, case.against)
+        if case.base is not None:
+            rows.append([name, f"{against}, beyond “{case.base}”", _said(found["verify"]), "", ""])
+        else:
+            rows.append([name, against, *(_said(found.get(which)) for which in ("server", "both", "p99"))])
+    return table(["case", "against", "server CPU", "server + Postgres", "p99"], rows)
+
+
+def _absolute(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Medians over the rounds, for whoever wants to know what the ratios are of."""
+    lines = []
+    for name, server in dict.fromkeys((row["case"], row["server"]) for row in rows):
+        mine = [row for row in rows if (row["case"], row["server"]) == (name, server)]
+
+        def middle(what: str, mine: list[Mapping[str, Any]] = mine) -> float:
+            return float(statistics.median(row[what] for row in mine))
+
+        lines.append([f"{name}: {server}", f"{middle('rps'):,.0f}", f"{middle('p50_ms'):.2f}", f"{middle('p99_ms'):.2f}",
+                      f"{middle('server_us'):.1f}", f"{middle('postgres_us'):.1f}", f"{middle('foreign'):.0%}"])  # fmt: skip
+    verify = statistics.median(row["verify_us"] for row in rows)
+    head = ["case: server", "req/s", "p50 ms", "p99 ms", "server µs", "Postgres µs", "others"]
+    return f"{table(head, lines)}\n\nOne bare RSA-2048 verification: {verify:.1f} µs."
+
+
+def _workers(found: Mapping[str, Any]) -> str:
+    shares = " : ".join(f"{share:.0%}" for share in found["shares"])
+    return (
+        f"{found['workers']} workers against one (`/api/me`): throughput {_said(found['throughput'])} with the loader on the same "
+        f"CPUs; by the CPU time of the busiest worker {_said(found['by_cpu'])}; they share the load {shares}."
+    )
+
+
+def scale_tables(result: Mapping[str, Any]) -> str:
+    """What scale.py found."""
+    parts = [_facts(result["facts"]), f"The word for a curve: {RULE}"]
+    for curve in result["curves"]:
+        first = curve["points"][0]
+        rows = [
+            [f"{point['size']:,}", f"{point['server_us']:.1f}", f"{point['server_us'] / first['server_us']:.2f}",
+             f"{point['postgres_us']:.1f}", f"{point['postgres_us'] / first['postgres_us']:.2f}" if first["postgres_us"] >= 1 else ""]
+            for point in curve["points"]
+        ]  # fmt: skip
+        head = [curve["of"], "server µs", "ratio", "Postgres µs", "ratio"]
+        parts.append(f"**{curve['name']}**: {curve['word']}.\n\n{table(head, rows)}")
+    if result["neighbours"]:
+        rows = [[one["beside"], f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}"] for one in result["neighbours"]]
+        parts.append(
+            f"**The others**, at {result['neighbour_rate']:g} requests a second:\n\n{table(['beside', 'p50 ms', 'p99 ms'], rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+def locks_tables(result: Mapping[str, Any]) -> str:
+    """What locks.py found."""
+    rows = [[one["lock"], _us(one["server_us"]), _share(one, "server", result), _us(one["postgres_us"]), _share(one, "postgres", result)]
+            for one in result["locks"]]  # fmt: skip
+    whole = result["request"]
+    in_postgres = "" if whole["postgres_us"] is None else f", and {whole['postgres_us']:.1f} µs in Postgres"
+    said = (
+        f"A whole `GET /api/data` of {result['rows']} rows takes {whole['server_us']:.1f} µs of CPU in the server's process, the "
+        f"client's socket not counted{in_postgres}. Shares are of these; a negative price is a gain. One bare "
+        f"RSA-2048 verification takes {result['verify_us']:.1f} µs."
+    )
+    start, verify = "(the gate for ", result["verify_us"]
+    gates = [(one["lock"][len(start) : -1], one["server_us"]) for one in result["locks"] if one["lock"].startswith(start)]
+    units = "; ".join(f"{name} {us / verify:.2f}" for name, us in gates)
+    head = ["lock", "server µs", "share", "Postgres µs", "share"]
+    return "\n\n".join(
+        [_facts(result["facts"]), said, table(head, rows), f"The gate in units of one bare verification: {units}."]
+    )
+
+
+def _us(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _share(one: Mapping[str, Any], what: str, result: Mapping[str, Any]) -> str:
+    value, whole = one[f"{what}_us"], result["request"][f"{what}_us"]
+    return "" if value is None else f"{value / whole:+.1%}"
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in facts.items()) + "."
+
+
+def _said(found: Iterable[float] | None) -> str:
+    """A ratio, also one that comes from a file, where it is a list."""
+    return "" if found is None else str(Ratio(*found))

@@ -1,0 +1,102 @@
+"""The hosts that a Postgres URL names, tried in turn within one bound; and a lost database is not asked without pause.
+
+Why not asyncpg's own list of hosts: its bound is for all of them together, so a first host that swallows packets would
+use up the time of the one that serves. Knows no database library: it is given what opens one connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
+
+C = TypeVar("C")
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.5
+NEW_SECONDS: Final = 1.0
+
+
+class Hosts(Generic[C]):
+    """Opens connections to whichever host serves, the one that served last first."""
+
+    def __init__(
+        self,
+        connect: Callable[..., Awaitable[C]],
+        arguments: Mapping[str, Any],
+        seconds: float,
+        *,
+        elsewhere: Callable[[Exception], bool],
+    ) -> None:
+        """`connect(**arguments, timeout=...)` opens one; `seconds` for all hosts together; `elsewhere(error)`: may another
+        host do better after this error?"""
+        self._connect, self._seconds, self._elsewhere = connect, seconds, elsewhere
+        dsn = arguments.get("dsn")
+        self._each = [{**arguments, "dsn": one} for one in split(dsn)] if dsn else [dict(arguments)]
+        self._opened_at: WeakKeyDictionary[C, float] = WeakKeyDictionary()
+        self._failed = False
+        self._trying = False
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
+
+    async def open(self) -> C:
+        """One connection. Raises what `connect` raises, and ConnectionError at once while the last failure is fresh.
+
+        While the database is lost there is one attempt at a time, with pauses between: whoever needs a connection in the
+        meantime is told so at once, and a Postgres that is coming up is not run over.
+        """
+        if self._failed and (self._trying or time.monotonic() < self._not_before):
+            raise ConnectionError("the database could not be reached a moment ago")
+        self._trying, began = True, time.monotonic()
+        try:
+            connection = await self._in_turn()
+        except BaseException as error:
+            # Whoever gave up early (a client that went away) says nothing about the database.
+            if isinstance(error, Exception) or time.monotonic() - began > self._seconds / 4:
+                self._lost()
+            raise
+        finally:
+            self._trying = False
+        self._failed, self._pause = False, FIRST_PAUSE
+        self._opened_at[connection] = time.monotonic()
+        return connection
+
+    def is_new(self, connection: C) -> bool:
+        """Was it opened a moment ago, so that another one would be no better?"""
+        return time.monotonic() - self._opened_at.get(connection, 0.0) < NEW_SECONDS
+
+    async def _in_turn(self) -> C:
+        share = self._seconds / len(self._each)
+        *others, last = tuple(self._each)
+        for arguments in others:
+            try:
+                return await self._connect(**arguments, timeout=share)
+            except Exception as error:
+                if not self._elsewhere(error):
+                    raise
+            with suppress(ValueError):  # the next one is the first from now on, for everybody; this one comes last
+                self._each.remove(arguments)
+                self._each.append(arguments)
+        return await self._connect(**last, timeout=share)
+
+    def _lost(self) -> None:
+        if self._failed:
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self._failed = True
+        self._not_before = time.monotonic() + self._pause
+
+
+def split(dsn: str) -> list[str]:
+    """A URL for each host of `dsn`; only itself where there is one host, or where the choice needs to see all of them."""
+    try:
+        parts = urlsplit(dsn)
+        query = parse_qs(parts.query)
+    except ValueError:
+        return [dsn]  # not a URL: the one who connects says so
+    who, at, where = parts.netloc.rpartition("@")
+    hosts = where.split(",")
+    if len(hosts) == 1 or query.get("target_session_attrs") == ["prefer-standby"]:
+        return [dsn]
+    return [urlunsplit(parts._replace(netloc=f"{who}{at}{host}")) for host in hosts]

@@ -1,0 +1,188 @@
+"""The questions that the start and `check` ask the catalogs. Each gives one column, a sentence per problem."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What every question starts with:
+# me: the role; tables: what it can touch outside the system's schemas and what has tenants, by the name of a column ($1) or by
+# a policy (its own, or that of a table it is a part of); tenants: the columns that name one.
+COMMON: Final = r"""
+WITH me AS (SELECT oid, rolname FROM pg_roles WHERE rolname = current_user),
+schemas AS (SELECT oid, nspname FROM pg_namespace
+             WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' AND has_schema_privilege(oid, 'USAGE')),
+relations AS (SELECT c.*, format('%I.%I', nspname, relname) AS name
+                FROM pg_class c JOIN schemas s ON s.oid = relnamespace
+               WHERE relkind IN ('r', 'p', 'f', 'v', 'm')
+                 AND (has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+                      OR has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE'))),
+guarded AS (SELECT oid FROM pg_class WHERE relrowsecurity UNION SELECT polrelid FROM pg_policy),
+tables AS (SELECT c.* FROM relations c
+            WHERE relkind IN ('r', 'p', 'f')
+              AND (EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = ANY ($1) AND NOT attisdropped)
+                   OR c.oid IN (SELECT oid FROM guarded)
+                   OR EXISTS (SELECT FROM pg_partition_ancestors(c.oid) AS above JOIN guarded ON guarded.oid = above.relid)
+                   OR EXISTS (SELECT FROM pg_inherits JOIN guarded ON guarded.oid = inhparent WHERE inhrelid = c.oid))),
+policies AS (SELECT p.*, c.name, concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) AS said
+               FROM pg_policy p JOIN tables c ON c.oid = polrelid, me
+              WHERE polpermissive AND polroles && ARRAY[0::oid, me.oid]),
+tenants AS (SELECT c.oid AS relid, c.name, a.attnum, a.attname
+              FROM tables c JOIN pg_attribute a ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+             WHERE attname = ANY ($1)
+                OR EXISTS (SELECT FROM policies, regexp_replace(quote_ident(attname), '(\W)', '\\\1', 'g') AS word
+                            WHERE polrelid = c.oid
+                              AND said ~ ('\(' || word || '\)?(::\w+)? = NULLIF\(current_setting\(''gatepost\.')))
+"""
+
+# The role itself: what it is, what it belongs to, what it owns, and who really sits at the other end.
+_ROLE: Final = """
+SELECT format('the role %I has the attribute %s', rolname, word)
+  FROM pg_roles, LATERAL (VALUES ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls), ('CREATEROLE', rolcreaterole),
+       ('CREATEDB', rolcreatedb), ('REPLICATION', rolreplication)) AS attributes (word, has)
+ WHERE rolname = current_user AND has
+UNION ALL
+SELECT format('the session belongs to %I, which can leave the role %I again: connect as the serving role itself',
+              session_user, current_user) WHERE session_user <> current_user
+UNION ALL
+SELECT format('the role %I is a member of %I', current_user, rolname) FROM pg_roles WHERE oid IN (
+    WITH RECURSIVE above AS (SELECT roleid FROM pg_auth_members JOIN me ON member = me.oid
+                             UNION SELECT m.roleid FROM pg_auth_members m JOIN above a ON m.member = a.roleid)
+    SELECT roleid FROM above)
+UNION ALL
+SELECT format('the role %I owns %s', rolname, pg_describe_object(classid, objid, objsubid))
+  FROM pg_shdepend, me
+ WHERE refclassid = 'pg_authid'::regclass AND refobjid = me.oid AND deptype = 'o'
+   AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+UNION ALL
+SELECT format('%s has a default value (%L), so a query without a caller runs as that one', name, current_setting(name, true))
+  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id', 'gatepost.actor', 'gatepost.request_id'])
+       AS settings (name)
+ WHERE current_setting(name, true) <> ''
+"""
+
+# The roles whose policies may be open because nobody can be them.
+_HELPERS: Final = """
+SELECT format('the role %I has the attribute %s', rolname, word)
+  FROM pg_roles, LATERAL (VALUES ('LOGIN', rolcanlogin), ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls))
+       AS attributes (word, has)
+ WHERE rolname IN ('gatepost_auth', 'gatepost_sync') AND has
+UNION ALL
+SELECT format('the role %I has the rights of %I', r.rolname, h.rolname) FROM pg_roles r, pg_roles h, me
+ WHERE h.rolname IN ('gatepost_auth', 'gatepost_sync') AND r.oid NOT IN (h.oid, me.oid) AND NOT r.rolsuper
+   AND pg_has_role(r.oid, h.oid, 'USAGE')
+"""
+
+# Rights that no policy restrains, to the role or to PUBLIC.
+_RIGHTS: Final = """
+SELECT format('the role %I has %s on the table %s', rolname, word, name)
+  FROM me, (SELECT c.oid, format('%I.%I', nspname, relname) AS name
+              FROM pg_class c JOIN schemas s ON s.oid = relnamespace WHERE relkind IN ('r', 'p', 'f', 'v', 'm')) AS every
+       CROSS JOIN unnest(ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']
+                         || CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ARRAY['MAINTAIN'] END) AS word
+ WHERE has_table_privilege(every.oid, word)
+    OR (word = 'REFERENCES' AND has_any_column_privilege(every.oid, 'REFERENCES'))
+UNION ALL
+SELECT format('the role %I has CREATE on the schema %I', rolname, nspname) FROM me, pg_namespace
+ WHERE nspname !~ '^pg_(toast_)?temp_' AND has_schema_privilege(pg_namespace.oid, 'CREATE')
+UNION ALL
+SELECT format('the role %I has %s on the database %I', rolname, word, current_database())
+  FROM me, unnest(ARRAY['CREATE', 'TEMP']) AS word WHERE has_database_privilege(current_database(), word)
+UNION ALL
+SELECT format('the role %I may change the parameter %s', rolname, parname)
+  FROM me, pg_parameter_acl WHERE has_parameter_privilege(parname, 'SET, ALTER SYSTEM')
+UNION ALL
+SELECT format('the role %I can move rows to another tenant: UPDATE on %s.%I', rolname, name, attname)
+  FROM me, tenants WHERE has_column_privilege(relid, attnum, 'UPDATE')
+UNION ALL
+SELECT format('the role %I can read %s.%I', rolname, name, attname)
+  FROM me, tables JOIN pg_attribute ON attrelid = tables.oid
+ WHERE relname = 'api_keys' AND attname IN ('hash', 'previous_hash') AND has_column_privilege(tables.oid, attnum, 'SELECT')
+"""
+
+# Row-level security of every table that has tenants.
+_TABLES: Final = r"""
+SELECT format('the table %s has %s', name, fault)
+  FROM tables, LATERAL (VALUES
+       ('rows of another server, which row-level security does not reach', relkind = 'f'),
+       ('no row-level security: ENABLE it', relkind <> 'f' AND NOT relrowsecurity),
+       ('row-level security that its owner is free of: FORCE it', relkind <> 'f' AND NOT relforcerowsecurity),
+       ('no policy', relkind <> 'f' AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)))
+       AS faults (fault, found)
+ WHERE found
+UNION ALL
+SELECT format('the policy %I on %s %s: %s', polname, name, fault, said)
+  FROM policies, LATERAL (VALUES
+       ('does not depend on who is asking',
+        said !~ 'current_setting\(''gatepost\.' OR said ~* '\mOR true\M'
+        OR 'true' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))),
+       ('takes an empty setting for somebody: NULLIF(current_setting(name, true), '''')',
+        regexp_count(said, 'current_setting\(''gatepost\.')
+        <> regexp_count(said, 'NULLIF\(current_setting\(''gatepost\.\w+''::text, true\), ''''::text\)')),
+       ('looks at no column of the row, so whoever has the setting has all rows',
+        said ~ 'current_setting\(''gatepost\.' AND NOT EXISTS (
+            SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = policies.oid
+                                      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = polrelid AND d.refobjsubid > 0)))
+       AS faults (fault, found)
+ WHERE said <> '' AND found
+UNION ALL
+SELECT DISTINCT format('the table %s is partitioned by %I, which its policies use: one-statement reads can come back empty',
+                       name, attname)
+  FROM tables
+  CROSS JOIN LATERAL pg_partition_tree(tables.oid) AS tree
+  JOIN pg_partitioned_table p ON p.partrelid = tree.relid
+  JOIN pg_attribute a ON a.attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
+ WHERE relkind = 'p' AND pg_get_partkeydef(p.partrelid) ~ ('\m' || attname || '\M')
+   AND EXISTS (SELECT FROM pg_depend d JOIN policies ON d.objid = policies.oid
+                WHERE d.classid = 'pg_policy'::regclass AND d.refobjid = tables.oid AND d.refobjsubid = a.attnum)
+"""
+
+# What runs, or has run, with somebody else's rights.
+_AROUND: Final = """
+SELECT format('the view %s reads with its owner''s rights: set security_invoker', name) FROM relations c
+ WHERE relkind = 'v'
+   AND NOT EXISTS (SELECT FROM pg_options_to_table(reloptions) WHERE option_name = 'security_invoker' AND option_value::boolean)
+   AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
+UNION ALL
+SELECT format('the role %I can touch the materialised view %s, which no policy guards', rolname, name) FROM me, relations
+ WHERE relkind = 'm'
+UNION ALL
+SELECT format('%s has the rule %I, which runs with its owner''s rights', name, rulename)
+  FROM pg_rewrite JOIN relations c ON c.oid = ev_class
+ WHERE rulename <> '_RETURN'
+   AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
+"""
+
+# Every write to our tables leaves an entry, and nobody writes to the log.
+_AUDIT: Final = """
+SELECT format('writes to the table public.%I are not audited: its trigger is missing or off', tables.name)
+  FROM unnest(ARRAY['data', 'org_data', 'invoices', 'api_keys']) AS tables (name)
+ WHERE (SELECT coalesce(bit_or(tgtype::int), 0) & 28 FROM pg_trigger
+         WHERE tgrelid = to_regclass('public.' || tables.name) AND tgfoid = to_regprocedure('public.gatepost_audited()')
+           AND tgtype & 1 = 1 AND tgenabled IN ('O', 'A') AND tgqual IS NULL) <> 28
+UNION ALL
+SELECT 'the audit log is not append-only: its trigger is missing or off'
+ WHERE NOT EXISTS (SELECT FROM pg_trigger
+                    WHERE tgrelid = to_regclass('public.audit_log') AND tgtype = 58 AND tgenabled IN ('O', 'A')
+                      AND tgfoid = to_regprocedure('public.gatepost_append_only()'))
+UNION ALL
+SELECT format('the role %I has %s on the audit log', rolname, word)
+  FROM me, tables, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
+ WHERE tables.oid = to_regclass('public.audit_log')
+   AND CASE word WHEN 'DELETE' THEN has_table_privilege(tables.oid, word) ELSE has_any_column_privilege(tables.oid, word) END
+"""
+
+QUESTIONS: Final = (_ROLE, _HELPERS, _RIGHTS, _TABLES, _AROUND, _AUDIT)
+READABLE: Final = "SELECT name FROM tables WHERE has_any_column_privilege(oid, 'SELECT') "
+# Every query takes the same argument; this makes its type known where nothing else does, and adds no row.
+USES_ARGUMENT: Final = "UNION ALL SELECT NULL WHERE cardinality($1::text[]) < 0"
+
+# Functions that run with their owner's rights and that the role may call, and those with a listed name ($1).
+FUNCTIONS: Final = """
+SELECT format('%I.%I(%s)', nspname, proname, (SELECT string_agg(format_type(t, NULL), ', ' ORDER BY nth)
+                                                FROM unnest(proargtypes) WITH ORDINALITY AS types (t, nth))),
+       pg_get_userbyid(proowner), array_to_string(proconfig, '; '), prosecdef
+  FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace
+ WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
+   AND ((prosecdef AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(pg_proc.oid, 'EXECUTE'))
+        OR proname = ANY ($1))
+"""
