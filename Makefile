@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-all test-long check docs sbom bench bench-scale bench-locks bench-check clean
+.PHONY: help install deploy-tools run test test-long test-all check docs site diagrams sbom bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -26,7 +26,7 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv with everything in it, development tools too
 
-deploy-tools: $(TOOLS) ## add the linters of deploy/ and the maker of the SBOM to .venv
+deploy-tools: $(TOOLS) ## add the linters of deploy/, the maker of the SBOM and that of the site to .venv
 
 run: $(STAMP) ## serve (installs when needed)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -46,8 +46,15 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
 
-docs: $(STAMP) ## write docs/settings.md anew from the code
+docs: $(STAMP) ## write the reference pages and gatepost.example.toml anew from the code
 	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
+	@PYTHONPATH=. $(PYTHON) tests/reference_pages.py
+
+site: $(TOOLS) ## build the site of docs/ into build/site
+	@$(VENV)/bin/zensical build --clean --strict
+
+diagrams: ## draw docs/diagrams/ anew (needs Chromium and npm)
+	@python3 docs/diagrams/render.py
 
 sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
@@ -65,7 +72,7 @@ bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maint
 	@$(PYTHON) bench/check.py $(ARGS)
 
 clean: ## remove .venv, caches and builds; never .gatepost, which holds data
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.gatepost/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements.txt
@@ -83,5 +90,5 @@ $(STAMP): pyproject.toml requirements.txt
 	@printf '%s\n' '$(CURDIR)' > $@
 
 $(TOOLS): $(STAMP)
-	@$(PYTHON) -m pip install --quiet -e '.[deploy]' -c requirements.txt
+	@$(PYTHON) -m pip install --quiet -e '.[deploy,site]' -c requirements.txt
 	@touch $@

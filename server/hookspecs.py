@@ -103,7 +103,8 @@ class Setting:
 
     kind is `str`, `int`, `float`, `bool`, `list` (of texts), `table` or `tables` (array of tables; file only).
     env is the variable's name; None: GATEPOST_<PLUGIN>_<KEY>. secret values are never printed, and may be given as a
-    file's name in <ENV>_FILE. required: without a value the start stops, naming the key.
+    file's name in <ENV>_FILE. required: without a value the start stops, naming the key. example is shown in the file that
+    `init` writes, where there is no default.
     """
 
     kind: str = "str"
@@ -112,6 +113,7 @@ class Setting:
     secret: bool = False
     help: str = ""
     required: bool = False
+    example: Any = None
 
 
 @dataclass(frozen=True, slots=True)

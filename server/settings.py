@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .hookspecs import Setting
 from .settings_table import CORE
-from .settings_values import ConfigError, convert
+from .settings_values import ConfigError, convert, shown
 
 __all__ = ["ConfigError", "Settings", "Value", "env_name"]
 
@@ -81,6 +81,10 @@ class Settings:
                 name = env_name(f"{plugin}.{key}", setting)
                 raise ConfigError(f"plugin {plugin!r}: the setting '{plugin}.{key}' ({name}) is missing")
 
+    def declared(self) -> Mapping[str, Setting]:
+        """Every key that the server and the loaded plugins have declared."""
+        return MappingProxyType(self._declared)
+
     def refuse_unknown(self) -> None:
         """After every plugin has declared its table: raise ConfigError for any key or GATEPOST_ variable nobody knows."""
         for key in _flatten(self._file, self._declared, self._tables):
@@ -102,7 +106,7 @@ class Settings:
         rows = []
         for key, found in sorted(self._values.items()):
             hidden = self._declared[key].secret and found.value not in (None, "", [], self._declared[key].default)
-            rows.append((key, "(set, not shown)" if hidden else _show(found.value), found.source))
+            rows.append((key, "(set, not shown)" if hidden else shown(found.value), found.source))
         return rows
 
     def _find(self, key: str, setting: Setting) -> Value:
@@ -162,14 +166,6 @@ def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Coll
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; the nearest known one is '{close[0]}'" if close else ""
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "(none)"
-    if isinstance(value, list):
-        return ", ".join(_show(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))
 
 
 def _check_core(settings: Settings) -> None:

@@ -7,26 +7,59 @@ from typing import Final
 
 from .hookspecs import Setting
 
+BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit_log", "docs", "clerk", "api_key")
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
 CORE: Final[Mapping[str, Setting]] = {
-    "env": Setting("str", "development", help="development, test or production"),
+    "env": Setting("str", "development", help="development (this machine only), test or production"),
     "host": Setting("str", "127.0.0.1", help="address to serve on"),
     "port": Setting("int", 8080, help="port to serve on; 0 takes a free one"),
     "workers": Setting("int", 1, help="processes that share the port"),
-    "providers": Setting("list", ("clerk", "api_key"), help="who is asked, in this order"),
-    "handlers": Setting("list", None, help="which built-in handlers are served; none named: all"),
-    "plugins": Setting("list", (), help="installed plugins to load, or module:<import path>"),
+    "providers": Setting(
+        "list", ("clerk", "api_key"), help="who is asked, in this order: clerk, api_key, oidc, stub, or what a plugin offers"
+    ),
+    "handlers": Setting(
+        "list",
+        None,
+        example=BUILT_IN,
+        help="which built-in handlers are served; none named: all. clerk is its webhooks, api_key is /api/keys",
+    ),
+    "plugins": Setting(
+        "list", (), help="plugins to load: entry points of installed packages, or module:<import path>; nothing else runs"
+    ),
     "public_routes": Setting("list", DEFAULT_PUBLIC, help="patterns that open routes declared @public"),
-    "cors_origins": Setting("list", None, help="origins whose pages may call; none named: Clerk's authorized parties"),
+    "cors_origins": Setting(
+        "list",
+        None,
+        example=("https://app.example.com",),
+        help="origins whose pages may call; none named: Clerk's authorized parties",
+    ),
     "trusted_proxies": Setting(
         "list", (), help="networks whose X-Forwarded-For is believed, for limits and logs; unix: a unix socket"
     ),
     "data_folder": Setting("str", ".gatepost", help="where the server keeps files of its own"),
-    "database.url": Setting("str", None, env="DATABASE_URL", secret=True, help="the serving role's URL; none: embedded"),
-    "database.owner_url": Setting("str", None, env="DATABASE_OWNER_URL", secret=True, help="the owner's URL, for migrate"),
+    "database.url": Setting(
+        "str",
+        None,
+        env="DATABASE_URL",
+        secret=True,
+        example="postgresql://gatepost_app@localhost/gatepost",
+        help="the serving role's URL; none: the embedded Postgres. Keep it out of files that are shared",
+    ),
+    "database.owner_url": Setting(
+        "str",
+        None,
+        env="DATABASE_OWNER_URL",
+        secret=True,
+        example="postgresql://gatepost_owner@localhost/gatepost",
+        help="the owner's URL, for migrate alone: keep it away from where it serves",
+    ),
     "database.direct_url": Setting(
-        "str", None, secret=True, help="the serving role's URL past a pooler, for LISTEN and `check`"
+        "str",
+        None,
+        secret=True,
+        example="postgresql://gatepost_app@localhost:5432/gatepost",
+        help="the serving role's URL past a pooler, for LISTEN and `check`",
     ),
     "database.pool_size": Setting("int", 32, help="connections per worker"),
     "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer; needs direct_url)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from .hookspecs import Setting
@@ -54,3 +55,12 @@ def _scalar(value: Any, kind: str, where: str, secret: bool) -> Any:
 
 def _are_tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(table, dict) for table in value)
+
+
+def shown(value: Any) -> str:
+    """A value for people, without the password that a URL in it may have."""
+    if value is None:
+        return "(none)"
+    if isinstance(value, list):
+        return ", ".join(shown(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
+    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))

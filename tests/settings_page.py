@@ -19,7 +19,8 @@ TOP = """# Settings
 
 Command line over environment over file over default. The flags are `--config`, `--host`, `--port` and `--workers`; the file
 is `gatepost.toml` in the working folder, or the one that `--config` or `GATEPOST_CONFIG` names. `python -m server check`
-prints every effective value and where it came from; secrets are not shown.
+prints every effective value and where it came from; secrets are not shown. `python -m server init` writes a `gatepost.toml` with
+every setting in it, explained and switched off; it never writes over a file.
 
 - A list is an array in the file and words with commas between them in the environment.
 - Every variable can be given as a file's name in `NAME_FILE` instead; the file's text, without blanks around it, is the

@@ -24,7 +24,7 @@ from postgres_kit import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-GUIDE = ROOT / "docs" / "first-resource.md"
+GUIDE = ROOT / "docs" / "tutorial.md"
 SECRET = "what-the-server-shows-acme"
 PEOPLE = {
     "acme_token-of-alice-0001": {"user": "alice", "organisation": "north", "role": "org:member"},
@@ -173,50 +173,63 @@ async def test_the_package_is_served(installed: Path, own_database: TestDatabase
 # A module of one's own ---------------------------------------------------------------------------------------------------
 
 
-FIRST = EXAMPLES / "first_resource"
+TODO = EXAMPLES / "todo"
 
 
 def test_the_guide_shows_the_example_as_it_is() -> None:
     """Every block of code that the guide names a file for is that file, whole; no file of the example goes unsaid."""
-    text = GUIDE.read_text("utf-8").replace("`examples/first_resource/", "`")
+    text = GUIDE.read_text("utf-8").replace("`examples/todo/", "`")
     shown = dict(re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     files = {
-        str(path.relative_to(FIRST)): path.read_text("utf-8")
-        for path in FIRST.rglob("*")
+        str(path.relative_to(TODO)): path.read_text("utf-8")
+        for path in TODO.rglob("*")
         if path.is_file() and path.suffix != ".pyc" and path.name != "__init__.py"
     }
     assert shown == files
-    assert len(re.findall(r"^```(?:python|sql|toml)", text, re.MULTILINE)) == len(files)
-
-
-def test_the_minimal_handler_file_is_short() -> None:
-    assert len([line for line in (FIRST / "acme_app" / "hello.py").read_text("utf-8").splitlines() if line.strip()]) <= 10
+    assert len(re.findall(r"^```(?:python|sql|toml|ini)", text, re.MULTILINE)) == len(files)
 
 
 @pytest.mark.long
 async def test_the_examples_own_test_passes(tmp_path: Path) -> None:
-    copy = copy_of("first_resource", tmp_path)
+    copy = copy_of("todo", tmp_path)
     status, said = await run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], copy)
     assert status == 0, said
 
 
 @pytest.mark.long
 async def test_the_module_is_served_from_its_folder(own_database: TestDatabase, tmp_path: Path) -> None:
-    copy = copy_of("first_resource", tmp_path)
-    await apply(own_database, FIRST / "schema.sql")
+    copy = copy_of("todo", tmp_path)
+    await apply(own_database, TODO / "schema.sql")
     more = {"DATABASE_URL": own_database.url, "GATEPOST_PROVIDERS": "stub"}
     status, said = await run([sys.executable, "-m", "server", "check"], copy, GATEPOST_ENV="test", **more)
     assert (status, said.splitlines()[-1]) == (0, "problems: none"), said
     async with serving(sys.executable, copy, **more) as url, aiohttp.ClientSession(url) as client:
-        alice, bob = stub("alice", org_id="org_a"), stub("bob", org_id="org_b")
-        async with client.get("/api/hello", headers=alice) as got:
-            assert (got.status, await got.json()) == (200, {"hello": "alice"})
-        async with client.post("/api/notes", headers=alice, json={"text": "first"}) as got:
+        alice, bob, path = stub("alice", org_id="org_a"), stub("bob", org_id="org_b"), "/api/orgs/org_a/todos"
+        async with client.post(path, headers=alice, json={"title": "first"}) as got:
             assert got.status == 201
             made = await got.json()
-        async with client.get("/api/notes", headers=alice) as got:
+        async with client.get(path, headers=alice) as got:
             assert await got.json() == [made]
-        async with client.get("/api/notes", headers=bob) as got:
+        async with client.get("/api/orgs/org_b/todos", headers=bob) as got:
             assert await got.json() == []
-        async with client.get(f"/api/notes/{made['id']}", headers=bob) as got:
-            assert got.status == 404
+        async with client.get(path, headers=bob) as got:
+            assert got.status == 403
+        for headers, status in ((stub("zoe", org_id="org_b", org_role="org:admin"), 404), (alice, 403)):
+            org = "org_a" if headers is alice else "org_b"
+            async with client.delete(f"/api/orgs/{org}/todos/{made['id']}", headers=headers) as got:
+                assert got.status == status
+
+
+@pytest.mark.long
+async def test_the_fourth_lock_holds_when_the_third_is_forgotten(tmp_path: Path) -> None:
+    """What the tutorial says: without its WHERE the tests still pass; without its access one fails."""
+    copy = copy_of("todo", tmp_path)
+    file = copy / "todo_app" / "api.py"
+    text = file.read_text("utf-8")
+    file.write_text(text.replace("WHERE organization_id = $1 AND (created_at", "WHERE (true OR organization_id = $1) AND (created_at"))
+    assert file.read_text("utf-8") != text
+    status, said = await run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], copy)
+    assert status == 0, said
+    file.write_text(text.replace('@requires(organization="org_id")\n@describe(returns=list', "@requires(user=True)\n@describe(returns=list"))
+    status, said = await run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], copy)
+    assert (status, "1 failed" in said) == (1, True), said

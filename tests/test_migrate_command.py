@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,20 @@ async def test_without_the_owners_url_it_says_so(
     monkeypatch.delenv("DATABASE_OWNER_URL")
     assert await command("migrate") == 2
     assert "DATABASE_OWNER_URL" in capsys.readouterr().err
+
+
+async def test_for_machines_and_for_whoever_waits(settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is JSON and no more; where it is with several files is told on standard error."""
+    (tmp_path / "own.sql").write_text(OWN)
+    (tmp_path / "more.sql").write_text("SELECT 1;")
+    assert await command("migrate", "--json", "--schema", "own.sql", "--schema", "more.sql") == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert (told["migrated"], told["schemas"]) == (True, ["own.sql", "more.sql"])
+    assert any("DATABASE_URL" in line for line in told["by_hand"])
+    assert said.err.splitlines() == ["migrate: schema.sql", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
+
+
+async def test_alone_it_tells_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await command("migrate") == 0
+    assert capsys.readouterr().err == ""

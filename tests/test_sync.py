@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -294,13 +295,13 @@ async def test_prune(hooks: Client, db: TestDatabase, serving: asyncpg.Connectio
     assert [await db.count(table) for table in ("webhook_inbox", "revocations", "users")] == [2, 1, 1]
 
 
-async def _replay(db: TestDatabase) -> int:
+async def _replay(db: TestDatabase, *, json: bool = False) -> int:
     @contextlib.asynccontextmanager
     async def database() -> AsyncIterator[asyncpg.Connection]:
         async with db.server.connected(db.server.serving_role, db.name) as connection:
             yield connection
 
-    return await replay.run(argparse.Namespace(), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database))
+    return await replay.run(argparse.Namespace(json=json), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database))
 
 
 async def test_replay(hooks: Client, db: TestDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +316,13 @@ async def test_replay(hooks: Client, db: TestDatabase, monkeypatch: pytest.Monke
     await db.rows("UPDATE users SET first_name = 'Spoilt'")
     assert await _replay(db) == 0
     assert [await db.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables] == before
-    assert capsys.readouterr().out == f"applied: {len(life) - 1}, stale: 0, stored: 1, failed: 0\n"
+    said = capsys.readouterr()
+    assert said.out == f"applied: {len(life) - 1}, stale: 0, stored: 1, failed: 0\n"
+    assert [line.split(",")[0] for line in said.err.splitlines()] == [
+        f"replay: {min(number, len(life))} events" for number in range(3, len(life) + 3, 3)
+    ]
+    assert await _replay(db, json=True) == 0
+    assert set(loads(capsys.readouterr().out)) == {"applied", "stale", "stored", "failed"}
 
 
 async def test_replay_revokes_nothing_that_has_run_out(hooks: Client, db: TestDatabase) -> None:

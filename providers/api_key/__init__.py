@@ -6,6 +6,7 @@ Of either kind only hashes are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +18,13 @@ from .manage import Keys
 from .provider import ApiKeyProvider
 
 register_commands = hookimpl(commands, specname="register_commands")
+
+_HELP = "static keys, as many tables as there are keys; `python -m server keys hash` prints the hash of one"
+_EXAMPLE = {
+    "id": "nightly", "hash": "sha256:" + 64 * "0", "user_id": "user_1", "org_id": "org_1", "org_slug": "one",
+    "org_role": "org:member", "org_permissions": ["org:invoices:read"], "scopes": ["reports"],
+    "expires_at": datetime(2030, 1, 1, tzinfo=UTC),
+}  # fmt: skip
 
 # The routes of the server that is being put together. Hooks and factories are called once for each server, one after the
 # other in one thread; this is how what the provider learns when it is opened (the environment) reaches its routes.
@@ -39,7 +47,7 @@ def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
 @hookimpl
 def register_settings() -> Mapping[str, Setting]:
     return {
-        "keys": Setting("tables", (), help="static keys: id, hash, user_id, org_id, org_role, org_permissions, scopes …"),
+        "keys": Setting("tables", (), example=(_EXAMPLE,), help=_HELP),
         "scopes": Setting("list", (), help="scopes that a session may give to a key"),
     }
 

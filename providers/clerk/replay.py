@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Final
@@ -16,10 +18,11 @@ _REPLAY: Final = "SELECT event_at, event_id, outcome FROM replay_clerk_events($1
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """No flags of its own."""
+    """Declare the words of the command."""
+    parser.add_argument("--json", action="store_true", help="for machines")
 
 
-async def run(args: argparse.Namespace, context: CommandContext) -> int:
+async def run(given: argparse.Namespace, context: CommandContext) -> int:
     """Print how many were applied, already outdone by newer ones, of a kind that is only kept, or failed (status 1)."""
     counts: Counter[str] = Counter()
     at, last = datetime(1970, 1, 1, tzinfo=UTC), ""
@@ -27,5 +30,7 @@ async def run(args: argparse.Namespace, context: CommandContext) -> int:
         while rows := await connection.fetch(_REPLAY, at, last, _AT_A_TIME, revoke_for(context.settings)):
             counts.update(row["outcome"] for row in rows)
             at, last = rows[-1]["event_at"], rows[-1]["event_id"]
-    print(", ".join(f"{name}: {counts[name]}" for name in ("applied", "stale", "stored", "failed")))
+            print(f"replay: {counts.total()} events, up to {at:%Y-%m-%d %H:%M}", file=sys.stderr, flush=True)
+    told = {name: counts[name] for name in ("applied", "stale", "stored", "failed")}
+    print(json.dumps(told) if given.json else ", ".join(f"{name}: {number}" for name, number in told.items()))
     return 1 if counts["failed"] else 0

@@ -24,20 +24,47 @@ _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@,*\\]+")
 
 TABLE: Final[Mapping[str, Setting]] = {
-    "secret_key": Setting(env="CLERK_SECRET_KEY", secret=True, help="Clerk's secret key, sk_..."),
-    "publishable_key": Setting(env="CLERK_PUBLISHABLE_KEY", help="Clerk's publishable key, pk_...; tells the issuer"),
-    "jwt_key": Setting(env="CLERK_JWT_KEY", help="the public key as PEM: session tokens are verified without network"),
+    "secret_key": Setting(
+        env="CLERK_SECRET_KEY", secret=True, example="sk_test_example", help="Clerk's secret key, sk_...; for the Backend API"
+    ),
+    "publishable_key": Setting(
+        env="CLERK_PUBLISHABLE_KEY", example="pk_test_Y2xlcmsuZXhhbXBsZS5jb20k",
+        help="Clerk's publishable key, pk_...; tells the issuer and where its keys are",
+    ),
+    "jwt_key": Setting(
+        env="CLERK_JWT_KEY", example="the PEM from the dashboard",
+        help="the public key as PEM: session tokens are verified without network",
+    ),
     "api_url": Setting(default=API_URL, env="CLERK_API_URL", help="Clerk's Backend API"),
-    "machine_secret_key": Setting(env="CLERK_MACHINE_SECRET_KEY", secret=True, help="for machine tokens"),
-    "webhook_signing_secret": Setting(env="CLERK_WEBHOOK_SIGNING_SECRET", secret=True, help="whsec_..."),
-    "authorized_parties": Setting("list", env="CLERK_AUTHORIZED_PARTIES", help="origins that a token's azp may name"),
-    "audience": Setting("list", env="CLERK_AUDIENCE", help="audiences; a token that names any must name one of these"),
-    "issuer": Setting("list", env="CLERK_ISSUER", help="issuers; default: the publishable key's frontend API"),
+    "machine_secret_key": Setting(
+        env="CLERK_MACHINE_SECRET_KEY", secret=True, example="ak_example",
+        help="for machine tokens that are scoped to a machine of yours; none: the secret key is used",
+    ),
+    "webhook_signing_secret": Setting(
+        env="CLERK_WEBHOOK_SIGNING_SECRET", secret=True, example="whsec_ZXhhbXBsZSBvZiBhIHNpZ25pbmcgc2VjcmV0",
+        help="whsec_...; several with commas between them while they are rotated",
+    ),
+    "authorized_parties": Setting(
+        "list", env="CLERK_AUTHORIZED_PARTIES", example=("https://app.example.com",),
+        help="origins that a token's azp may name: those of your front ends. Needed in production",
+    ),
+    "audience": Setting(
+        "list", env="CLERK_AUDIENCE", example=("https://api.example.com",), help="a token that names any must name one of these"
+    ),
+    "issuer": Setting(
+        "list", env="CLERK_ISSUER", example=("https://clerk.example.com",), help="default: the publishable key's frontend API"
+    ),
     "leeway_seconds": Setting("float", 5.0, env="CLERK_LEEWAY_SECONDS", help="how far clocks may differ"),
     "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="take header tokens without azp"),
-    "max_token_seconds": Setting("float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS", help="longest exp - iat; 0: any"),
-    "machine_cache_seconds": Setting("float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS", help="machine tokens: ask again"),
-}
+    "max_token_seconds": Setting(
+        "float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS",
+        help="longest exp - iat, 0: any; also how long a sign-out is remembered: a large site sets it low",
+    ),
+    "machine_cache_seconds": Setting(
+        "float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS",
+        help="how long a machine token that was revoked at Clerk may still work; 0: Clerk is asked every time",
+    ),
+}  # fmt: skip
 _CLERKS_OWN: Final = (
     "secret_key", "publishable_key", "jwt_key", "machine_secret_key", "webhook_signing_secret", "authorized_parties",
     "audience", "issuer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--ttl", type=int, default=3600, help="how long it holds, in seconds (default: 3600)")
     add("--expired", action="store_true", help="a token whose time is over")
     add("--wrong-key", action="store_true", help="a token that nobody's key has signed")
+    add("--json", action="store_true", help="for machines: the token, its claims, and the header to send")
 
 
 async def run(given: argparse.Namespace, context: CommandContext) -> int:
@@ -44,7 +46,9 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
     claims = claims_of(given)
     own = development.signing_key(context.folder)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
-    print(development.mint(key, claims))
+    token = development.mint(key, claims)
+    told = {"token": token, "claims": claims, "header": {"Authorization": f"Bearer {token}"}}
+    print(json.dumps(told) if given.json else token)
     return 0
 
 

@@ -9,7 +9,11 @@ from server import Provider, Setting, hookimpl
 
 from .provider import NAME, OidcProvider
 
-_HELP = "issuers: issuer, audience, namespace, claims … (docs/oidc.md)"
+_HELP = "issuers to believe, as many tables as there are issuers; docs/oidc.md has all members, and the usual vendors"
+_EXAMPLE = {
+    "issuer": "https://login.example.com", "audience": "https://api.example.com", "namespace": "example",
+    "claims": {"org_id": "org_id", "org_role": "role", "org_permissions": "permissions"},
+}  # fmt: skip
 
 
 @hookimpl
@@ -21,7 +25,7 @@ def register_providers() -> Mapping[str, Any]:
 @hookimpl
 def register_settings() -> Mapping[str, Setting]:
     """The keys of the table [oidc]."""
-    return {"issuers": Setting("tables", (), help=_HELP)}
+    return {"issuers": Setting("tables", (), example=(_EXAMPLE,), help=_HELP)}
 
 
 def make(settings: Mapping[str, Any]) -> Provider:

@@ -18,9 +18,11 @@ from ..logs import start_logging
 from ..plugins import Plugins
 from ..settings import ConfigError, Settings
 from ..storage import StartFailed, beside_running_server
-from . import check, explain, migrate, openapi, routes, serve
+from . import check, explain, init, migrate, openapi, routes, serve
 
-_OWN = {"serve": serve, "routes": routes, "explain": explain, "check": check, "migrate": migrate, "openapi": openapi}
+_OWN = {
+    "serve": serve, "init": init, "check": check, "routes": routes, "explain": explain, "migrate": migrate, "openapi": openapi,
+}  # fmt: skip
 
 
 def run(arguments: list[str]) -> int:

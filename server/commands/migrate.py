@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from ..database import direct_connection
@@ -14,6 +16,9 @@ from ..postgres import EmbeddedPostgres
 from ..settings import ConfigError, Settings
 from ..storage import StartFailed, beside_running_server
 
+Own: TypeAlias = list[tuple[Path, str]]
+"""A product's own files: their names and their SQL."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -21,11 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="SQL of your own tables, run as the owner after ours, each file in one transaction (on the embedded Postgres "
         "beside the running server too)",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Apply schema.sql in one transaction, then the files named, and print what is still to be done by hand."""
-    own = [_text(path) for path in args.schema]
+    own = [(path, _text(path)) for path in args.schema]
     url, owner = settings.get("database.url"), settings.get("database.owner_url")
     if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
@@ -40,6 +46,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         raise StartFailed(f"migrate: nothing was changed by the file that failed: {error}") from None
     if settings.get("database.pooler") == "transaction":
         todo += _behind_a_pooler(serving_role(url), settings.get("database.statement_seconds"))
+    if args.json:
+        print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
+        return 0
     print(*todo, sep="\n", end="\n" if todo else "")
     print("migrated")
     return 0
@@ -66,7 +75,7 @@ def _text(path: Path) -> str:
         raise ConfigError(f"--schema {path}: cannot be read") from error
 
 
-def _embedded(settings: Settings, own: list[str]) -> dict[str, Any]:
+def _embedded(settings: Settings, own: Own) -> dict[str, Any]:
     beside = beside_running_server(settings)
     if not own:
         raise ConfigError("migrate: the embedded Postgres migrates itself at start; set DATABASE_URL and DATABASE_OWNER_URL")
@@ -75,16 +84,28 @@ def _embedded(settings: Settings, own: list[str]) -> dict[str, Any]:
     return {**beside, "user": EmbeddedPostgres.superuser}
 
 
-async def _migrate(connect: dict[str, Any], role: str, own: list[str]) -> list[str]:
+async def _migrate(connect: dict[str, Any], role: str, own: Own) -> list[str]:
     async with direct_connection(connect) as connection:
+        if len(own) > 1:
+            _progress("schema.sql")
         todo = await migrate(connection, serving_role=role)
-        for sql in own:
-            await apply(connection, sql, serving_role=role)
+        await _apply_own(connection, own, serving_role=role)
     return todo
 
 
-async def _apply(connect: dict[str, Any], own: list[str]) -> list[str]:
+async def _apply(connect: dict[str, Any], own: Own) -> list[str]:
     async with direct_connection(connect) as connection:
-        for sql in own:
-            await apply(connection, sql)
+        await _apply_own(connection, own)
     return []
+
+
+async def _apply_own(connection: Any, own: Own, **role: str) -> None:
+    for number, (path, sql) in enumerate(own, 1):
+        if len(own) > 1:
+            _progress(f"{path} ({number} of {len(own)})")
+        await apply(connection, sql, **role)
+
+
+def _progress(what: str) -> None:
+    """For whoever waits: where it is. On standard error, so that what is printed stays for machines."""
+    print(f"migrate: {what}", file=sys.stderr, flush=True)
