@@ -167,7 +167,7 @@ async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
 
         await asyncio.gather(*(one() for _ in range(100)))
         assert max(times) < 1.0 + 0.5 + 1 + 1, max(times)
-        assert len([t for t in times if t < 1.3]) >= 90  # those without a connection do not wait for longer than theirs
+        assert len([t for t in times if t < 2.0]) >= 90  # who got no connection does not wait as long as who got one
         await asyncio.sleep(1.2)
         again = time.perf_counter()
         for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(20))):
