@@ -336,6 +336,8 @@ def test_a_parameter_with_an_expression_may_be_the_organisation() -> None:
         ["/api/{a}", "/api/f{b}o"],
         ["/api/x/{a}/{b}", "/api/x/{c}/y"],
         ["/api/{tail:.*}", "/api/{a}/{b}"],
+        ["/api/x/{tail:.*}", "/api/x/"],
+        ["/{tail:.*}", "/"],
         ["/api/me"],
         ["/api/data/{other}"],
     ],
