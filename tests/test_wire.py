@@ -49,6 +49,9 @@ def check_shape(reply: Reply, status: int) -> None:
     assert set(json.loads(reply.body)) == {"error"}
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "no-referrer"
+    assert reply.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert reply.headers["vary"] == "Authorization, Cookie, X-API-Key, Origin"
     assert re.fullmatch("[0-9a-f]{24}", reply.headers["x-request-id"])
     assert reply.headers["server"] == "gatepost"
 
