@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from .replies import Reply, phrase
 
@@ -133,10 +134,17 @@ def _body(status: int, reason: str | None) -> bytes:
 
 
 def from_http(raised: web.HTTPException) -> web.Response:
-    """What a handler or the router raised, as JSON. Of its headers only those that mean something to a client stay."""
+    """What a handler or the router raised, as an answer of our own; aiohttp would drop the connection over an exception.
+
+    A redirect, or what else is no error, keeps its headers and cookies but not its text. An error becomes JSON, and of its
+    headers only those that mean something to a client stay.
+    """
     if raised.status < 400:
-        raised.body = None
-        return raised
+        about_the_text = ("content-type", "content-length")
+        headers = [(name, value) for name, value in raised.headers.items() if name.lower() not in about_the_text]
+        plain = web.Response(status=raised.status, headers=CIMultiDict(headers))
+        plain.cookies.update(raised.cookies)
+        return plain
     kept = {name: raised.headers[name] for name in ("Allow", "Retry-After", "WWW-Authenticate") if name in raised.headers}
     if raised.status == 503:
         kept.setdefault("Retry-After", "1")

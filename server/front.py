@@ -56,6 +56,8 @@ class Front:
             response = error_response(500)
         if not _is_unsent(response):
             response = error_response(500)
+        elif isinstance(response, web.HTTPException):  # returned where it should have been raised
+            response = from_http(response)
         plan = self._gate.plan_of(request)
         if not response.prepared:
             self._finish(request, response, request_id, plan)

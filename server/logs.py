@@ -64,8 +64,16 @@ class _NoTexts(logging.Filter):
     """Foreign libraries log exceptions whole, with whatever a client or Postgres put into them: keep the type only."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "asyncio":
+            record.msg, record.args = _first_words(record.getMessage()), ()
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             record.msg, record.args, record.exc_info, record.exc_text = f"{record.msg.split('%')[0]}", (), None, None
             record.fields = {"error": type(error).__name__}
         return True
+
+
+def _first_words(text: str) -> str:
+    """What happened, of asyncio's line: behind it come the `repr` of a task with its exception, or a callback's arguments."""
+    first = text.partition("\n")[0]
+    return first.partition("(")[0] if first.startswith("Exception in callback") else first

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from .targets import malformed
+
+# Templates that the router compares as they stand, before all others. At a slash in the end one with a parameter may come
+# first ("/x/{tail:.*}" matches "/x/"), and a "%" or "?" is never left in the path that it compares.
+_AS_IT_STANDS: Final = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@.-]+)+\Z")
 
 
 class Lookup:
@@ -14,8 +19,8 @@ class Lookup:
 
     Most requests name a route without parameters, by exactly its path. The router would go the same way each time: parse
     the path, try what begins like it, and come to the first resource of that very path (a template with a parameter is
-    never among those: it needs at least one character more). So these are found by their text. Anything else, a query,
-    an escape, a method that is not there, takes the long way.
+    never among those: it needs at least a slash more). So these are found by their text. Anything else, a query, an
+    escape, a slash at the end, a method that is not there, takes the long way.
     """
 
     def __init__(self, app: web.Application) -> None:
@@ -23,10 +28,11 @@ class Lookup:
         self._router: Final = app.router
         self._plain: dict[tuple[str, str], web.AbstractRoute] = {}
         for resource in app.router.resources():
-            if isinstance(resource, web.PlainResource) and not malformed(resource.canonical):
+            template = resource.canonical
+            if isinstance(resource, web.PlainResource) and _AS_IT_STANDS.match(template) and not malformed(template):
                 for route in resource:
                     if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which is answered before any route
-                        self._plain.setdefault((route.method, resource.canonical), route)
+                        self._plain.setdefault((route.method, template), route)
 
     def at_once(self, request: web.Request) -> web.UrlMappingMatchInfo | None:
         """The match of a plain route; None: ask `resolve`. The target of such a request is well-formed."""

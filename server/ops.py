@@ -1,21 +1,29 @@
-"""The operations port: is the process alive, should requests be sent to it, what has it counted? Never a tenant's data."""
+"""The operations port: is the process alive, should requests be sent to it, what has it counted? Never a tenant's data.
+
+Its connections are those of the main port, with the same limits: what the parser refuses is not repeated here either.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from .answers import answer
+from .answers import answer, new_request_id, stamp
 from .app import AUDIT, METRICS, PROVIDERS, STORAGE, not_ready
+from .errors import error_response
 from .exposition import CONTENT_TYPE, as_json, as_text
 from .identity import Unavailable
 from .metrics import Family, Labels, gauge
 from .observe import log_failure
 from .scope import DATABASE
 from .settings import ConfigError
+from .wire import install
+
+_LIMITS: Final = {"head_bytes": 16_384, "head_seconds": 10.0, "headers": 128, "idle_seconds": 75.0, "connections": 64}
 
 
 class Operations:
@@ -46,23 +54,39 @@ class Operations:
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()
-        routes = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._told}
-        app.add_routes([web.get(path, handler) for path, handler in routes.items()])
+        install(app, self._handle, **_LIMITS, descriptors=0)  # type: ignore[arg-type]
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         return self._runner
 
-    async def _livez(self, request: web.Request) -> web.Response:
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        """The answer to a request, with the headers that every answer of ours bears."""
+        pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._told}
+        page = pages.get(request.raw_path.partition("?")[0])
+        if page is None:
+            response: web.Response = error_response(404)
+        elif request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            response = error_response(405, headers={"Allow": "GET, HEAD"})
+        else:
+            try:
+                response = await page()
+            except Exception as error:
+                log_failure("operations page failed", error)
+                response = error_response(500)
+        stamp(response, new_request_id())
+        return response
+
+    async def _livez(self) -> web.Response:
         return answer({"status": "ok"})
 
-    async def _readyz(self, request: web.Request) -> web.Response:
+    async def _readyz(self) -> web.Response:
         reasons = ["draining"] if self.draining else await self._reasons()
         return answer({"status": "not ready", "reasons": reasons} if reasons else {"status": "ok"}, 503 if reasons else 200)
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _metrics(self) -> web.Response:
         return web.Response(body=as_text(await self._families()), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _told(self, request: web.Request) -> web.Response:
+    async def _told(self) -> web.Response:
         """For the parent of several workers."""
         return answer(as_json(await self._families()))
 

@@ -7,6 +7,7 @@ Whoever looks at `headers` gets aiohttp's dictionary as usual, and the answer th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -142,3 +143,10 @@ def _head(status: int, cacheable: bool) -> bytes:
     kept = {name: value for name, value in STANDARD_HEADERS.items() if not (cacheable and name == "Cache-Control")}
     lines = [f"HTTP/1.1 {status} {phrase(status)}", *(f"{name}: {value}" for name, value in kept.items())]
     return "\r\n".join(lines).encode() + b"\r\n"
+
+
+def last_words(status: int, request_id: str, lines: bytes = b"") -> bytes:
+    """A whole answer for a connection that ends with it, where no request was understood. `lines`: further header lines."""
+    body = json.dumps({"error": phrase(status)}).encode()
+    last = b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b\r\n" % (len(body), request_id.encode(), lines)
+    return _head(status, False) + last + body

@@ -146,15 +146,15 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
 
 def _refuse_shadows(router: web.UrlDispatcher) -> None:
     """Two routes of one method where the first takes all that the second could: the second never runs."""
-    groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for resource in router.resources():
         template = _full_template(resource)
         literal, brace, _ = template.partition("{")
-        if brace:  # the router takes templates in turn that agree up to the last slash before a parameter
+        if brace:  # the router tries in turn what agrees up to the last slash before a parameter or the end
             literal = literal.rpartition("/")[0]
         for route in resource:
-            groups[route.method, literal, bool(brace)].append(template)
-    for (method, _, _), templates in groups.items():
+            groups[route.method, literal.rstrip("/")].append(template)
+    for (method, _), templates in groups.items():
         for number, later in enumerate(templates):
             for earlier in templates[:number]:
                 if later == earlier or template_language(later).within(template_language(earlier, unread=0), PATH):

@@ -23,6 +23,7 @@ import pytest
 
 from .deadline import within
 from .identity import CredentialRejected, Identity, Unavailable
+from .testing_recall import RecallContract
 from .testing_stage import Headers, Opened, ProviderCase, opened
 from .testing_watch import Pulse, alarm, credentials_in, foreign_tasks, words_of
 
@@ -39,7 +40,7 @@ def provider_case() -> ProviderCase:
     pytest.fail("define the fixture provider_case: see server.testing_provider", pytrace=False)
 
 
-class ProviderContract:
+class ProviderContract(RecallContract):
     """Inherit it in a class called `Test...` that has a fixture `provider_case`."""
 
     pytestmark = pytest.mark.asyncio

@@ -64,6 +64,8 @@ class Opened:
 
     def __init__(self, provider: Provider) -> None:
         self.authenticate = provider.authenticate
+        self.recall: Callable[[web.Request], object] = getattr(provider, "recall", lambda request: None)
+        self.reads: object = getattr(provider, "reads", None)
         self._provider = provider
         self._held: dict[str, tuple[asyncio.Future[web.Request], asyncio.Event]] = {}
         self._client: aiohttp.ClientSession | None = None

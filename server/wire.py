@@ -7,7 +7,7 @@ is the contract's JSON, and the log has the kind of mistake only.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -19,12 +19,7 @@ from .answers import new_request_id, stamp
 from .connections import bound_accept_errors, room_for
 from .errors import error_response
 from .observe import LOG
-from .replies import Reply
-
-_LATE: Final = b'{"error": "Request Timeout"}'
-_BAD: Final = b'{"error": "Bad Request"}'
-_FULL: Final = b'{"error": "Service Unavailable"}'
-_LARGE: Final = b'{"error": "Request Header Fields Too Large"}'
+from .replies import Reply, last_words
 
 
 class Wire(RequestHandler):
@@ -43,7 +38,7 @@ class Wire(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self._manager is not None and len(self._manager._connections) > self._most:
-            self._refuse(b"503 Service Unavailable\r\nRetry-After: 1", _FULL)
+            self._refuse(503, b"Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
         # Before the first head nobody waits yet: the task that will has not run.
@@ -53,7 +48,7 @@ class Wire(RequestHandler):
             super().data_received(data)
         except Exception as error:  # a target on which the URL parser itself fails, such as `http://[::1]@/`
             LOG.info("request refused", extra={"fields": {"status": 400, "error": type(error).__name__}})
-            self._refuse(b"400 Bad Request", _BAD)
+            self._refuse(400)
             return
         come = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
@@ -71,9 +66,9 @@ class Wire(RequestHandler):
     def _head_grows(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > self._head_limit:
-            self._refuse(b"431 Request Header Fields Too Large", _LARGE)
+            self._refuse(431)
         elif self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, b"408 Request Timeout", _LATE)
+            self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, 408)
 
     def _weigh_head(self, number: int) -> None:
         """The head came whole, with much beside it: was it the head that was large, or the body behind it?"""
@@ -93,15 +88,11 @@ class Wire(RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse(self, status: bytes, body: bytes) -> None:
-        """Answer a head that never ends, and hang up."""
+    def _refuse(self, status: int, lines: bytes = b"") -> None:
+        """Answer a head that never ends, and hang up. `lines` are further header lines."""
         self._head_done()
         if self.transport is not None:
-            head = (
-                b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
-                b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nServer: gatepost\r\nX-Request-Id: %s\r\n\r\n"
-            )
-            self.transport.write(head % (status, len(body), new_request_id().encode()) + body)
+            self.transport.write(last_words(status, new_request_id(), lines))
         self.force_close()
 
     async def finish_response(

@@ -18,6 +18,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,36 @@ from server import hookimpl
 from server.app import build
 from server.settings import Settings
 from server.wire import WireServer
+
+# Secrets ---------------------------------------------------------------------------------------------------------------
+
+# What no line of ours or of a library that we stand on may hold, whatever test it is: credentials, and the tests' canaries.
+_SECRET = re.compile(r"canary|gp_\w{8}|[sp]k_(?:live|test)_\w|whsec_\w|eyJ[\w-]+\.[\w-]+\.|(?:Bearer|Stub|Basic) \S{6}|://[^/\s]*:[^/\s]+@|hunter2")
+
+
+class _Sweep(logging.Handler):
+    """Searches every log line of a test, with all that comes along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in ("gatepost", "server", "providers", "handlers"):
+            said = f"{record.getMessage()} {getattr(record, 'fields', '')}"
+            if hit := _SECRET.search(said):
+                self.found.append(f"{record.name}: {said[: hit.start()]}[{hit[0][:3]}...]")
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_logged() -> Iterator[None]:
+    """After every test: no log line held a secret."""
+    sweep = _Sweep()
+    logging.getLogger().addHandler(sweep)
+    yield
+    logging.getLogger().removeHandler(sweep)
+    assert not sweep.found, f"a secret was logged: {sweep.found}"
+
 
 # Callers ---------------------------------------------------------------------------------------------------------------
 

@@ -392,6 +392,98 @@ class ClosesOnlyWhatWasOpened(Good):
         del self.client
 
 
+class Remembering(Good):
+    """Like the good one, and knows again whom it has proven."""
+
+    reads: Any = ("Authorization",)
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self.proven: dict[str, Any] = {}
+
+    async def authenticate(self, request: web.Request) -> Any:
+        identity = await super().authenticate(request)
+        if identity is not None:
+            self.proven[request.headers["Authorization"]] = identity
+        return identity
+
+    def recall(self, request: web.Request) -> Any:
+        return self.proven.get(request.headers.get("Authorization", ""))
+
+
+class TestRemembering(ProviderContract):
+    @pytest.fixture
+    def provider_case(self) -> Case:
+        return case_of(Remembering)
+
+
+@broken("recall_never_contradicts_authenticate", "a bad credential is recalled as Identity")
+class RecallsTheBad(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self.identity(token) if token.startswith("good_") else None
+
+
+@broken("recall_never_contradicts_authenticate", "a bad credential is recalled as Identity")
+class RemembersTheRefused(Remembering):
+    async def refuse(self, token: str) -> Any:
+        self.proven[f"Bearer {token}"] = self.identity(token)
+        raise CredentialRejected
+
+
+@broken("recall_never_contradicts_authenticate", "somebody else than authenticate")
+class RecallsTheLastOne(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        known = "good_" in request.headers.get("Authorization", "") and "bad" not in request.headers["Authorization"]
+        return next(iter(self.proven.values()), None) if known else None
+
+
+@broken("recall_never_contradicts_authenticate", "somebody else than authenticate")
+class RecallsMoreRights(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        found = super().recall(request)
+        return found and Identity(provider="good", user_id=found.user_id, org_id="org_1", org_role="org:admin")
+
+
+@broken("recall_never_contradicts_authenticate", "another provider has no turn")
+class RecallRefusesOthers(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        if "Authorization" in request.headers and "good_" not in request.headers["Authorization"]:
+            raise CredentialRejected
+        return super().recall(request)
+
+
+@broken("recall_never_contradicts_authenticate", "a known caller is recalled as CredentialRejected")
+class RecallRefusesTheUnproven(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        found = super().recall(request)
+        if found is None and "good_" in request.headers.get("Authorization", ""):
+            raise CredentialRejected
+        return found
+
+
+@broken("recall_never_contradicts_authenticate", "recall raised KeyError")
+class RecallRaises(Remembering):
+    def recall(self, request: web.Request) -> Any:
+        return self.proven[request.headers["Authorization"]]
+
+
+@broken("recall_never_contradicts_authenticate", "recall is async")
+class RecallIsAsync(Remembering):
+    async def recall(self, request: web.Request) -> Any:
+        return super().recall(request)
+
+
+@broken("reads_names_the_headers_that_it_reads", "not in reads")
+class ReadsAnotherHeader(Remembering):
+    reads = ("X-Good",)
+
+
+@broken("reads_names_the_headers_that_it_reads", "no list of header names")
+class ReadsAText(Remembering):
+    reads = "Authorization"
+
+
 @pytest.mark.parametrize(("check", "provider", "message"), BROKEN, ids=[provider.__name__ for _, provider, _ in BROKEN])
 async def test_each_check_finds_its_fault(
     check: str, provider: type[Good], message: str, caplog: pytest.LogCaptureFixture

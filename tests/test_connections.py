@@ -15,6 +15,7 @@ from app_kit import Client, ask, build_app, serving
 from conftest import ALICE, Serve
 
 from server.connections import _AcceptErrors, room_for
+from server.replies import STANDARD_HEADERS
 from server.settings import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ async def test_connections_beyond_the_limit_are_answered_503_and_the_others_are_
                 reply = await more.reply()  # without asking
                 assert (reply.status, reply.json) == (503, {"error": "Service Unavailable"})
                 assert reply.headers["retry-after"] == "1"
+                assert {name.title() for name in reply.headers} >= {name.title() for name in STANDARD_HEADERS} | {"X-Request-Id"}
                 assert reply.ends_the_connection
                 assert await more.closed_by_server()
         for client in held:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import ALICE, Serve
+from conftest import ALICE, Serve, _Sweep
 
 from server.logs import start_logging
 from server.observe import LOG, log_failure
@@ -58,6 +60,27 @@ def test_the_text_of_an_exception_is_never_logged(format: str, fresh: None, capf
     assert said.count("ValueError") == 3
 
 
+@pytest.mark.parametrize("format", ["json", "human"])
+async def test_what_asyncio_knows_of_a_task_or_a_callback_is_not_logged(format: str, fresh: None, capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging(format)
+
+    async def fail() -> None:
+        raise RuntimeError("canary")
+
+    def refuse(what: str) -> None:
+        raise RuntimeError(what)
+
+    asyncio.create_task(fail())  # noqa: RUF006 - nobody waits for it, which is the point
+    asyncio.get_running_loop().call_soon(refuse, "canary")
+    await asyncio.sleep(0.01)
+    gc.collect()
+    said = capfd.readouterr().err
+    assert "canary" not in said
+    assert "Task exception was never retrieved" in said
+    assert "Exception in callback" in said
+    assert said.count("RuntimeError") == 2
+
+
 async def test_every_request_has_a_line_where_that_is_asked_for(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     client = await serve({"log.requests": True})
@@ -91,3 +114,11 @@ def test_the_format_follows_the_environment() -> None:
     assert Settings(environ={}).log_format == "human"
     with pytest.raises(ConfigError, match="log.format"):
         Settings(environ={}, given={"log.format": "xml"})
+
+
+@pytest.mark.parametrize("said", ["Bearer abcdefgh", "gp_0123456789", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.x", "sk_live_x", "postgresql://app:secret@host/x", "a canary"])
+def test_the_sweep_after_every_test_sees_a_secret(said: str) -> None:
+    sweep = _Sweep()
+    for record in (logging.makeLogRecord({"name": "gatepost", "msg": f"x {said}"}), logging.makeLogRecord({"name": "gatepost.x", "msg": "x", "fields": {"y": [said]}})):
+        sweep.emit(record)
+    assert len(sweep.found) == 2

@@ -336,6 +336,8 @@ def test_a_parameter_with_an_expression_may_be_the_organisation() -> None:
         ["/api/{a}", "/api/f{b}o"],
         ["/api/x/{a}/{b}", "/api/x/{c}/y"],
         ["/api/{tail:.*}", "/api/{a}/{b}"],
+        ["/api/x/{tail:.*}", "/api/x/"],
+        ["/{tail:.*}", "/"],
         ["/api/me"],
         ["/api/data/{other}"],
     ],
@@ -576,7 +578,7 @@ async def test_not_mine_asks_the_next() -> None:
 
 
 async def test_mine_and_bad_is_a_401_now() -> None:
-    reply, asked = await at_the_gate(lambda: CredentialRejected("token-expired", "canary"), known("second"))
+    reply, asked = await at_the_gate(lambda: CredentialRejected("token-expired", "for the log alone"), known("second"))
     assert (reply.status, reply.json, asked) == (401, {"error": "Unauthorized", "reason": "token-expired"}, [1, 0])
     assert reply.headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
@@ -602,8 +604,8 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "raises": lambda: RuntimeError("canary"),
     "raises a key error": lambda: KeyError("canary"),
     "raises a time-out": lambda: TimeoutError(),
-    "raises unavailable": lambda: Unavailable("canary"),
-    "raises unavailable oddly": lambda: Unavailable("canary", retry_after=None),  # type: ignore[arg-type]
+    "raises unavailable": lambda: Unavailable("away"),
+    "raises unavailable oddly": lambda: Unavailable("away", retry_after=None),  # type: ignore[arg-type]
     "raises a 401 of its own": lambda: web.HTTPUnauthorized(text="canary"),
     "raises a 200 of its own": lambda: web.HTTPOk(text="canary"),
     "raises a redirect": lambda: web.HTTPFound("https://evil.example"),

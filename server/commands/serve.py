@@ -18,10 +18,12 @@ from aiohttp import web
 from ..app import FRONT, STORAGE, build
 from ..observe import LOG
 from ..ops import Operations, families_of, reasons_of
+from ..ports import begin_no_more, take_waiting
 from ..settings import ConfigError, Settings
 from ..workers import Supervisor, Worker
 
 _LAST_WORDS_SECONDS: Final = 0.5
+_HANDSHAKES_SECONDS: Final = 0.05
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +95,19 @@ def _settle() -> None:
 async def _drain(app: web.Application, runner: web.AppRunner) -> None:
     """Take no new connection; what comes on the open ones for a moment still is answered, and told to come no more.
 
-    A client that keeps a connection may have sent its next request just before it could know that we are stopping.
+    A client that keeps a connection may have sent its next request just before it could know that we are stopping; and one
+    that the kernel has let in, while we were busy, believes itself served.
     """
     app[FRONT].draining = True
+    listening = [port for site in runner.sites for port in getattr(site._server, "sockets", ())]
+    begin_no_more(listening)
+    await asyncio.sleep(_HANDSHAKES_SECONDS)
+    waiting = take_waiting(listening)
     for site in list(runner.sites):
         await site.stop()
+    if (server := runner.server) is not None:
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(server, connection)
     await asyncio.sleep(_LAST_WORDS_SECONDS)
 
 
