@@ -161,6 +161,8 @@ def _hints(url: str, settings: Settings) -> list[str]:
         hints.append(f'  with a token:   curl -i -H "Authorization: Bearer {token}" {url}/api/me')
     if "stub" in providers:
         hints.append(f'  with the stub:  curl -i -H \'Authorization: Stub user_id="user_1", org_id="org_1"\' {url}/api/me')
+    if "docs" in (settings.words("handlers") or ["docs"]):
+        hints.append(f"  read and try:   {url}/api/public/docs")
     return [*hints, f"  the routes:     ({program} routes)"]
 
 
