@@ -192,8 +192,9 @@ def test_every_capability_beside_clerks_libraries_names_its_tests() -> None:
 # The other pages ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_promise_names_tests_that_exist() -> None:
-    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+@pytest.mark.parametrize("page", ["security.md", "attacks.md"])
+def test_every_promise_and_every_attack_names_tests_that_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
     assert len(named) > 20
     for file, name in named:
@@ -204,6 +205,17 @@ def test_every_promise_names_tests_that_exist() -> None:
         line for line in text.partition("## Promises")[2].splitlines() if line.startswith("| ") and "proven by" not in line
     ]
     assert all("::" in line for line in promises)
+
+
+def test_every_class_of_attack_is_in_the_inventory() -> None:
+    text = (ROOT / "docs" / "attacks.md").read_text("utf-8")
+    rows = re.findall(r"^\| ((?:[JR]\d+(?:, | to )?)+)", text, re.MULTILINE)
+    found: set[str] = set()
+    for row in rows:
+        named = re.findall(r"([JR])(\d+)", row)
+        first, last = int(named[0][1]), int(named[-1][1])
+        found |= {f"{named[0][0]}{number}" for number in range(first, last + 1)} if " to " in row else {letter + number for letter, number in named}
+    assert found == {f"J{number}" for number in range(1, 35)} | {f"R{number}" for number in range(1, 23)}
 
 
 def test_every_symbol_of_the_architecture_exists() -> None:
