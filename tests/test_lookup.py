@@ -97,8 +97,8 @@ async def compare(number: int, seed: int) -> tuple[int, int]:
 
 
 async def test_the_short_way_is_the_routers_way() -> None:
-    read, quick = await compare(10_000, seed=1)
-    assert read >= 10_000
+    read, quick = await compare(12_000, seed=1)  # OPTIONS never goes the short way
+    assert read >= 12_000
     assert quick >= 500, "else nothing was compared"
 
 
