@@ -102,7 +102,9 @@ async def families_of(app: web.Application) -> list[Family]:
             ("opening",): [float(pool.opening)],
         }
         families.append(Family("gatepost_pool_connections", "gauge", "Connections to Postgres.", ("state",), states))
-        families.append(gauge("gatepost_pool_waiting", "Requests that wait for a connection.", pool.waiting))
+        families.append(
+            gauge("gatepost_pool_waiting", "Requests that have waited for a connection for more than 5 ms.", pool.waiting)
+        )
     dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
     families.append(Family("gatepost_audit_dropped_total", "counter", "Denials missing in the audit log.", (), dropped))
     families.append(gauge("gatepost_revocation_lag_seconds", "Since the revocations were read.", age, merge="max"))

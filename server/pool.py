@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 
 class Poolable(Protocol):
@@ -24,19 +24,29 @@ class Poolable(Protocol):
 
 
 C = TypeVar("C", bound=Poolable)
+PROMPT: Final = 10
+"""Connections that are lent without waiting."""
+PATIENCE: Final = 0.005
+"""Seconds after which whoever waits gets one beyond these, where there is one."""
 
 
 class Pool(Generic[C]):
-    """At most `size` connections, opened when they are needed."""
+    """At most `size` connections, opened when they are needed, and no more in use at a time than do any good.
+
+    Each connection is a process of Postgres. Thirty that take turns on a few cores spend a third more on the same queries
+    than ten do, because none finds its memory in the processor's caches. So no more than `PROMPT` are lent at once, and the
+    others wait for these. Whoever has waited for `PATIENCE` seconds, as behind slow queries, gets one more.
+    """
 
     def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
         """`busy(connection)`: is it still occupied with something that its last borrower gave up on?"""
         self._connect, self._size, self._busy = connect, size, busy
         self._idle: list[C] = []
-        self._waiting: deque[asyncio.Future[C | None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[C | None], float]] = deque()
         self._lent: set[C] = set()
         self._opening = 0
         self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> int:
@@ -57,11 +67,22 @@ class Pool(Generic[C]):
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a connection."""
-        return sum(not waiter.done() for waiter in self._waiting)
+        """Requests that have waited for longer than `PATIENCE`: there are not enough connections, or they are slow."""
+        if not self._waiting:
+            return 0
+        late = asyncio.get_running_loop().time() - PATIENCE
+        return sum(since <= late and not waiter.done() for waiter, since in self._waiting)
+
+    @property
+    def queued(self) -> int:
+        """All requests that wait for a connection."""
+        return sum(not waiter.done() for waiter, _ in self._waiting)
 
     def take(self) -> C | None:
         """A connection that is idle, at once; None: `acquire` one."""
+        return self._take() if len(self._lent) + self._opening < PROMPT else None
+
+    def _take(self) -> C | None:
         while self._idle:
             connection = self._idle.pop()  # the last one used: its caches are warm
             if not connection.is_closed():
@@ -71,11 +92,11 @@ class Pool(Generic[C]):
 
     async def acquire(self) -> C:
         """A connection; waits for one without a bound of its own. Raises what `connect` raises."""
+        prompt = len(self._lent) + self._opening < PROMPT
         while not self._closed:
-            taken = self.take()
-            if taken is not None:
+            if prompt and (taken := self._take()) is not None:
                 return taken
-            if self.open < self._size:
+            if prompt and self.open < self._size:
                 try:
                     return await self._open_one()
                 except Exception:
@@ -85,6 +106,7 @@ class Pool(Generic[C]):
             handed = await self._wait()
             if handed is not None:
                 return handed
+            prompt = True  # it was woken to help itself
         raise ConnectionError("the pool is closed")
 
     def release(self, connection: C) -> None:
@@ -96,13 +118,17 @@ class Pool(Generic[C]):
         if connection.is_closed():
             self.discard(connection)
             return
-        while self._waiting:
-            waiter = self._waiting.popleft()
+        while self._waiting and (len(self._lent) <= PROMPT or self._is_late()):
+            waiter, _ = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(connection)  # it stays lent, to somebody else
                 return
         self._lent.discard(connection)
         self._idle.append(connection)
+
+    def _is_late(self) -> bool:
+        """Has whoever waits the longest waited for too long?"""
+        return asyncio.get_running_loop().time() - self._waiting[0][1] >= PATIENCE
 
     def discard(self, connection: C) -> None:
         """Throw a lent connection away; somebody who waits may open another in its place."""
@@ -120,6 +146,8 @@ class Pool(Generic[C]):
     def close(self) -> None:
         """End every connection, lent ones too, and send those who wait away."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for connection in [*self._idle, *self._lent]:
             connection.terminate()
         self._idle.clear()
@@ -139,8 +167,11 @@ class Pool(Generic[C]):
         return connection
 
     async def _wait(self) -> C | None:
-        waiter: asyncio.Future[C | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[C | None] = loop.create_future()
+        self._waiting.append((waiter, loop.time()))
+        if self._timer is None:
+            self._timer = loop.call_later(PATIENCE, self._look_after_the_late)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -149,9 +180,19 @@ class Pool(Generic[C]):
                 self.release(handed) if handed is not None else self._wake_one()
             raise
 
+    def _look_after_the_late(self) -> None:
+        """Let those who have waited for too long help themselves to what there is beyond `PROMPT`."""
+        self._timer = None
+        spare = len(self._idle) + self._size - self.open
+        while spare > 0 and self._waiting and self._is_late():
+            self._wake_one()
+            spare -= 1
+        if self._waiting and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look_after_the_late)
+
     def _wake_one(self) -> None:
         while self._waiting:
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return

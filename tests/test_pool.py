@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from server import pool as room
 from server.deadline import within
 from server.pool import Pool
 
@@ -189,3 +190,83 @@ async def test_closing_ends_everything_and_sends_the_waiting_away() -> None:
     assert held.closed
     pool.release(held)
     assert pool.open == 0
+
+
+# No more in use than do any good ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "PROMPT", 2)
+
+
+async def test_no_more_than_a_few_are_lent_while_they_come_back_soon(few: None) -> None:
+    pool, lines = make(8)
+    most = 0
+
+    async def work() -> None:
+        nonlocal most
+        line = pool.take() or await pool.acquire()
+        most = max(most, pool.lent)
+        await asyncio.sleep(0)
+        pool.release(line)
+
+    for _ in range(20):
+        await asyncio.gather(*(work() for _ in range(50)))
+    assert (most, lines.opened, pool.lent, pool.queued) == (2, 2, 0, 0)
+
+
+async def test_who_waits_behind_slow_ones_gets_one_more(few: None) -> None:
+    pool, lines = make(5)
+    slow = [await pool.acquire() for _ in range(2)]
+    assert pool.take() is None
+    more = [await asyncio.wait_for(pool.acquire(), 5) for _ in range(3)]  # while the slow ones stay where they are
+    assert (lines.opened, pool.lent) == (5, 5)
+    late = asyncio.create_task(within(0.2, pool.acquire()))
+    await asyncio.sleep(0.05)
+    assert pool.waiting == 1  # for longer than is usual: that is what the metrics tell
+    with pytest.raises(TimeoutError):
+        await late  # never more than the size
+    for line in (*slow, *more):
+        pool.release(line)
+    assert (pool.lent, pool.idle, pool.queued) == (0, 5, 0)
+
+
+async def test_after_a_slow_time_few_are_lent_again(few: None) -> None:
+    pool, _ = make(5)
+    lent = [await pool.acquire() for _ in range(5)]
+    waiting = [asyncio.create_task(pool.acquire()) for _ in range(4)]
+    await asyncio.sleep(0)
+    for line in lent[:3]:
+        pool.release(line)  # nobody has waited for long: they are put aside
+    assert (pool.lent, pool.idle, pool.queued) == (2, 3, 4)
+    pool.release(lent[3])  # from here on whoever waits is served by those who are done
+    assert await waiting[0] is lent[3]
+    for task in waiting[1:]:
+        pool.release(await asyncio.wait_for(task, 5))
+
+
+async def test_all_who_wait_are_served_whatever_the_order(few: None) -> None:
+    pool, _ = make(4)
+
+    async def work(number: int) -> int:
+        line = await pool.acquire()
+        await asyncio.sleep(0.02 if number % 7 == 0 else 0)
+        pool.release(line)
+        return number
+
+    async with asyncio.timeout(20):
+        assert sorted(await asyncio.gather(*(work(number) for number in range(200)))) == list(range(200))
+    assert (pool.lent, pool.queued) == (0, 0)
+
+
+async def test_closing_ends_the_looking_after_those_who_wait(few: None) -> None:
+    pool, _ = make(2)
+    for _ in range(2):
+        await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    pool.close()
+    with pytest.raises(ConnectionError):
+        await waiting
+    assert pool._timer is None or pool._timer.cancelled()
