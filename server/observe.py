@@ -49,33 +49,39 @@ class DenialListener(Protocol):
 class DenialLog:
     """A line for each request that was turned away, with the full reason. Allowed requests make no line.
 
-    Strangers, and callers beyond their rate, can be turned away as often as they like, so their lines are bounded: so many a
-    second, and then one that says how many more there were.
+    Whoever is turned away can come again as often as they like, and a line costs more than the refusal. So lines are bounded:
+    so many a second for strangers and callers beyond their rate, more for known callers; then one says how many there were.
     """
 
-    def __init__(self, *, strangers_per_second: int = 20, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._clock = strangers_per_second, clock
-        self._second, self._lines, self._dropped = 0, 0, 0
+    def __init__(
+        self, *, strangers_per_second: int = 20, known_per_second: int = 100, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._strangers, self._known = _Bound(strangers_per_second, clock), _Bound(known_per_second, clock)
 
     def hears(self, *, known: bool, status: int) -> bool:
-        """All of what is turned away, but strangers and callers beyond their rate only so often."""
-        return (known and status != 429) or not self._too_many()
+        """All of what is turned away, but only so often."""
+        return (self._known if known and status != 429 else self._strangers).allows()
 
     def __call__(self, decision: Decision) -> None:
         fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}
         LOG.info("denied", extra={"fields": {**fields, "seconds": round(decision.seconds, 6)}})
 
-    def _too_many(self) -> bool:
+
+class _Bound:
+    """So many lines a second; the first one of a later second is told with how many there were more."""
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._limit, self._clock = limit, clock
+        self._second, self._lines = 0, 0
+
+    def allows(self) -> bool:
         second = int(self._clock())
         if second != self._second:
-            dropped, self._second, self._lines, self._dropped = self._dropped, second, 0, 0
-            if dropped:
+            dropped, self._second, self._lines = self._lines - self._limit, second, 0
+            if dropped > 0:
                 LOG.info("more were denied", extra={"fields": {"count": dropped}})
         self._lines += 1
-        if self._lines > self._limit:
-            self._dropped += 1
-            return True
-        return False
+        return self._lines <= self._limit
 
 
 class RequestLog:

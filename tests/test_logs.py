@@ -13,7 +13,7 @@ import pytest
 from conftest import ALICE, Serve, _Sweep
 
 from server.logs import start_logging
-from server.observe import LOG, log_failure
+from server.observe import LOG, DenialLog, log_failure
 from server.settings import ConfigError, Settings
 
 
@@ -122,3 +122,20 @@ def test_the_sweep_after_every_test_sees_a_secret(said: str) -> None:
     for record in (logging.makeLogRecord({"name": "gatepost", "msg": f"x {said}"}), logging.makeLogRecord({"name": "gatepost.x", "msg": "x", "fields": {"y": [said]}})):
         sweep.emit(record)
     assert len(sweep.found) == 2
+
+
+@pytest.mark.parametrize(("known", "status", "bound"), [(False, 401, 20), (True, 429, 20), (True, 403, 100), (True, 404, 100)])
+def test_lines_of_denials_are_bounded_and_the_rest_is_counted(
+    known: bool, status: int, bound: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gatepost")
+    now = [0.0]
+    log = DenialLog(clock=lambda: now[0])
+    assert sum(log.hears(known=known, status=status) for _ in range(1000)) == bound
+    assert not caplog.records
+    now[0] = 1.5
+    assert log.hears(known=known, status=status)
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [("more were denied", {"count": 1000 - bound})]  # type: ignore[attr-defined]
+    now[0] = 2.5
+    assert log.hears(known=known, status=status)
+    assert len(caplog.records) == 1  # nothing was left out in between
