@@ -396,17 +396,15 @@ async def test_nothing_is_verified_for_an_address_with_too_many() -> None:
 async def test_refusals_at_one_process_count_at_the_other(redis: Redis) -> None:
     given = {"limits__address": "20/day", "limits__storage": redis.url}
     bad = ("Authorization", "Bearer x")
-    other = clerk_app(**given)
-    limit = other[LIMITS].address
-    assert limit is not None
-    async with serving(clerk_app(**given)) as one, serving(other) as two:
+    async with serving(clerk_app(**given)) as one, serving(clerk_app(**given)) as two:
         assert [(await ask(one, "GET", "/api/me", bad)).status for _ in range(21)] == [401] * 20 + [429]
-        # It learns of the others with the first refusal of its own.
-        assert (await ask(two, "GET", "/api/me", bad)).status == 401
-        async with asyncio.timeout(10):
-            while limit.debts["127.0.0.1"].count < 20:
-                await asyncio.sleep(0.01)
-        assert (await ask(two, "GET", "/api/me", bad)).status == 429
+        # It learns of the others with a refusal of its own, told in the background; a storage that is slow for once is left
+        # alone for a moment. By itself it would refuse twenty before it says 429.
+        answers: list[int] = []
+        while len(answers) < 15 and 429 not in answers:
+            answers.append((await ask(two, "GET", "/api/me", bad)).status)
+            await asyncio.sleep(0.2)
+        assert answers == [401] * (len(answers) - 1) + [429]
 
 
 async def test_an_address_is_free_again_with_its_window() -> None:
