@@ -52,10 +52,10 @@ SERVER = """
 import asyncio, resource, sys
 sys.path[:0] = ["tests"]
 from app_kit import build_app, serving
-from server.observe import start_logging
+from server.logs import start_logging
 
 async def main():
-    start_logging("test")
+    start_logging("human")
     loop = asyncio.get_running_loop()
     async with serving(build_app(limits__connections=1000)) as port:
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
