@@ -28,8 +28,11 @@
 -- transaction of the same connection reads ''. Both must mean "nobody".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
 -- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/statements.py).
--- Where a second policy is there for administrators it says NULLIF(...) alone: it is asked only of rows that the first one
--- hides, and getting ready to ask it once would cost every query more than that.
+-- Where a table has two of them the second says COALESCE(..., false), which no index answers. Were it plain, Postgres could
+-- collect the rows of both first and sort them all for every page, and of a user with a million rows it did
+-- (tests/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds.
+-- An administrators' one is asked only of rows that the first one hides, so it says NULLIF(...) alone: getting ready to ask it
+-- once would cost every query more than that.
 
 SET LOCAL client_min_messages = warning;                   -- no notices about what exists already
 SET LOCAL search_path = public, pg_temp;
@@ -217,7 +220,7 @@ EXECUTE format($sql$
     -- organisation, so that a forgotten WHERE on any other route shows an administrator their own rows and no more.
     DROP POLICY IF EXISTS admin_select ON data;
     CREATE POLICY admin_select ON data FOR SELECT TO %1$I
-        USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+        USING (COALESCE(org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''), false));
     DROP POLICY IF EXISTS admin_delete ON data;
     CREATE POLICY admin_delete ON data FOR DELETE TO %1$I
         USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
@@ -269,7 +272,7 @@ EXECUTE format($sql$
         WITH CHECK (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
     DROP POLICY IF EXISTS admin_select ON api_keys;
     CREATE POLICY admin_select ON api_keys FOR SELECT TO %1$I
-        USING (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
+        USING (COALESCE(user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''), false));
     DROP POLICY IF EXISTS admin_insert ON api_keys;
     CREATE POLICY admin_insert ON api_keys FOR INSERT TO %1$I
         WITH CHECK (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
@@ -408,10 +411,12 @@ EXECUTE format($sql$
         USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
     DROP POLICY IF EXISTS org_select ON memberships;
     CREATE POLICY org_select ON memberships FOR SELECT TO %1$I
-        USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')) AND deleted_at IS NULL);
+        USING (COALESCE(organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')), false)
+               AND deleted_at IS NULL);
 
     -- Oneself, and the members of the active organisation. The policies of memberships hold inside too; the organisation is
-    -- named all the same, so that a wider policy there would show nobody here.
+    -- named all the same, so that a wider policy there would show nobody here. OFFSET 0: Postgres is to look each user up, and
+    -- not to collect the whole organisation first, for a page of a few.
     DROP POLICY IF EXISTS own_select ON users;
     CREATE POLICY own_select ON users FOR SELECT TO %1$I
         USING (id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
@@ -419,7 +424,8 @@ EXECUTE format($sql$
     CREATE POLICY org_select ON users FOR SELECT TO %1$I
         USING (deleted_at IS NULL AND EXISTS (
             SELECT FROM memberships AS m
-             WHERE m.user_id = users.id AND m.organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), ''))));
+             WHERE m.user_id = users.id AND m.organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), ''))
+            OFFSET 0));
 
     DROP POLICY IF EXISTS org_select ON organizations;
     CREATE POLICY org_select ON organizations FOR SELECT TO %1$I
