@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
-from aiohttp import web
-
 from .hookspecs import Provider
-from .identity import Identity
 
 
 class Asked:
     """One provider, with what it says of itself looked up once.
 
-    recall   its `recall`, or None. What is no Identity counts as None.
+    recall   its `recall`, or None
+    known    the label under which callers that it knew are counted
     """
 
-    __slots__ = ("_reads", "authenticate", "name", "recall")
+    __slots__ = ("_reads", "authenticate", "known", "name", "recall")
 
     def __init__(self, name: str, provider: Provider) -> None:
         self.name: Final = name
         self.authenticate: Final = provider.authenticate
         self._reads: tuple[str, ...] | None = _names(getattr(provider, "reads", None))
-        recall = getattr(provider, "recall", None)
-        self.recall: Callable[[web.Request], Identity | None] | None = None
-        if recall is not None:
-            self.recall = lambda request: found if isinstance(found := recall(request), Identity) else None
+        self.recall: Final = getattr(provider, "recall", None)
+        self.known: Final = (name, "known")
 
     def may_know(self, headers: Container[str]) -> bool:
         """Is one of the headers there that the provider reads? True where it does not say which it reads."""

@@ -42,7 +42,12 @@ class Front:
         request_id = new_request_id()
         request[REQUEST_ID] = request_id
         try:
-            response = await self._answer(request)
+            match = self._lookup.at_once(request)
+            if match is None or request.version not in _VERSIONS:
+                response = await self._by_the_long_way(request)
+            else:
+                request._match_info = match
+                response = await self._gate.admit(request, match)
         except ApiError as error:
             response = error.response()
         except web.HTTPException as error:
@@ -54,12 +59,10 @@ class Front:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        if not _is_unsent(response):
-            response = error_response(500)
-        elif isinstance(response, web.HTTPException):  # returned where it should have been raised
-            response = from_http(response)
+        if type(response) is not Reply or response.prepared:
+            response = _sendable(response)
         plan = self._gate.plan_of(request)
-        if not response.prepared:
+        if type(response) is Reply or not response.prepared:
             self._finish(request, response, request_id, plan)
         seconds = time.perf_counter() - started
         (self._nowhere if plan is None else plan.tally).add(response.status, seconds)
@@ -67,17 +70,12 @@ class Front:
             self._tell(request, response, plan, seconds)
         return response
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if request.version not in _VERSIONS:
+    async def _by_the_long_way(self, request: web.Request) -> web.StreamResponse:
+        if request.version not in _VERSIONS or malformed(request.raw_path):
             raise BadRequest
-        match = self._lookup.at_once(request)
-        if match is None:
-            if malformed(request.raw_path):
-                raise BadRequest
-            if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
-                return preflight
-            match = await self._lookup.resolve(request)
-        request._match_info = match
+        if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
+            return preflight
+        match = request._match_info = await self._lookup.resolve(request)
         return await self._gate.admit(request, match)
 
     def _tell(self, request: web.Request, response: web.StreamResponse, plan: Plan, seconds: float) -> None:
@@ -99,6 +97,10 @@ class Front:
             self._cors.mark(request, response)
 
 
-def _is_unsent(response: object) -> bool:
-    """Is it an answer, and not one of ours that was sent before, to whomever?"""
-    return isinstance(response, web.StreamResponse) and not (type(response) is Reply and response.prepared)
+def _sendable(response: object) -> web.StreamResponse:
+    """A handler's answer that is none of ours, as it can be sent. One of ours that was sent before, to whomever, cannot."""
+    if not isinstance(response, web.StreamResponse) or type(response) is Reply:
+        return error_response(500)
+    if isinstance(response, web.HTTPException):  # returned where it should have been raised
+        return from_http(response)
+    return response

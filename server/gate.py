@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from .access import IDENTITY, OPENED, REQUEST_ID, check
 from .address_limit import AddressLimit
@@ -27,7 +28,7 @@ from .metrics import Metrics
 from .observe import Decision, DenialListener, log_failure
 from .revocation import Revocations
 
-_API_KEY: Final = "X-API-Key"
+_API_KEY: Final = istr("X-API-Key")
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 _HANDLERS_WORD: Final = Forbidden("handler")
 
@@ -105,9 +106,7 @@ class Gate:
     def _shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
         headers = request.headers
-        shown = len(headers.getall(hdrs.AUTHORIZATION)) if hdrs.AUTHORIZATION in headers else 0
-        if _API_KEY in headers:
-            shown += len(headers.getall(_API_KEY))
+        shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
         if self._address_limit is not None and self._address_limit.debts and (shown or hdrs.COOKIE in headers):
@@ -123,14 +122,15 @@ class Gate:
                 if one.recall is None:
                     return None
                 try:
-                    identity = one.recall(request)
+                    found = one.recall(request)
                 except CredentialRejected as rejected:
                     raise self._rejected(one.name, rejected) from None
                 except Exception:
                     return None  # `authenticate` is asked, and will tell what is wrong
-                if identity is not None:
-                    self._told[one.name, "known"] += 1
-                return identity
+                if not isinstance(found, Identity):
+                    return None
+                self._told[one.known] += 1
+                return found
         return None
 
     async def _identify(self, request: web.Request, shown: int) -> Identity:
@@ -139,7 +139,7 @@ class Gate:
                 continue
             identity = await self._ask(one, request)
             if identity is not None:
-                self._told[one.name, "known"] += 1
+                self._told[one.known] += 1
                 return identity
         self._told["none", "rejected" if shown else "missing"] += 1
         if shown:

@@ -14,6 +14,18 @@ from .targets import malformed
 _AS_IT_STANDS: Final = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@.-]+)+\Z")
 
 
+class _Plain(web.UrlMappingMatchInfo):
+    """A match without parameters, with its application in it and frozen, as aiohttp would have made it in three steps."""
+
+    __slots__ = ()
+
+    def __init__(self, route: web.AbstractRoute, app: web.Application) -> None:
+        self._route = route
+        self._apps = [app]
+        self._current_app = app
+        self._frozen = True
+
+
 class Lookup:
     """Asks the router of one application.
 
@@ -38,13 +50,11 @@ class Lookup:
         """The match of a plain route; None: ask `resolve`. The target of such a request is well-formed."""
         message = request._message
         route = self._plain.get((message.method, message.path))
-        return None if route is None else self._entered(web.UrlMappingMatchInfo({}, route))
+        return None if route is None else _Plain(route, self._app)
 
     async def resolve(self, request: web.Request) -> web.UrlMappingMatchInfo:
         """The match, which has an `http_exception` where there is no such path or method."""
-        return self._entered(await self._router.resolve(request))
-
-    def _entered(self, match: web.UrlMappingMatchInfo) -> web.UrlMappingMatchInfo:
+        match = await self._router.resolve(request)
         match.add_app(self._app)
         match.freeze()
         return match

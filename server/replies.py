@@ -108,11 +108,12 @@ class Reply(web.Response):
         """The whole answer, head and body; None where aiohttp has to write it (HEAD, no body, HTTP/1.0, a dictionary)."""
         if self._dictionary is not None or self._cookies is not None or self._compression or self._chunked:
             return None
-        if request.version != (1, 1) or request.method == "HEAD" or self._status in _BODILESS:
+        message = request._message
+        if message.version != (1, 1) or message.method == "HEAD" or self._status in _BODILESS:
             return None
         keep_alive = self._keep_alive
         if keep_alive is None:
-            keep_alive = self._keep_alive = request.keep_alive
+            keep_alive = self._keep_alive = not message.should_close
         return b"%bX-Request-Id: %b\r\nDate: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
             _head(self._status, self._cacheable),
             self._request_id.encode(),

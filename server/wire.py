@@ -7,6 +7,7 @@ is the contract's JSON, and the log has the kind of mistake only.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -125,6 +126,16 @@ class Wire(RequestHandler):
         return response
 
 
+class Request(web.Request):
+    """aiohttp's, whose `get` and `in` look into the dictionary themselves: as a mapping's they go round by an exception."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._state.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._state
+
+
 class WireServer(web.Server):
     """aiohttp's server with our connections."""
 
@@ -157,6 +168,6 @@ def install(
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
         kwargs |= {"most": room_for(connections, descriptors)}
         bound_accept_errors()
-        return WireServer(handle, request_factory=app._make_request, loop=loop, **kwargs)  # type: ignore[arg-type]
+        return WireServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)  # type: ignore[arg-type]
 
     object.__setattr__(app, "_make_handler", make_handler)

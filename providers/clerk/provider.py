@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
 
 from ..jwt import strict
-from ..jwt.cache import TokenCache, Verified, digest_of
+from ..jwt.cache import TokenCache, Verified, digest_in, digest_of, keep_digest
 from ..jwt.keys import RSA
 from ..jwt.keyset import Keys, KeySet, StaticKeys
 from ..jwt.strict_json import Malformed
@@ -101,8 +101,11 @@ class ClerkProvider:
         token = _bearer(request)
         if token is None or self._keys is None:
             return None
-        known = self._cache.recall(digest_of(token), self._keys.generation(), self._clock())
-        if known is not None:
+        digest = digest_of(token)
+        known = self._cache.recall(digest, self._keys.generation(), self._clock())
+        if known is None:
+            keep_digest(request, token, digest)
+        else:
             self._check_peer(request)
         return known
 
@@ -135,7 +138,7 @@ class ClerkProvider:
         return identity
 
     async def _by_token(self, request: web.Request, token: str, keys: Keys) -> Identity | None:
-        digest = digest_of(token)
+        digest = digest_in(request, token)
         known = self._cache.get(digest, keys.generation(), self._clock())
         if known is not None:
             self._check_peer(request)
@@ -201,9 +204,7 @@ class ClerkProvider:
 
 def _bearer(request: web.Request) -> str | None:
     """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
-    if hdrs.AUTHORIZATION not in request.headers:
-        return None
-    values = request.headers.getall(hdrs.AUTHORIZATION)
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
     if len(values) != 1:
         return None  # the gate refuses two; neither is ours to choose
     scheme, _, token = values[0].partition(" ")

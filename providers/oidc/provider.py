@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from server import House, Identity
 
 from ..jwt import strict
-from ..jwt.cache import digest_of
+from ..jwt.cache import digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import settings
 from .issuer import Issuer
@@ -80,6 +80,7 @@ class OidcProvider:
         for one in self._issuers.values():
             if (identity := one.recall(digest)) is not None:
                 return identity
+        keep_digest(request, token, digest)
         return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
@@ -87,7 +88,7 @@ class OidcProvider:
         token = _bearer(request)
         if token is None:
             return None
-        digest = digest_of(token)
+        digest = digest_in(request, token)
         for one in self._issuers.values():
             if (identity := one.known(digest)) is not None:
                 return identity
