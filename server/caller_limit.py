@@ -32,8 +32,9 @@ class Lease:
 
     __slots__ = ("_start", "end", "left", "lock", "policy", "rate", "rest")
 
-    def __init__(self, rate: Rate) -> None:
-        self.rate, self.policy = rate, rate.policy
+    def __init__(self, rate: Rate, policy: str, start: bytes) -> None:
+        """`policy` is the rate's; `start` is what the two header lines begin with. All callers share them."""
+        self.rate, self.policy, self._start = rate, policy, start
         self.left = 0
         """hits in our hands"""
         self.rest = 1
@@ -41,7 +42,6 @@ class Lease:
         self.end = 0.0
         """when the window ends, on the monotonic clock: whoever sets the other clock back locks nobody out"""
         self.lock = asyncio.Lock()
-        self._start = f'RateLimit-Policy: {rate.policy}\r\nRateLimit: "{rate.name}";r='.encode()
 
     def lines(self, now: float) -> bytes:
         """The same two headers as lines."""
@@ -70,6 +70,8 @@ class CallerLimit:
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._counters, self._clock, self._ticks = rate, counters, clock, ticks
+        self._policy = rate.policy
+        self._start = f'RateLimit-Policy: {rate.policy}\r\nRateLimit: "{rate.name}";r='.encode()
         self._leases: OrderedDict[str, Lease] = OrderedDict()
         self._largest = max(1, rate.amount // 50)
 
@@ -87,7 +89,7 @@ class CallerLimit:
         lease = self._leases.get(key)
         if lease is None:
             self._forget()
-            lease = self._leases[key] = Lease(self._rate)
+            lease = self._leases[key] = Lease(self._rate, self._policy, self._start)
         if self._spent(lease):
             raise self._refusal(lease)
         async with lease.lock:  # one asks for all who wait

@@ -11,14 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-
-from limits.aio.storage import RedisStorage
-from limits.errors import ConfigurationError
 
 from .observe import LOG
 from .settings_values import ConfigError
+
+if TYPE_CHECKING:  # loaded where it is used: it takes 2 MiB of every process
+    from limits.aio.storage import RedisStorage
 
 MOST_KEYS: Final = 100_000
 _SECONDS: Final = 0.05
@@ -140,6 +140,9 @@ def _storage(url: str) -> RedisStorage:
         whole = False
     if not whole:
         raise ConfigError("limits.storage: must be memory, valkey://host:port/db or redis://host:port/db")
+    from limits.aio.storage import RedisStorage
+    from limits.errors import ConfigurationError
+
     try:  # Valkey's client speaks to Redis as well: one client for both
         return RedisStorage(f"async+{url}", implementation="valkey", key_prefix="gatepost")
     except ConfigurationError as error:

@@ -1,11 +1,10 @@
-"""Metrics as Prometheus reads them, and as a worker tells them to its parent."""
+"""Metrics as Prometheus reads them. Loaded when somebody reads them, which no process that has a parent is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -20,20 +19,6 @@ def as_text(families: Iterable[Family]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(list(families)))
     return generate_latest(registry)
-
-
-def as_json(families: Iterable[Family]) -> bytes:
-    """For the parent of several workers."""
-    return msgspec.json.encode([[*family[:4], list(family.samples.items()), family.merge] for family in families])
-
-
-def from_json(raw: bytes) -> list[Family]:
-    """What `as_json` has written. Raises ValueError for anything else."""
-    told = msgspec.json.decode(raw, type=list[tuple[str, str, str, list[str], list[tuple[list[str], list[float]]], str]])
-    return [
-        Family(name, kind, help, tuple(labels), {tuple(values): numbers for values, numbers in samples}, merge)
-        for name, kind, help, labels, samples, merge in told
-    ]
 
 
 class _Once:

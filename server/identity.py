@@ -57,7 +57,7 @@ class Identity:
     """
 
     __slots__ = (
-        "_permissions", "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
+        "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
         "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
     )  # fmt: skip
 
@@ -75,7 +75,6 @@ class Identity:
     key_id: str | None
     pending: bool
     derived: dict[str, Any]
-    _permissions: frozenset[str]
 
     def __init__(
         self,
@@ -114,7 +113,6 @@ class Identity:
         # Clerk's `sts` claim; a value we do not know counts as pending, so that a new state of theirs is not a way in.
         put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")
         put(self, "derived", {})
-        put(self, "_permissions", frozenset(self.org_permissions or ()))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("an Identity does not change after it was made")
@@ -172,7 +170,9 @@ class Identity:
         return with_prefix(role) == with_prefix(self.org_role)
 
     def _has_permission(self, permission: str) -> bool:
-        return self.org_id is not None and names_something(permission) and with_prefix(permission) in self._permissions
+        return (
+            self.org_id is not None and names_something(permission) and with_prefix(permission) in (self.org_permissions or ())
+        )
 
     def _session_claim(self, name: str) -> Subscription:
         claims = self.claims if self.claims is not None and self.token_type == "session_token" else _NO_CLAIMS

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+import msgspec
+
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the durations that are counted together, in seconds."""
 NO_ROUTE: Final = "(none)"
@@ -137,3 +139,17 @@ class Counts:
     def together(self) -> list[Family]:
         """All of it as one process would tell it."""
         return merged([*self._last.values(), self._gone])
+
+
+def as_json(families: Iterable[Family]) -> bytes:
+    """For the parent of several workers."""
+    return msgspec.json.encode([[*family[:4], list(family.samples.items()), family.merge] for family in families])
+
+
+def from_json(raw: bytes) -> list[Family]:
+    """What `as_json` has written. Raises ValueError for anything else."""
+    told = msgspec.json.decode(raw, type=list[tuple[str, str, str, list[str], list[tuple[list[str], list[float]]], str]])
+    return [
+        Family(name, kind, help, tuple(labels), {tuple(values): numbers for values, numbers in samples}, merge)
+        for name, kind, help, labels, samples, merge in told
+    ]

@@ -15,9 +15,8 @@ from aiohttp import hdrs, web
 from .answers import answer, new_request_id, stamp
 from .app import AUDIT, METRICS, PROVIDERS, STORAGE, not_ready
 from .errors import error_response
-from .exposition import CONTENT_TYPE, as_json, as_text
 from .identity import Unavailable
-from .metrics import Family, Labels, gauge
+from .metrics import Family, Labels, as_json, gauge
 from .observe import log_failure
 from .scope import DATABASE
 from .settings import ConfigError
@@ -84,6 +83,8 @@ class Operations:
         return answer({"status": "not ready", "reasons": reasons} if reasons else {"status": "ok"}, 503 if reasons else 200)
 
     async def _metrics(self) -> web.Response:
+        from .exposition import CONTENT_TYPE, as_text  # what makes the text takes a megabyte
+
         return web.Response(body=as_text(await self._families()), headers={"Content-Type": CONTENT_TYPE})
 
     async def _told(self) -> web.Response:

@@ -7,14 +7,16 @@ shifted by the key, not all callers begin anew in the same second.
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Final, NamedTuple
-
-from limits import parse_many
 
 from .settings_values import ConfigError
 
 _OFF: Final = ("", "off")
+# What nearly everybody writes. For the rest of the notation the library is loaded, which takes 2 MiB of every process.
+_PLAIN: Final = re.compile(r"([0-9]{1,10})/(second|minute|hour|day)\Z")
+_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
 class Window(NamedTuple):
@@ -52,12 +54,21 @@ def parse_rate(name: str, text: str, auto: str) -> Rate | None:
     if said in _OFF:
         return None
     try:
-        items = parse_many(said)
+        rates = _read(said)
     except ValueError:
         raise ConfigError(f"limits.{name}: {text!r} is not a rate such as 6000/minute, auto or off") from None
-    if len(items) != 1:
-        raise ConfigError(f"limits.{name}: one rate, not {len(items)}")
-    rate = Rate(name, items[0].amount, items[0].get_expiry())
+    if len(rates) != 1:
+        raise ConfigError(f"limits.{name}: one rate, not {len(rates)}")
+    rate = Rate(name, *rates[0])
     if not 1 <= rate.amount <= 10**9 or rate.seconds > 366 * 86400:
         raise ConfigError(f"limits.{name}: 1 to 1000000000 within a year at most; switch it off with 'off'")
     return rate
+
+
+def _read(text: str) -> list[tuple[int, int]]:
+    """The rates in a text, each as hits and seconds. Raises ValueError."""
+    if plain := _PLAIN.match(text):
+        return [(int(plain[1]), _SECONDS[plain[2]])]
+    from limits import parse_many
+
+    return [(one.amount, one.get_expiry()) for one in parse_many(text)]

@@ -20,8 +20,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from .exposition import from_json
-from .metrics import Counts, Family
+from .metrics import Counts, Family, from_json
 from .observe import LOG
 from .ports import hold_port
 from .settings import Settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from app_kit import build_app, caller
 
@@ -37,4 +38,11 @@ async def test_the_short_way_and_the_router_lead_to_the_same_route() -> None:
                 if short is not None:
                     found += 1
                     assert short.route is (await app.router.resolve(request)).route
+                    assert vars_of(short) == vars_of(await lookup.resolve(request))
     assert found >= 10
+
+
+def vars_of(match: web.UrlMappingMatchInfo) -> tuple[object, ...]:
+    """All that a match is made of."""
+    slots = (getattr(match, name) for kind in type(match).__mro__ for name in getattr(kind, "__slots__", ()))
+    return (dict(match), *(value for value in slots))

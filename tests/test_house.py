@@ -177,6 +177,14 @@ def test_the_first_imports_of_the_command_line_are_the_standard_librarys(room: s
     assert all(name is not None and name.partition(".")[0] in sys.stdlib_module_names for name in names)
 
 
+def test_what_few_processes_need_is_not_loaded_by_all() -> None:
+    """Each of these takes a megabyte or two of every worker."""
+    rare = ["limits", "prometheus_client", "valkey", "redis"]
+    code = f"import sys, server.commands, providers.clerk, providers.api_key; print([n for n in {rare} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_nothing_that_is_shipped_needs_a_test_library() -> None:
     testing = ("pytest", "unittest", "hypothesis", "aiohttp.test_utils", "_pytest")
     for path in SOURCES:

@@ -1,6 +1,8 @@
 """The cache of verified tokens: bounded, never past `exp`, and empty as soon as a key is gone."""
 
-from providers.jwt.cache import TokenCache, Verified, digest_of
+from aiohttp.test_utils import make_mocked_request
+
+from providers.jwt.cache import TokenCache, Verified, digest_in, digest_of, keep_digest
 
 
 def test_kept_under_a_hash_and_within_its_times() -> None:
@@ -43,3 +45,11 @@ def test_another_generation_empties_it_whichever_way_it_is_seen() -> None:
 
 def test_any_text_can_be_looked_up() -> None:
     assert TokenCache().get(digest_of("\udc80\x00é"), 0, 1) is None
+
+
+def test_a_digest_that_is_kept_with_a_request_stands_for_its_own_token_alone() -> None:
+    request = make_mocked_request("GET", "/")
+    assert digest_in(request, "t") == digest_of("t")
+    keep_digest(request, "t", digest_of("t"))
+    assert digest_in(request, "t") == digest_of("t")
+    assert digest_in(request, "T") == digest_of("T")

@@ -29,7 +29,7 @@ from server.caller_limit import CallerLimit
 from server.counters import Counters, LocalCounters
 from server.errors import TooManyRequests
 from server.observe import Decision, DenialLog
-from server.rates import Rate, parse_rate
+from server.rates import _PLAIN, Rate, _read, parse_rate
 from server.settings import ConfigError
 
 # A day: no test runs into the end of a window.
@@ -445,6 +445,15 @@ def test_callers_beyond_their_rate_do_not_fill_the_log(caplog: pytest.LogCapture
 def test_rates(text: str, rate: tuple[int, int] | None) -> None:
     parsed = parse_rate("caller", text, "7/minute")
     assert (parsed and parsed[1:]) == rate
+
+
+@pytest.mark.parametrize("unit", ["second", "minute", "hour", "day"])
+@pytest.mark.parametrize("amount", ["1", "007", "9999999999"])
+def test_the_short_way_to_a_rate_reads_what_the_library_reads(amount: str, unit: str) -> None:
+    text = f"{amount}/{unit}"
+    assert _PLAIN.match(text)
+    assert _read(text) == _read(f" {text} ")
+    assert not _PLAIN.match(f" {text} ")
 
 
 @pytest.mark.parametrize("text", ["6000", "6000/fortnight", "-1/minute", "0/minute", "1/minute;2/hour", "x", "5000000000/day", "9/3year"])

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import Identity
-from server.exposition import as_json, as_text, from_json
-from server.metrics import BUCKETS, Counts, Family, Metrics, counter, gauge, merged
+from server.exposition import as_text
+from server.metrics import BUCKETS, Counts, Family, Metrics, as_json, counter, from_json, gauge, merged
 from server.ops import families_of
 
 ROOT = Path(__file__).resolve().parent.parent
