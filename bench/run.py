@@ -120,9 +120,9 @@ def verify_us(stage: Stage) -> float:
 
 
 def several_workers(stage: Stage, requests: Requests) -> dict[str, Any]:
-    """One worker against several, on the same CPUs, without the database; the loader has to share them.
+    """One worker against several, on the same CPUs, without the database; the loaders have to share them, one on each.
 
-    `throughput` is what a client sees. `by_cpu` is what the same workers could do if the loader ran elsewhere: the CPU time
+    `throughput` is what a client sees. `by_cpu` is what the same workers could do if the loaders ran elsewhere: the CPU time
     per answer of the one, through that of the busiest of the several. `shares` are the several's parts of their CPU time.
     """
     args = stage.args
@@ -138,9 +138,10 @@ def several_workers(stage: Stage, requests: Requests) -> dict[str, Any]:
             row: dict[str, Any] = {"round": number}
             for name, which, pids in (("one", one, [one.pid]), ("several", several, children)):
                 before = [machine.cpu_now([pid]) for pid in pids]
-                got = stage.load(which, sent, cpus if name == "several" else None, seconds=args.seconds, connections=128)
+                where = cpus if name == "several" else {stage.load_cpu}
+                rps = stage.load_from_each(which, sent, where, seconds=args.seconds, connections=128 // len(where))
                 spent = [machine.cpu_between(was, machine.cpu_now([pid])) for was, pid in zip(before, pids, strict=True)]
-                row[name] = {"rps": got["requests"] / got["seconds"], "us": [one / got["requests"] * 1e6 for one in spent]}
+                row[name] = {"rps": rps, "us": [one / (rps * args.seconds) * 1e6 for one in spent]}
             found.append(row)
             _progress(f"round {number + 1}/{args.rounds}: {args.workers} workers")
     shares = [[us / sum(row["several"]["us"]) for us in row["several"]["us"]] for row in found]

@@ -149,6 +149,13 @@ class Stage:
             running.wait()
             path.unlink()
 
+    def load_from_each(self, child: Child, requests: Sequence[bytes], cpus: set[int], **job: Any) -> float:
+        """One loader on each of these CPUs, so that none of them has less for a server than another; requests a second."""
+        with contextlib.ExitStack() as stack:
+            running = [stack.enter_context(self.loading(child, requests, {cpu}, **job)) for cpu in sorted(cpus)]
+            told = [json.loads(one.communicate()[0]) for one in running]
+        return sum(one["requests"] / one["seconds"] for one in told)
+
     def measure(self, child: Child, requests: Sequence[bytes], **job: Any) -> dict[str, Any]:
         """One measurement: what the loader says, and the CPU microseconds per request of server and Postgres.
 

@@ -7,6 +7,7 @@ is the contract's JSON, and the log has the kind of mistake only.
 from __future__ import annotations
 
 import asyncio
+import socket
 from functools import partial
 from typing import Any
 
@@ -21,22 +22,32 @@ from .connections import bound_accept_errors, room_for
 from .errors import error_response
 from .observe import LOG
 from .replies import Reply, last_words
+from .sharing import Sharing
 
 
 class Wire(RequestHandler):
     """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
 
-    __slots__ = ("_busy_bytes", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most")
+    __slots__ = ("_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing")
 
-    def __init__(self, manager: Any, *, head_bytes: int, head_seconds: float, most: int, **kwargs: Any) -> None:
-        """`most`: connections that are served at the same time."""
+    def __init__(
+        self, manager: WireServer, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
+    ) -> None:
+        """`most`: connections that are served at the same time. `handed`: this one comes from another worker."""
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
-        self._most = most
+        self._most, self._sharing, self._handed = most, manager.sharing, handed
         self._head_limit, self._head_seconds = head_bytes, head_seconds
         self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._sharing is not None:
+            if self._handed:
+                self._sharing.add(1)
+            elif not self._sharing.came(transport):
+                self._sharing = self._manager = None  # it is another worker's now
+                transport.abort()  # type: ignore[attr-defined]
+                return
         super().connection_made(transport)
         if self._manager is not None and len(self._manager._connections) > self._most:
             self._refuse(503, b"Retry-After: 1\r\n")
@@ -80,6 +91,8 @@ class Wire(RequestHandler):
                 self._messages[number] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self._sharing is not None:
+            self._sharing.add(-1)
         self._head_done()
         super().connection_lost(exc)
 
@@ -139,8 +152,16 @@ class Request(web.Request):
 class WireServer(web.Server):
     """aiohttp's server with our connections."""
 
+    sharing: Sharing | None = None
+    """Set where several workers share a port."""
+
     def __call__(self) -> RequestHandler:
         return Wire(self, loop=self._loop, **self._kwargs)
+
+    async def take(self, connection: socket.socket) -> None:
+        """Serve a connection that another worker has handed over."""
+        made = partial(Wire, self, loop=self._loop, handed=True, **self._kwargs)
+        await self._loop.connect_accepted_socket(made, connection)
 
 
 def install(

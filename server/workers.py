@@ -24,6 +24,7 @@ from .metrics import Counts, Family, from_json
 from .observe import LOG
 from .ports import hold_port
 from .settings import Settings
+from .sharing import Sharing, prepare
 
 VARIABLE: Final = "_GATEPOST_WORKER"
 """How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of ops sockets>`."""
@@ -44,6 +45,10 @@ class Worker:
         """The worker that this process is; None for a server of its own."""
         text = os.environ.get(VARIABLE)
         return Worker(text) if text else None
+
+    def sharing(self) -> Sharing:
+        """What spreads connections over the workers. Raises OSError."""
+        return Sharing(self.ops_socket.parent, self.number)
 
     def tell_ready(self) -> None:
         os.write(self._ready, b"1")
@@ -72,6 +77,7 @@ class Supervisor:
     async def run(self, stop: asyncio.Event, announce: Callable[[str, int], None]) -> int:
         """Start the children, announce (host, port) once all are ready, and mind them. Gives the exit status."""
         self._holder = hold_port(self._settings.get("host"), self._settings.get("port"))
+        prepare(self._folder, self._settings.get("workers") + 1)  # one more while they are replaced
         host, port = self._holder.getsockname()[:2]
         try:
             ready = [await self._start(number, port) for number in range(self._settings.get("workers"))]

@@ -20,6 +20,8 @@ from ..observe import LOG
 from ..ops import Operations, families_of, reasons_of
 from ..ports import begin_no_more, take_waiting
 from ..settings import ConfigError, Settings
+from ..sharing import Sharing
+from ..wire import WireServer
 from ..workers import Supervisor, Worker
 
 _LAST_WORDS_SECONDS: Final = 0.5
@@ -60,6 +62,7 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
     operations = Operations(lambda: reasons_of(app), lambda: families_of(app))
     try:
         await runner.setup()
+        sharing = _share(runner, worker)
         host, port = settings.get("host"), worker.port if worker else settings.get("port")
         await _bind(web.TCPSite(runner, host, port, reuse_port=worker is not None), host, port)
         if worker is None:
@@ -75,7 +78,7 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
             await _first(stop.wait(), worker.until_orphaned())
         operations.draining = True
         LOG.info("draining")
-        await _drain(app, runner)
+        await _drain(app, runner, sharing)
         return 0
     finally:
         await runner.cleanup()
@@ -92,13 +95,29 @@ def _settle() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-async def _drain(app: web.Application, runner: web.AppRunner) -> None:
+def _share(runner: web.AppRunner, worker: Worker | None) -> Sharing | None:
+    """Let connections be handed over between this worker and the others, where there are some."""
+    if worker is None or not isinstance(server := runner.server, WireServer):
+        return None
+    try:
+        sharing = worker.sharing()
+        sharing.open(server.take)
+    except OSError as error:
+        LOG.warning("connections are not spread evenly", extra={"fields": {"error": type(error).__name__}})
+        return None
+    server.sharing = sharing
+    return sharing
+
+
+async def _drain(app: web.Application, runner: web.AppRunner, sharing: Sharing | None) -> None:
     """Take no new connection; what comes on the open ones for a moment still is answered, and told to come no more.
 
     A client that keeps a connection may have sent its next request just before it could know that we are stopping; and one
     that the kernel has let in, while we were busy, believes itself served.
     """
     app[FRONT].draining = True
+    if sharing is not None:
+        sharing.leave()
     listening = [port for site in runner.sites for port in getattr(site._server, "sockets", ())]
     begin_no_more(listening)
     await asyncio.sleep(_HANDSHAKES_SECONDS)
@@ -109,6 +128,8 @@ async def _drain(app: web.Application, runner: web.AppRunner) -> None:
         for connection in waiting:
             await asyncio.get_running_loop().connect_accepted_socket(server, connection)
     await asyncio.sleep(_LAST_WORDS_SECONDS)
+    if sharing is not None:
+        sharing.close()
 
 
 async def _supervise(app: web.Application, settings: Settings) -> int:
