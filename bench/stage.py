@@ -178,6 +178,8 @@ class Stage:
         if result["bad"] or result["broken"]:
             raise RuntimeError(f"unexpected answers: {result['bad']}, broken connections: {result['broken']}")
         number, seconds = result["requests"], result["seconds"]
+        if not number:
+            raise RuntimeError(f"no answer within {seconds:.0f} s")
         others = machine.busy_seconds() - busy - spent - in_postgres - result["cpu"]
         return {
             "requests": number, "rps": number / seconds, "p50_ms": result["p50"] * 1e3, "p99_ms": result["p99"] * 1e3,
