@@ -16,6 +16,7 @@ from typing import Any
 
 import lock_gate
 import lock_sql
+import lock_token
 import uvloop
 from issuer import request
 from stage import FAR, Stage, arguments, fill
@@ -44,8 +45,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything as plain data: `request` (a whole one), `locks`, each with its price (None where it has none there), and
-    `verify_us`, one bare verification of a signature."""
+    """Everything as plain data: `request` (a whole one), `locks`, each with its price (None where it has none there),
+    `token`, the checks of a new one with theirs, and `verify_us`, one bare verification of a signature."""
     allowed = os.sched_getaffinity(0)
     with Stage(args) as stage:
         fill(stage, args.users, args.rows)
@@ -69,6 +70,7 @@ async def _measured(stage: Stage) -> dict[str, Any]:
         gate = await lock_gate.the_gate(stage, app, client, tokens)
         credentials = await lock_gate.credentials(stage, app, client, tokens)
         result["request"], *sql = await lock_sql.prices(stage, client, [request("/api/data", token) for token in tokens])
+    result["token"] = await lock_token.checks(stage, tokens)
     limits = [await lock_gate.limits(stage, tokens)] if FAR else []
     result["locks"] = [*gate, *sql, *limits, *credentials]
     return result

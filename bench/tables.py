@@ -107,9 +107,16 @@ def locks_tables(result: Mapping[str, Any]) -> str:
     gates = [(one["lock"][len(start) : -1], one["server_us"]) for one in result["locks"] if one["lock"].startswith(start)]
     units = "; ".join(f"{name} {us / verify:.2f}" for name, us in gates)
     head = ["lock", "server µs", "share", "Postgres µs", "share"]
-    return "\n\n".join(
-        [_facts(result["facts"]), said, table(head, rows), f"The gate in units of one bare verification: {units}."]
-    )
+    parts = [_facts(result["facts"]), said, table(head, rows), f"The gate in units of one bare verification: {units}."]
+    return "\n\n".join([*parts, *_checks(result.get("token", []), verify)])
+
+
+def _checks(checks: Sequence[Mapping[str, Any]], verify: float) -> list[str]:
+    if not checks:
+        return []
+    whole = {"check": "all of them", "us": sum(one["us"] for one in checks)}
+    rows = [[one["check"], f"{one['us']:.2f}", f"{one['us'] / verify:.2f}"] for one in [*checks, whole]]
+    return ["A token never seen before, check by check, by itself:", table(["check", "server µs", "bare verifications"], rows)]
 
 
 def _us(value: float | None) -> str:

@@ -8,7 +8,7 @@ refuse_to_start_without()
 
 from .accepted import accepted_types
 from .access import identity_of, public, requires, signed_in
-from .addresses import client_address
+from .addresses import client_address, client_network
 from .answers import answer, check_if_match, entity_tag
 from .bodies import body, raw_body
 from .description import describe
@@ -23,6 +23,6 @@ from .targets import is_local
 __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
     "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
-    "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
+    "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
     "raw_body", "read", "requires", "scoped", "signed_in",
 ]  # fmt: skip

@@ -87,6 +87,14 @@ def client_address(request: web.Request) -> str:
     return request.app.get(ADDRESSES, _NOBODY_TRUSTED).of(request)
 
 
+def client_network(request: web.Request) -> str:
+    """What counts as one client in limits: its IPv4 address, or the /64 that one customer of IPv6 has.
+
+    It is that of `client_address`, so also `unix` or `unknown`.
+    """
+    return network_of(client_address(request))
+
+
 @lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
     """What counts as one client in limits: an IPv4 address, or the /64 that one customer of IPv6 has."""

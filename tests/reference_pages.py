@@ -39,7 +39,7 @@ All that a plugin may import from `server`, with the signatures and docstrings t
 """
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Declare what a handler asks": ("public", "signed_in", "requires", "describe", "answers_secret"),
-    "Who is calling": ("identity_of", "Identity", "accepted_types", "client_address", "is_local"),
+    "Who is calling": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
     "Rows": ("read", "scoped"),
     "Requests and answers": ("body", "raw_body", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable"),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from server import client_address, public
-from server.addresses import ADDRESSES, UNIX, UNKNOWN, ClientAddress, network_of
+from server.addresses import ADDRESSES, UNIX, UNKNOWN, ClientAddress, client_network, network_of
 from server.settings import ConfigError
 
 
@@ -194,7 +194,7 @@ class Peer:
 
 def request_from(peer: object, *values: str) -> web.Request:
     headers = CIMultiDict([("X-Forwarded-For", value) for value in values])
-    return make_mocked_request("GET", "/", headers=headers, transport=Peer(peer))
+    return make_mocked_request("GET", "/", headers=headers, transport=Peer(peer), app=web.Application())
 
 
 TRUSTED = ["10.0.0.0/8", "fd00::/8"]
@@ -247,6 +247,13 @@ def test_a_connection_that_is_gone_is_unknown_and_trusted_by_nobody() -> None:
 ])  # fmt: skip
 def test_what_counts_as_one_client(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(("peer", "network"), [
+    ("::ffff:203.0.113.9", "203.0.113.9"), ("fe80::1%eth0", "fe80::/64"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+])  # fmt: skip
+def test_what_counts_as_one_client_of_a_request(peer: str, network: str) -> None:
+    assert client_network(request_from((peer, 1))) == network
 
 
 def test_a_trusted_network_of_mapped_addresses_is_one_of_ipv4() -> None:

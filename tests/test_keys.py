@@ -578,14 +578,6 @@ async def test_strangers_take_few_connections() -> None:
     assert most == throttle.AT_ONCE
 
 
-@pytest.mark.parametrize(("remote", "counted_as"), [
-    ("203.0.113.9", "203.0.113.9"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("::ffff:203.0.113.9", "203.0.113.9"),
-    ("fe80::1%eth0", "fe80::/64"), (None, "unknown"), ("", "unknown"), ("unix", "unknown"),
-])  # fmt: skip
-def test_what_counts_as_one_client(remote: str | None, counted_as: str) -> None:
-    assert throttle.network(remote) == counted_as
-
-
 async def test_the_memory_is_bounded(keys: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed, "MOST", 3)
     for _ in range(6):

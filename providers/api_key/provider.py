@@ -10,12 +10,11 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable, client_address
+from server import CredentialRejected, House, Identity, Unavailable, client_network
 
 from .managed import ManagedKeys
 from .secret import PREFIX, digest_of, parse
 from .static import static_keys
-from .throttle import network
 from .usage import Usage
 
 SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
@@ -91,16 +90,16 @@ class ApiKeyProvider:
             if static.expires_at is not None and static.expires_at <= time.time():
                 raise CredentialRejected("key-expired", f"key {static.id}")
             return static.identity
-        return await self._find(secret, client_address(request))
+        return await self._find(secret, client_network(request))
 
-    async def _find(self, secret: str, address: str) -> Identity:
+    async def _find(self, secret: str, network: str) -> Identity:
         """Raises CredentialRejected, Unavailable."""
         key = parse(secret)
         if key is None:  # a typo asks nobody, and is answered like any unknown key
             raise CredentialRejected("credential-rejected", "no such key")
         if self._managed is None or self._usage is None:
             raise Unavailable("the provider is not open")
-        identity = await self._managed.identity(key, network(address))
+        identity = await self._managed.identity(key, network)
         self._usage.note(str(identity.key_id))
         return identity
 

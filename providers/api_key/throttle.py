@@ -11,7 +11,6 @@ Few lookups of strangers run at the same time, so that they never take all conne
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -61,16 +60,3 @@ class Throttle:
         self._debts.move_to_end(address)
         if len(self._debts) > _MOST:
             self._debts.popitem(last=False)
-
-
-def network(remote: str | None) -> str:
-    """What counts as one client: an IPv4 address, or the /64 that one customer of IPv6 has."""
-    try:
-        address = ipaddress.ip_address((remote or "").partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
