@@ -14,7 +14,8 @@ from stage import Stage
 from providers.clerk import session
 from providers.clerk.settings import ClerkSettings
 from providers.jwt import keys, strict
-from providers.jwt.cache import TokenCache, Verified, digest_of
+from providers.jwt.cache import TokenCache, Verified
+from providers.jwt.shown import digest_of
 from server import Identity
 
 

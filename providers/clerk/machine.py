@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from server import Answer, CredentialRejected, House, Identity, Unavailable
 
-from ..jwt.cache import TokenCache, Verified, digest_of
+from ..jwt.cache import TokenCache, Verified
+from ..jwt.shown import digest_of
 from ..jwt.strict_json import Malformed
 from . import machine_answer
 from .machine_answer import KINDS, Kind

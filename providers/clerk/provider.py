@@ -13,9 +13,11 @@ from aiohttp import hdrs, web
 from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
 
 from ..jwt import strict
-from ..jwt.cache import TokenCache, Verified, digest_in, digest_of, keep_digest
+from ..jwt.cache import TokenCache, Verified
 from ..jwt.keys import RSA
 from ..jwt.keyset import Keys, KeySet, StaticKeys
+from ..jwt.proof import prove
+from ..jwt.shown import bearer, digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import development, session
 from .cookies import CookieReader
@@ -98,7 +100,7 @@ class ClerkProvider:
 
     def recall(self, request: web.Request) -> Identity | None:
         """The caller of a token that was verified before and still holds; cookies have more to be checked."""
-        token = _bearer(request)
+        token = bearer(request)
         if token is None or self._keys is None:
             return None
         digest = digest_of(token)
@@ -113,7 +115,7 @@ class ClerkProvider:
         """The caller; None for anything that is neither a JWT nor a machine token of ours, or another provider's."""
         if self._keys is None or self._machine is None:
             return None
-        token = _bearer(request)
+        token = bearer(request)
         if token is None:
             return await self._by_cookie(request, self._keys)
         kind = self._machine.kind_of(token)
@@ -154,27 +156,14 @@ class ClerkProvider:
             if self._is_anothers(segments):
                 return None
             self._check_peer(request)
-            header = self._headers.read(segments.header)
-            generation = await self._prove(segments, header, keys)
+            header, generation = await prove(segments, keys, self._headers)
             claims = strict.claims(strict.decode(segments.payload))
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         now = self._clock()
         identity, times = session.identity(header.members, claims, self._settings, now)
-        self._cache.put(digest, generation, _bounds(identity, times, self._settings.leeway))
+        self._cache.put(digest, generation, Verified(identity, times.begins(self._settings.leeway), times.expires))
         return identity
-
-    async def _prove(self, segments: strict.Segments, header: strict.Header, keys: Keys) -> int:
-        """Check the signature; gives the keys' generation. Raises CredentialRejected, Malformed, Unavailable."""
-        signature = strict.decode(segments.signature)
-        key = keys.get(header.kid) or await keys.find(header.kid)
-        generation = keys.generation()  # no await between here and the last use of the key
-        if key is None:
-            raise CredentialRejected("credential-rejected", "no such key" if header.kid else "kid is missing")
-        if not key.verify(header.alg, f"{segments.header}.{segments.payload}".encode(), signature):
-            raise CredentialRejected("credential-rejected", "bad signature")
-        self._headers.remember(segments.header, header)
-        return generation
 
     def _is_anothers(self, segments: strict.Segments) -> bool:
         if self._house is None or not self._house.has_issuers_beside(NAME):
@@ -200,17 +189,3 @@ class ClerkProvider:
         if answer.status != 200:
             raise Unavailable(f"Clerk answered {answer.status}")
         return answer.body
-
-
-def _bearer(request: web.Request) -> str | None:
-    """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
-    values = request.headers.getall(hdrs.AUTHORIZATION, ())
-    if len(values) != 1:
-        return None  # the gate refuses two; neither is ours to choose
-    scheme, _, token = values[0].partition(" ")
-    return token if scheme.lower() == "bearer" and token else None
-
-
-def _bounds(identity: Identity, times: session.Times, leeway: float) -> Verified[Identity]:
-    starts = [start for start in (times.not_before, times.issued) if start is not None]
-    return Verified(identity, max(starts) - leeway if starts else 0.0, times.expires)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from server import CredentialRejected, Identity
 
-from ..jwt.strict import numeric_date
-from ..jwt.strict_json import Malformed, freeze
+from ..jwt.strict_json import freeze
+from ..jwt.times import Times, read_times
 from .permissions import OddPermissions, unpack
 from .settings import ClerkSettings
 
 # Every kind of JWT of an instance is signed with the same key; the `cat` in the header tells them apart.
 # Absent: minted before there were categories. The last one marks instances that stamp one value on everything.
 _SESSION_CATEGORIES: Final = frozenset({"cl_B7d4PD111AAA", "cl_I7d4PD111III"})
-
-
-class Times(NamedTuple):
-    """A token's own times, Unix seconds; None where it has none."""
-
-    expires: float
-    not_before: float | None
-    issued: float | None
 
 
 def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkSettings, now: float) -> tuple[Identity, Times]:
@@ -36,7 +28,8 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
     _check_audience(claims, settings)
     _check_party(claims, settings)
     _check_issuer(claims, settings)
-    times = _check_times(claims, settings, now)
+    leeway, longest = settings.leeway, settings.max_lifetime
+    times = read_times(claims, now, leeway=leeway, longest=longest, setting="clerk.max_token_seconds")
     found = _organisation(claims)
     made = Identity(
         provider="clerk",
@@ -113,35 +106,6 @@ def _check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
         raise _reject("token-issuer", "iss is missing or not a text")
     if settings.issuers and issuer not in settings.issuers:
         raise _reject("token-issuer", "iss is not one of ours")
-
-
-def _check_times(claims: Mapping[str, Any], settings: ClerkSettings, now: float) -> Times:
-    try:
-        expires = numeric_date(claims, "exp")
-        not_before, issued = numeric_date(claims, "nbf"), numeric_date(claims, "iat")
-    except Malformed as error:
-        raise _reject("token-claims", error.detail) from None
-    if expires is None:
-        raise _reject("token-claims", "exp is missing")
-    if expires <= now - settings.leeway:
-        raise _reject("token-expired", "exp is past")
-    if not_before is not None and not_before > now + settings.leeway:
-        raise _reject("token-not-active-yet", "nbf is to come")
-    if issued is not None and issued > now + settings.leeway:
-        raise _reject("token-not-active-yet", "iat is to come")
-    times = Times(expires, not_before, issued)
-    _check_lifetime(times, settings, now)
-    return times
-
-
-def _check_lifetime(times: Times, settings: ClerkSettings, now: float) -> None:
-    for name, start in (("nbf", times.not_before), ("iat", times.issued)):
-        if start is not None and start > times.expires:
-            raise _reject("token-claims", f"{name} is after exp")
-    # Without iat the time that is left is the least that the token can have been made for.
-    start = times.issued if times.issued is not None else now
-    if settings.max_lifetime and times.expires - start > settings.max_lifetime:
-        raise _reject("token-claims", "the token lives longer than clerk.max_token_seconds")
 
 
 def _organisation(claims: Mapping[str, Any]) -> dict[str, Any]:

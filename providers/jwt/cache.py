@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from typing import Final, Generic, NamedTuple, TypeVar
-
-from aiohttp import web
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
-_SHOWN: Final = web.RequestKey("jwt.shown", tuple[str, bytes])
-
-
-def digest_of(token: str) -> bytes:
-    """What stands for a token in the cache: its SHA-256."""
-    # "surrogatepass": a header may hold any bytes, and looking it up must not be able to fail.
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-
-
-def digest_in(request: web.Request, token: str) -> bytes:
-    """The same, for a token that `request` shows. Where `keep_digest` has it, it is not made again."""
-    shown = request.get(_SHOWN)
-    return shown[1] if shown is not None and shown[0] == token else digest_of(token)
-
-
-def keep_digest(request: web.Request, token: str, digest: bytes) -> None:
-    """Leave a digest on the request, for whoever is asked about the same token next."""
-    request[_SHOWN] = (token, digest)
 
 
 class Verified(NamedTuple, Generic[T]):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from server import CredentialRejected, Identity
 
-from ..jwt.strict import numeric_date
-from ..jwt.strict_json import Malformed
+from ..jwt.times import Times, read_times
 from .mapping import identity_of, lookup
 from .settings import IssuerSettings, media_type
 
@@ -17,14 +16,6 @@ from .settings import IssuerSettings, media_type
 _NOT_OURS: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 # What some issuers write into the payload of an ID token: Cognito's token_use, Keycloak's typ.
 _ID_TOKEN: Final = (("token_use", "id"), ("typ", "ID"))
-
-
-class Times(NamedTuple):
-    """A token's own times, Unix seconds; None where it has none."""
-
-    expires: float
-    not_before: float | None
-    issued: float | None
 
 
 def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSettings, now: float) -> tuple[Identity, Times]:
@@ -36,8 +27,8 @@ def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSett
     if claims.get("iss") != settings.issuer:  # RFC 9068 4: exactly, as the operator wrote it
         raise CredentialRejected("token-issuer", "iss is another one")
     _check_audience(claims, settings)
-    times = _times(claims)
-    _check_times(times, settings, now)
+    leeway, longest = settings.leeway, settings.max_lifetime
+    times = read_times(claims, now, leeway=leeway, longest=longest, setting="max_token_seconds")
     _check_required(claims, settings)
     return identity_of(claims, settings, times.issued), times
 
@@ -65,31 +56,6 @@ def _check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None
         raise CredentialRejected("token-audience", f"{settings.audience_claim} is missing, or no text and no list of texts")
     if settings.audience.isdisjoint(named):
         raise CredentialRejected("token-audience", f"{settings.audience_claim} names none of ours")
-
-
-def _times(claims: Mapping[str, Any]) -> Times:
-    try:
-        expires = numeric_date(claims, "exp")
-        not_before, issued = numeric_date(claims, "nbf"), numeric_date(claims, "iat")
-    except Malformed as error:
-        raise CredentialRejected("token-claims", error.detail) from None
-    if expires is None:
-        raise CredentialRejected("token-claims", "exp is missing")
-    return Times(expires, not_before, issued)
-
-
-def _check_times(times: Times, settings: IssuerSettings, now: float) -> None:
-    if times.expires <= now - settings.leeway:
-        raise CredentialRejected("token-expired", "exp is past")
-    for name, start in (("nbf", times.not_before), ("iat", times.issued)):
-        if start is not None and start > now + settings.leeway:
-            raise CredentialRejected("token-not-active-yet", f"{name} is to come")
-        if start is not None and start > times.expires:
-            raise CredentialRejected("token-claims", f"{name} is after exp")
-    # Without iat the time that is left is the least that the token can have been made for.
-    start = times.issued if times.issued is not None else now
-    if settings.max_lifetime and times.expires - start > settings.max_lifetime:
-        raise CredentialRejected("token-claims", "the token lives longer than max_token_seconds")
 
 
 def _check_required(claims: Mapping[str, Any], settings: IssuerSettings) -> None:

@@ -11,6 +11,7 @@ from server import CredentialRejected, House, Identity, Unavailable
 from ..jwt import strict
 from ..jwt.cache import TokenCache, Verified
 from ..jwt.keyset import KeySet
+from ..jwt.proof import prove
 from ..jwt.strict_json import Malformed, read_object
 from . import claims
 from .members import is_loopback_http, is_safe
@@ -66,33 +67,16 @@ class Issuer:
 
     async def verify(self, digest: bytes, segments: strict.Segments, payload: bytes) -> Identity:
         """The caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
+        if self._keys is None:
+            raise Unavailable(f"{self.settings.issuer} is not open")
         try:
-            header = self._headers.read(segments.header)
-            generation = await self._prove(segments, header)
+            header, generation = await prove(segments, self._keys, self._headers)
             said = strict.claims(payload)
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         identity, times = claims.read(header.members, said, self.settings, self._clock())
-        self._cache.put(digest, generation, self._bounds(identity, times))
+        self._cache.put(digest, generation, Verified(identity, times.begins(self.settings.leeway), times.expires))
         return identity
-
-    async def _prove(self, segments: strict.Segments, header: strict.Header) -> int:
-        """Check the signature; gives the keys' generation."""
-        if self._keys is None:
-            raise Unavailable(f"{self.settings.issuer} is not open")
-        signature = strict.decode(segments.signature)
-        key = self._keys.get(header.kid) or await self._keys.find(header.kid)
-        generation = self._keys.generation()  # no await between here and the last use of the key
-        if key is None:
-            raise CredentialRejected("credential-rejected", "no such key" if header.kid else "kid is missing")
-        if not key.verify(header.alg, f"{segments.header}.{segments.payload}".encode(), signature):
-            raise CredentialRejected("credential-rejected", "bad signature")
-        self._headers.remember(segments.header, header)
-        return generation
-
-    def _bounds(self, identity: Identity, times: claims.Times) -> Verified[Identity]:
-        starts = [start for start in (times.not_before, times.issued) if start is not None]
-        return Verified(identity, max(starts) - self.settings.leeway if starts else 0.0, times.expires)
 
 
 async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:

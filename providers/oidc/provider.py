@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from server import House, Identity
 
 from ..jwt import strict
-from ..jwt.cache import digest_in, digest_of, keep_digest
+from ..jwt.shown import bearer, digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import settings
 from .issuer import Issuer
@@ -73,7 +73,7 @@ class OidcProvider:
 
     def recall(self, request: web.Request) -> Identity | None:
         """The caller of a token that was verified before and still holds."""
-        token = _bearer(request)
+        token = bearer(request)
         if token is None:
             return None
         digest = digest_of(token)
@@ -85,7 +85,7 @@ class OidcProvider:
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         """The caller; None for anything that is not a JWT of one of the issuers."""
-        token = _bearer(request)
+        token = bearer(request)
         if token is None:
             return None
         digest = digest_in(request, token)
@@ -102,12 +102,3 @@ class OidcProvider:
             return None  # it names no issuer, so it is nobody's here; the next provider may know better
         chosen = self._issuers.get(issuer) if isinstance(issuer, str) else None
         return await chosen.verify(digest, segments, payload) if chosen is not None else None
-
-
-def _bearer(request: web.Request) -> str | None:
-    """The token after `Bearer` (RFC 9110 11.1: the scheme in any case) and exactly one space; None without one."""
-    values = request.headers.getall(hdrs.AUTHORIZATION, ())
-    if len(values) != 1:
-        return None  # the gate refuses two; neither is ours to choose
-    scheme, _, token = values[0].partition(" ")
-    return token if scheme.lower() == "bearer" and token else None
