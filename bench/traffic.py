@@ -62,7 +62,7 @@ def routes(book: Book) -> None:
     book.write("The last of many routes without parameters", "routes", found["plain"])
     book.write("… with a parameter, each below a word of its own (`/api/orders/{id}`)", "routes", found["own"])
     book.write(
-        "… all below the same parameter (`/api/shops/{id}/orders`): aiohttp tries one after the other",
+        "… all below the same parameter (`/api/shops/{id}/orders`)",
         "routes",
         found["shared"],
     )

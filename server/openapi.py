@@ -106,17 +106,18 @@ def _schemas(routes: list[_Route]) -> Schemas:
 def _names(routes: list[_Route]) -> list[str]:
     """An `operationId` for each: the handler's name, with its module's before it and a number after it where need be."""
     short = [str(getattr(route.handler, "__name__", "handler")) for route in routes]
-    often = Counter(short)
-    names: list[str] = []
+    often, last = Counter(short), Counter[str]()
+    names: dict[str, None] = {}  # in order, and quick to ask
     for name, route in zip(short, routes, strict=True):
         module = str(getattr(route.handler, "__module__", "")).rpartition(".")[2]
         wanted = name if often[name] == 1 else f"{module}_{name}"
-        number, free = 1, wanted
+        last[wanted] += 1
+        free = wanted if last[wanted] == 1 else f"{wanted}_{last[wanted]}"
         while free in names:
-            number += 1
-            free = f"{wanted}_{number}"
-        names.append(free)
-    return names
+            last[wanted] += 1
+            free = f"{wanted}_{last[wanted]}"
+        names[free] = None
+    return list(names)
 
 
 def _put(paths: dict[str, dict[str, Any]], route: _Route, made: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from .expressions import Expression
@@ -20,6 +21,9 @@ _TEMPLATE_SEGMENT: Final = ALL & ~chars("/{}")
 # What can stand in a path that the router sees: `?` and `#` only as escapes, and no control character or backslash at
 # all, since such a target has been refused before (server/targets.py).
 PATH: Final = ALL & ~chars("?#\\") & ~(1 << 127) & ~((1 << 32) - 1)
+# What each path begins with that a pattern matches: all before the first sign that means something, but for a slash or dot
+# that may belong to a parameter behind it.
+_OPENING: Final = re.compile(r"[^:(){}\\?*+]*?(?=[/.]?(?:[:(){}\\?*+]|\Z))")
 _TEMPLATE_PARAMETER: Final = re.compile(r"\{(?P<name>[_a-zA-Z][_a-zA-Z0-9]*)(?::(?P<regex>(?:[^{}]|\{[^{}]*\})*))?\}")
 
 
@@ -38,6 +42,8 @@ class Pattern:
             self.language = _Parser(text).language()
         except Unsupported as error:
             raise PatternError(f"public pattern {text!r}: {error}") from error
+        opening = _OPENING.match(text)
+        self._opening = opening[0].lower() if opening else ""
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
@@ -48,7 +54,29 @@ class Pattern:
 
     def covers(self, template: str) -> bool:
         """Does the pattern match *every* path that this aiohttp route template can produce?"""
-        return template_language(template).within(self.language, PATH)
+        opening = template.partition("{")[0].lower()
+        if template.isascii() and not opening.startswith(self._opening) and not self._opening.startswith(opening):
+            return False  # most of the time, and soon seen
+        return _language_of(template).within(self.language, PATH)
+
+
+@lru_cache(maxsize=1024)
+def _language_of(template: str) -> Language:
+    return template_language(template)
+
+
+def shadows(earlier: str, later: str) -> bool:
+    """Does a template take every path that a later one takes?"""
+    if _clash(earlier.partition("{")[0], later.partition("{")[0]):
+        return False
+    if _clash(earlier.rpartition("}")[2][::-1], later.rpartition("}")[2][::-1]):
+        return False
+    return _language_of(later).within(template_language(earlier, unread=0), PATH)
+
+
+def _clash(one: str, other: str) -> bool:
+    """Can no path begin (or end) like both?"""
+    return not one.startswith(other) and not other.startswith(one)
 
 
 def template_language(template: str, *, unread: int = ALL) -> Language:

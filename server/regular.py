@@ -133,6 +133,8 @@ class Language:
 
     def symbols(self, mask: int) -> list[int]:
         """One symbol of `mask` for every way in which this automaton can tell symbols apart."""
+        if mask & (mask - 1) == 0:  # one symbol, or none
+            return [mask] if mask else []
         parts = [mask]
         for symbols in {symbols for moves in self.moves for symbols, _ in moves}:
             parts = [piece for part in parts for piece in (part & symbols, part & ~symbols) if piece]

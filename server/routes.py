@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,9 +14,10 @@ from aiohttp import web
 from .access import Access, access_of
 from .gate_plan import Plan
 from .metrics import Metrics
-from .patterns import PATH, Pattern, PatternError, template_language
+from .patterns import Pattern, PatternError, shadows
 from .settings import ConfigError
 from .settings_table import DEFAULT_PUBLIC
+from .tree import Tree, shape_of
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -155,10 +156,24 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
         for route in resource:
             groups[route.method, literal.rstrip("/")].append(template)
     for (method, _), templates in groups.items():
-        for number, later in enumerate(templates):
-            for earlier in templates[:number]:
-                if later == earlier or template_language(later).within(template_language(earlier, unread=0), PATH):
-                    raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
+        for later, earlier in _shadowed(templates):
+            raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
+
+
+def _shadowed(templates: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(a template, one before it that takes all its paths). Of whole segments there may be many: a tree compares them."""
+    tree: Tree[str] = Tree()
+    others: list[str] = []
+    for number, later in enumerate(templates):
+        shape = shape_of(later)
+        found = tree.find(shape) if shape is not None else []
+        rest = others if shape is not None else templates[:number]
+        yield from ((later, earlier) for earlier in found)
+        yield from ((later, earlier) for earlier in rest if later == earlier or shadows(earlier, later))
+        if shape is not None:
+            tree.add(shape, later)
+        else:
+            others.append(later)
 
 
 def _full_template(resource: web.AbstractResource) -> str:

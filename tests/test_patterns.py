@@ -11,9 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from server.expressions import Expression
-from server.patterns import Pattern, PatternError, template_language
+from server.patterns import PATH, Pattern, PatternError, shadows, template_language
 from server.regular import ALL, Language, Unsupported
+from server.routes import _shadowed
 from server.targets import malformed
+from server.tree import Tree, shape_of
 
 
 @pytest.mark.parametrize(
@@ -314,3 +316,45 @@ def _raw(text: str) -> str:
 
 def test_the_alphabet_has_129_symbols() -> None:
     assert ALL.bit_count() == 129
+
+
+# The quick ways to an answer are the slow way's answer ------------------------------------------------------------------
+
+PIECES = ["/api", "/Api", "/a", "/a1", "/{id}", "/{x}", "/{n:\\d+}", "/{n:[a-z]*}", "/{tail:.*}", "/x{id}", "/{id}.json", "/", "/data", "/DATA", "/d%20", "/é"]
+PIECED = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join)
+SIGNS = ["/api", "/a", "/A1", "/:id", "/:id?", "/:path*", "/(.*)", "(.*)", "/x(\\d+)", "{/a}?", "/data", "/", ".json", "/a\\:b", "/(\\d+)"]
+SIGNED = st.lists(st.sampled_from(SIGNS), min_size=1, max_size=4).map("".join)
+
+
+@settings(max_examples=600)
+@given(SIGNED, PIECED)
+def test_what_is_refused_at_first_sight_is_not_covered(text: str, template: str) -> None:
+    try:
+        pattern = Pattern(text)
+    except PatternError:
+        assume(False)
+    assert pattern.covers(template) == template_language(template).within(pattern.language, PATH)
+
+
+@settings(max_examples=600)
+@given(PIECED, PIECED)
+def test_a_template_shadows_another_as_the_automata_say(earlier: str, later: str) -> None:
+    slowly = template_language(later).within(template_language(earlier, unread=0), PATH)
+    assert shadows(earlier, later) == slowly
+    one, other = shape_of(earlier), shape_of(later)
+    if one is not None and other is not None:
+        tree: Tree[str] = Tree()
+        tree.add(one, earlier)
+        assert bool(tree.find(other)) == slowly
+
+
+@pytest.mark.parametrize("template", ["/api/shared/{{id}}/part{}", "/api/plain{}", "/api/own{}/{{id}}", "/api/{{n:\\d+}}/part{}"])
+def test_many_routes_are_not_held_against_one_another_in_pairs(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start with many routes must not take minutes: nearly all pairs are told apart at first sight."""
+    asked, within = [], Language.within
+    monkeypatch.setattr(Language, "within", lambda *given: asked.append(given) or within(*given))
+    found = list(_shadowed([template.format(number) for number in range(200)]))
+    assert found == []
+    covering = [Pattern(f"/api/open{number}") for number in range(200)]
+    assert not any(pattern.covers(template.format(number)) for number, pattern in enumerate(covering))
+    assert len(asked) <= 200
