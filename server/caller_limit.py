@@ -140,11 +140,8 @@ def _key(identity: Identity) -> str:
     return key
 
 
-def mark(request: web.Request, response: web.StreamResponse) -> None:
+def mark(response: web.StreamResponse, lease: Lease) -> None:
     """Put `RateLimit-Policy` and `RateLimit` on a known caller's answer."""
-    lease = request.get(LEASE)
-    if lease is None:
-        return
     if isinstance(response, Reply):
         response.add(lease.lines(time.monotonic()))
         return

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from .access import IDENTITY, REQUEST_ID
 from .answers import new_request_id, stamp
-from .caller_limit import mark
+from .caller_limit import LEASE, mark
 from .cors import Cors
 from .errors import ApiError, BadRequest, ServiceUnavailable, error_response, from_http
 from .gate import Gate
@@ -88,9 +88,10 @@ class Front:
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
         # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
-        kept = response.status < 300 or response.status == 304
-        stamp(response, request_id, cacheable=kept and plan is not None and plan.public)
-        mark(request, response)
+        cacheable = plan is not None and plan.public and (response.status < 300 or response.status == 304)
+        stamp(response, request_id, cacheable=cacheable)
+        if (lease := request.get(LEASE)) is not None:
+            mark(response, lease)
         if self.draining:
             response.force_close()
         if hdrs.ORIGIN in request.headers:

@@ -117,8 +117,9 @@ class Gate:
 
     def _recall(self, request: web.Request) -> Identity | None:
         """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
+        headers = request.headers
         for one in self._asked:
-            if one.may_know(request.headers):
+            if one.may_know(headers):
                 if one.recall is None:
                     return None
                 try:

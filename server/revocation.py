@@ -59,7 +59,7 @@ class Revocations:
 
     def denies(self, identity: Identity) -> bool:
         """Is this caller revoked, by session, user, organisation, membership or role? Raises Unavailable when stale."""
-        if identity.token_type == "session_token" and self.stale:
+        if identity.token_type == "session_token" and self._clock() - self._read_at > self._max_staleness:
             raise Unavailable("the revocation feed is stale")
         if not self._entries:
             return False

@@ -71,7 +71,8 @@ class Wire(RequestHandler):
             # Perhaps the other request's body, perhaps the next head's first half: counted, and weighed when it is whole.
             self._busy_bytes = len(data) if come > 0 else self._busy_bytes + len(data)
         elif come > 0:
-            self._head_done()
+            if self._head_bytes or self._busy_bytes or self._head_timer is not None:
+                self._head_done()
         elif data:
             self._head_grows(len(data))
 
