@@ -28,9 +28,10 @@
 -- transaction of the same connection reads ''. Both must mean "nobody".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
 -- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/statements.py).
--- Where a table has two of them the second says COALESCE(..., false), which no index answers. Were it plain, Postgres could
--- collect the rows of both first and sort them all for every page, and of a user with a million rows it did
--- (tests/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds.
+-- Where a table has two that an index could answer, the second says COALESCE(..., false), which none does. Were it plain,
+-- Postgres could collect the rows of both first and sort them all for every page, and of a user with a million rows it did
+-- (tests/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds. The price:
+-- a query without its WHERE asks them of the whole table.
 -- An administrators' one is asked only of rows that the first one hides, so it says NULLIF(...) alone: getting ready to ask it
 -- once would cost every query more than that.
 

@@ -67,7 +67,7 @@ def _absolute(rows: Sequence[Mapping[str, Any]]) -> str:
 def _workers(found: Mapping[str, Any]) -> str:
     shares = " : ".join(f"{share:.0%}" for share in found["shares"])
     return (
-        f"{found['workers']} workers against one (`/api/me`): throughput {_said(found['throughput'])} with the loader on the same "
+        f"{found['workers']} workers against one (`/api/me`): throughput {_said(found['throughput'])} with the loaders on the same "
         f"CPUs; by the CPU time of the busiest worker {_said(found['by_cpu'])}; they share the load {shares}."
     )
 

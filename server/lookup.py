@@ -8,16 +8,12 @@ from typing import Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from .targets import malformed
+from .targets import AS_IT_STANDS, PLAINEST, malformed
 from .tree import Tree, shape_of
 
 # Templates that the router compares as they stand, before all others. At a slash in the end one with a parameter may come
 # first ("/x/{tail:.*}" matches "/x/"), and a "%" or "?" is never left in the path that it compares.
-_AS_IT_STANDS: Final = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@.-]+)+\Z")
-# Paths and queries that mean what they say: what `malformed` lets through at first sight, without a slash at the path's end.
-_PLAIN: Final = re.compile(
-    r"(?:/(?!\.{1,2}(?:[/?;]|\Z))[A-Za-z0-9_~!$&'()*+,;=:@.-]+)+(?:\?[A-Za-z0-9_~!$&'()*+,;=:@./?-]*)?\Z"
-)
+_PLAIN: Final = re.compile(rf"(?:/[{AS_IT_STANDS}]+)+\Z")
 _ANY_SEGMENT: Final = "[^{}/]+"  # what aiohttp makes of a parameter without an expression
 
 
@@ -59,7 +55,7 @@ class Lookup:
         """Where templates of another kind begin, and the number of the first one there."""
         for number, resource in enumerate(app.router.resources()):
             template = resource.canonical
-            if isinstance(resource, web.PlainResource) and _AS_IT_STANDS.match(template) and not malformed(template):
+            if isinstance(resource, web.PlainResource) and _PLAIN.match(template) and not malformed(template):
                 for route in resource:
                     if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which is answered before any route
                         self._plain.setdefault((route.method, template), route)
@@ -88,7 +84,7 @@ class Lookup:
         route = self._plain.get((method, target))
         if route is not None:
             return _Match(route, self._app)
-        if method == hdrs.METH_OPTIONS or not _PLAIN.match(target):
+        if method == hdrs.METH_OPTIONS or not PLAINEST.match(target):
             return None
         path = target.partition("?")[0]
         route = self._plain.get((method, path))

@@ -6,7 +6,10 @@ import os
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("aiohttp", "asyncpg", "cryptography", "jwt", "limits", "msgspec", "pluggy", "pydantic", "standardwebhooks")
+NEEDED = (
+    "aiohttp", "asyncpg", "cryptography", "jwt", "limits", "msgspec", "pluggy", "prometheus_client", "pydantic",
+    "standardwebhooks",
+)  # fmt: skip
 
 
 def refuse_to_start_without() -> None:

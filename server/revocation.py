@@ -45,7 +45,7 @@ class Revocations:
 
     @property
     def stale(self) -> bool:
-        return self.age > self._max_staleness
+        return self._clock() - self._read_at > self._max_staleness
 
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
         """Take the table as it was at `read_at` (by the clock, before the query was sent)."""
@@ -59,7 +59,7 @@ class Revocations:
 
     def denies(self, identity: Identity) -> bool:
         """Is this caller revoked, by session, user, organisation, membership or role? Raises Unavailable when stale."""
-        if identity.token_type == "session_token" and self._clock() - self._read_at > self._max_staleness:
+        if identity.token_type == "session_token" and self.stale:
             raise Unavailable("the revocation feed is stale")
         if not self._entries:
             return False

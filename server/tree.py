@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final, Generic, TypeVar
 
+from .targets import AS_IT_STANDS
+
 T = TypeVar("T")
 Shape = tuple[str | None, ...]
 """The segments of a template, None for a parameter. A path is a shape without parameters."""
 
 # No escape, so that text and meaning are the same; and neither `.` nor `..`.
-_LITERAL: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_~!$&'()*+,;=:@.-]+\Z")
+_LITERAL: Final = re.compile(rf"(?!\.{{1,2}}\Z)[{AS_IT_STANDS}]+\Z")
 _PARAMETER: Final = re.compile(r"\{[_a-zA-Z][_a-zA-Z0-9]*\}\Z")
 
 

@@ -1,4 +1,4 @@
-"""Several processes on one port: the kernel spreads connections over them, and one that dies is replaced.
+"""Several processes on one port: each takes a part of the connections, and one that dies is replaced.
 
 The parent serves no request. It owns the embedded Postgres, holds the port (so that port 0 is one number for all),
 answers on the operations port for everybody, and passes SIGTERM on.
@@ -27,7 +27,7 @@ from .settings import Settings
 from .sharing import Sharing, prepare
 
 VARIABLE: Final = "_GATEPOST_WORKER"
-"""How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of ops sockets>`."""
+"""How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of the workers' sockets>`."""
 _LONGEST_PAUSE: Final = 5.0
 
 
@@ -37,7 +37,8 @@ class Worker:
     def __init__(self, text: str) -> None:
         number, port, ready, folder = text.split(",", 3)
         self.number, self.port, self._ready = int(number), int(port), int(ready)
-        self.ops_socket = Path(folder) / f"{number}.sock"
+        self._folder = Path(folder)
+        self.ops_socket = self._folder / f"{number}.sock"
         self._parent = os.getppid()
 
     @staticmethod
@@ -47,8 +48,8 @@ class Worker:
         return Worker(text) if text else None
 
     def sharing(self) -> Sharing:
-        """What spreads connections over the workers. Raises OSError."""
-        return Sharing(self.ops_socket.parent, self.number)
+        """What spreads connections over the workers. Raises OSError, ValueError."""
+        return Sharing(self._folder, self.number)
 
     def tell_ready(self) -> None:
         os.write(self._ready, b"1")
@@ -77,9 +78,10 @@ class Supervisor:
     async def run(self, stop: asyncio.Event, announce: Callable[[str, int], None]) -> int:
         """Start the children, announce (host, port) once all are ready, and mind them. Gives the exit status."""
         self._holder = hold_port(self._settings.get("host"), self._settings.get("port"))
-        prepare(self._folder, self._settings.get("workers") + 1)  # one more while they are replaced
         host, port = self._holder.getsockname()[:2]
         try:
+            with suppress(OSError):  # then the workers warn, and keep what the kernel gives them
+                prepare(self._folder, self._settings.get("workers") + 1)  # one more while they are replaced
             ready = [await self._start(number, port) for number in range(self._settings.get("workers"))]
             if not all(await asyncio.gather(*ready)):
                 await self._stop_all()
@@ -167,6 +169,8 @@ class Supervisor:
             LOG.error("a worker died", extra={"fields": {"worker": number, "status": status, "restart_in": pause}})
             self._counts.gone(number)
             await asyncio.sleep(pause)
+            if self._is_over(number):  # its place was taken meanwhile
+                return
             (self._folder / f"{number}.sock").unlink(missing_ok=True)
             became_ready = await (await self._start(number, port))
             pause = 0.1 if became_ready else min(pause * 2, _LONGEST_PAUSE)

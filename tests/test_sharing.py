@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -70,10 +72,8 @@ async def test_few_connections_are_spread_evenly(db: Any, tmp_path: Path, worker
         for _, writer in opened[:30]:
             writer.close()
         await held(process, port, len(opened) - 30)
-        made = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(30)))
-        for _, writer in made:
-            stack.callback(writer.close)
-        assert set(await asyncio.gather(*map(asked, made))) == {b"200"}
+        for _ in range(30):
+            await ask(port, stack)
         counts = await held(process, port, len(opened))
         assert counts[-1] - counts[0] <= 4, counts
 
@@ -147,11 +147,59 @@ async def test_who_has_more_hands_the_next_one_over(tmp_path: Path) -> None:
 async def test_whoever_leaves_is_handed_nothing_and_hands_nothing_over(tmp_path: Path) -> None:
     prepare(tmp_path, 2)
     async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (others, its_port, other), AsyncExitStack() as stack:
+        for _ in range(4):
+            await ask(its_port, stack)
+        assert (len(mine._connections), len(other._connections)) == (2, 2)
         others.leave()
         for _ in range(3):
             await ask(port, stack)
-        await ask(its_port, stack)
-        assert (len(mine._connections), len(other._connections)) == (3, 1)
+        for _ in range(4):
+            await ask(its_port, stack)
+        assert (len(mine._connections), len(other._connections)) == (5, 6)
+
+
+async def test_a_worker_that_can_only_refuse_is_handed_nothing_until_it_can_do_more(tmp_path: Path) -> None:
+    prepare(tmp_path, 2)
+    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (other_part, _, other), AsyncExitStack() as stack:
+        other_part.rest(True)
+        for _ in range(3):
+            await ask(port, stack)
+        assert (len(mine._connections), len(other._connections)) == (3, 0)
+        other_part.rest(False)
+        for _ in range(3):
+            await ask(port, stack)
+        assert (len(mine._connections), len(other._connections)) == (3, 3)
+
+
+async def test_no_child_process_holds_a_connection_that_was_handed_over(tmp_path: Path) -> None:
+    prepare(tmp_path, 2)
+    async with worker(tmp_path, 0) as (_, port, _), worker(tmp_path, 1) as (_, _, other), AsyncExitStack() as stack:
+        for _ in range(2):
+            await ask(port, stack)
+        [transport] = other._connections.values()
+        assert not os.get_inheritable(transport.get_extra_info("socket").fileno())
+
+
+async def test_without_descriptors_no_more_is_handed_over_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, 2)
+    real = socket.recv_fds
+    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (_, _, other), AsyncExitStack() as stack:
+        await ask(port, stack)
+        with monkeypatch.context() as full:  # as the kernel does it where a process may open no more files
+
+            def none(*given: Any) -> tuple[bytes, list[int], int, Any]:
+                said, descriptors, *rest = real(*given)
+                for one in descriptors:
+                    os.close(one)
+                return said, [], rest[0], rest[1]
+
+            full.setattr(socket, "recv_fds", none)
+            lost = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(lost[1].close)
+            assert await asyncio.wait_for(lost[0].read(), 5) == b""
+        for _ in range(3):
+            await ask(port, stack)
+        assert (len(mine._connections), len(other._connections)) == (4, 0)
 
 
 async def test_what_was_handed_to_a_busy_worker_is_answered_when_it_has_time(tmp_path: Path) -> None:
@@ -175,10 +223,16 @@ async def test_a_worker_that_was_killed_is_handed_nothing(tmp_path: Path) -> Non
     dead = Sharing(tmp_path, 1)
     dead.open(asyncio.sleep)  # type: ignore[arg-type]
     asyncio.get_running_loop().remove_reader(dead._in)
-    dead._in.close()
     async with worker(tmp_path, 0) as (_, port, mine), AsyncExitStack() as stack:
-        for _ in range(4):
-            await ask(port, stack)
+        for number in range(4):
+            connection = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(connection[1].close)
+            if number % 2:  # every other one was on its way when the worker was killed
+                dead._in.recv(1)
+        dead._in.close()
+        while len(mine._connections) < 4:
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await ask(port, stack)
         assert len(mine._connections) == 4
         async with worker(tmp_path, 3) as (_, _, new):  # whoever comes in its place begins with none
             for _ in range(4):

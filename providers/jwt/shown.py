@@ -20,17 +20,17 @@ def bearer(request: web.Request) -> str | None:
 
 
 def digest_of(token: str) -> bytes:
-    """What stands for a token where it must not be kept: its SHA-256."""
+    """What stands for a token where it must not be remembered: its SHA-256."""
     # "surrogatepass": a header may hold any bytes, and looking it up must not be able to fail.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def digest_in(request: web.Request, token: str) -> bytes:
-    """The same, for a token that `request` shows. Where `keep_digest` has it, it is not made again."""
-    shown = request.get(_SHOWN)
+    """The same, for a token that `request` shows. What `keep_digest` has left is taken off the request, and not made again."""
+    shown = request.pop(_SHOWN, None)
     return shown[1] if shown is not None and shown[0] == token else digest_of(token)
 
 
 def keep_digest(request: web.Request, token: str, digest: bytes) -> None:
-    """Leave a digest on the request, for whoever is asked about the same token next."""
+    """Leave a digest on the request for whoever is asked about the same token next: gone before a handler runs."""
     request[_SHOWN] = (token, digest)

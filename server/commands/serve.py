@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ..app import FRONT, STORAGE, build
+from ..app import FRONT, STORAGE, build, not_ready
 from ..observe import LOG
 from ..ops import Operations, families_of, reasons_of
 from ..ports import begin_no_more, take_waiting
@@ -60,6 +60,7 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
     stop = _stop_signal()
     runner = web.AppRunner(app, shutdown_timeout=settings.get("limits.drain_seconds"))
     operations = Operations(lambda: reasons_of(app), lambda: families_of(app))
+    sharing: Sharing | None = None
     try:
         await runner.setup()
         sharing = _share(runner, worker)
@@ -75,12 +76,14 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
             await operations.start_unix(worker.ops_socket)
             _settle()
             worker.tell_ready()
-            await _first(stop.wait(), worker.until_orphaned())
+            await _first(stop.wait(), worker.until_orphaned(), _rest_when_unfit(app, sharing))
         operations.draining = True
         LOG.info("draining")
         await _drain(app, runner, sharing)
         return 0
     finally:
+        if sharing is not None:
+            sharing.close()
         await runner.cleanup()
         await operations.stop()
 
@@ -102,11 +105,20 @@ def _share(runner: web.AppRunner, worker: Worker | None) -> Sharing | None:
     try:
         sharing = worker.sharing()
         sharing.open(server.take)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         LOG.warning("connections are not spread evenly", extra={"fields": {"error": type(error).__name__}})
         return None
     server.sharing = sharing
     return sharing
+
+
+async def _rest_when_unfit(app: web.Application, sharing: Sharing | None) -> None:
+    """Let nobody hand connections to a worker that can only refuse: quick answers would draw them all to it."""
+    while True:
+        with contextlib.suppress(Exception):  # a plugin's `not_ready`; the operations port tells of it
+            if sharing is not None:
+                sharing.rest(bool(not_ready(app)) or app[STORAGE].revocations.stale)
+        await asyncio.sleep(1)
 
 
 async def _drain(app: web.Application, runner: web.AppRunner, sharing: Sharing | None) -> None:
@@ -128,8 +140,6 @@ async def _drain(app: web.Application, runner: web.AppRunner, sharing: Sharing |
         for connection in waiting:
             await asyncio.get_running_loop().connect_accepted_socket(server, connection)
     await asyncio.sleep(_LAST_WORDS_SECONDS)
-    if sharing is not None:
-        sharing.close()
 
 
 async def _supervise(app: web.Application, settings: Settings) -> int:
