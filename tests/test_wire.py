@@ -195,7 +195,13 @@ async def test_a_head_within_the_limit_passes() -> None:
 )  # fmt: skip
 async def test_a_head_over_the_limit_is_431(pieces: list[bytes]) -> None:
     async with probe() as port:
-        reply = await raw(port, *pieces, pause=0.02)
+        for attempt in range(5):
+            try:
+                reply = await raw(port, *pieces, pause=0.02)
+                break
+            except ConnectionResetError:  # who sends much more than is read may be told so before the answer (RFC 9112 9.6)
+                assert attempt < 4
+                assert sum(map(len, pieces)) > 100_000
         check_shape(reply, 431)
 
 
