@@ -48,7 +48,8 @@ class _Filter(ctypes.Structure):
 
 
 def begin_no_more(listening: Iterable[Listening]) -> None:
-    """From now on these ports begin no connection; those whose handshake has begun still come. Where it works: on Linux.
+    """From now on these ports begin no connection; those whose handshake has begun still come. Where it works: on Linux,
+    some kernels of which let root alone do it. Elsewhere what begins in the last moment before a port closes is reset.
 
     Whoever begins one waits for a second, tries again as TCP does, and then comes to another process or is refused.
     """

@@ -11,6 +11,7 @@ import datetime
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -404,7 +405,8 @@ NGINX = (DEPLOY / "nginx" / "gatepost.conf").read_text("utf-8")
 
 
 def test_nginx_takes_the_file(tmp_path: Path, certificate: Path) -> None:
-    done = subprocess.run([*configured(tmp_path, certificate, NGINX), "-t"], capture_output=True, text=True, check=False)
+    text = NGINX if os.geteuid() == 0 else re.sub(r"(listen (?:\[::\]:)?)(\d+)", lambda found: f"{found[1]}{20_000 + int(found[2])}", NGINX)
+    done = subprocess.run([*configured(tmp_path, certificate, text), "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr
 
