@@ -30,11 +30,11 @@ _KEY: Final = "limits.key"
 class Lease:
     """A caller's hits that this process may hand out until the window ends."""
 
-    __slots__ = ("_start", "end", "left", "lock", "policy", "rate", "rest")
+    __slots__ = ("_start", "end", "left", "lock", "rate", "rest")
 
-    def __init__(self, rate: Rate, policy: str, start: bytes) -> None:
-        """`policy` is the rate's; `start` is what the two header lines begin with. All callers share them."""
-        self.rate, self.policy, self._start = rate, policy, start
+    def __init__(self, rate: Rate, start: bytes) -> None:
+        """`start` is what the two header lines begin with. All callers share it."""
+        self.rate, self._start = rate, start
         self.left = 0
         """hits in our hands"""
         self.rest = 1
@@ -51,7 +51,7 @@ class Lease:
     def headers(self, now: float) -> tuple[str, str]:
         """The values of `RateLimit-Policy` and `RateLimit`; what other processes took since we asked is not in it."""
         seconds = self.end - now
-        return self.policy, self.rate.state(self.left + self.rest, math.ceil(seconds) if seconds > 0 else 0)
+        return self.rate.policy, self.rate.state(self.left + self.rest, math.ceil(seconds) if seconds > 0 else 0)
 
 
 LEASE: Final = web.RequestKey("lease", Lease)
@@ -70,7 +70,6 @@ class CallerLimit:
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._counters, self._clock, self._ticks = rate, counters, clock, ticks
-        self._policy = rate.policy
         self._start = f'RateLimit-Policy: {rate.policy}\r\nRateLimit: "{rate.name}";r='.encode()
         self._leases: OrderedDict[str, Lease] = OrderedDict()
         self._largest = max(1, rate.amount // 50)
@@ -89,7 +88,7 @@ class CallerLimit:
         lease = self._leases.get(key)
         if lease is None:
             self._forget()
-            lease = self._leases[key] = Lease(self._rate, self._policy, self._start)
+            lease = self._leases[key] = Lease(self._rate, self._start)
         if self._spent(lease):
             raise self._refusal(lease)
         async with lease.lock:  # one asks for all who wait

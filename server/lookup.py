@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from aiohttp import hdrs, web
 
 from .targets import AS_IT_STANDS, PLAINEST, malformed
-from .tree import Tree, shape_of
+from .tree import Tree, beginning, shape_of
 
 # Templates that the router compares as they stand, before all others. At a slash in the end one with a parameter may come
 # first ("/x/{tail:.*}" matches "/x/"), and a "%" or "?" is never left in the path that it compares.
@@ -60,7 +60,7 @@ class Lookup:
                     if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which is answered before any route
                         self._plain.setdefault((route.method, template), route)
             elif not self._grows(resource, template, number):
-                self._others.setdefault(_beginning(template), number)
+                self._others.setdefault(beginning(template), number)
 
     def _grows(self, resource: web.AbstractResource, template: str, number: int) -> bool:
         """Add a template to the tree; False where it is not of whole segments."""
@@ -119,11 +119,3 @@ class Lookup:
         match.add_app(self._app)
         match.freeze()
         return match
-
-
-def _beginning(template: str) -> str:
-    """Under which fixed part of a path aiohttp tries a template."""
-    literal, brace, _ = template.partition("{")
-    if brace:
-        literal = literal.rpartition("/")[0]
-    return literal.rstrip("/")

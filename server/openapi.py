@@ -111,11 +111,10 @@ def _names(routes: list[_Route]) -> list[str]:
     for name, route in zip(short, routes, strict=True):
         module = str(getattr(route.handler, "__module__", "")).rpartition(".")[2]
         wanted = name if often[name] == 1 else f"{module}_{name}"
-        last[wanted] += 1
-        free = wanted if last[wanted] == 1 else f"{wanted}_{last[wanted]}"
+        free = wanted
         while free in names:
             last[wanted] += 1
-            free = f"{wanted}_{last[wanted]}"
+            free = f"{wanted}_{last[wanted] + 1}"
         names[free] = None
     return list(names)
 

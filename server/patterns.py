@@ -55,7 +55,7 @@ class Pattern:
     def covers(self, template: str) -> bool:
         """Does the pattern match *every* path that this aiohttp route template can produce?"""
         opening = template.partition("{")[0].lower()
-        if template.isascii() and not opening.startswith(self._opening) and not self._opening.startswith(opening):
+        if template.isascii() and _clash(self._opening, opening):
             return False  # most of the time, and soon seen
         return _language_of(template).within(self.language, PATH)
 

@@ -45,7 +45,7 @@ class Revocations:
 
     @property
     def stale(self) -> bool:
-        return self._clock() - self._read_at > self._max_staleness
+        return self.age > self._max_staleness
 
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
         """Take the table as it was at `read_at` (by the clock, before the query was sent)."""

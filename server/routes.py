@@ -17,7 +17,7 @@ from .metrics import Metrics
 from .patterns import Pattern, PatternError, shadows
 from .settings import ConfigError
 from .settings_table import DEFAULT_PUBLIC
-from .tree import Tree, shape_of
+from .tree import Tree, beginning, shape_of
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -150,11 +150,8 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for resource in router.resources():
         template = _full_template(resource)
-        literal, brace, _ = template.partition("{")
-        if brace:  # the router tries in turn what agrees up to the last slash before a parameter or the end
-            literal = literal.rpartition("/")[0]
         for route in resource:
-            groups[route.method, literal.rstrip("/")].append(template)
+            groups[route.method, beginning(template)].append(template)
     for (method, _), templates in groups.items():
         for later, earlier in _shadowed(templates):
             raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")

@@ -26,6 +26,14 @@ def shape_of(template: str) -> Shape | None:
     return tuple(shape) if template.startswith("/") else None
 
 
+def beginning(template: str) -> str:
+    """The fixed part of a path under which aiohttp's router tries a template, in turn with the others that have it too."""
+    literal, brace, _ = template.partition("{")
+    if brace:  # up to the last slash before the parameter
+        literal = literal.rpartition("/")[0]
+    return literal.rstrip("/")
+
+
 class _Node(Generic[T]):
     __slots__ = ("literals", "parameter", "values")
 

@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,9 +113,36 @@ async def test_connections_that_come_and_go_while_workers_are_replaced_are_all_a
 # Two workers in one process, so that each step can be seen ------------------------------------------------------------
 
 
+async def ask(port: int, stack: AsyncExitStack) -> Connection:
+    connection = await asyncio.open_connection("127.0.0.1", port)
+    stack.callback(connection[1].close)
+    assert await asked(connection) == b"200"
+    return connection
+
+
+@dataclass
+class Worker:
+    """An application that takes part as one worker."""
+
+    sharing: Sharing
+    port: int
+    server: WireServer
+    stack: AsyncExitStack
+    """ends the connections that were opened to its port"""
+
+    @property
+    def held(self) -> int:
+        """How many connections it has."""
+        return len(self.server._connections)
+
+    async def asked(self, times: int) -> None:
+        """So many clients, one after the other, each with a connection to its port that stays open."""
+        for _ in range(times):
+            await ask(self.port, self.stack)
+
+
 @contextlib.asynccontextmanager
-async def worker(folder: Path, number: int) -> AsyncIterator[tuple[Sharing, int, WireServer]]:
-    """An application that takes part as this worker: (its part, its port, its server)."""
+async def worker(folder: Path, number: int) -> AsyncIterator[Worker]:
     runner = web.AppRunner(build_app(), shutdown_timeout=0.2)
     await runner.setup()
     sharing = Sharing(folder, number)
@@ -123,99 +151,89 @@ async def worker(folder: Path, number: int) -> AsyncIterator[tuple[Sharing, int,
     runner.server.sharing = sharing
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield sharing, runner.addresses[0][1], runner.server
+        async with AsyncExitStack() as stack:
+            yield Worker(sharing, runner.addresses[0][1], runner.server, stack)
     finally:
         sharing.close()
         await runner.cleanup()
 
 
-async def ask(port: int, stack: AsyncExitStack) -> Connection:
-    connection = await asyncio.open_connection("127.0.0.1", port)
-    stack.callback(connection[1].close)
-    assert await asked(connection) == b"200"
-    return connection
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[tuple[Worker, Worker]]:
+    prepare(tmp_path, 2)
+    async with worker(tmp_path, 0) as one, worker(tmp_path, 1) as other:
+        yield one, other
 
 
 async def test_who_has_more_hands_the_next_one_over(tmp_path: Path) -> None:
     prepare(tmp_path, 3)
-    async with worker(tmp_path, 7) as (_, port, mine), worker(tmp_path, 8) as (_, _, other), AsyncExitStack() as stack:
-        for _ in range(5):
-            await ask(port, stack)
-        assert (len(mine._connections), len(other._connections)) == (3, 2)
+    async with worker(tmp_path, 7) as mine, worker(tmp_path, 8) as other:
+        await mine.asked(5)
+        assert (mine.held, other.held) == (3, 2)
 
 
-async def test_whoever_leaves_is_handed_nothing_and_hands_nothing_over(tmp_path: Path) -> None:
-    prepare(tmp_path, 2)
-    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (others, its_port, other), AsyncExitStack() as stack:
-        for _ in range(4):
-            await ask(its_port, stack)
-        assert (len(mine._connections), len(other._connections)) == (2, 2)
-        others.leave()
-        for _ in range(3):
-            await ask(port, stack)
-        for _ in range(4):
-            await ask(its_port, stack)
-        assert (len(mine._connections), len(other._connections)) == (5, 6)
+async def test_whoever_leaves_is_handed_nothing_and_hands_nothing_over(two: tuple[Worker, Worker]) -> None:
+    mine, other = two
+    await other.asked(4)
+    assert (mine.held, other.held) == (2, 2)
+    other.sharing.leave()
+    await mine.asked(3)
+    await other.asked(4)
+    assert (mine.held, other.held) == (5, 6)
 
 
-async def test_a_worker_that_can_only_refuse_is_handed_nothing_until_it_can_do_more(tmp_path: Path) -> None:
-    prepare(tmp_path, 2)
-    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (other_part, _, other), AsyncExitStack() as stack:
-        other_part.rest(True)
-        for _ in range(3):
-            await ask(port, stack)
-        assert (len(mine._connections), len(other._connections)) == (3, 0)
-        other_part.rest(False)
-        for _ in range(3):
-            await ask(port, stack)
-        assert (len(mine._connections), len(other._connections)) == (3, 3)
+async def test_a_worker_that_can_only_refuse_is_handed_nothing_until_it_can_do_more(two: tuple[Worker, Worker]) -> None:
+    mine, other = two
+    other.sharing.rest(True)
+    await mine.asked(3)
+    assert (mine.held, other.held) == (3, 0)
+    other.sharing.rest(False)
+    await mine.asked(3)
+    assert (mine.held, other.held) == (3, 3)
 
 
-async def test_no_child_process_holds_a_connection_that_was_handed_over(tmp_path: Path) -> None:
-    prepare(tmp_path, 2)
-    async with worker(tmp_path, 0) as (_, port, _), worker(tmp_path, 1) as (_, _, other), AsyncExitStack() as stack:
-        for _ in range(2):
-            await ask(port, stack)
-        [transport] = other._connections.values()
-        assert not os.get_inheritable(transport.get_extra_info("socket").fileno())
+async def test_no_child_process_holds_a_connection_that_was_handed_over(two: tuple[Worker, Worker]) -> None:
+    mine, other = two
+    await mine.asked(2)
+    [transport] = other.server._connections.values()
+    assert not os.get_inheritable(transport.get_extra_info("socket").fileno())
 
 
-async def test_without_descriptors_no_more_is_handed_over_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(tmp_path, 2)
+async def test_without_descriptors_no_more_is_handed_over_for_a_while(
+    two: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
     real = socket.recv_fds
-    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (_, _, other), AsyncExitStack() as stack:
-        await ask(port, stack)
-        with monkeypatch.context() as full:  # as the kernel does it where a process may open no more files
+    await mine.asked(1)
+    with monkeypatch.context() as full:  # as the kernel does it where a process may open no more files
 
-            def none(*given: Any) -> tuple[bytes, list[int], int, Any]:
-                said, descriptors, *rest = real(*given)
-                for one in descriptors:
-                    os.close(one)
-                return said, [], rest[0], rest[1]
+        def none(*given: Any) -> tuple[bytes, list[int], int, Any]:
+            said, descriptors, *rest = real(*given)
+            for one in descriptors:
+                os.close(one)
+            return said, [], rest[0], rest[1]
 
-            full.setattr(socket, "recv_fds", none)
-            lost = await asyncio.open_connection("127.0.0.1", port)
-            stack.callback(lost[1].close)
-            assert await asyncio.wait_for(lost[0].read(), 5) == b""
-        for _ in range(3):
-            await ask(port, stack)
-        assert (len(mine._connections), len(other._connections)) == (4, 0)
+        full.setattr(socket, "recv_fds", none)
+        reader, writer = await asyncio.open_connection("127.0.0.1", mine.port)
+        mine.stack.callback(writer.close)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    await mine.asked(3)
+    assert (mine.held, other.held) == (4, 0)
 
 
-async def test_what_was_handed_to_a_busy_worker_is_answered_when_it_has_time(tmp_path: Path) -> None:
-    prepare(tmp_path, 2)
-    async with worker(tmp_path, 0) as (_, port, mine), worker(tmp_path, 1) as (busy, _, other), AsyncExitStack() as stack:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(busy._in)
-        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
-        for _, writer in opened:
-            stack.callback(writer.close)
-        asking = [asyncio.create_task(asked(connection)) for connection in opened]
-        done, waiting = await asyncio.wait(asking, timeout=0.5)
-        assert (len(done), len(waiting)) == (6, 6)  # no more than its part
-        loop.add_reader(busy._in, busy._take)
-        assert set(await asyncio.gather(*asking)) == {b"200"}
-        assert (len(mine._connections), len(other._connections)) == (6, 6)
+async def test_what_was_handed_to_a_busy_worker_is_answered_when_it_has_time(two: tuple[Worker, Worker]) -> None:
+    mine, busy = two
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(busy.sharing._in)
+    opened = [await asyncio.open_connection("127.0.0.1", mine.port) for _ in range(12)]
+    for _, writer in opened:
+        mine.stack.callback(writer.close)
+    asking = [asyncio.create_task(asked(connection)) for connection in opened]
+    done, waiting = await asyncio.wait(asking, timeout=0.5)
+    assert (len(done), len(waiting)) == (6, 6)  # no more than its part
+    loop.add_reader(busy.sharing._in, busy.sharing._take)
+    assert set(await asyncio.gather(*asking)) == {b"200"}
+    assert (mine.held, busy.held) == (6, 6)
 
 
 async def test_a_worker_that_was_killed_is_handed_nothing(tmp_path: Path) -> None:
@@ -223,19 +241,18 @@ async def test_a_worker_that_was_killed_is_handed_nothing(tmp_path: Path) -> Non
     dead = Sharing(tmp_path, 1)
     dead.open(asyncio.sleep)  # type: ignore[arg-type]
     asyncio.get_running_loop().remove_reader(dead._in)
-    async with worker(tmp_path, 0) as (_, port, mine), AsyncExitStack() as stack:
+    async with worker(tmp_path, 0) as mine:
         for number in range(4):
-            connection = await asyncio.open_connection("127.0.0.1", port)
-            stack.callback(connection[1].close)
+            connection = await asyncio.open_connection("127.0.0.1", mine.port)
+            mine.stack.callback(connection[1].close)
             if number % 2:  # every other one was on its way when the worker was killed
                 dead._in.recv(1)
         dead._in.close()
-        while len(mine._connections) < 4:
+        while mine.held < 4:
             with contextlib.suppress(asyncio.IncompleteReadError):
-                await ask(port, stack)
-        assert len(mine._connections) == 4
-        async with worker(tmp_path, 3) as (_, _, new):  # whoever comes in its place begins with none
-            for _ in range(4):
-                await ask(port, stack)
-            assert (len(mine._connections), len(new._connections)) == (4, 4)
+                await mine.asked(1)
+        assert mine.held == 4
+        async with worker(tmp_path, 3) as new:  # whoever comes in its place begins with none
+            await mine.asked(4)
+            assert (mine.held, new.held) == (4, 4)
     dead._out.close()

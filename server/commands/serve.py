@@ -76,7 +76,8 @@ async def _serve(app: web.Application, settings: Settings, worker: Worker | None
             await operations.start_unix(worker.ops_socket)
             _settle()
             worker.tell_ready()
-            await _first(stop.wait(), worker.until_orphaned(), _rest_when_unfit(app, sharing))
+            resting = [] if sharing is None else [_rest_when_unfit(app, sharing)]
+            await _first(stop.wait(), worker.until_orphaned(), *resting)
         operations.draining = True
         LOG.info("draining")
         await _drain(app, runner, sharing)
@@ -112,12 +113,11 @@ def _share(runner: web.AppRunner, worker: Worker | None) -> Sharing | None:
     return sharing
 
 
-async def _rest_when_unfit(app: web.Application, sharing: Sharing | None) -> None:
+async def _rest_when_unfit(app: web.Application, sharing: Sharing) -> None:
     """Let nobody hand connections to a worker that can only refuse: quick answers would draw them all to it."""
     while True:
         with contextlib.suppress(Exception):  # a plugin's `not_ready`; the operations port tells of it
-            if sharing is not None:
-                sharing.rest(bool(not_ready(app)) or app[STORAGE].revocations.stale)
+            sharing.rest(bool(not_ready(app)) or app[STORAGE].revocations.stale)
         await asyncio.sleep(1)
 
 
