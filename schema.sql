@@ -4,7 +4,7 @@
 -- generation 1, revision 1
 --
 -- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
--- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/migrate.py.
+-- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/schema/migrate.py.
 --
 -- The promise of this file: a query that has forgotten its WHERE still returns only rows that its caller may see, and a
 -- query without a caller returns none. It guards against forgetting, not against SQL injection or hostile code in the
@@ -27,7 +27,7 @@
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
 -- transaction of the same connection reads ''. Both must mean "nobody".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
--- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/statements.py).
+-- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/database/statements.py).
 -- Where a table has two that an index could answer, the second says COALESCE(..., false), which none does. Were it plain,
 -- Postgres could collect the rows of both first and sort them all for every page, and of a user with a million rows it did
 -- (tests/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds. The price:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from issuer import Issuer, garbage, request, user
 from stats import Ratio, ratio
 
-from providers.api_key.secret import Key
+from providers.api_key.key_format import Key
 
 VERIFY = "one RSA-2048 verification"
 

@@ -17,7 +17,7 @@ from issuer import request, user
 from postgres import USER
 from stage import Stage, add_keys
 
-from providers.api_key.secret import Key
+from providers.api_key.key_format import Key
 
 if TYPE_CHECKING:
     from scale import Book

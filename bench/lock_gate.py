@@ -13,13 +13,15 @@ from inproc import Client, Step, cheapest
 from issuer import garbage, org, request, user
 from stage import FAR, Stage
 
-from providers.api_key.secret import digest_of, make
+from providers.api_key.key_format import digest_of, make
 from server import Identity, answer, hookimpl, identity_of, signed_in
-from server.access import IDENTITY, access_of, check
-from server.app import FRONT, PROVIDERS, STORAGE, build
-from server.errors import Unauthorized
-from server.metrics import Tally
-from server.settings import Settings
+from server.app import FRONT, STORAGE, build
+from server.auth.access import access_of, check
+from server.auth.identity import IDENTITY
+from server.http.errors import Unauthorized
+from server.plugins.providers import PROVIDERS
+from server.settings.sources import Settings
+from server.telemetry.metrics import Tally
 
 _BARE = "/api/bench"
 _GATE = "the gate for "

@@ -18,7 +18,7 @@ from issuer import user
 from stage import Stage
 
 from handlers.data import PAGE
-from server.database import Database, Scope
+from server.database.connections import Database, Scope
 
 # What a page without its WHERE would be: row-level security alone chooses the rows.
 NO_WHERE = PAGE.replace("user_id = $1 AND", "$1::text IS NOT NULL AND")

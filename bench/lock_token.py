@@ -13,9 +13,10 @@ from stage import Stage
 
 from providers.clerk import session
 from providers.clerk.settings import ClerkSettings
-from providers.jwt import keys, strict
+from providers.jwt import jwk as keys
+from providers.jwt import jws as strict
+from providers.jwt.bearer import digest_of
 from providers.jwt.cache import TokenCache, Verified
-from providers.jwt.shown import digest_of
 from server import Identity
 
 

@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 import asyncpg
 import machine
 
-from server.migrate import migrate
-from server.postgres import EmbeddedPostgres
+from server.embedded.server import EmbeddedPostgres
+from server.schema.migrate import migrate
 
 # Alike for everybody: nothing here has to survive a power cut, and nothing may start up in the middle of a measurement.
 OPTIONS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off",

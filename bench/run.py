@@ -23,7 +23,7 @@ from stage import Stage, add_keys, arguments, fill
 from stats import ratio
 from tables import run_tables
 
-from providers.api_key.secret import make
+from providers.api_key.key_format import make
 
 
 def main(words: list[str] | None = None) -> int:

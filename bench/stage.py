@@ -24,8 +24,8 @@ from load import Job
 from machine import Child
 from postgres import Postgres
 
-from providers.api_key.secret import Key, make
-from server.settings_table import CORE
+from providers.api_key.key_format import Key, make
+from server.settings.core import CORE
 
 HERE = Path(__file__).resolve().parent
 # On, and counting, but out of reach: what they cost is measured, and nobody is turned away. Only what this version has.

@@ -10,19 +10,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from server import (
-    answer,
-    body,
-    check_if_match,
-    describe,
-    entity_tag,
-    hookimpl,
-    identity_of,
-    page,
-    read,
-    requires,
-    scoped,
-)
+from server import answer, body, check_if_match, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
 
 routes = web.RouteTableDef()
 Name = Annotated[str, Field(strict=True, min_length=1, max_length=200)]

@@ -1,24 +1,24 @@
 """The door: what providers, handlers and strangers' plugins may import. Nothing behind it is promised."""
 
 # ruff: noqa: E402 - first of all: is there anything to import?
-from .needed import refuse_to_start_without
+from .installation import refuse_to_start_without
 
 refuse_to_start_without()
 
 
-from .accepted import accepted_types
-from .access import identity_of, public, requires, signed_in
-from .addresses import client_address, client_network
-from .answers import answer, check_if_match, entity_tag
-from .bodies import body, raw_body
-from .description import describe
-from .hookspecs import Answer, Command, CommandContext, House, Provider, Setting, hookimpl
-from .idempotency import answers_secret
-from .identity import CredentialRejected, Identity, Unavailable
-from .openapi import openapi_document
-from .pages import page
-from .scope import read, scoped
-from .targets import is_local
+from .auth.access import accepted_types, public, requires, signed_in
+from .auth.identity import CredentialRejected, Identity, identity_of
+from .database.scope import read, scoped
+from .gate.idempotency import answers_secret
+from .http.answers import answer, check_if_match, entity_tag
+from .http.bodies import body, raw_body
+from .http.client_address import client_address, client_network, is_local
+from .http.describe import describe
+from .http.errors import Unavailable
+from .http.pagination import page
+from .openapi.document import openapi_document
+from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
+from .settings.setting import Setting
 
 __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",

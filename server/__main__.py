@@ -1,6 +1,6 @@
 """`python -m server`: serve, or one of the other commands.
 
-Before this runs, the package has looked whether its dependencies are there (server/needed.py): without them it says in
+Before this runs, the package has looked whether its dependencies are there (server/installation.py): without them it says in
 one line how to install them.
 """
 
@@ -11,7 +11,7 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1, or 2 for a mistake in the configuration."""
-    from server.commands import run
+    from .commands import run
 
     return run(sys.argv[1:] if arguments is None else arguments)
 

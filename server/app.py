@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
-from . import openapi, wire
-from .addresses import ADDRESSES, ClientAddress
-from .audit import Audit
-from .bodies import BODY_LIMITS
-from .cors import Cors
-from .front import Front
-from .gate import Gate
-from .hookspecs import Provider
-from .house import ServerHouse
-from .idempotency import KEEP_SECONDS
-from .identity import Unavailable
-from .limits import Limits
-from .lookup import Lookup
-from .metrics import Metrics
-from .observe import LOG, DenialLog, RequestLog
-from .openapi import DOCUMENT
-from .plugins import Plugins
-from .routes import RouteTable
-from .routes import build as build_routes
-from .scope import DATABASE
-from .settings import ConfigError, Settings
-from .storage import Storage
+from .database.scope import DATABASE
+from .gate.admission import Gate
+from .gate.audit import Audit
+from .gate.dispatcher import Front
+from .gate.idempotency import KEEP_SECONDS
+from .http import protocol as wire
+from .http.bodies import BODY_LIMITS
+from .http.client_address import ADDRESSES, ClientAddress
+from .http.cors import Cors
+from .openapi import document as openapi
+from .openapi.document import DOCUMENT
+from .plugins.hookspecs import Provider
+from .plugins.house import ServerHouse
+from .plugins.loader import Plugins
+from .plugins.providers import PROVIDERS, opened
+from .rate_limits.setup import Limits
+from .routing.resolver import Lookup
+from .routing.table import RouteTable
+from .routing.table import build as build_routes
+from .schema.startup import Storage
+from .settings.setting import ConfigError
+from .settings.sources import Settings
+from .telemetry.decisions import DenialLog, RequestLog
+from .telemetry.log import LOG
+from .telemetry.metrics import Metrics
 
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?\Z")
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
-PROVIDERS: Final = web.AppKey("providers", list)
 STORAGE: Final = web.AppKey("storage", Storage)
 LIMITS: Final = web.AppKey("limits", Limits)
 FRONT: Final = web.AppKey("front", Front)
@@ -61,10 +61,11 @@ def create_app() -> web.Application:
         raise SystemExit(4) from None
 
 
-def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.Application:
+def build(settings: Settings, extra: Mapping[str, object] | None = None, *, beside_parent: bool = False) -> web.Application:
     """An application that opens its database and providers when it starts. Raises ConfigError for any mistake.
 
-    `extra` are plugin objects by name, as if installed and named in `plugins`.
+    `extra` are plugin objects by name, as if installed and named in `plugins`. `beside_parent`: this process is a worker, whose
+    parent has started the embedded Postgres.
     """
     plugins = Plugins(settings, extra)
     offers = plugins.offers()
@@ -74,7 +75,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
     app[DOCUMENT] = openapi.make(table, providers)
-    storage, limits = Storage(settings), Limits(settings)
+    storage, limits = Storage(settings, beside_parent=beside_parent), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
     audit = app[AUDIT] = Audit(
         storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")
@@ -117,16 +118,6 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None) -> web.
     return app
 
 
-def not_ready(app: web.Application) -> list[str]:
-    """Why requests should not be sent here now; empty when ready. The database is asked by the operations port."""
-    reasons = []
-    for name, provider in app[PROVIDERS]:
-        said = getattr(provider, "not_ready", lambda: None)()
-        if said:
-            reasons.append(f"{name}: {said}")
-    return reasons
-
-
 def _origins(settings: Settings, providers: list[tuple[str, Provider]]) -> list[str]:
     if settings.get("cors_origins") is not None:
         return _checked_origins(settings.words("cors_origins"))
@@ -159,51 +150,7 @@ async def _limits(app: web.Application) -> AsyncIterator[None]:
 
 async def open_providers(app: web.Application) -> AsyncIterator[None]:
     """A context in which the providers are open. Raises ConfigError for a mistake that shows only then."""
-    settings: Settings = app[SETTINGS]
+    settings = app[SETTINGS]
     house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[STORAGE].revocations)
-    opened: list[Provider] = []
-    try:
-        _claim(app[PROVIDERS], house)
-        for name, provider in app[PROVIDERS]:
-            await _open_one(name, provider, house)
-            opened.append(provider)
+    async with opened(app[PROVIDERS], house):
         yield
-    finally:
-        for provider in reversed(opened):
-            if hasattr(provider, "close"):
-                with suppress(Exception):
-                    async with asyncio.timeout(5):
-                        await provider.close()
-        await house.close()
-
-
-def _claim(providers: list[tuple[str, Provider]], house: ServerHouse) -> None:
-    """Note whose tokens and whose ids are whose. Raises ConfigError where two providers want the same.
-
-    All share one space of user and organisation ids. So each says the `namespaces` that its ids are in, and no two the
-    same; who has issuers and says nothing has ids without a namespace, "".
-    """
-    spaces: dict[str, str] = {}
-    for name, provider in providers:
-        issuers = list(getattr(provider, "issuers", ()))
-        for issuer in issuers:
-            if other := house.claim_issuer(issuer, name):
-                raise ConfigError(f"providers: both {other!r} and {name!r} answer for the issuer {issuer}")
-        for space in getattr(provider, "namespaces", ("",) if issuers else ()):
-            if (other := spaces.setdefault(space, name)) != name:
-                what = f"in the namespace {space!r}" if space else "without a namespace"
-                raise ConfigError(f"providers: {other!r} and {name!r} both have ids {what}; give one of them another")
-
-
-async def _open_one(name: str, provider: Provider, house: ServerHouse) -> None:
-    if not hasattr(provider, "open"):
-        return
-    try:
-        async with asyncio.timeout(30):
-            await provider.open(house)
-    except ValueError as error:
-        raise ConfigError(f"provider {name!r}: {error}") from error
-    except (Unavailable, TimeoutError) as error:
-        LOG.warning("provider is not ready", extra={"fields": {"provider": name, "error": type(error).__name__}})
-    except Exception as error:
-        raise ConfigError(f"provider {name!r} failed at start: {type(error).__name__}: {error}") from error

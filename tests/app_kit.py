@@ -15,7 +15,7 @@ from aiohttp import web
 
 from server import Identity, hookimpl
 from server.app import STORAGE, build
-from server.settings import Settings
+from server.settings.sources import Settings
 
 LOCAL = "localhost"
 

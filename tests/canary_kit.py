@@ -18,7 +18,7 @@ from aiohttp import web
 from webhook_kit import headers as signed
 
 from server import Unavailable, body, hookimpl, public, requires, scoped, signed_in
-from server.testing_clerk import LoopbackClerk
+from server.testing.clerk import LoopbackClerk
 
 BODY_SECONDS = 0.5
 routes = web.RouteTableDef()

@@ -36,8 +36,8 @@ from yarl import URL
 
 from server import hookimpl
 from server.app import build
-from server.settings import Settings
-from server.wire import WireServer
+from server.http.protocol import WireServer
+from server.settings.sources import Settings
 
 # Secrets ---------------------------------------------------------------------------------------------------------------
 

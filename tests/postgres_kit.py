@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 import pytest
 
-from server.migrate import migrate
+from server.schema.migrate import migrate
 
 ADMIN = "postgres"
 TABLES = ("data", "org_data", "invoices", "api_keys")

@@ -14,9 +14,9 @@ from typing import Any
 
 import server
 from server.commands import _parser
-from server.plugins import Plugins
-from server.sample import sample
-from server.settings import Settings
+from server.plugins.loader import Plugins
+from server.settings.sample import sample
+from server.settings.sources import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = "<!-- Written by `make docs` from the code; change the code, not this page. -->"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from server.hookspecs import Setting
-from server.plugins import Plugins
-from server.settings import Settings, env_name
+from server.plugins.loader import Plugins
+from server.settings.setting import Setting
+from server.settings.sources import Settings, env_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 # Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.

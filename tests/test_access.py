@@ -10,9 +10,10 @@ from aiohttp.test_utils import make_mocked_request
 from app_kit import ask, build_app, caller, routes_plugin, serving, stub
 
 from server import Identity, identity_of, public, requires, signed_in
-from server.access import EVERYDAY_TYPES, IDENTITY, OPENED, Access, access_of, check
-from server.errors import ApiError, Forbidden, Unauthorized
-from server.settings import ConfigError
+from server.auth.access import EVERYDAY_TYPES, Access, access_of, check
+from server.auth.identity import IDENTITY, OPENED
+from server.http.errors import ApiError, Forbidden, Unauthorized
+from server.settings.setting import ConfigError
 
 
 async def handler(request: web.Request) -> web.Response:

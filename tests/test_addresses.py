@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from server import client_address, public
-from server.addresses import ADDRESSES, UNIX, UNKNOWN, ClientAddress, client_network, network_of
-from server.settings import ConfigError
+from server.http.client_address import ADDRESSES, UNIX, UNKNOWN, ClientAddress, client_network, network_of
+from server.settings.setting import ConfigError
 
 
 async def where(request: web.Request) -> web.Response:

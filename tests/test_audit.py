@@ -35,15 +35,16 @@ from postgres_kit import TABLES, Server, cluster, database  # noqa: F401
 from webhook_kit import SETTINGS, deliver, user
 
 from providers.api_key.commands import commands
-from server import CommandContext, answer, public, requires, safety, safety_sql, scoped, signed_in
-from server import audit as room
+from server import CommandContext, answer, public, requires, scoped, signed_in
 from server.app import TABLE
-from server.audit import Audit, Denials
-from server.database import Database
-from server.migrate import apply, is_current, migrate, schema_text
-from server.observe import Decision
-from server.scope import DATABASE
-from server.settings import ConfigError
+from server.database.connections import Database
+from server.database.scope import DATABASE
+from server.gate import audit as room
+from server.gate.audit import Audit, Denials
+from server.schema import safety, safety_sql
+from server.schema.migrate import apply, is_current, migrate, schema_text
+from server.settings.setting import ConfigError
+from server.telemetry.decisions import Decision
 
 AUDIT_A, AUDIT_B = "/api/orgs/org_a/audit", "/api/orgs/org_b/audit"
 FIELDS = ("action", "target", "org_id", "user_id", "actor")

@@ -27,9 +27,9 @@ from doc_kit import ROOT, Block, blocks
 
 import server
 from server.commands import _parser
-from server.openapi import DOCUMENT
-from server.plugins import Plugins
-from server.settings import Settings
+from server.openapi.document import DOCUMENT
+from server.plugins.loader import Plugins
+from server.settings.sources import Settings
 
 RUNNABLE = {"python", "sh", "toml", "sql", "json", "console"}
 # What stands there to be read: output, other languages, and what belongs to another program.

@@ -6,8 +6,8 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from app_kit import build_app, caller
 
-from server.lookup import Lookup
-from server.statements import one_statement
+from server.database.statements import one_statement
+from server.routing.resolver import Lookup
 
 
 def test_the_statement_that_is_remembered_holds_no_caller() -> None:

@@ -26,9 +26,10 @@ from canary_kit import BODY_SECONDS, World
 from conftest import TestDatabase
 from test_workers import ROOT, running, url_of
 
-from server.app import PROVIDERS, SETTINGS, STORAGE, build
-from server.settings import Settings
-from server.testing_clerk import LoopbackClerk
+from server.app import SETTINGS, STORAGE, build
+from server.plugins.providers import PROVIDERS
+from server.settings.sources import Settings
+from server.testing.clerk import LoopbackClerk
 
 SECURE = {"cache-control": "no-store", "x-content-type-options": "nosniff", "server": "gatepost", "referrer-policy": "no-referrer",
           "content-security-policy": "default-src 'none'; frame-ancestors 'none'"}  # fmt: skip

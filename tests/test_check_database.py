@@ -17,7 +17,8 @@ from conftest import KEYS, TestDatabase
 
 from server.app import build
 from server.commands import run
-from server.settings import ConfigError, Settings
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 OWN = "NULLIF(current_setting('gatepost.user_id', true), '')"
 LOCKED = "ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from providers.clerk.cookies import suffix
 from providers.clerk.provider import ClerkProvider
 from server import CredentialRejected, Identity, identity_of, requires, signed_in
-from server.testing_clerk import LoopbackClerk
+from server.testing.clerk import LoopbackClerk
 
 NOW = 1_800_000_000
 TEST_KEY, TEST_ISSUER = "pk_test_Zm9vLWJhci0xMy5jbGVyay5hY2NvdW50cy5kZXYk", "https://foo-bar-13.clerk.accounts.dev"

@@ -13,12 +13,12 @@ import jwt_kit as kit
 import pytest
 from aiohttp import web
 
-from providers.clerk import machine
-from providers.clerk.machine import MachineTokens
+from providers.clerk import machine_tokens as machine
 from providers.clerk.machine_answer import KINDS
+from providers.clerk.machine_tokens import MachineTokens
 from providers.clerk.settings import ClerkSettings
 from server import Answer, CredentialRejected, Identity, Unavailable, identity_of, requires, signed_in
-from server.testing_clerk import LoopbackClerk
+from server.testing.clerk import LoopbackClerk
 
 EVERY = frozenset(kind.token_type for kind in KINDS)
 USER, ORG, MACHINE = "user_2xhFjEI5X2qWRvtV13BzSj8H6Dk", "org_2xhFjEI5X2qWRvtV13BzSj8H6Dk", "mch_2xhFjEI5X2qWRvtV13BzSj8H6Dk"

@@ -10,7 +10,7 @@ import jwt_kit as kit
 import pytest
 
 from providers import clerk
-from providers.clerk import development
+from providers.clerk import development_key as development
 from providers.clerk.provider import ClerkProvider
 from providers.clerk.settings import TABLE, ClerkSettings
 from server import CommandContext, CredentialRejected, Identity, Provider, Unavailable

@@ -16,15 +16,16 @@ import pytest
 from aiohttp import web
 from conftest import BAD_CREDENTIALS, KEYS, ROBOT_A, stub
 
+from providers.api_key.key_format import make
 from providers.api_key.provider import ApiKeyProvider
-from providers.api_key.secret import make
 from providers.clerk.provider import ClerkProvider
 from providers.clerk.settings import TABLE
 from providers.oidc.provider import OidcProvider
 from providers.stub import StubProvider
 from server import CredentialRejected, Identity, Unavailable
-from server.testing_clerk import LoopbackClerk
-from server.testing_provider import ProviderCase, ProviderContract
+from server.testing.clerk import LoopbackClerk
+from server.testing.provider import ProviderContract
+from server.testing.stage import ProviderCase
 
 Case = ProviderCase
 OTHERS = [{"Authorization": "Basic YWxpY2U6YWxpY2U="}, {"Authorization": ""}, {"Authorization": "Bearer"}]

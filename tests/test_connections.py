@@ -14,9 +14,9 @@ import pytest
 from app_kit import Client, ask, build_app, serving
 from conftest import ALICE, Serve
 
-from server.connections import _AcceptErrors, room_for
-from server.replies import STANDARD_HEADERS
-from server.settings import ConfigError
+from server.http.descriptors import _AcceptErrors, room_for
+from server.http.response import STANDARD_HEADERS
+from server.settings.setting import ConfigError
 
 ROOT = Path(__file__).parent.parent
 HEALTH = ("GET", "/api/health")
@@ -52,7 +52,7 @@ SERVER = """
 import asyncio, resource, sys
 sys.path[:0] = ["tests"]
 from app_kit import build_app, serving
-from server.logs import start_logging
+from server.telemetry.log import start_logging
 
 async def main():
     start_logging("human")
@@ -159,7 +159,7 @@ def test_one_line_a_second_and_nothing_else_is_held_back() -> None:
     assert [passes(text) for text in (accept, accept, retry)] == [True, False, False]
 
 
-ROOM = "import resource as r, sys; from server.connections import room_for; r.setrlimit(r.RLIMIT_NOFILE, ({}, {})); print(room_for({}, {}), r.getrlimit(r.RLIMIT_NOFILE)[0])"
+ROOM = "import resource as r, sys; from server.http.descriptors import room_for; r.setrlimit(r.RLIMIT_NOFILE, ({}, {})); print(room_for({}, {}), r.getrlimit(r.RLIMIT_NOFILE)[0])"
 
 
 @pytest.mark.parametrize(("soft", "hard", "connections", "others", "room", "raised"), [

@@ -9,7 +9,7 @@ from aiohttp import web
 from app_kit import Reply, ask, build_app, provider_plugin, routes_plugin, serving, stub
 
 from server import Identity, signed_in
-from server.settings import ConfigError
+from server.settings.setting import ConfigError
 
 LISTED = "https://app.example.com"
 OTHERS = [

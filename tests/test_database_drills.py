@@ -168,7 +168,7 @@ async def test_deadlocks(serve_usual: Any, db: TestDatabase, capsys: Any) -> Non
 
 async def test_migrations_between_two_tenants_requests(serve_usual: Any, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
     """InvalidCachedStatementError, outside and inside of transactions; and ours, run again and again."""
-    from server.migrate import migrate
+    from server.schema.migrate import migrate
 
     client: Client = await serve_usual()
     starred: dict[int, int] = {}
@@ -280,7 +280,7 @@ async def test_the_disk_of_the_embedded_postgres_is_full(
     small_disk: Path, make_app: MakeApp, serve: Serve, capsys: Any
 ) -> None:
     """Filled up to the last block by something else, while rows of 100 kB come in; then there is room again."""
-    from server.postgres import running_socket
+    from server.embedded.server import running_socket
 
     client = await serve({"database.url": None, "data_folder": str(small_disk / "gatepost"), "database.pool_size": 4})
     socket = running_socket(small_disk / "gatepost" / "postgres")

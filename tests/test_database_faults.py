@@ -18,7 +18,7 @@ from fault_kit import Fragile
 from postgres_kit import bin_folders
 
 from server import answer, body, read, scoped, signed_in
-from server.storage import StartFailed
+from server.schema.startup import StartFailed
 
 BRIEF = {"database.acquire_seconds": 0.5, "database.statement_seconds": 0.5}
 

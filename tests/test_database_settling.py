@@ -27,7 +27,7 @@ from test_database_faults import (
 
 from server import answer, read, scoped, signed_in
 from server.app import STORAGE
-from server.database import Database
+from server.database.connections import Database
 
 routes = web.RouteTableDef()
 routes.post("/sql")(run_sql)
@@ -260,7 +260,7 @@ async def test_the_feed_of_revocations_comes_back_after_packets_were_swallowed(
 
 
 def test_a_host_of_a_socket_folder_is_one_host() -> None:
-    from server.hosts import split
+    from server.database.hosts import split
 
     assert split("postgresql:///db?host=%2Ftmp%2Fx") == ["postgresql:///db?host=%2Ftmp%2Fx"]
     password = quote("p,a@ss", safe="")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from server.deadline import within
+from server.gate.deadline import within
 
 
 async def test_what_does_not_wait_sets_no_timer() -> None:

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from deploy_kit import COMPOSE, DEPLOY, OVERLAY, ROOT, containers, environment, kustomize, of_kind, pairs, service, unit
 
-from server.commands.capacity import Capacity
-from server.plugins import Plugins
-from server.settings import ConfigError, Settings
-from server.settings_table import CORE
+from server.plugins.loader import Plugins
+from server.schema.capacity import Capacity
+from server.settings.core import CORE
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 BIN = Path(sys.executable).parent
 SERVER, MIGRATE = kustomize(OVERLAY), kustomize(OVERLAY / "migrate")

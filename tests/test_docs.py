@@ -16,10 +16,12 @@ from aiohttp import web
 from conftest import plugin
 
 import server
-from server import hookimpl, hookspecs, signed_in
+from server import hookimpl, signed_in
 from server.app import build
-from server.plugins import Plugins
-from server.settings import ConfigError, Settings
+from server.plugins import hookspecs
+from server.plugins.loader import Plugins
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text("utf-8")

@@ -28,10 +28,10 @@ from app_kit import LOCAL, Client, Reply, build_app, routes_plugin, serving, stu
 from conftest import TestDatabase
 from test_workers import children, running, url_of
 
-from providers.api_key.secret import make
+from providers.api_key.key_format import make
 from server import raw_body, signed_in
-from server.app import PROVIDERS
-from server.testing_clerk import LoopbackClerk
+from server.plugins.providers import PROVIDERS
+from server.testing.clerk import LoopbackClerk
 
 pytestmark = pytest.mark.long
 SAID = collections.Counter[Any]

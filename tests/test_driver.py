@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server import driver
-from server.driver import Connection, connect
+from server.database import driver
+from server.database.driver import Connection, connect
 
 
 @pytest.fixture

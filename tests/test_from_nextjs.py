@@ -13,8 +13,8 @@ from conftest import Client, TestDatabase
 from doc_kit import blocks
 
 from server.app import build
-from server.settings import Settings
-from server.testing_clerk import LoopbackClerk
+from server.settings.sources import Settings
+from server.testing.clerk import LoopbackClerk
 
 PAGE = "docs/from-nextjs.md"
 MODULE = "gp_from_nextjs"

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.app import build
-from server.settings import Settings
+from server.settings.sources import Settings
 
 pytestmark = pytest.mark.long
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))

@@ -31,21 +31,9 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server import (
-    Identity,
-    answer,
-    answers_secret,
-    body,
-    identity_of,
-    joined,
-    public,
-    raw_body,
-    read,
-    requires,
-    scoped,
-    signed_in,
-)
-from server.idempotency import MOST_BYTES, _name
+from server import Identity, answer, answers_secret, body, identity_of, public, raw_body, read, requires, scoped, signed_in
+from server.database import request_transaction as joined
+from server.gate.idempotency import MOST_BYTES, _name
 
 DENIED = asyncpg.InsufficientPrivilegeError
 BRIEF = {"database.statement_seconds": 0.4, "database.acquire_seconds": 5.0}
@@ -688,7 +676,7 @@ async def test_the_gate_comes_first(acme: Client, db: TestDatabase) -> None:
 
 async def test_the_second_lock_is_asked_for_a_repeat_too(acme: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await acme.post("/admins", keyed(ADMIN_A))).status == 200
-    monkeypatch.setattr("server.gate.check", lambda *_: None)
+    monkeypatch.setattr("server.gate.admission.check", lambda *_: None)
     got = await acme.post("/admins", keyed(stub("anna", org_id="org_a", org_role="org:member")))
     assert got.json() == {"error": "Forbidden", "reason": "role"}
 
@@ -849,7 +837,7 @@ async def test_pruning(kept: list[tuple[str, str]], db: TestDatabase) -> None:
 
 
 async def test_the_feed_prunes_step_by_step(serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server import revocation
+    from server.auth import revocation
 
     for name, value in (("PRUNE_SECONDS", 0.05), ("PRUNE_ROWS", 2), ("INTERVAL_SECONDS", 0.02)):
         monkeypatch.setattr(revocation, name, value)
@@ -910,6 +898,6 @@ async def test_whatever_happens_a_key_has_one_effect_at_most(acme: Client, db: T
 
 
 def test_the_number_of_the_schema_is_the_servers() -> None:
-    from server.migrate import schema_text
+    from server.schema.migrate import schema_text
 
     assert re.search(rf"octet_length\(body\) <= {MOST_BYTES}\)", schema_text())

@@ -7,8 +7,8 @@ import pytest
 from app_kit import caller
 
 from server import CredentialRejected, Identity
-from server.identity import TOKEN_TYPES
-from server.reverification import PRESETS, is_fresh
+from server.auth.identity import TOKEN_TYPES
+from server.auth.reverification import PRESETS, is_fresh
 
 MACHINES = sorted(TOKEN_TYPES - {"session_token"})
 STEP_UP = [  # fva, strict_mfa, strict, moderate, lax

@@ -2,8 +2,8 @@
 
 from aiohttp.test_utils import make_mocked_request
 
+from providers.jwt.bearer import digest_in, digest_of, keep_digest
 from providers.jwt.cache import TokenCache, Verified
-from providers.jwt.shown import digest_in, digest_of, keep_digest
 
 
 def test_kept_under_a_hash_and_within_its_times() -> None:

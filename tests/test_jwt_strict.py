@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from providers.jwt import strict
+from providers.jwt import jws as strict
 from providers.jwt.strict_json import Malformed, _plain, _read_slowly, freeze, read_object
 
 RSA = ("RS256", "RS384", "RS512")

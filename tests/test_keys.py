@@ -32,10 +32,11 @@ from conftest import (
     stub,
 )
 
-from providers.api_key import managed, throttle, usage
-from providers.api_key.secret import make, parse
+from providers.api_key import lookup as managed
+from providers.api_key import throttle, usage
+from providers.api_key.key_format import make, parse
 from server import answer, requires, scoped
-from server.app import PROVIDERS
+from server.plugins.providers import PROVIDERS
 
 SCOPES = {"api_key.scopes": ["read", "write"]}
 PARTS = {"id", "name", "owner", "user_id", "org_id", "org_role", "org_permissions", "scopes", "created_by", "created_by_key",

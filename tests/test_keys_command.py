@@ -21,7 +21,7 @@ import pytest
 from conftest import ALICE, Client, Serve, TestDatabase
 
 from providers.api_key.commands import commands
-from providers.api_key.secret import make, parse
+from providers.api_key.key_format import make, parse
 from server import CommandContext
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from providers.api_key.secret import PATTERN, checksum, digest_of, make, parse
+from providers.api_key.key_format import PATTERN, checksum, digest_of, make, parse
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 

@@ -8,8 +8,8 @@ import jwt_kit as kit
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from providers.jwt.keys import OddKey, from_jwk, from_pem
-from providers.jwt.keyset import KeySet, StaticKeys
+from providers.jwt.jwk import OddKey, from_jwk, from_pem
+from providers.jwt.jwks import KeySet, StaticKeys
 from server import Unavailable
 
 RSA = ("RS256", "RS384", "RS512")

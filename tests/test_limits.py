@@ -20,17 +20,17 @@ from redis_kit import PASSWORD, Redis
 from test_workers import running, url_of
 
 from server import CredentialRejected, Identity
-from server import address_limit as address_room
-from server import caller_limit as caller_room
-from server import counters as counters_room
-from server.address_limit import AddressLimit
 from server.app import LIMITS
-from server.caller_limit import CallerLimit
-from server.counters import Counters, LocalCounters
-from server.errors import TooManyRequests
-from server.observe import Decision, DenialLog
-from server.rates import _PLAIN, Rate, _read, parse_rate
-from server.settings import ConfigError
+from server.http.errors import TooManyRequests
+from server.rate_limits import addresses as address_room
+from server.rate_limits import callers as caller_room
+from server.rate_limits import counters as counters_room
+from server.rate_limits.addresses import AddressLimit
+from server.rate_limits.callers import CallerLimit
+from server.rate_limits.counters import Counters, LocalCounters
+from server.rate_limits.rate import _PLAIN, Rate, _read, parse_rate
+from server.settings.setting import ConfigError
+from server.telemetry.decisions import Decision, DenialLog
 
 # A day: no test runs into the end of a window.
 HUNDRED = {"limits.caller": "100/day"}

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import pytest
 from conftest import ALICE, Serve, _Sweep
 
-from server.logs import start_logging
-from server.observe import LOG, DenialLog, log_failure
-from server.settings import ConfigError, Settings
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
+from server.telemetry.decisions import DenialLog
+from server.telemetry.log import LOG, log_failure, start_logging
 
 
 @pytest.fixture

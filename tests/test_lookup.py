@@ -17,8 +17,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 from test_public_property import mutated
 
-from server.lookup import Lookup
-from server.targets import malformed
+from server.http.targets import malformed
+from server.routing.resolver import Lookup
 
 TEMPLATES = [
     "/", "/{tail:.*}", "/{tail:[^/]*}", "/api", "/api/", "/api/{tail:.*}", "/api/{name}", "/api/health", "/api/health/", "/api/health/{tail:.*}",

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import Identity
-from server.exposition import as_text
-from server.metrics import BUCKETS, Counts, Family, Metrics, as_json, counter, from_json, gauge, merged
-from server.ops import families_of
+from server.serving.operations import families_of
+from server.telemetry.metrics import BUCKETS, Counts, Family, Metrics, as_json, counter, from_json, gauge, merged
+from server.telemetry.prometheus import as_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,10 +18,11 @@ import yaml
 from app_kit import build_app
 from deploy_kit import DEPLOY
 
-from providers.jwt.keyset import KeySet
-from server.app import PROVIDERS, STORAGE
-from server.ops import families_of
-from server.pool import Pool
+from providers.jwt.jwks import KeySet
+from server.app import STORAGE
+from server.database.pool import Pool
+from server.plugins.providers import PROVIDERS
+from server.serving.operations import families_of
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "gatepost.json").read_text("utf-8"))
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8"))

@@ -22,7 +22,7 @@ from conftest import Serve
 from oidc_kit import AUDIENCE, DROP, Issuer, key
 
 from providers import oidc
-from providers.jwt import keyset
+from providers.jwt import jwks as keyset
 from providers.oidc import claims as claims_room
 from providers.oidc import issuer as issuer_room
 from providers.oidc import settings as settings_room
@@ -30,7 +30,7 @@ from providers.oidc.issuer import fetch_keys
 from providers.oidc.mapping import lookup
 from providers.oidc.provider import OidcProvider
 from server import Answer, CredentialRejected, Identity, Unavailable
-from server.settings import ConfigError
+from server.settings.setting import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 Clock = Any

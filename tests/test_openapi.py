@@ -24,10 +24,10 @@ from test_routes_matrix import KEY, MATRIX, ROW, Case, rows  # noqa: F401 - rows
 
 from server import answer, body, check_if_match, describe, page, requires, signed_in
 from server.app import TABLE
-from server.description import description_of
-from server.openapi import DOCUMENT
-from server.openapi_operation import ACCESS
-from server.settings import ConfigError
+from server.http.describe import description_of
+from server.openapi.document import DOCUMENT
+from server.openapi.operation import ACCESS
+from server.settings.setting import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYTHING = stub("alice", org_id="org_a", org_role="org:admin", org_permissions=f"{READ} {CREATE}")

@@ -10,12 +10,12 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from server.expressions import Expression
-from server.patterns import PATH, Pattern, PatternError, shadows, template_language
-from server.regular import ALL, Language, Unsupported
-from server.routes import _shadowed
-from server.targets import malformed
-from server.tree import Tree, shape_of
+from server.http.targets import malformed
+from server.routing.automaton import ALL, Language, Unsupported
+from server.routing.patterns import PATH, Pattern, PatternError, shadows, template_language
+from server.routing.regex import Expression
+from server.routing.table import _shadowed
+from server.routing.trie import Tree, shape_of
 
 
 @pytest.mark.parametrize(

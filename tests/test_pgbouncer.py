@@ -28,8 +28,9 @@ from test_tenants import forgetful  # noqa: F401 - a fixture
 
 from server.app import build
 from server.commands import run
-from server.settings import ConfigError, Settings
-from server.storage import StartFailed
+from server.schema.startup import StartFailed
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 
 @pytest.fixture(scope="module")

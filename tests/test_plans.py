@@ -14,8 +14,8 @@ import pytest
 from postgres_kit import Server, cluster  # noqa: F401
 
 from handlers import audit, data, invoices, orgs, profile
-from providers.api_key import manage
-from server.statements import one_statement
+from providers.api_key import routes as manage
+from server.database.statements import one_statement
 
 HEAVY, LIGHT, MANY, FEW = "heavy", 400, 6000, 20
 """One tenant with so many rows, and so many others with a page each. A tenant here is a user and an organisation alike."""

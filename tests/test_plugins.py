@@ -26,7 +26,8 @@ from server import (
 )
 from server.app import TABLE, build
 from server.commands import run as run_command
-from server.settings import ConfigError, Settings
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 
 async def handler(request: web.Request) -> web.Response:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from server import pool as room
-from server.deadline import within
-from server.pool import Pool
+from server.database import pool as room
+from server.database.pool import Pool
+from server.gate.deadline import within
 
 
 class Line:

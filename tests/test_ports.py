@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.ports import begin_no_more, take_waiting
+from server.serving.ports import begin_no_more, take_waiting
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from server.postgres import EmbeddedPostgres, PostgresError, running_socket
-from server.postgres_process import is_postgres_on, read_pid_file
+from server.embedded.process import PostgresError, is_postgres_on, read_pid_file
+from server.embedded.server import EmbeddedPostgres, running_socket
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
@@ -31,7 +31,7 @@ AS_ROOT = os.geteuid() == 0
 OWNER = f"""
 import sys, time
 from pathlib import Path
-from server.postgres import EmbeddedPostgres
+from server.embedded.server import EmbeddedPostgres
 pg = EmbeddedPostgres(Path(sys.argv[1]), options={FAST!r})
 pg.start()
 print(pg.socket, flush=True)
@@ -43,7 +43,7 @@ ORDINARY = f"""
 import asyncio, json, sys
 from pathlib import Path
 import asyncpg
-from server.postgres import EmbeddedPostgres
+from server.embedded.server import EmbeddedPostgres
 async def ask(pg):
     connection = await asyncpg.connect(host=str(pg.socket), port=pg.port, user="postgres", database="postgres")
     found = await connection.fetchval("SELECT current_user")
@@ -144,7 +144,7 @@ def python_of(uid: int, gid: int) -> str | None:
     """A Python with asyncpg that this user may run."""
     for python in filter(None, (sys.executable, shutil.which("python3", path=os.defpath))):
         with contextlib.suppress(PermissionError):
-            if run_as(uid, gid, python, "-c", "import asyncpg, server.postgres").returncode == 0:
+            if run_as(uid, gid, python, "-c", "import asyncpg, server.embedded.server").returncode == 0:
                 return python
     return None
 

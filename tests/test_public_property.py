@@ -20,7 +20,7 @@ from app_kit import LOCAL, Client, Reply, build_app, routes_plugin, serving
 from server import public, requires, signed_in
 from server.app import FRONT, TABLE
 from server.commands.explain import explain
-from server.lookup import Lookup
+from server.routing.resolver import Lookup
 
 CANARY = "canary-51fd0c"
 PUBLIC = {"/api/health", "/api/open/{id}", "/api/webhooks-open"}

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from conftest import ALICE, Client, Serve, TestDatabase
 
 from server.app import TABLE, build
-from server.settings import Settings
+from server.settings.sources import Settings
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
 PYTHON = dict(re.findall(r"`(\w+)\.py`:\n\n```python\n(.*?)```", README, re.DOTALL))

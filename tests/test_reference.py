@@ -16,11 +16,11 @@ from conftest import Serve
 import server
 from server import Setting
 from server.commands import run
-from server.ops import families_of
-from server.plugins import Plugins
-from server.sample import sample
-from server.settings import Settings
-from server.settings_table import BUILT_IN
+from server.plugins.loader import Plugins
+from server.serving.operations import families_of
+from server.settings.core import BUILT_IN
+from server.settings.sample import sample
+from server.settings.sources import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

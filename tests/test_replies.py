@@ -10,7 +10,7 @@ from aiohttp import web
 from app_kit import Client, ask, build_app, routes_plugin, serving
 
 from server import answer, public, signed_in
-from server.replies import STANDARD_HEADERS, Reply
+from server.http.response import STANDARD_HEADERS, Reply
 
 PUBLIC = ("/api/health", "/api/x(.*)")
 MORE: dict[str, dict[str, str]] = {

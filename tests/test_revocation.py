@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from server import Identity, Unavailable
-from server.revocation import Feed, Revocations
-from server.testing_clerk import LoopbackClerk
+from server.auth.revocation import Feed, Revocations
+from server.testing.clerk import LoopbackClerk
 
 
 def identity(**more: Any) -> Identity:

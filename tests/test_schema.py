@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 from postgres_kit import TABLES, Server, cluster, database  # noqa: F401
 
-from server import safety
-from server.migrate import is_current, migrate
+from server.schema import safety
+from server.schema.migrate import is_current, migrate
 
 SETTINGS = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 DENIED = asyncpg.InsufficientPrivilegeError

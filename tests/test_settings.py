@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from server.hookspecs import Setting
-from server.settings import ConfigError, Settings, env_name
-from server.settings_table import CORE
+from server.settings.core import CORE
+from server.settings.setting import ConfigError, Setting
+from server.settings.sources import Settings, env_name
 
 CANARY = "canary-77ab19"
 TABLE = {

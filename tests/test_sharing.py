@@ -21,8 +21,8 @@ from aiohttp import web
 from app_kit import build_app
 from test_workers import children, running, url_of
 
-from server.sharing import Sharing, prepare
-from server.wire import WireServer
+from server.http.protocol import WireServer
+from server.serving.balancing import Sharing, prepare
 
 ASK = b"GET /api/health HTTP/1.1\r\nHost: x\r\n\r\n"
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

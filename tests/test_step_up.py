@@ -16,7 +16,7 @@ from aiohttp import web
 
 from providers import clerk as plugin
 from server import CommandContext, identity_of, requires, signed_in
-from server.testing_clerk import LoopbackClerk
+from server.testing.clerk import LoopbackClerk
 
 pytest_plugins = ["pytester"]
 

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from conftest import CREATE, READ, Client, TestDatabase
 
 from server.app import build
-from server.settings import Settings
+from server.settings.sources import Settings
 
 KEY = "gp_alices-own-key-0123456789"
 PERMISSIONS = [READ, CREATE]

@@ -33,9 +33,10 @@ from webhook_kit import (
     user_deleted,
 )
 
-from providers.clerk import replay
+from providers.clerk import replay_command as replay
 from providers.clerk.events import normalise
-from server import CommandContext, safety
+from server import CommandContext
+from server.schema import safety
 
 ADA, BEN = stub("ada", org_id="org_a"), stub("ben", org_id="org_b")
 DENIED = asyncpg.InsufficientPrivilegeError

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server import identity_of, is_local, public, signed_in
-from server.targets import _PLAIN, _malformed_at_length, malformed
+from server.http.targets import _PLAIN, _malformed_at_length, malformed
 
 GOOD = [
     "/", "/api/me", "/api/me/", "/API/me", "//api/me", "/api//me", "/%61pi/me", "/api/%6De", "/api/me;a=b", "/api/me?x=1&y=2",

@@ -27,10 +27,10 @@ from app_kit import LOCAL, Client, Reply, build_app, serving
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from oidc_kit import AUDIENCE, Issuer
 
+from providers.api_key.key_format import make
 from providers.api_key.provider import ApiKeyProvider
-from providers.api_key.secret import make
 from server import CredentialRejected, Unavailable
-from server.testing_clerk import CATEGORY, KID, LoopbackClerk
+from server.testing.clerk import CATEGORY, KID, LoopbackClerk
 
 REJECTED = b'{"error": "Unauthorized", "reason": "credential-rejected"}'
 # RFC 7518 6.2.1.1: the curve of ES256.

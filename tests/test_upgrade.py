@@ -19,10 +19,10 @@ import pytest
 from conftest import url_of as database_url
 from test_workers import running, url_of
 
-from server import safety
-from server.commands.capacity import Capacity
-from server.migrate import Mark, is_newer, mark_of, migrate, schema_text, trouble_with
-from server.settings import ConfigError
+from server.schema import safety
+from server.schema.capacity import Capacity
+from server.schema.migrate import Mark, is_newer, mark_of, migrate, schema_text, trouble_with
+from server.settings.setting import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 ME = {"Authorization": 'Stub user_id="u"'}

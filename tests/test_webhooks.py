@@ -40,9 +40,9 @@ from webhook_kit import (
 
 from providers.clerk.webhooks import Receiver, revoke_for, secrets
 from server import public
-from server.database import Database
-from server.scope import DATABASE
-from server.settings import ConfigError
+from server.database.connections import Database
+from server.database.scope import DATABASE
+from server.settings.setting import ConfigError
 
 RAW = json.dumps(user("created", 0)).encode()
 

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from server import ownership
+from server import installation as ownership
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = {"Authorization": 'Stub user_id="user_1", org_id="org_1"'}
@@ -126,7 +126,7 @@ def elsewhere(tmp_path: Path) -> Path:
 def test_the_wheel_holds_the_packages_and_the_schema_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for name in ("server/schema.sql", "server/py.typed", "server/postgres_launcher.py", "server/__main__.py"):
+    for name in ("server/schema.sql", "server/py.typed", "server/embedded/launcher.py", "server/__main__.py"):
         assert name in names
     tracked = {
         str(path.relative_to(ROOT))

@@ -14,7 +14,7 @@ from aiohttp import web
 from app_kit import Client, Reply, build_app, routes_plugin, serving, stub
 
 from server import identity_of, public, signed_in
-from server.wire import Wire, WireServer
+from server.http.protocol import Wire, WireServer
 
 CANARY = "canary-9b1f7a"
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"

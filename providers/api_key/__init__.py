@@ -14,8 +14,8 @@ from aiohttp import web
 from server import Provider, Setting, hookimpl
 
 from .commands import commands
-from .manage import Keys
 from .provider import ApiKeyProvider
+from .routes import Keys
 
 register_commands = hookimpl(commands, specname="register_commands")
 

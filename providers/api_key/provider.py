@@ -12,8 +12,8 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Unavailable, client_network
 
-from .managed import ManagedKeys
-from .secret import PREFIX, digest_of, parse
+from .key_format import PREFIX, digest_of, parse
+from .lookup import ManagedKeys
 from .static import static_keys
 from .usage import Usage
 

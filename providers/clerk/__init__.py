@@ -9,7 +9,8 @@ from aiohttp import web
 
 from server import Command, Provider, Setting, hookimpl
 
-from . import replay, token_command, webhooks
+from . import replay_command as replay
+from . import token_command, webhooks
 from .provider import NAME, ClerkProvider
 from .settings import TABLE
 

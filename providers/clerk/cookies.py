@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, Identity
 
-from ..jwt import strict
+from ..jwt import jws as strict
 from ..jwt.strict_json import Malformed
 from .settings import ClerkSettings
 

@@ -12,16 +12,17 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
 
-from ..jwt import strict
+from ..jwt import jws as strict
+from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
 from ..jwt.cache import TokenCache, Verified
-from ..jwt.keys import RSA
-from ..jwt.keyset import Keys, KeySet, StaticKeys
-from ..jwt.proof import prove
-from ..jwt.shown import bearer, digest_in, digest_of, keep_digest
+from ..jwt.jwk import RSA
+from ..jwt.jwks import Keys, KeySet, StaticKeys
+from ..jwt.signature import prove
 from ..jwt.strict_json import Malformed
-from . import development, session
+from . import development_key as development
+from . import session
 from .cookies import CookieReader
-from .machine import API_VERSION, MachineTokens
+from .machine_tokens import API_VERSION, MachineTokens
 from .security_schemes import SECURITY_SCHEMES
 from .settings import ClerkSettings
 

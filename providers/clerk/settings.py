@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from server import Setting
 
-from ..jwt.keys import Key, from_pem
+from ..jwt.jwk import Key, from_pem
 
 API_URL: Final = "https://api.clerk.com"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from server import CommandContext
 
-from . import development
+from . import development_key as development
 from .settings import ClerkSettings
 
 _MAX_TTL: Final = 86_400

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from server import CredentialRejected
 
-from .strict import numeric_date
+from .jws import numeric_date
 from .strict_json import Malformed
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from server import Provider, Setting, hookimpl
 
-from .provider import NAME, OidcProvider
+from .mapping import NAME
+from .provider import OidcProvider
 
 _HELP = "issuers to believe, as many tables as there are issuers; docs/oidc.md has all members, and the usual vendors"
 _EXAMPLE = {

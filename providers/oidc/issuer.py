@@ -8,14 +8,14 @@ from typing import Final
 
 from server import CredentialRejected, House, Identity, Unavailable
 
-from ..jwt import strict
+from ..jwt import jws as strict
 from ..jwt.cache import TokenCache, Verified
-from ..jwt.keyset import KeySet
-from ..jwt.proof import prove
+from ..jwt.jwks import KeySet
+from ..jwt.signature import prove
 from ..jwt.strict_json import Malformed, read_object
 from . import claims
-from .members import is_loopback_http, is_safe
 from .settings import IssuerSettings
+from .table_reader import is_loopback_http, is_safe
 
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _FETCH_SECONDS: Final = 5.0

@@ -11,8 +11,8 @@ from aiohttp import hdrs, web
 
 from server import House, Identity
 
-from ..jwt import strict
-from ..jwt.shown import bearer, digest_in, digest_of, keep_digest
+from ..jwt import jws as strict
+from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import settings
 from .issuer import Issuer

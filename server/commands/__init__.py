@@ -10,14 +10,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import ownership
-from ..database import direct_connection
-from ..hookspecs import Command, CommandContext
-from ..identity import Unavailable
-from ..logs import start_logging
-from ..plugins import Plugins
-from ..settings import ConfigError, Settings
-from ..storage import StartFailed, beside_running_server
+from .. import installation as ownership
+from ..database.connections import direct_connection
+from ..http.errors import Unavailable
+from ..plugins.hookspecs import Command, CommandContext
+from ..plugins.loader import Plugins
+from ..schema.startup import StartFailed, beside_running_server
+from ..settings.setting import ConfigError
+from ..settings.sources import Settings
+from ..telemetry.log import start_logging
 from . import check, explain, init, migrate, openapi, routes, serve
 
 _OWN = {

@@ -12,15 +12,18 @@ from typing import Any
 
 from aiohttp import web
 
-from .. import oracles, pooler
-from ..app import PROVIDERS, TABLE, build, not_ready, open_providers
-from ..database import direct_connection
-from ..hosts import split
-from ..identity import Unavailable
-from ..safety import problems, warnings
-from ..settings import ConfigError, Settings
-from ..storage import Storage, beside_running_server
-from .capacity import Capacity, capacity
+from ..app import TABLE, build, open_providers
+from ..database.connections import direct_connection
+from ..database.hosts import split
+from ..http.errors import Unavailable
+from ..plugins.providers import PROVIDERS, not_ready
+from ..schema import leaks as oracles
+from ..schema import pooler
+from ..schema.capacity import Capacity, capacity
+from ..schema.safety import problems, warnings
+from ..schema.startup import Storage, beside_running_server
+from ..settings.setting import ConfigError
+from ..settings.sources import Settings
 
 
 @dataclass(frozen=True, slots=True)

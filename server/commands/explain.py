@@ -12,10 +12,10 @@ from aiohttp import web
 from yarl import URL
 
 from ..app import SETTINGS, TABLE, build
-from ..gate_plan import Plan
-from ..patterns import Pattern
-from ..settings import Settings
-from ..targets import malformed
+from ..http.targets import malformed
+from ..routing.patterns import Pattern
+from ..routing.table import Plan
+from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..plugins import Plugins
-from ..sample import sample
-from ..settings import ConfigError, Settings
+from ..plugins.loader import Plugins
+from ..settings.sample import sample
+from ..settings.setting import ConfigError
+from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

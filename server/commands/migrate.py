@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from ..database import direct_connection
-from ..migrate import apply, migrate
-from ..postgres import EmbeddedPostgres
-from ..settings import ConfigError, Settings
-from ..storage import StartFailed, beside_running_server
+from ..database.connections import direct_connection
+from ..embedded.server import EmbeddedPostgres
+from ..schema.migrate import apply, migrate
+from ..schema.startup import StartFailed, beside_running_server
+from ..settings.setting import ConfigError
+from ..settings.sources import Settings
 
 Own: TypeAlias = list[tuple[Path, str]]
 """A product's own files: their names and their SQL."""

@@ -6,8 +6,8 @@ import argparse
 import json
 
 from ..app import build
-from ..openapi import DOCUMENT
-from ..settings import Settings
+from ..openapi.document import DOCUMENT
+from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

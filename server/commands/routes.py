@@ -7,8 +7,8 @@ import dataclasses
 import json
 
 from ..app import TABLE, build
-from ..routes import Row
-from ..settings import Settings
+from ..routing.table import Row
+from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

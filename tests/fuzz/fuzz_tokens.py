@@ -24,7 +24,8 @@ except ImportError:
 
 with atheris.instrument_imports(include=["providers"]):
     from providers.clerk import cookies
-    from providers.jwt import strict, strict_json
+    from providers.jwt import jws as strict
+    from providers.jwt import strict_json
     from providers.jwt.strict_json import Malformed
 
 READER = strict.HeaderReader({"RS256", "ES256"})

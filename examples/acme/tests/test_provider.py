@@ -6,7 +6,8 @@ import pytest
 from acme_gatepost.provider import AcmeProvider
 from conftest import ALICE, BOB, SECRET, Acme
 
-from server.testing_provider import ProviderCase, ProviderContract
+from server.testing.provider import ProviderContract
+from server.testing.stage import ProviderCase
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -1,0 +1,202 @@
+"""The routes of API keys: make, list, rotate and revoke one's own, and for an administrator the organisation's.
+
+A key never has more rights than whoever makes or rotates it, and one that a key has made never outlives its maker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from server import House, Identity, answer, answers_secret, body, describe, identity_of, page, read, requires, scoped
+
+from .key_format import Key, make, parse
+from .lookup import STATIC
+from .models import ApiKey, NewKey, NewSecret, Rotation
+from .rights import excess
+from .static import static_keys
+
+COLUMNS = """id, name, CASE WHEN user_id IS NULL THEN 'organization' ELSE 'user' END AS owner, user_id, org_id, org_role,
+             org_permissions, scopes, created_by, created_by_key, created_at, expires_at, previous_expires_at, last_used_at"""
+# One's own ($1), and the organisation's ($2, NULL unless the caller administers it).
+MINE = "(user_id = $1 OR (user_id IS NULL AND org_id = $2))"
+PAGE = f"""SELECT {COLUMNS} FROM api_keys WHERE {MINE} AND revoked_at IS NULL AND (created_at, id) < ($3, $4)
+           ORDER BY created_at DESC, id DESC LIMIT $5"""  # noqa: S608 - the SQL is made of constants of this file
+INSERT = f"""INSERT INTO api_keys (id, hash, name, user_id, org_id, org_role, org_permissions, scopes, created_by,
+                                   created_by_key, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}"""  # noqa: S608
+ONE = f"SELECT {COLUMNS} FROM api_keys WHERE {MINE} AND id = $3 AND revoked_at IS NULL"  # noqa: S608
+# The hash that was there is kept aside by a trigger, for as long as previous_expires_at says.
+ROTATE = f"""UPDATE api_keys SET hash = $4, previous_expires_at = CASE WHEN $5 > 0 THEN now() + make_interval(secs => $5) END
+             WHERE {MINE} AND id = $3 AND revoked_at IS NULL RETURNING {COLUMNS}"""  # noqa: S608
+REVOKE = f"""UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE {MINE} AND id = $3
+             RETURNING id, name, revoked_at"""  # noqa: S608
+# Locked, so that it is not revoked while it makes another one.
+MAKER = "SELECT expires_at FROM api_keys WHERE id = $1 AND revoked_at IS NULL FOR SHARE"
+
+
+class Refused(Exception):
+    """An answer other than success, raised inside a transaction to roll it back."""
+
+    def __init__(self, status: int, **members: Any) -> None:
+        super().__init__(status)
+        self.status, self.members = status, members
+
+
+class Keys:
+    """The four routes, with the settings of one server."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._scopes = frozenset(settings["scopes"] or ())
+        self._statics = {key.id: key.expires_at for key in static_keys(settings["keys"]).values()}
+        self._env = "production"  # until the provider is opened; a key that says `live` is the safer mistake
+
+    def opened(self, house: House) -> None:
+        """What the provider of the same server was told."""
+        self._env = house.env
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """Sessions and API keys only: what another issuer vouches for is not ours to turn into a lasting credential."""
+        known = requires(accepts=["session_token", "api_key"])
+        return [
+            web.get("/api/keys", known(self.list_keys)),
+            web.post("/api/keys", known(self.create_key)),
+            web.delete("/api/keys/{id}", known(self.revoke_key)),
+            web.post("/api/keys/{id}/rotate", known(self.rotate_key)),
+        ]
+
+    @describe(
+        returns=list[ApiKey],
+        page=True,
+        summary="List one's own keys; as an administrator the organisation's too",
+        refusals={403: "The caller is an organisation's key without the administrator's role (`user`)."},
+    )
+    async def list_keys(self, request: web.Request) -> web.Response:
+        at = page(request, key=str)
+        caller, admin = identity_of(request), administers(request)
+        if caller.user_id is None and not admin:
+            return forbidden("user")
+        return at.answer(await read(request, PAGE, *owners(request), *at.args, admin=admin))
+
+    @answers_secret
+    @describe(
+        body=NewKey,
+        answers={201: NewSecret},
+        summary="Make a key",
+        refusals={403: "The key would have more than whoever makes it. `reason` says of what."},
+    )
+    async def create_key(self, request: web.Request) -> web.Response:
+        new, caller = await body(request, NewKey), identity_of(request)
+        if new.owner == "user" and caller.user_id is None:
+            return forbidden("user")
+        if new.owner == "organization" and not administers(request):
+            return forbidden("role")
+        reason = excess(caller, caller.org_id, new.org_role, new.org_permissions, new.scopes, self._scopes)
+        if reason is not None:
+            return forbidden(reason)
+        key = make(self._env)
+        try:
+            async with scoped(request, admin=new.owner == "organization") as db:
+                ends = await self._end(db, caller, new.expires_at)
+                row = await db.row(
+                    INSERT, key.id, key.digest, new.name, caller.user_id if new.owner == "user" else None, caller.org_id,
+                    new.org_role, new.org_permissions, new.scopes, caller.actor, self._maker(caller), ends,
+                )  # fmt: skip
+        except Refused as refused:
+            return answer(refused.members, refused.status)
+        return shown(row, key, 201)
+
+    @answers_secret
+    @describe(
+        body=Rotation,
+        body_optional=True,
+        returns=NewSecret,
+        summary="Give a key a new secret",
+        refusals={
+            403: "The key has more than whoever asks. `reason` says of what.",
+            409: "The key has expired.",
+        },
+    )
+    async def rotate_key(self, request: web.Request) -> web.Response:
+        how = await body(request, Rotation) if request.body_exists else Rotation()  # it may be left out
+        caller, key = identity_of(request), make(self._env, request.match_info["id"])
+        if parse(key.text) is None:  # no id of ours
+            raise web.HTTPNotFound
+        try:
+            async with scoped(request, admin=administers(request)) as db:
+                await self._may_rotate(db, caller, await db.fetchrow(ONE + " FOR UPDATE", *owners(request), key.id))
+                row = await db.row(ROTATE, *owners(request), key.id, key.digest, how.overlap_seconds)
+        except Refused as refused:
+            return answer(refused.members, refused.status)
+        return shown(row, key, 200)
+
+    @describe(answers={204: None}, summary="Revoke a key")
+    async def revoke_key(self, request: web.Request) -> web.Response:
+        async with scoped(request, admin=administers(request)) as db:
+            if await db.fetchval(REVOKE, *owners(request), request.match_info["id"]) is None:
+                raise web.HTTPNotFound
+        return web.Response(status=204)
+
+    async def _may_rotate(self, db: Any, caller: Identity, row: Mapping[str, Any] | None) -> None:
+        """A new secret is a new key: whoever gets it must have what it may do. Raises Refused, HTTPNotFound."""
+        if row is None:
+            raise web.HTTPNotFound
+        if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
+            raise Refused(409, error="Conflict")
+        reason = excess(caller, row["org_id"], row["org_role"], row["org_permissions"], row["scopes"], self._scopes)
+        if reason is None:
+            end = await self._end(db, caller, None)
+            if end is not None and (row["expires_at"] is None or row["expires_at"] > end):
+                reason = "scope"  # it lives longer than the key that asks
+        if reason is not None:
+            raise Refused(403, error="Forbidden", reason=reason)
+
+    async def _end(self, db: Any, caller: Identity, wanted: datetime | None) -> datetime | None:
+        """When a key that this caller makes ends: as wanted, but not after the key that makes it. Raises Refused."""
+        if caller.token_type != "api_key":
+            return wanted
+        if caller.key_id in self._statics:
+            seconds = self._statics[caller.key_id]
+            own = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        else:
+            maker = await db.fetchrow(MAKER, caller.key_id)
+            if maker is None:  # revoked just now
+                raise web.HTTPUnauthorized
+            own = maker["expires_at"]
+        if own is not None and wanted is not None and wanted > own:
+            message = "must not be later than that of the key that makes it"
+            raise Refused(422, error="Unprocessable Content", fields=[{"field": "expires_at", "message": message}])
+        return own if wanted is None else wanted
+
+    def _maker(self, caller: Identity) -> str | None:
+        """What `created_by_key` records: the key that makes this one, if one does."""
+        if caller.token_type != "api_key":
+            return None
+        return f"{STATIC}{caller.key_id}" if caller.key_id in self._statics else caller.key_id
+
+
+def administers(request: web.Request) -> bool:
+    """Does the caller administer the active organisation? `scoped` and `read` ask the same again."""
+    return identity_of(request).has(role="org:admin")
+
+
+def owners(request: web.Request) -> tuple[str | None, str | None]:
+    """The arguments of MINE."""
+    caller = identity_of(request)
+    return caller.user_id, caller.org_id if administers(request) else None
+
+
+def forbidden(reason: str) -> web.Response:
+    """403 with this slug."""
+    return answer({"error": "Forbidden", "reason": reason}, 403)
+
+
+def shown(row: str | None, key: Key, status: int) -> web.Response:
+    """The row with the secret, this once."""
+    if row is None:
+        raise web.HTTPNotFound
+    return answer({**json.loads(row), "secret": key.text}, status)

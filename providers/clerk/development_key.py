@@ -1,0 +1,137 @@
+"""Signing in without Clerk while developing: a local key, tokens like Clerk's, and a short list of when they count.
+
+The key is used only where none of Clerk's settings exists and the environment is not production, and its tokens are
+taken only from this very machine. Everything after the choice of the key is the path that Clerk's tokens take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from jwt.algorithms import RSAAlgorithm
+
+from ..jwt.jwk import RSA, from_jwk
+from ..jwt.jwks import StaticKeys
+from .permissions import pack
+
+ISSUER: Final = "https://development.gatepost.invalid"
+KID: Final = "gatepost-development"
+FILE: Final = "clerk-development-key.pem"
+CATEGORY: Final = "cl_B7d4PD111AAA"
+
+
+def signing_key(folder: Path) -> rsa.RSAPrivateKey:
+    """The private key in `folder`, made when it is missing. Raises ValueError when others could have read or set it."""
+    path = folder / FILE
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        _make(path)
+        return _read(path)
+
+
+def verification_keys(key: rsa.RSAPrivateKey) -> StaticKeys:
+    """The public half, under the development kid alone."""
+    return StaticKeys(from_jwk(RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), RSA), kid=KID)
+
+
+def mint(key: rsa.RSAPrivateKey, claims: dict[str, Any]) -> str:
+    """A signed session token with these claims."""
+    return jwt.encode(claims, key, algorithm="RS256", headers={"kid": KID, "cat": CATEGORY})
+
+
+def claims_v2(
+    user: str,
+    *,
+    org: str | None = None,
+    role: str | None = None,
+    permissions: Iterable[str] = (),
+    ttl: float = 3600,
+    now: float | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The claims of a version 2 session token; `more` replaces or adds claims (`sts="pending"`, `fva=[0, -1]` ...).
+
+    `ttl` is in seconds. Raises ValueError for a role or permissions without an organisation.
+    """
+    claims = _common(user, ttl, now) | {"v": 2}
+    permissions = list(permissions)
+    if org is None and (role is not None or permissions):
+        raise ValueError("a role or a permission needs an organisation: add --org")
+    if org is not None:
+        features, verbs, masks = pack(permissions)
+        claims["o"] = {"id": org, "rol": (role or "member").removeprefix("org:")}
+        if permissions:
+            claims["fea"] = features
+            claims["o"] |= {"per": verbs, "fpm": masks}
+    return claims | more
+
+
+def claims_v1(
+    user: str,
+    *,
+    org: str | None = None,
+    role: str | None = None,
+    permissions: Iterable[str] = (),
+    ttl: float = 3600,
+    now: float | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """As `claims_v2`, in the shape of version 1 tokens."""
+    claims = _common(user, ttl, now)
+    if org is not None:
+        claims |= {"org_id": org, "org_role": role or "org:member", "org_permissions": list(permissions)}
+    return claims | more
+
+
+def _common(user: str, ttl: float, now: float | None) -> dict[str, Any]:
+    issued = int(time.time() if now is None else now)
+    session, token = f"sess_{secrets.token_hex(12)}", secrets.token_hex(10)
+    times = {"iat": issued, "nbf": issued - 10, "exp": issued + int(ttl)}
+    return {"iss": ISSUER, "sub": user, "sid": session, "jti": token, **times}
+
+
+def _read(path: Path) -> rsa.RSAPrivateKey:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"the development key {path.name} cannot be read: {error.strerror}") from None
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or about.st_mode & 0o077 or about.st_uid != os.geteuid():
+            raise ValueError(f"the development key {path.name} must be your own file with mode 0600; delete it")
+        try:
+            key = load_pem_private_key(file.read(65_536), password=None)
+        except (ValueError, TypeError):
+            key = None
+    if not isinstance(key, rsa.RSAPrivateKey) or key.key_size < 2048:
+        raise ValueError(f"the development key {path.name} holds no RSA key; delete it for a new one")
+    return key
+
+
+def _make(path: Path) -> None:
+    """Write the key aside and link it into place whole: of two workers one wins, and both then read the same key."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
+    try:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

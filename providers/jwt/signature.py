@@ -1,0 +1,25 @@
+"""Prove a token's signature with one of an issuer's keys."""
+
+from __future__ import annotations
+
+from server import CredentialRejected
+
+from .jwks import Keys
+from .jws import Header, HeaderReader, Segments, decode
+
+
+async def prove(segments: Segments, keys: Keys, headers: HeaderReader) -> tuple[Header, int]:
+    """The header of a token whose signature is good, and the generation of the keys under which it is.
+
+    Raises Malformed and CredentialRejected for any other token, Unavailable where there are no keys to be had.
+    """
+    header = headers.read(segments.header)
+    signature = decode(segments.signature)
+    key = keys.get(header.kid) or await keys.find(header.kid)
+    generation = keys.generation()  # no await between here and the last use of the key
+    if key is None:
+        raise CredentialRejected("credential-rejected", "no such key" if header.kid else "kid is missing")
+    if not key.verify(header.alg, f"{segments.header}.{segments.payload}".encode(), signature):
+        raise CredentialRejected("credential-rejected", "bad signature")
+    headers.remember(segments.header, header)
+    return header, generation

@@ -1,0 +1,205 @@
+"""What a route asks of its caller: data on the handler, read by the gate and checked again by the handler's wrapper."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+
+from ..http.errors import Forbidden, Unauthorized
+from ..http.protocol import Handler
+from .identity import IDENTITY, OPENED, TOKEN_TYPES, Identity, names_something, with_prefix
+from .reverification import Reverification, level_and_minutes, step_up
+
+H = TypeVar("H", bound=Handler)
+
+EVERYDAY_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
+_SLUG: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,200}\Z")
+_SCOPE: Final = re.compile(r"[!#-\[\]-~]+\Z")
+_MARK: Final = "__access__"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """All that must hold. Every field that is set must hold (AND); nothing set but the defaults is "signed in"."""
+
+    public: bool = False
+    user: bool = False
+    role: str | None = None
+    permission: str | None = None
+    feature: str | None = None
+    plan: str | None = None
+    reverification: Reverification | None = None
+    scopes: tuple[str, ...] = ()
+    accepts: frozenset[str] = EVERYDAY_TYPES
+    organization: str | None = None
+    allow_pending: bool = False
+    asked: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
+    """Of role, permission, feature and plan those that are set."""
+
+    def __post_init__(self) -> None:
+        words = (("role", self.role), ("permission", self.permission), ("feature", self.feature), ("plan", self.plan))
+        object.__setattr__(self, "asked", tuple((word, value) for word, value in words if value is not None))
+
+    @property
+    def as_admin(self) -> bool:
+        """Does this access prove an organisation's administrator? Only then does the scope carry one."""
+        return self.role is not None and with_prefix(self.role) == "org:admin"
+
+    def words(self) -> str:
+        """For people: the line that `routes` prints."""
+        if self.public:
+            return "public"
+        said = ["signed in", "user"] if self.user else []
+        if self.organization:
+            said.append(f"organization {{{self.organization}}}")
+        said += [f"{word} {value}" for word, value in self.asked]
+        said += [f"scope {scope}" for scope in self.scopes]
+        if self.reverification is not None:
+            said.append(f"reverification {self.reverification if isinstance(self.reverification, str) else 'custom'}")
+        if self.accepts != EVERYDAY_TYPES:
+            said.append("accepts " + " ".join(sorted(self.accepts)))
+        if self.allow_pending:
+            said.append("pending sessions too")
+        return ", ".join(said) if said else "signed in"
+
+
+def check(access: Access, identity: Identity | None, parameters: Mapping[str, str]) -> None:
+    """Raise Unauthorized or Forbidden unless `identity` has all that `access` asks. `parameters` are the path's."""
+    if identity is None:
+        raise Unauthorized("credential-missing")
+    if identity.token_type not in access.accepts:
+        raise Unauthorized("token-type")
+    if not access.allow_pending and identity.pending:
+        raise Unauthorized("session-pending")
+    if access.user and identity.user_id is None:
+        raise Forbidden("user")
+    named = access.organization
+    if named is not None and (identity.org_id is None or parameters.get(named) != identity.org_id):
+        raise Forbidden("organization")
+    for word, value in access.asked:
+        if not identity.has(**{word: value}):
+            raise Forbidden(word)
+    if access.scopes and not set(access.scopes) <= set(identity.scopes or ()):
+        challenge = f'Bearer error="insufficient_scope", scope="{" ".join(access.scopes)}"'  # RFC 6750 3.1
+        raise Forbidden("scope", headers={"WWW-Authenticate": challenge})
+    if access.reverification is not None and not identity.has(reverification=access.reverification):
+        raise step_up(access.reverification)
+
+
+def access_of(handler: object) -> Access | None:
+    """The access that was declared on this handler, or None."""
+    access = getattr(handler, _MARK, None)
+    return access if isinstance(access, Access) else None
+
+
+def public(handler: H) -> H:
+    """Anybody may call this, if the operator's list says so too."""
+    return _declare(Access(public=True), handler)
+
+
+def signed_in(handler: H) -> H:
+    """Any caller that a provider vouches for."""
+    return _declare(Access(), handler)
+
+
+def requires(
+    *,
+    role: str | None = None,
+    permission: str | None = None,
+    feature: str | None = None,
+    plan: str | None = None,
+    reverification: Reverification | None = None,
+    scopes: Iterable[str] | None = None,
+    accepts: Iterable[str] | None = None,
+    organization: str | None = None,
+    allow_pending: bool | None = None,
+    user: bool | None = None,
+) -> Callable[[H], H]:
+    """A caller with *all* of this. Nothing asked, an empty text or a misspelt value is an error at import.
+
+    role, permission, feature, plan   as `Identity.has`
+    reverification   `strict_mfa`, `strict`, `moderate`, `lax`, or `{"level": ..., "afterMinutes": ...}`
+    scopes           every one of them must be the credential's
+    accepts          token types; default session_token, access_token, api_key
+    organization     the path parameter that must equal the active organisation
+    allow_pending    let sessions with unfinished tasks in
+    user             the caller must be a user, not an organisation's key
+    """
+    texts = {"role": role, "permission": permission, "feature": feature, "plan": plan, "organization": organization}
+    asked: dict[str, Any] = {name: _text(name, value) for name, value in texts.items() if value is not None}
+    more: dict[str, Any] = {}
+    if reverification is not None:
+        if level_and_minutes(reverification) is None:
+            raise ValueError(f"@requires(reverification={reverification!r}): not a preset, and not a level with minutes")
+        more["reverification"] = reverification if isinstance(reverification, str) else dict(reverification)
+    if scopes is not None:
+        more["scopes"] = tuple(_text("scopes", scope) for scope in _several("scopes", scopes))
+    if accepts is not None:
+        more["accepts"] = _token_types(accepts)
+    for name, flag in (("allow_pending", allow_pending), ("user", user)):
+        if flag is not None:
+            if not isinstance(flag, bool):
+                raise ValueError(f"@requires({name}={flag!r}): True or False")
+            more[name] = flag
+    if not asked and not more:
+        raise ValueError("@requires() asks nothing: say what it requires, or use @signed_in")
+    return functools.partial(_declare, Access(**asked, **more))
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not _SLUG.match(value):
+        raise ValueError(f"@requires({name}={value!r}): a word without blanks or commas")
+    if name == "scopes" and not _SCOPE.match(value):
+        raise ValueError(f"@requires(scopes=[{value!r}]): characters that no scope can have (RFC 6749 3.3)")
+    if name in ("role", "permission") and not names_something(value):
+        raise ValueError(f"@requires({name}={value!r}): names nothing")
+    return value
+
+
+def _several(name: str, values: Iterable[str]) -> list[str]:
+    listed = [] if isinstance(values, str) else list(values)
+    if not listed:
+        raise ValueError(f"@requires({name}={values!r}): a list with at least one word")
+    return listed
+
+
+def _token_types(values: Iterable[str]) -> frozenset[str]:
+    types = frozenset(_several("accepts", values))
+    if unknown := types - TOKEN_TYPES:
+        raise ValueError(f"@requires(accepts=...): no such token type: {', '.join(sorted(map(str, unknown)))}")
+    return types
+
+
+def _declare(access: Access, handler: H) -> H:
+    if access_of(handler) is not None:
+        raise TypeError(f"{getattr(handler, '__qualname__', handler)}: its access is declared twice")
+    if not inspect.iscoroutinefunction(handler):
+        raise TypeError(f"{getattr(handler, '__qualname__', handler)}: a handler is an `async def` function")
+
+    @functools.wraps(handler)
+    async def checked(request: web.Request) -> web.StreamResponse:
+        # The second lock: the same question again, so that a handler is safe even if the gate were not there.
+        if access.public:
+            if OPENED not in request and IDENTITY not in request:
+                raise Unauthorized("credential-missing")
+        else:
+            check(access, request.get(IDENTITY), request.match_info)
+        return await handler(request)
+
+    setattr(checked, _MARK, access)
+    return checked  # type: ignore[return-value]
+
+
+def accepted_types(request: web.Request) -> frozenset[str]:
+    """The `accepts` of the matched route; the everyday types where there is no route (an unknown path, a wrong method).
+
+    It is for saving calls only. That the type fits is checked by the gate, whatever a provider makes of this.
+    """
+    access = access_of(request.match_info.handler)
+    return access.accepts if access is not None else EVERYDAY_TYPES

@@ -1,0 +1,214 @@
+"""Who is calling: the one small value that a provider makes and everything else reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..http.errors import Unauthorized
+from .billing import Subscription
+from .reverification import Reverification, is_fresh
+
+TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token"})
+_NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
+
+
+class CredentialRejected(Exception):
+    """The credential is of a kind this provider knows, and it is bad: the answer is 401, now.
+
+    `reason` is a slug of lower-case words joined by hyphens. Use `credential-rejected` for everything that
+    happens before a signature is proven: a stranger must not learn which check failed.
+    `detail` goes to the log only; it must not hold the credential.
+    """
+
+    def __init__(self, reason: str = "credential-rejected", detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Identity:
+    """A caller that a provider vouches for. Immutable; every field but `provider` may be left out.
+
+    provider         the name of the provider that vouches
+    token_type       what kind of credential it was: one of TOKEN_TYPES
+    user_id          the user, or None (an organisation's own key has none)
+    org_id           the *active* organisation, or None
+    org_slug, org_role, org_permissions, session_id
+    scopes           what the credential may be used for, or None where the kind has no scopes
+    claims           the caller's own token payload; None for opaque credentials
+    issued_at        when the credential was issued, Unix seconds; None where unknown (revocation needs it)
+    key_id           for an API key: its id (never the secret)
+    pending          is it a session whose tasks (choose an organisation, set up a factor) are unfinished?
+    derived          a dictionary for values computed from this identity alone, kept with it (a provider's cache keeps
+                     identities, so what is computed once serves many requests)
+    """
+
+    __slots__ = (
+        "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
+        "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
+    )  # fmt: skip
+
+    provider: str
+    token_type: str
+    user_id: str | None
+    org_id: str | None
+    org_slug: str | None
+    org_role: str | None
+    org_permissions: tuple[str, ...] | None
+    session_id: str | None
+    scopes: tuple[str, ...] | None
+    claims: Mapping[str, Any] | None
+    issued_at: float | None
+    key_id: str | None
+    pending: bool
+    derived: dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        token_type: str = "access_token",
+        user_id: str | None = None,
+        org_id: str | None = None,
+        org_slug: str | None = None,
+        org_role: str | None = None,
+        org_permissions: Iterable[str] | None = None,
+        session_id: str | None = None,
+        scopes: Iterable[str] | None = None,
+        claims: Mapping[str, Any] | None = None,
+        issued_at: float | None = None,
+        key_id: str | None = None,
+    ) -> None:
+        if token_type not in TOKEN_TYPES:
+            raise ValueError(f"token_type must be one of {', '.join(sorted(TOKEN_TYPES))}, not {token_type!r}")
+        for name, value in (("user_id", user_id), ("org_id", org_id)):
+            if value is not None and not _is_tenant_id(value):
+                raise ValueError(f"{name} must be 1 to 255 characters of printable text, or None")
+        put = object.__setattr__
+        put(self, "provider", provider)
+        put(self, "token_type", token_type)
+        put(self, "user_id", user_id)
+        put(self, "org_id", org_id)
+        put(self, "org_slug", org_slug)
+        put(self, "org_role", org_role)
+        put(self, "org_permissions", _words(org_permissions, "org_permissions"))
+        put(self, "session_id", session_id)
+        put(self, "scopes", _words(scopes, "scopes"))
+        put(self, "claims", claims)
+        put(self, "issued_at", issued_at)
+        put(self, "key_id", key_id)
+        # Clerk's `sts` claim; a value we do not know counts as pending, so that a new state of theirs is not a way in.
+        put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")
+        put(self, "derived", {})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an Identity does not change after it was made")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("an Identity does not change after it was made")
+
+    def __repr__(self) -> str:
+        """Names the caller, never the credential or the claims."""
+        return (
+            f"Identity(provider={self.provider!r}, token_type={self.token_type!r}, "
+            f"user_id={self.user_id!r}, org_id={self.org_id!r})"
+        )
+
+    @property
+    def actor(self) -> str:
+        """What `created_by` records: the user id, or `key:<id>` for a key that has no user."""
+        return self.user_id if self.user_id is not None else f"key:{self.key_id}"
+
+    @property
+    def audited_as(self) -> str:
+        """What the audit log names as actor: `key:<id>` for every key, a user's too, else the user, else what vouched."""
+        return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
+
+    def has(
+        self,
+        *,
+        role: str | None = None,
+        permission: str | None = None,
+        feature: str | None = None,
+        plan: str | None = None,
+        reverification: Reverification | None = None,
+    ) -> bool:
+        """Does this caller have *all* that is asked? Nothing asked is False; data that is missing or odd is False.
+
+        The rules are those of Clerk's `has()`. Roles compare with any number of leading `org:` collapsed to one;
+        role and permission need an active organisation. Plan, feature and reverification exist for session tokens
+        alone: a machine's claims are its owner's free text and prove none of them.
+        """
+        if role is None and permission is None and feature is None and plan is None and reverification is None:
+            return False
+        if self.user_id is None and self.token_type == "session_token":
+            return False
+        return (
+            (role is None or self._has_role(role))
+            and (permission is None or self._has_permission(permission))
+            and (feature is None or self._session_claim("fea").has(feature))
+            and (plan is None or self._session_claim("pla").has(plan))
+            and (reverification is None or self._verified_lately(reverification))
+        )
+
+    def _has_role(self, role: str) -> bool:
+        if self.org_id is None or not isinstance(self.org_role, str) or not names_something(role):
+            return False
+        return with_prefix(role) == with_prefix(self.org_role)
+
+    def _has_permission(self, permission: str) -> bool:
+        return (
+            self.org_id is not None and names_something(permission) and with_prefix(permission) in (self.org_permissions or ())
+        )
+
+    def _session_claim(self, name: str) -> Subscription:
+        claims = self.claims if self.claims is not None and self.token_type == "session_token" else _NO_CLAIMS
+        return Subscription.parse(claims.get(name))
+
+    def _verified_lately(self, asked: Reverification) -> bool:
+        return self.token_type == "session_token" and self.claims is not None and is_fresh(self.claims.get("fva"), asked)
+
+
+def with_prefix(name: str) -> str:
+    """`admin`, `org:admin` and `org:org:admin` are one name: `org:admin`. Case counts."""
+    while name.startswith("org:"):
+        name = name[4:]
+    return "org:" + name
+
+
+def names_something(name: object) -> bool:
+    """Is this the name of a role or a permission at all? `org:` alone is none."""
+    return isinstance(name, str) and with_prefix(name) != "org:"
+
+
+def _is_tenant_id(value: object) -> bool:
+    # isprintable refuses NUL, newlines and lone surrogates: none can be stored, and none belongs in a log line.
+    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
+
+
+def _words(values: Iterable[str] | None, field: str) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if isinstance(values, str):
+        raise ValueError(f"{field} must be a list of words, not one text")
+    words = tuple(values)
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{field} must be a list of words")
+    return words
+
+
+IDENTITY: Final = web.RequestKey("identity", Identity)
+OPENED: Final = web.RequestKey("opened", bool)
+"""Set by the gate alone, on a request that it let through without an identity."""
+
+
+def identity_of(request: web.Request) -> Identity:
+    """The caller of this request. Raises Unauthorized (401) where there is none: a public route has no caller."""
+    identity: Identity | None = request.get(IDENTITY)
+    if identity is None:
+        raise Unauthorized("credential-missing")
+    return identity

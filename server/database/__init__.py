@@ -1,0 +1,1 @@
+"""SQL under a caller's scope: connections, their pool, and one transaction for a request."""

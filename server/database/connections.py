@@ -1,0 +1,214 @@
+"""Postgres: connections, the scope of one transaction, and one meaning for every way a database can fail.
+
+Every statement of a handler runs with the caller's user, organisation and (only
+where the route's access proves an administrator) admin organisation set for that transaction alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeAlias
+
+from ..http.answers import Rows
+from ..http.errors import Unavailable
+from ..settings.setting import ConfigError
+from . import driver
+from .driver import another_host_may_do, ends_the_server, is_said, is_still_cancelling, is_unfit, meaning, settle
+from .hosts import Hosts
+from .pool import Pool
+from .statements import IN_UTC, SET_SCOPE_AND_WRITER, Scoped, one_statement, set_scope_and_limits
+
+Scope: TypeAlias = tuple[str, str, str]
+NO_SCOPE: Final[Scope] = ("", "", "")
+Writer: TypeAlias = tuple[str, str]
+"""(actor, request id): what the audit log notes of a write; empty texts where there is none."""
+NO_WRITER: Final[Writer] = ("", "")
+_FUNCTION: Final = re.compile(r"[a-z_]+\Z")
+_IDLE_MORE: Final = 30.0
+_SETTLE_SECONDS: Final = 1.0
+_IGNORED: Final = "what answers there ignores start-up parameters, as a pooler does; see database.pooler"
+
+
+class Database:
+    """A pool of connections in the serving role."""
+
+    def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
+        """`size` connections at the most; `pooled`: a transaction pooler stands between."""
+        self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
+        idle = statement_seconds + _IDLE_MORE
+        self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE_AND_WRITER
+        self._first = IN_UTC if pooled else ""
+        self._pool: Pool[Any] | None = None
+        self._settling: set[asyncio.Task[None]] = set()
+        self._doubtful: set[Any] = set()
+        self._hosts: Hosts[Any] | None = None
+
+    async def open(self, connect: Mapping[str, Any]) -> None:
+        """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable, ConfigError."""
+        settings = {} if self._pooled else {
+            "timezone": "UTC",
+            "statement_timeout": str(round(self._statement * 1000)),
+            "idle_in_transaction_session_timeout": str(round((self._statement + _IDLE_MORE) * 1000)),
+            "application_name": "gatepost",
+        }  # fmt: skip
+        arguments = {
+            **connect,
+            "server_settings": settings,
+            "statement_cache_size": 0 if self._pooled else 1024,
+            "max_cached_statement_lifetime": 0,  # a statement stays prepared; what the schema changes under it is told apart
+            "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
+        }
+        hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=another_host_may_do)
+        self._pool, self._hosts = Pool(hosts.open, self._size, busy=is_unfit), hosts
+        async with self.connection() as connection:
+            if settings and await connection.fetchval("SHOW statement_timeout") == "0":
+                raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    @property
+    def pool(self) -> Pool[Any] | None:
+        """The connections; None before `open`."""
+        return self._pool
+
+    @property
+    def set_scope(self) -> str:
+        """Sets a scope ($1 to $3) and a writer ($4, $5) for one transaction, and what else a transaction has to bring."""
+        return self._set_scope
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A bare connection in the serving role, without a scope: it sees no tenant's row. Raises Unavailable."""
+        connection = await self._take()
+        try:
+            yield connection
+        except BaseException as error:
+            raise self._back_after(connection, error) from None
+        self._back(connection)
+
+    def statement(self, sql: str, arguments: int) -> str:
+        """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
+        return one_statement(sql, arguments, self._first)
+
+    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
+        """One SELECT in one round trip, its rows as a JSON array."""
+        statement = one_statement(sql, len(args), self._first)
+        connection = self._opened.take() or await self._take()
+        try:
+            # Behind a pooler a statement that was prepared is perhaps another connection's.
+            fetch = connection.fetchval if self._pooled else connection.read
+            rows = Rows(await fetch(statement, *args, *scope))
+        except BaseException as error:
+            raise self._back_after(connection, error) from None
+        self._back(connection)
+        return rows
+
+    async def _take(self) -> Any:
+        try:
+            if (connection := self._opened.take()) is not None:  # mostly: and then no timer is needed
+                return connection
+            async with asyncio.timeout(self._acquire):
+                return await self._opened.acquire()
+        except Exception as error:
+            raise meaning(error) from None
+
+    @property
+    def _opened(self) -> Pool[Any]:
+        if self._pool is None:
+            raise Unavailable("the database is not open")
+        return self._pool
+
+    def failed(self, connection: Any, error: BaseException) -> BaseException:
+        """What a failure on a connection that stays lent means to the caller.
+
+        A connection to a server that is going away or only reads is not used again. After a time-out, a cancellation or a
+        value that could not be sent it is not known where the connection stands (a statement may still run, or be half
+        sent): that is found out when it is given back.
+        """
+        means = meaning(error) if isinstance(error, Exception) else error
+        if ends_the_server(error):
+            self._leave(connection)
+        if not is_said(error) and not (means is error and isinstance(error, Exception)):
+            self._doubtful.add(connection)
+        return means
+
+    def _back_after(self, connection: Any, error: BaseException) -> BaseException:
+        """Give a connection back on which this was raised; what it means to the caller."""
+        means = self.failed(connection, error)
+        self._back(connection)
+        return means
+
+    def _back(self, connection: Any) -> None:
+        """Give a connection back; a doubtful one is brought to its beginning first, and nobody waits for that."""
+        if connection not in self._doubtful or connection.is_closed():
+            self._doubtful.discard(connection)
+            self._opened.release(connection)
+            return
+        task = asyncio.get_running_loop().create_task(self._settle(connection))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    def _leave(self, connection: Any) -> None:
+        """The server at the other end is no use any more: neither are the other connections to it.
+
+        One that is new says that there is no better server to be had: it stays (it may read), else every write would open
+        a connection.
+        """
+        if self._hosts is not None and not self._hosts.is_new(connection):
+            connection.terminate()
+            self._opened.expire()
+
+    async def _settle(self, connection: Any) -> None:
+        try:
+            await settle(connection, _SETTLE_SECONDS)
+        finally:
+            self._doubtful.discard(connection)
+            self._opened.release(connection)
+
+    @asynccontextmanager
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+        """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
+        connection = await self._take()
+        try:
+            await connection.execute("BEGIN")
+            await connection.execute(self._set_scope, *scope, *writer)
+            yield Scoped(connection)
+            if await connection.execute("COMMIT") != "COMMIT":
+                # Postgres makes a rollback of it where a statement has failed: the caller must not be told of success.
+                raise RuntimeError("a failed statement was passed over, so nothing was committed")
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_still_cancelling(connection) and connection.is_in_transaction():
+                with suppress(Exception):  # then it is closed, or still in the transaction, and not lent again
+                    await connection.execute("ROLLBACK", timeout=_SETTLE_SECONDS)
+            raise self._back_after(connection, error) from None
+        self._back(connection)
+
+    async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
+        """Call a listed definer function by name: what must work without an identity."""
+        if not _FUNCTION.match(function):
+            raise ValueError("not the name of a function")
+        holes = ", ".join(f"${n}" for n in range(1, len(args) + 1))
+        async with self.connection() as connection:
+            rows = await connection.fetch(f"SELECT * FROM public.{function}({holes})", *args)  # noqa: S608 - a name we checked
+        return [dict(row) for row in rows]
+
+
+@asynccontextmanager
+async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) -> AsyncIterator[Any]:
+    """A connection of its own, opened within `seconds` and closed at the end: for migrations, commands and the feed of
+    revocations. Raises Unavailable, ValueError."""
+    try:
+        connection = await Hosts(driver.connect, connect, seconds, elsewhere=another_host_may_do).open()
+    except Exception as error:
+        raise meaning(error) from None
+    try:
+        yield connection
+    finally:
+        with suppress(Exception):  # one that no longer answers is dropped, else whoever reads on it would never get another
+            await connection.close(timeout=_SETTLE_SECONDS)

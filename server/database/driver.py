@@ -1,0 +1,128 @@
+"""asyncpg: a connection, and what its exceptions mean. The only room that knows it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+import asyncpg
+
+from ..http.errors import ApiError, Conflict, Forbidden, Unavailable, Unprocessable
+
+# Classes that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
+NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
+# The server at the other end only reads, or is going away: the connection is of no more use.
+NOT_AGAIN: Final = ("25006", "57P")
+_KNOWN: Final[dict[str, type[ApiError]]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
+
+
+def meaning_of(state: str, name: str) -> Exception | None:
+    """The answer to an error with this state; None where it is a mistake in the SQL. `name` is the error's, for the log."""
+    if state == "42501":  # a policy or a grant said no: the row would be another tenant's
+        return Forbidden("organization")
+    if state in _KNOWN:
+        return _KNOWN[state]()
+    if state.startswith(("22", "23", "54")):
+        return Unprocessable([])
+    if state.startswith(NOT_NOW):
+        return Unavailable(f"database: {name} ({state})")
+    return None
+
+
+_MOST_KEPT: Final = 256
+
+
+class Connection(asyncpg.Connection):
+    """A connection that keeps what `read` has prepared, by its text: asyncpg's own way from a text to its statement takes
+    a twentieth of a request.
+
+    A kept statement is dropped when Postgres says that the schema has changed under it, with the connection, and when
+    there are too many (tests/test_driver.py).
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._kept: dict[str, Any] = {}
+
+    async def read(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row of a statement that changes nothing; prepared once for this connection."""
+        statement = self._kept.get(sql)
+        if statement is None:
+            statement = await self._keep(sql)
+        try:
+            return await statement.fetchval(*args)
+        except asyncpg.InvalidCachedStatementError:  # nothing was done
+            self._kept.clear()
+            return await (await self._keep(sql)).fetchval(*args)
+
+    async def _keep(self, sql: str) -> Any:
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        statement = self._kept[sql] = await self.prepare(sql)
+        return statement
+
+
+async def connect(**arguments: Any) -> Connection:
+    """Open a connection; `arguments` are asyncpg's."""
+    made: Connection = await asyncpg.connect(connection_class=Connection, **arguments)
+    return made
+
+
+def another_host_may_do(error: Exception) -> bool:
+    """Could another host of the URL serve, where this one failed to? Not where it refused who we are."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(NOT_NOW)
+    return isinstance(error, OSError | asyncpg.InternalClientError)
+
+
+def is_still_cancelling(connection: Any) -> bool:
+    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres."""
+    return bool(connection._protocol is None or connection._protocol._is_cancelling())
+
+
+def is_unfit(connection: Any) -> bool:
+    """May nobody else have this one? It still cancels; or asyncpg believes that a transaction is open, whatever Postgres says.
+
+    That belief stays where a BEGIN was given up before it was answered. The next transaction would then be taken for one
+    inside of it.
+    """
+    return is_still_cancelling(connection) or connection._top_xact is not None
+
+
+def is_said(error: BaseException) -> bool:
+    """Did Postgres itself say this? Some of its errors asyncpg raises by itself (a value that it cannot send)."""
+    return isinstance(error, asyncpg.PostgresError) and error.severity is not None
+
+
+def ends_the_server(error: BaseException) -> bool:
+    """Does this say that the server at the other end goes away, or only reads?"""
+    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(NOT_AGAIN)
+
+
+def meaning(error: Exception) -> Exception:
+    """What the caller of the database is to be told (no text of Postgres); an exception that is not its own is itself."""
+    if isinstance(error, asyncpg.PostgresError):
+        state, name = error.sqlstate or "", type(error).__name__
+        if isinstance(error, asyncpg.InvalidCachedStatementError):
+            return Unavailable(f"database: {name} ({state})")
+        return meaning_of(state, name) or error
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return ValueError("not a Postgres URL that can be used")
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return Unprocessable([])  # a value that asyncpg cannot send
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
+        return Unavailable(f"database: {type(error).__name__}")
+    return error
+
+
+async def settle(connection: Any, seconds: float) -> None:
+    """Bring a connection back to its beginning, or throw it away. Its statement is cancelled in Postgres, too."""
+    try:
+        with suppress(asyncpg.PostgresError):  # the transaction may have failed
+            await connection.execute("SELECT", timeout=seconds)  # waits for what is being cancelled
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK", timeout=seconds)
+    except Exception:
+        connection.terminate()

@@ -1,0 +1,209 @@
+"""One transaction for all that one request does in the database.
+
+What its handler opens by `scoped` and `read` joins it, each as a savepoint under its own scope: it can fail by itself, and
+it counts only when the whole transaction is committed. That makes an effect and the note of it one thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..http.answers import Rows
+from .connections import NO_WRITER, Database, Scope, Writer
+from .statements import SET_SCOPE, Scoped
+
+
+class Block:
+    """A stretch of work under one scope, inside another one (`above`) or outermost."""
+
+    __slots__ = ("above", "closed", "scope", "turn")
+
+    def __init__(self, scope: tuple[str, str, str], above: Block | None) -> None:
+        self.scope, self.above = scope, above
+        self.turn = asyncio.Lock()
+        """Held by a statement of this block while it runs, and by a block inside it for all of its life."""
+        self.closed = False
+
+    def within(self, other: Block) -> bool:
+        """Is this `other`, or somewhere inside it?"""
+        block: Block | None = self
+        while block is not None and block is not other:
+            block = block.above
+        return block is other
+
+    def must_be_open(self) -> None:
+        """Raises RuntimeError once the block, or one around it, is over: its transaction is not there any more."""
+        block: Block | None = self
+        while block is not None:
+            if block.closed:
+                raise RuntimeError("used after its block was left")
+            block = block.above
+
+    async def close(self) -> None:
+        """Wait for what is still inside; nothing comes in any more."""
+        async with self.turn:
+            self.closed = True
+
+
+_PATIENCE_SECONDS: Final = 2.0
+_innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
+"""The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
+
+
+class Undone(Exception):
+    """Raised inside the transaction to roll it back; goes no further."""
+
+
+class Joined:
+    """The transaction of one request, on one connection."""
+
+    def __init__(self, database: Database, connection: Any, scope: Scope) -> None:
+        self._database, self._connection = database, connection
+        self.root = Block(scope, None)
+        self._set: Scope | None = scope  # the scope that the connection has now; None: not known
+
+    @property
+    def itself(self) -> Scoped:
+        """The transaction, outside of any block that has joined it, under the scope that it was opened with."""
+        return Scoped(_Turns(self, self.root))
+
+    @asynccontextmanager
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`.
+
+        The writer is the transaction's: it is one request's.
+        """
+        async with self._joining(scope) as block:
+            yield Scoped(_Turns(self, block))
+
+    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
+        """One SELECT that joins. As `Database.read`."""
+        statement = self._database.statement(sql, len(args))
+        async with self._joining(scope) as block:
+            self._set = scope  # the statement says it itself
+            return Rows(await self.run(block, "fetchval", statement, *args, *scope))
+
+    @asynccontextmanager
+    async def _joining(self, scope: Scope) -> AsyncIterator[Block]:
+        above = self._here()
+        async with above.turn:
+            above.must_be_open()
+            block = Block(scope, above)
+            _innermost.set(block)
+            try:
+                async with self._connection.transaction():
+                    self._set = None  # each block says its scope anew, whatever SQL has run before it
+                    async with self.left(block):
+                        yield block
+            except BaseException as error:
+                self._set = None  # the savepoint has taken its settings along
+                raise self._database.failed(self._connection, error) from None
+
+    @asynccontextmanager
+    async def left(self, block: Block) -> AsyncIterator[None]:
+        """At the end nothing enters `block` any more; what is inside is waited for, or may not go on where it has failed."""
+        try:
+            yield
+        except BaseException:
+            block.closed = True
+            await self._alone(block)
+            raise
+        await self._alone(block)
+
+    async def _alone(self, block: Block) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await block.close()
+        except BaseException:
+            block.closed = True
+            self._connection.terminate()  # somebody still holds a savepoint of it: it must not be lent to anybody else
+            raise
+
+    async def run(self, block: Block, method: str, sql: str, *args: Any) -> Any:
+        """Run a statement of this block when it is its turn, under its scope."""
+        here = self._here()
+        async with (here if here.within(block) else block).turn:
+            block.must_be_open()
+            return await self._run(block.scope, method, sql, *args)
+
+    async def last(self, sql: str, *args: Any) -> None:
+        """Run a statement outside of any block, after all that has joined: nothing joins any more.
+
+        Raises what the end of a block would.
+        """
+        await self._alone(self.root)
+        try:
+            await self._run(self.root.scope, "execute", sql, *args)
+        except Exception as error:
+            raise self._database.failed(self._connection, error) from None
+
+    async def _run(self, scope: Scope, method: str, sql: str, *args: Any) -> Any:
+        if self._set != scope:
+            await self._connection.execute(SET_SCOPE, *scope)
+            self._set = scope
+        return await getattr(self._connection, method)(sql, *args)
+
+    def _here(self) -> Block:
+        """The innermost open block around the running code; the root where that is none of this transaction."""
+        here = _innermost.get()
+        if here is None or not here.within(self.root):
+            return self.root
+        while here.closed and here.above is not None:
+            here = here.above
+        return here
+
+
+class _Turns:
+    """A connection as a block sees it: `Scoped` asks four things of one."""
+
+    __slots__ = ("_block", "_joined")
+
+    def __init__(self, joined: Joined, block: Block) -> None:
+        self._joined, self._block = joined, block
+
+    async def fetch(self, sql: str, *args: Any) -> Any:
+        return await self._joined.run(self._block, "fetch", sql, *args)
+
+    async def fetchrow(self, sql: str, *args: Any) -> Any:
+        return await self._joined.run(self._block, "fetchrow", sql, *args)
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        return await self._joined.run(self._block, "fetchval", sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> Any:
+        return await self._joined.run(self._block, "execute", sql, *args)
+
+
+JOINED: Final = web.RequestKey("joined", Joined)
+"""Set while a request's work in the database joins one transaction."""
+
+
+@asynccontextmanager
+async def one_transaction(
+    database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
+) -> AsyncIterator[Joined | None]:
+    """A transaction to join, under this scope and of this writer; None where somebody else has `lock` (64 bits), for which
+    nobody waits.
+
+    Committed at the end; rolled back when the block raises. `Undone` rolls back and is not raised further.
+    Raises Unavailable, also when the commit fails: then nothing is there, or all of it.
+    """
+    try:
+        async with database.connection() as connection, connection.transaction():
+            (*_, free) = await connection.fetchrow(
+                f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
+            )
+            if not free:
+                yield None
+                return
+            joined = Joined(database, connection, scope)
+            async with joined.left(joined.root):
+                yield joined
+    except Undone:
+        pass

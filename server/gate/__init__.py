@@ -1,0 +1,1 @@
+"""Every request passes here: who is calling, and may they?"""

@@ -1,0 +1,207 @@
+"""The gate: every request passes here, and none goes on until it is known who is calling and whether they may.
+
+It decides on the route that the router chose and on the access declared there, never on the text of a path.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from aiohttp import hdrs, web
+from multidict import istr
+
+from ..auth.access import check
+from ..auth.identity import IDENTITY, OPENED, CredentialRejected, Identity
+from ..auth.revocation import Revocations
+from ..http.client_address import ClientAddress
+from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
+from ..http.stamp import REQUEST_ID
+from ..plugins.hookspecs import Provider
+from ..plugins.providers import Asked
+from ..rate_limits.addresses import AddressLimit
+from ..rate_limits.callers import LEASE, CallerLimit
+from ..routing.table import Plan
+from ..telemetry.decisions import Decision, DenialListener
+from ..telemetry.log import log_failure
+from ..telemetry.metrics import Metrics
+from .deadline import within
+from .idempotency import KEY, once
+
+_API_KEY: Final = istr("X-API-Key")
+_SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+_HANDLERS_WORD: Final = Forbidden("handler")
+
+
+class Gate:
+    """Asks the providers in the operator's order, one await at a time."""
+
+    def __init__(
+        self,
+        plans: Mapping[web.AbstractRoute, Plan],
+        providers: Sequence[tuple[str, Provider]],
+        *,
+        provider_seconds: float,
+        revocations: Revocations,
+        metrics: Metrics,
+        denied: Sequence[DenialListener],
+        addresses: ClientAddress,
+        caller_limit: CallerLimit | None = None,
+        address_limit: AddressLimit | None = None,
+    ) -> None:
+        """`denied` are told of every request that is turned away."""
+        self._plans = dict(plans)
+        self._asked = [Asked(name, provider) for name, provider in providers]
+        self._seconds = provider_seconds
+        self._revocations = revocations
+        self._told, self._limited = metrics.authentications, metrics.limited
+        self._denied = denied
+        self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
+
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
+        """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
+        plan = self._plans.get(match.route)
+        if plan is not None and plan.public:
+            request[OPENED] = True  # the credentials of a public route are never read
+            return await match.handler(request)
+        started = time.perf_counter()
+        identity: Identity | None = None
+        try:
+            shown = self._shown(request)
+            identity = self._recall(request)
+            if identity is None:
+                identity = await self._identify(request, shown)
+            if self._revocations.denies(identity):
+                raise Unauthorized("session-revoked")
+            if self._caller_limit is not None:
+                request[LEASE] = self._caller_limit.take(identity) or await self._caller_limit.ask(identity)
+            if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
+                raise match.http_exception or web.HTTPNotFound
+            check(plan.access, identity, match)
+        except (ApiError, web.HTTPException) as error:
+            if isinstance(error, TooManyRequests):
+                self._limited["address" if identity is None else "caller"] += 1
+            if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
+                self._address_limit.charge(self._addresses.of(request))
+            self._tell(request, plan, identity, error, started)
+            raise
+        request[IDENTITY] = identity
+        try:
+            if request.method == hdrs.METH_POST and KEY in request.headers:
+                response = await once(request, match.handler, plan.template)
+            else:
+                response = await match.handler(request)
+        except (Forbidden, web.HTTPForbidden) as error:
+            self._tell(request, plan, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
+            raise
+        if response.status == 403:
+            self._tell(request, plan, identity, _HANDLERS_WORD, started)
+        return response
+
+    def plan_of(self, request: web.Request) -> Plan | None:
+        """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
+        match = request._match_info
+        return self._plans.get(match.route) if match is not None else None
+
+    def _shown(self, request: web.Request) -> int:
+        """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
+        headers = request.headers
+        shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
+        if shown > 1:
+            raise BadRequest("credentials-ambiguous")
+        if self._address_limit is not None and self._address_limit.debts and (shown or hdrs.COOKIE in headers):
+            wait = self._address_limit.blocked(self._addresses.of(request))
+            if wait is not None:
+                raise self._address_limit.refusal(wait)
+        return shown
+
+    def _recall(self, request: web.Request) -> Identity | None:
+        """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
+        headers = request.headers
+        for one in self._asked:
+            if one.may_know(headers):
+                if one.recall is None:
+                    return None
+                try:
+                    found = one.recall(request)
+                except CredentialRejected as rejected:
+                    raise self._rejected(one.name, rejected) from None
+                except Exception:
+                    return None  # `authenticate` is asked, and will tell what is wrong
+                if not isinstance(found, Identity):
+                    return None
+                self._told[one.known] += 1
+                return found
+        return None
+
+    async def _identify(self, request: web.Request, shown: int) -> Identity:
+        for one in self._asked:
+            if not one.may_know(request.headers):
+                continue
+            identity = await self._ask(one, request)
+            if identity is not None:
+                self._told[one.known] += 1
+                return identity
+        self._told["none", "rejected" if shown else "missing"] += 1
+        if shown:
+            raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
+        raise Unauthorized("credential-missing")
+
+    def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
+        self._told[name, "rejected"] += 1
+        return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
+
+    async def _ask(self, one: Asked, request: web.Request) -> Identity | None:
+        """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
+        try:
+            identity = await within(self._seconds, one.authenticate(request))
+            if identity is None or isinstance(identity, Identity):
+                return identity
+            raise TypeError(f"authenticate returned a {type(identity).__name__}")
+        except CredentialRejected as rejected:
+            raise self._rejected(one.name, rejected) from None
+        except Unavailable as outage:
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
+            raise ServiceUnavailable(outage.retry_after) from None
+        except Exception as error:
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider failed", error, provider=one.name)
+            raise ServiceUnavailable from None
+
+    def _tell(
+        self,
+        request: web.Request,
+        plan: Plan | None,
+        identity: Identity | None,
+        error: ApiError | web.HTTPException,
+        started: float,
+    ) -> None:
+        listeners = [one for one in self._denied if one.hears(known=identity is not None, status=error.status)]
+        if not listeners:
+            return
+        outcome = {401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status))
+        decision = Decision(
+            request.get(REQUEST_ID, ""),
+            request.method,
+            plan.template if plan else "(none)",
+            identity.provider if identity else None,
+            identity.user_id if identity else None,
+            identity.org_id if identity else None,
+            outcome,
+            error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
+            error.detail if isinstance(error, Unauthorized) else "",
+            time.perf_counter() - started,
+            self._addresses.of(request),
+            self._addresses.inbound_request_id(request),
+            identity.audited_as if identity else None,
+        )
+        for listener in listeners:
+            listener(decision)
+
+
+def _slug(reason: object) -> str:
+    """A plugin's reason, if it is a slug at all."""
+    return reason if isinstance(reason, str) and _SLUG.match(reason) else "credential-rejected"

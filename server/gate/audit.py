@@ -1,0 +1,186 @@
+"""The audit log's denials and its age: what the gate denied is written in the background, and old entries are forgotten.
+
+Writes need nothing here: a trigger in schema.sql notes them. A denial must never delay or fail a request, so it goes
+into memory, of bounded size, and from there to Postgres about once a second. Denials alike (the same caller, route and
+reason) that come before it is written are one entry that says how many: a caller who is refused a thousand times a
+second cannot fill the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..http.errors import Unavailable
+from ..telemetry.decisions import Decision
+from ..telemetry.log import LOG, log_failure
+
+MOST_WAITING: Final = 10_000
+BATCH: Final = 500
+INTERVAL_SECONDS: Final = 1.0
+LONGEST_PAUSE: Final = 10.0
+FLUSH_SECONDS: Final = 2.0
+PRUNE_SECONDS: Final = 600.0
+PRUNE_BATCH: Final = 1000
+MOST_TIMES: Final = 2**31 - 1
+
+Call = Callable[..., Awaitable[list[Mapping[str, Any]]]]
+
+
+class Denials:
+    """403s of known callers that wait to be written. What does not fit is counted, and said once a minute at most."""
+
+    def __init__(self, call: Call, *, most: int = MOST_WAITING, clock: Callable[[], float] = time.monotonic) -> None:
+        """`call(function, *args)` runs a listed database function; `most` different denials wait at the same time."""
+        self._call, self._most, self._clock = call, most, clock
+        self._waiting: dict[tuple[str | None, ...], tuple[datetime, str, int]] = {}
+        self._lost, self._say_at = 0, clock()
+        self.dropped = 0
+        """Denials that were not noted, since the start."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def hears(self, *, known: bool, status: int) -> bool:
+        """A stranger's denial, and every one that is no 403, leaves no entry."""
+        return known and status == 403
+
+    def __call__(self, decision: Decision) -> None:
+        """Take one decision of the gate."""
+        target = f"{decision.method} {decision.route}"
+        key = (decision.org_id, decision.user_id, decision.actor, decision.provider, target, decision.reason)
+        self._add(key, (datetime.now(UTC), decision.request_id, 1))
+
+    def _add(self, key: tuple[str | None, ...], new: tuple[datetime, str, int]) -> None:
+        """The first of several alike gives time and request id."""
+        known = self._waiting.get(key)
+        if known is not None:
+            self._waiting[key] = (known[0], known[1], min(known[2] + new[2], MOST_TIMES))
+        elif len(self._waiting) < self._most:
+            self._waiting[key] = new
+        else:
+            self._lose(new[2])
+
+    def _lose(self, number: int) -> None:
+        self.dropped += number
+        self._lost += number
+        if self._clock() >= self._say_at:
+            self.say_lost()
+
+    def say_lost(self) -> None:
+        """Log how many denials were not noted since this was last said."""
+        if self._lost:
+            LOG.warning("denials were not noted in the audit log", extra={"fields": {"count": self._lost}})
+            self._lost, self._say_at = 0, self._clock() + 60
+
+    def give_up(self) -> None:
+        """Count all that still waits as lost, and say so."""
+        lost = sum(times for _, _, times in self._waiting.values())
+        self._lost, self.dropped = self._lost + lost, self.dropped + lost
+        self._waiting.clear()
+        self.say_lost()
+
+    async def write(self) -> None:
+        """Write all that waits, a batch at a time. Raises Unavailable, and then keeps what was not written."""
+        while self._waiting:
+            batch = [(key, self._waiting.pop(key)) for key in list(self._waiting)[:BATCH]]
+            try:
+                await self._write(batch)
+            except (Unavailable, asyncio.CancelledError):
+                for key, value in batch:
+                    self._add(key, value)
+                raise
+            except Exception as error:  # Postgres takes none of it, and would not the next time either
+                log_failure("denials were refused by the audit log", error)
+                self._lose(sum(times for _, (_, _, times) in batch))
+
+    async def _write(self, batch: list[tuple[tuple[str | None, ...], tuple[datetime, str, int]]]) -> None:
+        moments, requests, times = zip(*(value for _, value in batch), strict=True)
+        orgs, users, actors, providers, targets, reasons = zip(*(key for key, _ in batch), strict=True)
+        await self._call("audit_denied", moments, orgs, users, actors, providers, targets, reasons, times, requests)
+
+
+class Audit:
+    """What one server does for the audit log: it writes denials and forgets old entries, as long as it runs."""
+
+    def __init__(self, call: Call, *, denials: bool, retention_days: int) -> None:
+        """`call(function, *args)` runs a listed database function; `retention_days` 0: nothing is ever forgotten."""
+        self._call, self._days = call, retention_days
+        self._denials = Denials(call) if denials else None
+        self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._stop = asyncio.Event()
+
+    @property
+    def listeners(self) -> list[Denials]:
+        """Who is to be told by the gate."""
+        return [] if self._denials is None else [self._denials]
+
+    @property
+    def dropped(self) -> int:
+        """Denials that were not noted, since the start."""
+        return self._denials.dropped if self._denials is not None else 0
+
+    async def running(self, app: web.Application) -> AsyncIterator[None]:
+        """A context of the application in which entries are written; at its end what waits is written, if that is quick."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            await self._finish(task)
+
+    async def _finish(self, task: asyncio.Task[None]) -> None:
+        """Let a write that is under way end, and write what waits: within two seconds, or say how much is lost."""
+        self._stop.set()
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await task
+                if self._denials is not None:
+                    await self._denials.write()
+        if self._denials is not None:
+            self._denials.give_up()
+
+    async def prune(self) -> int:
+        """Forget what is older than the setting says, in small steps that hold no lock for long; how many entries."""
+        total = 0
+        while self._days:
+            rows = await self._call("audit_prune", self._days, PRUNE_BATCH)
+            total += rows[0]["audit_prune"]
+            if rows[0]["audit_prune"] < PRUNE_BATCH:
+                break
+            await asyncio.sleep(0.05)
+        return total
+
+    async def _run(self) -> None:
+        pause = INTERVAL_SECONDS
+        while not await self._told_to_stop(pause):
+            try:
+                if self._denials is not None:
+                    await self._denials.write()
+                await self._prune_sometimes()
+                pause = INTERVAL_SECONDS
+            except Unavailable as outage:
+                if pause == INTERVAL_SECONDS:
+                    LOG.warning("audit log interrupted", extra={"fields": {"why": str(outage)}})
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except Exception as error:
+                log_failure("audit log failed", error)
+                pause = LONGEST_PAUSE
+
+    async def _told_to_stop(self, seconds: float) -> bool:
+        """Wait so long, or until the server stops."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        return self._stop.is_set()
+
+    async def _prune_sometimes(self) -> None:
+        """Every server does, and it does not matter which comes first."""
+        if time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_SECONDS
+            await self.prune()

@@ -1,0 +1,107 @@
+"""The outermost layer of every request: its id, malformed targets, cross-origin answers, and errors as JSON.
+
+Preflights are answered here, before the gate: the same for every path, and nothing runs.
+"""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import hdrs, web
+
+from ..auth.identity import IDENTITY
+from ..http.cors import Cors
+from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable, error_response, from_http
+from ..http.response import Reply
+from ..http.stamp import REQUEST_ID, new_request_id, stamp
+from ..http.targets import malformed
+from ..rate_limits.callers import LEASE, mark
+from ..routing.resolver import Lookup
+from ..routing.table import Plan
+from ..telemetry.decisions import Decision, Listener
+from ..telemetry.log import log_failure
+from ..telemetry.metrics import NO_ROUTE, Metrics
+from .admission import Gate
+
+_VERSIONS = frozenset({(1, 0), (1, 1)})
+
+
+class Front:
+    """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
+
+    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
+        """`served` is told of every request that took a route and was let in; None: nobody asks."""
+        self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
+        self._nowhere = metrics.tally("(any)", NO_ROUTE)
+        self.draining = False
+        """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """The answer to a request, whatever happens."""
+        started = time.perf_counter()
+        request_id = new_request_id()
+        request[REQUEST_ID] = request_id
+        try:
+            match = self._lookup.at_once(request)
+            if match is None or request.version not in _VERSIONS:
+                response = await self._by_the_long_way(request)
+            else:
+                request._match_info = match
+                response = await self._gate.admit(request, match)
+        except ApiError as error:
+            response = error.response()
+        except web.HTTPException as error:
+            response = from_http(error)
+        except Unavailable as outage:
+            log_failure("unavailable", outage, request_id=request_id, why=str(outage))
+            response = ServiceUnavailable(outage.retry_after).response()
+        except Exception as error:
+            route = request.match_info.route.name if request._match_info is not None else None
+            log_failure("handler failed", error, request_id=request_id, route=route or "")
+            response = error_response(500)
+        if type(response) is not Reply or response.prepared:
+            response = _sendable(response)
+        plan = self._gate.plan_of(request)
+        if type(response) is Reply or not response.prepared:
+            self._finish(request, response, request_id, plan)
+        seconds = time.perf_counter() - started
+        (self._nowhere if plan is None else plan.tally).add(response.status, seconds)
+        if self._served is not None and plan is not None:
+            self._tell(request, response, plan, seconds)
+        return response
+
+    async def _by_the_long_way(self, request: web.Request) -> web.StreamResponse:
+        if request.version not in _VERSIONS or malformed(request.raw_path):
+            raise BadRequest
+        if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
+            return preflight
+        match = request._match_info = await self._lookup.resolve(request)
+        return await self._gate.admit(request, match)
+
+    def _tell(self, request: web.Request, response: web.StreamResponse, plan: Plan, seconds: float) -> None:
+        identity = request.get(IDENTITY)
+        if self._served is None or (identity is None and not plan.public):
+            return  # the gate has told of it
+        who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
+        told = (request[REQUEST_ID], request.method, plan.template, *who, str(response.status), None, "", seconds)
+        self._served(Decision(*told))
+
+    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
+        # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
+        cacheable = plan is not None and plan.public and (response.status < 300 or response.status == 304)
+        stamp(response, request_id, cacheable=cacheable)
+        if (lease := request.get(LEASE)) is not None:
+            mark(response, lease)
+        if self.draining:
+            response.force_close()
+        if hdrs.ORIGIN in request.headers:
+            self._cors.mark(request, response)
+
+
+def _sendable(response: object) -> web.StreamResponse:
+    """A handler's answer that is none of ours, as it can be sent. One of ours that was sent before, to whomever, cannot."""
+    if not isinstance(response, web.StreamResponse) or type(response) is Reply:
+        return error_response(500)
+    if isinstance(response, web.HTTPException):  # returned where it should have been raised
+        return from_http(response)
+    return response

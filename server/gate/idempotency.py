@@ -1,0 +1,177 @@
+"""`Idempotency-Key`: a client that does not know whether its POST was done sends it again, and it is done once.
+
+The answer is kept in the transaction of the effect itself: there is either both or neither. Whoever repeats the request
+gets the kept answer, after the gate has let them in again. The header is that of draft-ietf-httpapi-idempotency-key-header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+
+from ..auth.access import access_of, check
+from ..auth.identity import IDENTITY, Identity
+from ..database.request_transaction import JOINED, Joined, Undone, one_transaction
+from ..database.scope import DATABASE, scope_of, writer_of
+from ..http.bodies import raw_body
+from ..http.errors import BadRequest, Conflict, Unprocessable
+from ..http.protocol import Handler
+from ..http.response import STANDARD_HEADERS
+
+KEY: Final = "Idempotency-Key"
+KEEP_SECONDS: Final = web.AppKey("idempotency_keep_seconds", float)
+MOST_BYTES: Final = 262_144  # of an answer that is kept; schema.sql knows the number too
+_KEPT_HEADERS: Final = (hdrs.CONTENT_TYPE, hdrs.ETAG, hdrs.LINK, hdrs.LOCATION)
+_BARE: Final = re.compile(r"[!#-~][!-~]{0,254}\Z")
+_QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"\Z')  # a String of RFC 8941 3.3.3, here without blanks
+_SECRET: Final = "__answers_secret__"
+_LOOK: Final = """SELECT fingerprint, status, headers::text, body, withheld, expires_at <= now() AS expired
+                  FROM idempotency_keys WHERE hash = $1"""
+_FORGET: Final = "DELETE FROM idempotency_keys WHERE hash = $1"
+_KEEP: Final = """INSERT INTO idempotency_keys (hash, user_id, org_id, fingerprint, status, headers, body, withheld, expires_at)
+                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9))"""
+H = TypeVar("H", bound=Callable[..., Awaitable[web.StreamResponse]])
+
+
+def answers_secret(handler: H) -> H:
+    """The answer of this handler holds a secret that is shown once: it is never kept. A repeat is a 409.
+
+    Stands above or below the decorator that declares the access.
+    """
+    setattr(handler, _SECRET, True)
+    return handler
+
+
+async def once(request: web.Request, handler: Handler, template: str) -> web.StreamResponse:
+    """Answer a POST that bears `Idempotency-Key`: by its handler the first time, from what was kept after that.
+
+    For a request that the gate has let through. Raises (as answers) 400 for a header that is no key, what `raw_body`
+    raises but 411 (a handler that wants a body says so itself), 409 while the same key is under way or where the answer
+    was not kept, 422 for another request with this key, and 503, which leaves nothing behind.
+    """
+    key, identity = _key(request), request[IDENTITY]
+    scope = scope_of(request)
+    if not (identity.user_id or identity.org_id):
+        raise BadRequest("idempotency-key-unowned")  # no tenant, so there is no row that could be this caller's
+    body = await raw_body(request) if request.body_exists else b""
+    name, fingerprint = _name(identity, request.method, template, key), _fingerprint(request, key, body)
+    response: Any = None
+    lock = int.from_bytes(name[:8], "big", signed=True)
+    async with one_transaction(request.app[DATABASE], scope, lock, writer_of(request)) as joined:
+        if joined is None:
+            raise _under_way()
+        kept = await _look(joined, name)
+        if kept is not None:
+            return _again(request, kept, fingerprint)
+        response = await _run(request, handler, joined)
+        if not isinstance(response, web.StreamResponse) or response.status >= 400:
+            raise Undone
+        await _keep(joined, name, identity.user_id, identity.org_id, fingerprint, *_kept(request, response))
+    return response  # what is no answer at all is a 500 further out
+
+
+async def _look(joined: Joined, name: bytes) -> Mapping[str, Any] | None:
+    """What was kept under this name. What has expired is taken away, to make room."""
+    kept = await joined.itself.fetchrow(_LOOK, name)
+    if kept is not None and kept["expired"]:
+        await joined.itself.execute(_FORGET, name)
+        return None
+    return kept
+
+
+async def _keep(joined: Joined, *row: Any) -> None:
+    try:
+        await joined.last(_KEEP, *row)
+    except Conflict:
+        # Somebody was faster. The lock prevents that, but where the database's default isolation reads an old snapshot.
+        raise _under_way() from None
+
+
+async def _run(request: web.Request, handler: Handler, joined: Joined) -> Any:
+    request[JOINED] = joined
+    try:
+        return await handler(request)
+    except web.HTTPException as raised:
+        if raised.status >= 400:
+            raise
+        # An answer that was raised, a redirect: what was done before it stays. Of its headers what means something.
+        return web.Response(
+            status=raised.status, headers={n: raised.headers[n] for n in _KEPT_HEADERS[1:] if n in raised.headers}
+        )
+    finally:
+        del request[JOINED]
+
+
+def _again(request: web.Request, kept: Mapping[str, Any], fingerprint: bytes) -> web.Response:
+    """The kept answer. The second lock is asked again, for the handler that has it does not run."""
+    access = access_of(request.match_info.handler)
+    if access is not None:
+        check(access, request[IDENTITY], request.match_info)
+    if kept["fingerprint"] != fingerprint:
+        raise _OtherRequest
+    if kept["withheld"] is not None:
+        raise Conflict(f"idempotency-{kept['withheld']}-not-kept")
+    headers: CIMultiDict[str] = STANDARD_HEADERS.copy()
+    headers.update(json.loads(kept["headers"]))
+    headers["Idempotency-Replayed"] = "true"
+    return web.Response(body=kept["body"], status=kept["status"], headers=headers)
+
+
+def _kept(request: web.Request, response: web.StreamResponse) -> tuple[int, str, bytes | None, str | None, float]:
+    """(status, headers, body, why there is no body, for how many seconds) of what is kept of an answer."""
+    seconds = request.app[KEEP_SECONDS]
+    headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    if getattr(request.match_info.handler, _SECRET, False):
+        return response.status, "{}", None, "secret", seconds
+    body = response.body if isinstance(response, web.Response) else None
+    if body is None and isinstance(response, web.Response):
+        body = b""
+    if response.prepared or not isinstance(body, bytes | bytearray) or len(body) > MOST_BYTES:
+        return response.status, "{}", None, "answer", seconds  # too large, or not whole: done all the same, and never twice
+    return response.status, json.dumps(headers), bytes(body), None, seconds
+
+
+def _key(request: web.Request) -> str:
+    """The client's key: 1 to 255 visible ASCII characters, bare or as a quoted string, which is the same key."""
+    given = request.headers.getall(KEY)
+    if len(given) == 1:
+        if _BARE.match(given[0]):
+            return given[0]
+        if quoted := _QUOTED.match(given[0]):
+            key = re.sub(r"\\(.)", r"\1", quoted[1])
+            if len(key) <= 255:
+                return key
+    raise BadRequest("idempotency-key-malformed")
+
+
+def _name(identity: Identity, method: str, template: str, key: str) -> bytes:
+    """The row's name: SHA-256 over who, where and the client's key. Nobody comes to another one's name by any key.
+
+    A key of an organisation has no user: then it is the key itself that asks, so two of them are two callers.
+    """
+    caller = (identity.provider, identity.user_id, identity.org_id, None if identity.user_id else identity.key_id)
+    return hashlib.sha256(json.dumps([*caller, method, template, key]).encode()).digest()
+
+
+def _fingerprint(request: web.Request, key: str, body: bytes) -> bytes:
+    """What makes two requests the same: path, query, content type and body. The client's key is in it as salt."""
+    head = [key, request.rel_url.raw_path_qs, request.headers.getall(hdrs.CONTENT_TYPE, [])]
+    return hashlib.sha256(json.dumps(head).encode() + b"\0" + body).digest()
+
+
+def _under_way() -> Conflict:
+    return Conflict("idempotency-in-progress", headers={"Retry-After": "1"})
+
+
+class _OtherRequest(Unprocessable):
+    """The key was used before, with another request."""
+
+    def __init__(self) -> None:
+        super().__init__([{"field": KEY, "message": "was used with another request"}])
+        self.reason = "idempotency-key-reused"

@@ -1,0 +1,167 @@
+"""Every refusal as a value: its status, its body in the contract's shape, and the headers that belong to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from .response import Reply, phrase
+
+
+class ApiError(Exception):
+    """An answer other than success. `reason` is a slug for the caller, `more` further members of the body."""
+
+    status = 500
+
+    def __init__(
+        self, reason: str | None = None, *, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(reason or phrase(self.status))
+        self.reason = reason
+        self.headers = headers
+        self.more = more
+
+    def response(self) -> Reply:
+        """The answer to send."""
+        return error_response(self.status, self.reason, self.headers, self.more)
+
+
+class BadRequest(ApiError):
+    status = 400
+
+
+class Unauthorized(ApiError):
+    """401 with a challenge (RFC 6750 3): who are you?"""
+
+    status = 401
+
+    def __init__(self, reason: str = "credential-missing", detail: str = "") -> None:
+        super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)})
+        self.detail = detail
+
+    def response(self) -> Reply:
+        return Reply(_body(401, self.reason), 401, lines=_challenge_line(self.reason or ""))
+
+
+class Forbidden(ApiError):
+    status = 403
+
+
+class NotFound(ApiError):
+    status = 404
+
+
+class RequestTimeout(ApiError):
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class Conflict(ApiError):
+    status = 409
+
+
+class LengthRequired(ApiError):
+    status = 411
+
+
+class PreconditionFailed(ApiError):
+    status = 412
+
+
+class ContentTooLarge(ApiError):
+    status = 413
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+
+
+class Unprocessable(ApiError):
+    """422 with every bad field: `fields` is a list of `{"field": "a.b", "message": "..."}`."""
+
+    status = 422
+
+    def __init__(self, fields: list[dict[str, str]]) -> None:
+        super().__init__(more={"fields": fields})
+
+
+class TooManyRequests(ApiError):
+    status = 429
+
+
+class ServiceUnavailable(ApiError):
+    status = 503
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__(headers={"Retry-After": str(max(1, retry_after))})
+
+
+def challenge(reason: str) -> str:
+    """The `WWW-Authenticate` of a 401. Without a credential there is no error to name (RFC 6750 3.1)."""
+    return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
+
+
+@lru_cache(maxsize=256)
+def _challenge_line(reason: str) -> bytes:
+    return f"WWW-Authenticate: {challenge(reason)}\r\n".encode()
+
+
+def error_response(
+    status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+) -> Reply:
+    """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
+    body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
+    return Reply(body, status, headers)
+
+
+def _members(status: int, reason: str | None) -> dict[str, Any]:
+    return {"error": phrase(status)} if reason is None else {"error": phrase(status), "reason": reason}
+
+
+@lru_cache(maxsize=512)
+def _body(status: int, reason: str | None) -> bytes:
+    return json.dumps(_members(status, reason)).encode()
+
+
+def from_http(raised: web.HTTPException) -> web.Response:
+    """What a handler or the router raised, as an answer of our own; aiohttp would drop the connection over an exception.
+
+    A redirect, or what else is no error, keeps its headers and cookies but not its text. An error becomes JSON, and of its
+    headers only those that mean something to a client stay.
+    """
+    if raised.status < 400:
+        about_the_text = ("content-type", "content-length")
+        headers = [(name, value) for name, value in raised.headers.items() if name.lower() not in about_the_text]
+        plain = web.Response(status=raised.status, headers=CIMultiDict(headers))
+        plain.cookies.update(raised.cookies)
+        return plain
+    kept = {name: raised.headers[name] for name in ("Allow", "Retry-After", "WWW-Authenticate") if name in raised.headers}
+    if raised.status == 503:
+        kept.setdefault("Retry-After", "1")
+    if raised.status == 401:
+        kept.setdefault("WWW-Authenticate", "Bearer")
+    if raised.status == 413:
+        kept["Connection"] = "close"
+    return error_response(raised.status, headers=kept)
+
+
+class Unavailable(Exception):
+    """Something that has to be asked (a key set, the database, a provider's service) cannot be: 503.
+
+    `retry_after` is in seconds and becomes the `Retry-After` header. The message goes to the log only.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        given: object = retry_after  # a plugin's word: it may be anything
+        self.retry_after = given if isinstance(given, int) else 1

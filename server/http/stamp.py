@@ -1,0 +1,44 @@
+"""The request id, and the headers that every response has."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from aiohttp import web
+
+from .response import SERVER, STANDARD_HEADERS, Reply
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+"""Our name for this request, in the answer and in the log."""
+
+
+_ID_LENGTH: Final = 24
+_ids: list[str] = []
+
+
+def new_request_id() -> str:
+    """24 characters that name one request in answers and logs. A counter would tell strangers how busy we are."""
+    if not _ids:
+        drawn = os.urandom(_ID_LENGTH // 2 * 512).hex()
+        _ids.extend(drawn[start : start + _ID_LENGTH] for start in range(0, len(drawn), _ID_LENGTH))
+    return _ids.pop()
+
+
+os.register_at_fork(after_in_child=_ids.clear)  # two processes that share names would confuse whoever reads their logs
+
+
+def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
+    """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
+    if isinstance(response, Reply) and response.stamp(request_id, cacheable):
+        return
+    headers = response.headers
+    if headers.get("Server") != SERVER:  # a handler's own response, not made from STANDARD_HEADERS
+        for name, value in STANDARD_HEADERS.items():
+            headers.setdefault(name, value)
+        headers["Server"] = SERVER
+    headers["X-Request-Id"] = request_id
+    if not cacheable:
+        headers["Cache-Control"] = "no-store"
+    elif headers["Cache-Control"] == "no-store":
+        del headers["Cache-Control"]

@@ -1,0 +1,86 @@
+"""Is everything installed that the server needs? Standard library only, and asked before anything else is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+NEEDED = (
+    "aiohttp", "asyncpg", "cryptography", "jwt", "limits", "msgspec", "pluggy", "prometheus_client", "pydantic",
+    "standardwebhooks",
+)  # fmt: skip
+
+
+def refuse_to_start_without() -> None:
+    """End the program with status 2 and one line where something is missing; only when we are the program."""
+    started_as = sys.argv[0] if sys.argv else ""
+    if started_as != "-m" and os.path.basename(started_as) not in ("gatepost", "__main__.py"):
+        return
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(
+            f"gatepost: not installed here: {', '.join(missing)}. Run `make install`, or `pip install -e '.[dev]'` in a virtual"
+            " environment, and use its python.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+NAMES: Final = ("server", "providers", "handlers")
+DISTRIBUTION: Final = "gatepost"
+_REMEDY: Final = ": give Gatepost a virtual environment of its own"
+# How a line of RECORD (`handlers/x.py,sha256=...`) or of top_level.txt begins that puts something under one of the names.
+# It starts with a newline, not with ^: a literal first byte makes the search ten times as fast.
+_CLAIM: Final = re.compile(rb"\n(server|providers|handlers)(?:[/.]|\r?\n)")
+_LISTS: Final = {".dist-info": "RECORD", ".egg-info": "top_level.txt"}
+
+
+def trouble(path: Iterable[str] | None = None) -> str | None:
+    """What is wrong with who owns the three names, in one line, or None. `path` is sys.path."""
+    where = list(sys.path if path is None else path)
+    return _elsewhere() or next((found for folder in dict.fromkeys(where) if (found := _claimed(folder))), None)
+
+
+def _elsewhere() -> str | None:
+    """Would an import take one of the names from another place than this very file's?"""
+    home = Path(__file__).resolve().parent.parent
+    for name in NAMES[1:]:
+        spec = PathFinder.find_spec(name)
+        origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if origin is None:
+            return f"the package {name!r} of Gatepost cannot be found beside {home / 'server'}: install Gatepost again"
+        if origin != home / name / "__init__.py":
+            return f"the name {name!r} belongs to {origin}, not to Gatepost in {home}{_REMEDY}"
+    return None
+
+
+def _claimed(folder: str) -> str | None:
+    """Has another distribution, installed in this folder, a file under one of the names?"""
+    try:
+        installed = [entry for entry in os.listdir(folder or ".") if entry.endswith(tuple(_LISTS))]
+    except OSError:
+        return None
+    for entry in installed:
+        stem, kind = os.path.splitext(entry)
+        distribution = stem.partition("-")[0]
+        if distribution.lower() == DISTRIBUTION:
+            continue
+        name = _claim(os.path.join(folder, entry, _LISTS[kind]))
+        if name is not None:
+            return f"the distribution {distribution!r} in {folder} also holds {name!r}, a name of Gatepost's{_REMEDY}"
+    return None
+
+
+def _claim(file: str) -> str | None:
+    try:
+        with open(file, "rb") as opened:
+            found = _CLAIM.search(b"\n" + opened.read())
+    except OSError:
+        return None
+    return found[1].decode() if found else None

@@ -1,0 +1,130 @@
+"""One route as an operation of the OpenAPI document: what follows from its path, its access and its description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..auth.access import Access
+from ..http.describe import Description
+from ..routing.table import Plan
+from .components import Error, header_refs, parameter_ref, refusal, response_ref
+from .schemas import Schemas
+from .security import Schemes, fitting
+
+ACCESS: Final = "x-gatepost-access"
+_WITH_BODY: Final = (408, 411, 413, 415, 422)
+_PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
+_WITHOUT_IDEMPOTENCY: Final = re.compile(r"/api/keys(?:/|\Z)")  # an answer there holds a secret, which is not kept
+_ONE_OF: Final = ("role", "permission", "feature", "plan", "organization", "reverification")
+
+
+def path_of(template: str) -> str:
+    """The template as OpenAPI writes it: parameters without their patterns."""
+    return _PARAMETER.sub(r"{\1}", template)
+
+
+def operation(
+    method: str, plan: Plan, name: str, description: Description | None, schemas: Schemas, schemes: Schemes
+) -> dict[str, Any]:
+    """The operation of one route. `name` is the handler's; `schemas` knows all types of the description."""
+    said = description or Description()
+    again = method == "POST" and not plan.public and not _WITHOUT_IDEMPOTENCY.match(plan.template)
+    made: dict[str, Any] = {
+        "summary": said.summary or name.strip("_").replace("_", " ").capitalize(),
+        "description": "\n\n".join(filter(None, [said.text, f"**Access:** {plan.words}"])),
+        "tags": list(said.tags) or [_subject(plan.template)],
+        "operationId": name,
+        "security": [] if plan.public else fitting(schemes, plan.access),
+        ACCESS: _access(plan),
+    }
+    if parameters := [*_path_parameters(plan.template), *map(parameter_ref, _parameters(said, again))]:
+        made["parameters"] = parameters
+    if said.body is not None:
+        content = {"application/json": {"schema": schemas.of(said.body, "validation")}}
+        made["requestBody"] = {"required": not said.body_optional, "content": content}
+    made["responses"] = _responses(method, plan, description, again, schemas)
+    return made
+
+
+def _subject(template: str) -> str:
+    """The first word of the path after `/api`: operations of one thing stand together."""
+    words = [word for word in template.split("/") if word and "{" not in word and word != "api"]
+    return words[0] if words else "api"
+
+
+def _access(plan: Plan) -> dict[str, Any]:
+    access, found = plan.access, {"words": plan.words, "public": plan.public}
+    if plan.public:
+        return found
+    found |= {word: value for word in _ONE_OF if (value := getattr(access, word)) is not None}
+    found |= {word: True for word in ("user", "allow_pending") if getattr(access, word)}
+    if access.scopes:
+        found["scopes"] = list(access.scopes)
+    return found | {"accepts": sorted(access.accepts)}
+
+
+def _path_parameters(template: str) -> list[dict[str, Any]]:
+    found = []
+    for name, pattern in _PARAMETER.findall(template):
+        schema = {"type": "string", "minLength": 1} | ({"pattern": f"^(?:{pattern})$"} if pattern else {})
+        found.append({"name": name, "in": "path", "required": True, "schema": schema})
+    return found
+
+
+def _parameters(said: Description, again: bool) -> Iterable[str]:
+    if said.page:
+        yield from ("limit", "cursor")
+    if said.if_match:
+        yield "If-Match"
+    if again:
+        yield "Idempotency-Key"
+
+
+def _responses(
+    method: str, plan: Plan, description: Description | None, again: bool, schemas: Schemas
+) -> dict[str, dict[str, Any]]:
+    said = description or Description()
+    found = {str(status): _success(said, kind, schemas) for status, kind in sorted(said.answers.items())}
+    for status in sorted(_refusals(plan, said, again) | ({422} | _unsaid(method) if description is None else set())):
+        words = said.refusals.get(status)
+        found[str(status)] = refusal(status, schemas.of(Error, "serialization"), words) if words else response_ref(status)
+    if not said.answers:
+        found["default"] = {"description": "The handler says no more of its answers.", "headers": header_refs()}
+    return found
+
+
+def _success(said: Description, kind: Any, schemas: Schemas) -> dict[str, Any]:
+    headers = [*said.headers, *(["Link"] if said.page else [])]
+    made: dict[str, Any] = {"description": "Done." if kind is None else "Success.", "headers": header_refs(*headers)}
+    if kind is not None:
+        made["content"] = {said.content_type: {"schema": schemas.of(kind, "serialization")}}
+    return made
+
+
+def _refusals(plan: Plan, said: Description, again: bool) -> set[int]:
+    """Every status from 400 on that can follow from what is declared; 500 is a fault, and no promise."""
+    found = {400, 431} | set(said.refusals)
+    if not plan.public:
+        found |= {401, 429, 503}
+    if not plan.public and _asks(plan.access):
+        found.add(403)
+    if "{" in plan.template:
+        found.add(404)
+    if said.page:
+        found.add(422)
+    if said.body is not None:
+        found |= set(_WITH_BODY)
+    if said.if_match:
+        found.add(412)
+    return found | {409, 422} if again else found
+
+
+def _asks(access: Access) -> bool:
+    """Does it ask more than that the caller is known, and by which kind of credential?"""
+    return access.user or bool(access.scopes) or any(getattr(access, word) is not None for word in _ONE_OF)
+
+
+def _unsaid(method: str) -> set[int]:
+    return {404, 503} | (set(_WITH_BODY) | {409} if method not in ("GET", "DELETE") else set())

@@ -1,0 +1,68 @@
+"""The credentials that the loaded providers take, as OpenAPI's security schemes, and which of them a route takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from ..auth.access import Access
+from ..plugins.hookspecs import Provider
+from ..settings.setting import ConfigError
+
+TOKEN_TYPES: Final = "x-gatepost-token-types"
+"""Of a scheme: the token types that a credential of this kind can be. Without it: any."""
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+\Z")  # OpenAPI 3.1.1, 4.8.7.2
+_NEEDS: Final = {
+    "apiKey": ("name", "in"),
+    "http": ("scheme",),
+    "mutualTLS": (),
+    "oauth2": ("flows",),
+    "openIdConnect": ("openIdConnectUrl",),
+}
+
+Schemes = dict[str, dict[str, Any]]
+
+
+def schemes_of(providers: Iterable[tuple[str, Provider]]) -> Schemes:
+    """What `security_schemes` of each provider says. Raises ConfigError for what is no scheme, or a name that is taken.
+
+    A provider that says nothing is shown as one that reads the header `Authorization`: an empty list would mean that
+    no credential is needed.
+    """
+    found: Schemes = {}
+    for provider_name, provider in providers:
+        said = getattr(provider, "security_schemes", None) or {provider_name: _unsaid(provider_name)}
+        if not isinstance(said, Mapping):
+            raise ConfigError(f"provider {provider_name!r}: security_schemes must be a mapping of names to schemes")
+        for name, scheme in said.items():
+            _check(provider_name, name, scheme)
+            if name in found:
+                raise ConfigError(f"provider {provider_name!r}: the security scheme {name!r} is another provider's already")
+            found[name] = dict(scheme)
+    return found
+
+
+def fitting(schemes: Schemes, access: Access) -> list[dict[str, list[str]]]:
+    """A route's `security`: any one of the schemes whose token types it takes; all of them where it takes none."""
+    taken = [name for name, scheme in schemes.items() if _takes(access, scheme.get(TOKEN_TYPES))]
+    return [{name: []} for name in taken or schemes]
+
+
+def _takes(access: Access, types: list[str] | None) -> bool:
+    return types is None or not access.accepts.isdisjoint(types)
+
+
+def _unsaid(provider: str) -> dict[str, Any]:
+    words = f"Whatever the provider `{provider}` takes, as the whole value of the header."
+    return {"type": "apiKey", "in": "header", "name": "Authorization", "description": words}
+
+
+def _check(provider: str, name: object, scheme: object) -> None:
+    where = f"provider {provider!r}: security_schemes"
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ConfigError(f"{where}: {name!r} is no name for a scheme (letters, digits, '.', '_', '-')")
+    if not isinstance(scheme, Mapping) or scheme.get("type") not in _NEEDS:
+        raise ConfigError(f"{where}[{name!r}]: its type must be one of {', '.join(_NEEDS)}")
+    if missing := [member for member in _NEEDS[scheme["type"]] if member not in scheme]:
+        raise ConfigError(f"{where}[{name!r}]: a scheme of type {scheme['type']} needs {missing[0]!r}")

@@ -1,0 +1,1 @@
+"""Plugins: their hooks, how they are loaded, and what a provider may use of the server."""

@@ -1,0 +1,89 @@
+"""What a provider may use of the server: one bounded HTTP client, the listed database functions, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ..auth.revocation import Revocations
+from ..http.errors import Unavailable
+from .hookspecs import Answer
+
+
+class ServerHouse:
+    """The House of one running server."""
+
+    def __init__(self, env: str, folder: Path, call: Any, revocations: Revocations) -> None:
+        """`call(function, *args)` runs a listed database function."""
+        self.env = env
+        self.folder = folder
+        self._call = call
+        self._revocations = revocations
+        self._issuers: dict[str, str] = {}
+        self._owners: set[str] = set()
+        self._client: aiohttp.ClientSession | None = None
+
+    def claim_issuer(self, issuer: str, provider: str) -> str | None:
+        """Note that `provider` answers for tokens of `issuer`; the name of another that does already, or None."""
+        owner = self._issuers.setdefault(issuer, provider)
+        self._owners.add(owner)
+        return None if owner == provider else owner
+
+    def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
+        if self._revocations.stale:
+            raise Unavailable("the revocation feed is stale")
+        return self._revocations.revoked(kind, subject, issued_at)
+
+    def issuer_of(self, issuer: str) -> str | None:
+        return self._issuers.get(issuer)
+
+    def has_issuers_beside(self, provider: str) -> bool:
+        return len(self._owners) > (provider in self._owners)
+
+    async def query(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
+        return await self._call(function, *args)  # type: ignore[no-any-return]
+
+    async def fetch(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        max_bytes: int = 1_048_576,
+        timeout: float = 5.0,
+    ) -> Answer:
+        client = self._open_client()
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                client.request(method, url, headers=headers, data=body, allow_redirects=False) as got,
+            ):
+                content = bytearray()
+                async for chunk in got.content.iter_chunked(65536):
+                    content += chunk
+                    if len(content) > max_bytes:
+                        raise Unavailable(f"{url}: the answer is larger than {max_bytes} bytes")
+                return Answer(got.status, bytes(content), dict(got.headers))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise Unavailable(f"{url}: {type(error).__name__}") from None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def _open_client(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            self._client = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=16, ttl_dns_cache=60),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "gatepost"},
+                auto_decompress=False,
+                skip_auto_headers=["Accept-Encoding"],
+                trust_env=False,
+            )
+        return self._client

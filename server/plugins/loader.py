@@ -1,0 +1,185 @@
+"""Finds the named plugins and takes what they offer. The only room, with hookspecs, that knows pluggy.
+
+Nothing that is merely installed runs: the server's own plugins and those that `plugins` names, and no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Final
+
+import pluggy
+from aiohttp import web
+
+from ..settings.setting import ConfigError, Setting
+from ..settings.sources import Settings
+from . import hookspecs
+from .hookspecs import Command, Provider, ProviderFactory
+
+GROUP: Final = "gatepost.plugins"
+DISTRIBUTION: Final = "gatepost"
+
+
+@dataclass(slots=True)
+class Offers:
+    """All that the loaded plugins offer."""
+
+    providers: dict[str, tuple[str, ProviderFactory]] = field(default_factory=dict)
+    routes: list[tuple[str, web.RouteDef]] = field(default_factory=list)
+    commands: dict[str, tuple[str, Command]] = field(default_factory=dict)
+
+
+class Plugins:
+    """The loaded plugins of one server."""
+
+    def __init__(self, settings: Settings, extra: Mapping[str, object] | None = None) -> None:
+        """Load the built-in plugins and those that the settings name; `extra` are plugin objects by name (tests).
+
+        Declares every plugin's table and then refuses unknown settings. Raises ConfigError with one clear line.
+        """
+        self._settings = settings
+        self._manager = pluggy.PluginManager("gatepost")
+        self._manager.add_hookspecs(hookspecs)
+        self._tables: dict[str, str] = {}
+        self.builtin: list[str] = []
+        for name, plugin in self._named() + list((extra or {}).items()):
+            self._register(name, plugin)
+        self._pending()
+        declared = dict(self._each("register_settings"))
+        for name, table in self._tables.items():
+            settings.declare(table, _mapping(name, declared[name], Setting, "register_settings") if name in declared else None)
+        settings.refuse_unknown()
+
+    def offers(self) -> Offers:
+        """Ask every hook once. Raises ConfigError."""
+        offers = Offers()
+        for name, given in self._each("register_providers"):
+            for provider, factory in _mapping(name, given, object, "register_providers").items():
+                if not callable(factory):
+                    raise ConfigError(f"plugin {name!r}: the factory of provider {provider!r} is not callable")
+                _put(offers.providers, provider, (name, factory), "provider")
+        served = self._settings.words("handlers") or self.builtin
+        for unknown in set(served) - set(self.builtin):
+            raise ConfigError(f"handlers: there are no built-in handlers {unknown!r}; known: {', '.join(sorted(self.builtin))}")
+        for name, given in self._each("register_handlers"):
+            if name not in self.builtin or name in served:
+                offers.routes += [(name, route) for route in _routes(name, given)]
+        for name, given in self._each("register_commands"):
+            for command, what in _mapping(name, given, Command, "register_commands").items():
+                _put(offers.commands, command, (name, what), "command")
+        return offers
+
+    def provider(self, name: str, offers: Offers) -> Provider:
+        """Make the provider `name` with its plugin's own table of the settings."""
+        if name not in offers.providers:
+            raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {', '.join(sorted(offers.providers))}")
+        plugin, factory = offers.providers[name]
+        try:
+            provider = factory(self._settings.table(self._tables[plugin]))
+        except KeyError as missing:
+            raise ConfigError(f"provider {name!r}: the setting {missing} is missing") from missing
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"provider {name!r} could not be made: {_said(error)}") from error
+        if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
+            raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
+        return provider
+
+    def table_of(self, plugin: str) -> Mapping[str, Any]:
+        return self._settings.table(self._tables[plugin])
+
+    def _named(self) -> list[tuple[str, object]]:
+        entries = list(metadata.entry_points(group=GROUP))
+        own = [entry for entry in entries if entry.dist is not None and entry.dist.name == DISTRIBUTION]
+        self.builtin = [entry.name for entry in own]
+        if not own:
+            raise ConfigError("gatepost is not installed: run `make install` (or `pip install -e .`)")
+        loaded = [(entry.name, _load(entry.name, entry.load)) for entry in own]
+        for name in self._settings.words("plugins"):
+            loaded.append((name, self._find(name, [entry for entry in entries if entry.name == name])))
+        return loaded
+
+    def _find(self, name: str, entries: list[metadata.EntryPoint]) -> object:
+        if name in self.builtin:
+            raise ConfigError(f"plugins: {name!r} is built in; it need not be named")
+        if name.startswith("module:"):
+            return _load(name, lambda: importlib.import_module(name.removeprefix("module:")))
+        if not entries:
+            raise ConfigError(f"plugins: {name!r} is not installed (no entry point of that name in the group {GROUP!r})")
+        if len(entries) > 1:
+            raise ConfigError(f"plugins: {name!r} is offered by {len(entries)} installed packages")
+        return _load(name, entries[0].load)
+
+    def _register(self, name: str, plugin: object) -> None:
+        table = name.removeprefix("module:").partition(".")[0]
+        if table in ("database", "idempotency", "ops", "limits", "log", "revocation", "audit"):
+            raise ConfigError(f"plugins: {name!r} would share a table of the settings with the server itself")
+        if name != table and table in self.builtin:
+            raise ConfigError(f"plugins: {name!r} would share a table of the settings with the built-in plugin {table!r}")
+        try:
+            self._manager.register(plugin, name=name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise ConfigError(f"plugin {name!r}: {' '.join(str(error).split())}") from error
+        if not self._manager.get_hookcallers(plugin):
+            raise ConfigError(f"plugin {name!r}: it has no hook marked with @hookimpl")
+        self._tables[name] = table
+
+    def _pending(self) -> None:
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise ConfigError(f"plugins: no such hook: {' '.join(str(error).split())}") from error
+
+    def _each(self, hook: str) -> Iterable[tuple[str, Any]]:
+        """(plugin, result) for each implementation, in the order of loading; called here so that we know who answered."""
+        implementations = {impl.plugin_name: impl for impl in getattr(self._manager.hook, hook).get_hookimpls()}
+        for name in self._tables:
+            if name in implementations:
+                impl = implementations[name]
+                arguments = {argument: self.table_of(name) for argument in impl.argnames}
+                try:
+                    yield name, impl.function(**arguments)
+                except ConfigError:
+                    raise
+                except KeyError as missing:
+                    raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
+                except Exception as error:
+                    raise ConfigError(f"plugin {name!r}: {hook} failed: {_said(error)}") from error
+
+
+def _load(name: str, load: Callable[[], object]) -> object:
+    try:
+        return load()
+    except Exception as error:
+        raise ConfigError(f"plugin {name!r} cannot be imported: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in given.items()):
+        raise ConfigError(f"plugin {plugin!r}: {hook} must give a mapping of names to {kind.__name__}")
+    return given
+
+
+def _routes(plugin: str, given: object) -> list[web.RouteDef]:
+    try:
+        routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
+    except Exception as error:  # a generator runs only now
+        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {_said(error)}") from error
+    if not all(isinstance(route, web.RouteDef) for route in routes):
+        raise ConfigError(f"plugin {plugin!r}: register_handlers must give web.RouteDefs: no static routes, no applications")
+    return routes  # type: ignore[return-value]
+
+
+def _put(offered: dict[str, Any], name: str, what: Any, kind: str) -> None:
+    if name in offered:
+        raise ConfigError(f"{kind} {name!r} is offered by two plugins: {offered[name][0]!r} and {what[0]!r}")
+    offered[name] = what

@@ -1,0 +1,204 @@
+"""The operator's public list: path patterns as Clerk's users write them, held against route templates at start.
+
+The grammar is that of path-to-regexp 6: literals, `:name`, `:name(regex)`, `(regex)`, `{optional}?` and the modifiers
+`? * +`. A pattern is anchored at both ends, ignores the case of ASCII letters and tolerates one trailing `/`, as there.
+Nothing is decided on path text at run time: a pattern either covers a whole route, every path that its template can
+produce, or it does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from .automaton import ALL, Language, Unsupported, chars
+from .regex import Expression
+
+_SEGMENT: Final = ALL & ~chars("/#?")
+_TEMPLATE_SEGMENT: Final = ALL & ~chars("/{}")
+# What can stand in a path that the router sees: `?` and `#` only as escapes, and no control character or backslash at
+# all, since such a target has been refused before (server/http/targets.py).
+PATH: Final = ALL & ~chars("?#\\") & ~(1 << 127) & ~((1 << 32) - 1)
+# What each path begins with that a pattern matches: all before the first sign that means something, but for a slash or dot
+# that may belong to a parameter behind it.
+_OPENING: Final = re.compile(r"[^:(){}\\?*+]*?(?=[/.]?(?:[:(){}\\?*+]|\Z))")
+_TEMPLATE_PARAMETER: Final = re.compile(r"\{(?P<name>[_a-zA-Z][_a-zA-Z0-9]*)(?::(?P<regex>(?:[^{}]|\{[^{}]*\})*))?\}")
+
+
+class PatternError(ValueError):
+    """A pattern that does not compile."""
+
+
+class Pattern:
+    """One compiled pattern. `covers(template)` is the question that opens routes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        if not text.startswith("/") or not text.isascii():
+            raise PatternError(f"public pattern {text!r}: must start with '/' and be ASCII")
+        try:
+            self.language = _Parser(text).language()
+        except Unsupported as error:
+            raise PatternError(f"public pattern {text!r}: {error}") from error
+        opening = _OPENING.match(text)
+        self._opening = opening[0].lower() if opening else ""
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.text!r})"
+
+    def matches(self, path: str) -> bool:
+        """Does the pattern match this path (no query)?"""
+        return self.language.matches(path)
+
+    def covers(self, template: str) -> bool:
+        """Does the pattern match *every* path that this aiohttp route template can produce?"""
+        opening = template.partition("{")[0].lower()
+        if template.isascii() and _clash(self._opening, opening):
+            return False  # most of the time, and soon seen
+        return _language_of(template).within(self.language, PATH)
+
+
+@lru_cache(maxsize=1024)
+def _language_of(template: str) -> Language:
+    return template_language(template)
+
+
+def shadows(earlier: str, later: str) -> bool:
+    """Does a template take every path that a later one takes?"""
+    if _clash(earlier.partition("{")[0], later.partition("{")[0]):
+        return False
+    if _clash(earlier.rpartition("}")[2][::-1], later.rpartition("}")[2][::-1]):
+        return False
+    return _language_of(later).within(template_language(earlier, unread=0), PATH)
+
+
+def _clash(one: str, other: str) -> bool:
+    """Can no path begin (or end) like both?"""
+    return not one.startswith(other) and not other.startswith(one)
+
+
+def template_language(template: str, *, unread: int = ALL) -> Language:
+    """Every path that a template like `/api/data/{id}` or `/x/{n:\\d+}` can match.
+
+    A regular expression that we cannot read counts as any text over `unread`: "anything at all", so that it opens
+    nothing; or 0, "nothing at all", so that it shadows nothing.
+    """
+    language, at = Language(), 0
+    for found in _TEMPLATE_PARAMETER.finditer(template):
+        _literal(language, template[at : found.start()])
+        at, regex = found.end(), found["regex"]
+        if regex is None:
+            language.then_group(lambda: language.then(_TEMPLATE_SEGMENT), 1, None)
+            continue
+        try:
+            Expression(regex, Language(), ignore_case=False, beyond=True).append()  # a rehearsal: it may raise
+            Expression(regex, language, ignore_case=False, beyond=True).append()
+        except Unsupported:
+            language.then_group(lambda: language.then(unread), 0 if unread else 1, None)
+    _literal(language, template[at:])
+    return language
+
+
+def _literal(language: Language, text: str) -> None:
+    for char in text:
+        language.then(chars(char))
+
+
+class _Parser:
+    """path-to-regexp's grammar, one token at a time."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at, self.out = text, 0, Language()
+
+    def language(self) -> Language:
+        while self.at < len(self.text):
+            self._token()
+        self.out.then_group(lambda: self.out.then(chars("/#?")), 0, 1)  # one trailing delimiter is tolerated
+        return self.out
+
+    def _token(self) -> None:
+        char = self.text[self.at]
+        if char == "{":
+            self.at += 1
+            self._braces()
+        elif char in "/." and self._parameter_at(self.at + 1):
+            self.at += 1  # the prefix belongs to the parameter, and is repeated or left out with it
+            self._apply(lambda: self._chars(char), self._parameter())
+        elif self._parameter_at(self.at):
+            self._apply(lambda: None, self._parameter())
+        else:
+            self._chars(self._plain())
+
+    def _parameter_at(self, at: int) -> bool:
+        return self.text[at : at + 1] in ("(", ":")
+
+    def _plain(self) -> str:
+        char = self.text[self.at]
+        self.at += 1
+        if char == "\\":
+            if self.at >= len(self.text):
+                raise Unsupported("ends in a backslash")
+            self.at += 1
+            return self.text[self.at - 1]
+        if char in "*+?}":
+            raise Unsupported(f"unexpected {char!r}")
+        return char
+
+    def _parameter(self) -> Callable[[], None]:
+        if self.text[self.at] == ":":
+            name = re.compile(r"[A-Za-z0-9_]+").match(self.text, self.at + 1)
+            if name is None:
+                raise Unsupported("a ':' without a name")
+            self.at = name.end()
+            if self.text[self.at : self.at + 1] != "(":
+                return lambda: self.out.then_group(lambda: self.out.then(_SEGMENT), 1, None)
+        return self._group()
+
+    def _group(self) -> Callable[[], None]:
+        depth, start = 0, self.at
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            self.at += 2 if char == "\\" else 1
+            depth += {"(": 1, ")": -1}.get(char, 0)
+            if depth == 0:
+                inside = self.text[start + 1 : self.at - 1]
+                if not inside or inside.startswith("?"):
+                    raise Unsupported("a group that is empty or starts with '?'")
+                Expression(inside, Language(), ignore_case=True, beyond=False).append()
+                return lambda: Expression(inside, self.out, ignore_case=True, beyond=False).append()
+        raise Unsupported("a group that is not closed")
+
+    def _braces(self) -> None:
+        parts: list[Callable[[], None]] = []
+        while self.text[self.at : self.at + 1] not in ("}", ""):
+            parts.append(self._parameter() if self._parameter_at(self.at) else self._brace_text())
+        if self.text[self.at : self.at + 1] != "}":
+            raise Unsupported("a '{' that is not closed")
+        self.at += 1
+
+        def whole() -> None:
+            for part in parts:
+                part()
+
+        self._apply(lambda: None, whole)
+
+    def _brace_text(self) -> Callable[[], None]:
+        char = self._plain()
+        return lambda: self._chars(char)
+
+    def _apply(self, prefix: Callable[[], None], body: Callable[[], None]) -> None:
+        low, high = {"?": (0, 1), "*": (0, None), "+": (1, None)}.get(self.text[self.at : self.at + 1], (None, 1))
+        if low is not None:
+            self.at += 1
+
+        def whole() -> None:
+            prefix()
+            body()
+
+        self.out.then_group(whole, 1 if low is None else low, high)
+
+    def _chars(self, text: str) -> None:
+        for char in text:
+            self.out.then(chars({char.lower(), char.upper()}))

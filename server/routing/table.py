@@ -1,0 +1,192 @@
+"""The route table: what may be served at all, and which routes are public (both keys, or none)."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+from ..auth.access import Access, access_of
+from ..settings.core import DEFAULT_PUBLIC
+from ..settings.setting import ConfigError
+from ..telemetry.metrics import Metrics, Tally
+from .patterns import Pattern, PatternError, shadows
+from .trie import Tree, beginning, shape_of
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Its access, its template, whether both keys to it are turned, and where its requests are counted."""
+
+    access: Access
+    template: str
+    public: bool
+    tally: Tally = field(default_factory=Tally, compare=False, repr=False)
+
+    @property
+    def words(self) -> str:
+        """The access for people, as `routes` and the OpenAPI document say it."""
+        return self.access.words() if self.public or not self.access.public else "signed in (declared public, not listed)"
+
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the printed table."""
+
+    method: str
+    template: str
+    access: str
+    handler: str
+
+
+@dataclass(slots=True)
+class RouteTable:
+    """What the gate, `routes` and `explain` know of the routes."""
+
+    plans: dict[web.AbstractRoute, Plan] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+def build(
+    router: web.UrlDispatcher,
+    offered: Iterable[tuple[str, web.RouteDef]],
+    patterns: Sequence[str],
+    builtin: Sequence[str],
+    metrics: Metrics,
+) -> RouteTable:
+    """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
+
+    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open. That holds too
+    where an operator repeats the defaults to add to them: a plugin's route needs a pattern of its own.
+    """
+    table = RouteTable()
+    public = [(text, _compile(text)) for text in patterns]
+    used: set[str] = set()
+    for plugin, route in offered:
+        access = _checked(plugin, route)
+        opening = [text for text, pattern in public if pattern.covers(route.path)]
+        used |= {text for text in opening if access.public or text not in DEFAULT_PUBLIC}
+        if plugin not in builtin:
+            opening = [text for text in opening if text not in DEFAULT_PUBLIC]
+        is_open = access.public and bool(opening)
+        table.warnings += _warnings(plugin, route, access.public, opening, is_open)
+        for added in _register(router, plugin, route):
+            plan = table.plans[added] = Plan(access, route.path, is_open, metrics.tally(added.method, route.path))
+            handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
+            table.rows.append(Row(added.method, route.path, plan.words, handler))
+    for text, _ in public:
+        if text not in used:
+            if text not in DEFAULT_PUBLIC:
+                raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
+            table.unused.append(text)
+    _refuse_shadows(router)
+    _silence_unknown(router)
+    table.rows.sort(key=lambda row: (row.template, row.method))
+    return table
+
+
+def _compile(text: str) -> Pattern:
+    try:
+        return Pattern(text)
+    except PatternError as error:
+        raise ConfigError(f"public_routes: {error}") from error
+
+
+def _checked(plugin: str, route: web.RouteDef) -> Access:
+    """The route's access, once everything about the route may stand."""
+    where = f"plugin {plugin!r}: {route.method} {route.path}"
+    if route.method not in METHODS:
+        raise ConfigError(f"{where}: the method must be one of {', '.join(sorted(METHODS))}")
+    if inspect.isclass(route.handler) or not inspect.iscoroutinefunction(route.handler):
+        raise ConfigError(f"{where}: the handler must be an `async def` function, not a class")
+    if set(route.kwargs) - {"name", "allow_head"}:
+        raise ConfigError(f"{where}: a route takes a name and nothing else")
+    access = access_of(route.handler)
+    if access is None:
+        raise ConfigError(
+            f"{where}: no access is declared. Put @public, @signed_in or @requires(...) on the handler, below @routes"
+        )
+    if access.organization is not None and not re.search(rf"\{{{re.escape(access.organization)}[:}}]", route.path):
+        raise ConfigError(f"{where}: the path has no parameter {{{access.organization}}}, which its access names")
+    return access
+
+
+def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> list[web.AbstractRoute]:
+    """Add the route; GET brings HEAD with it, under the same access."""
+    methods = ["GET", "HEAD"] if route.method == "GET" else [route.method]
+    try:
+        resource = router.add_resource(route.path, name=route.kwargs.get("name"))
+        return [resource.add_route(method, route.handler, expect_handler=_expect) for method in methods]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
+
+
+def _silence_unknown(router: web.UrlDispatcher) -> None:
+    """Where no route matches, aiohttp would send `100 Continue`, or a 417 of its own, before any middleware runs."""
+    resolve = router.resolve
+
+    async def quiet(request: web.Request) -> web.UrlMappingMatchInfo:
+        match = await resolve(request)
+        if match.http_exception is not None:
+            match.route._expect_handler = _expect
+        return match
+
+    object.__setattr__(router, "resolve", quiet)
+
+
+async def _expect(request: web.Request) -> None:
+    """Say nothing yet: `100 Continue` is sent when a handler reads the body, after the gate (RFC 9110 10.1.1)."""
+
+
+def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[str], is_open: bool) -> list[str]:
+    where = f"{route.method} {route.path} (plugin {plugin!r})"
+    if opening and not declared:
+        return [f"public_routes: {opening[0]!r} also covers {where}, which is not declared @public: it stays locked"]
+    if declared and not is_open:
+        return [
+            f"{where} is declared @public, but no pattern of the operator's covers it (the default ones open "
+            "built-in routes alone): it stays locked"
+        ]
+    return []
+
+
+def _refuse_shadows(router: web.UrlDispatcher) -> None:
+    """Two routes of one method where the first takes all that the second could: the second never runs."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for resource in router.resources():
+        template = _full_template(resource)
+        for route in resource:
+            groups[route.method, beginning(template)].append(template)
+    for (method, _), templates in groups.items():
+        for later, earlier in _shadowed(templates):
+            raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
+
+
+def _shadowed(templates: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(a template, one before it that takes all its paths). Of whole segments there may be many: a tree compares them."""
+    tree: Tree[str] = Tree()
+    others: list[str] = []
+    for number, later in enumerate(templates):
+        shape = shape_of(later)
+        found = tree.find(shape) if shape is not None else []
+        rest = others if shape is not None else templates[:number]
+        yield from ((later, earlier) for earlier in found)
+        yield from ((later, earlier) for earlier in rest if later == earlier or shadows(earlier, later))
+        if shape is not None:
+            tree.add(shape, later)
+        else:
+            others.append(later)
+
+
+def _full_template(resource: web.AbstractResource) -> str:
+    return str(getattr(resource, "_orig_path", resource.canonical))

@@ -1,0 +1,1 @@
+"""Make a database, and judge whether it is safe to serve from."""

@@ -1,0 +1,166 @@
+"""Bring a database to the schema of this version, and tell whether it is there. Knows no database library.
+
+Two numbers stand in schema.sql, and `migrate` notes them in the database:
+
+    revision     goes up with every release that changes the file; a higher one is newer
+    generation   goes up only when servers of before cannot work with the new schema
+
+So a server may serve from its own schema, and from a newer one of its own generation: migrate first, then replace the
+servers one by one. It refuses an older schema, one of another generation, and another text under its own number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..settings.setting import ConfigError
+
+# One migration at a time in one database; the number means nothing but "Gatepost migrates".
+LOCK = 4716_2026
+OUTDATED = "the schema is missing or not this version's: run `migrate`"
+
+
+class Mark(NamedTuple):
+    """Which schema.sql: its two numbers and the SHA-256 of its text."""
+
+    generation: int
+    revision: int
+    checksum: str
+
+
+class Connection(Protocol):
+    """What is used here of an open database connection; asyncpg's has it."""
+
+    async def execute(self, query: str, *args: Any) -> Any: ...
+
+    async def fetch(self, query: str, *args: Any) -> Sequence[Any]: ...
+
+    async def fetchval(self, query: str, *args: Any) -> Any: ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]: ...
+
+
+def schema_text() -> str:
+    """The text of schema.sql: in the package in a wheel, else at the top level of the checkout."""
+    here = Path(__file__).resolve().parent
+    for path in (here.parent / "schema.sql", here.parent.parent / "schema.sql"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise FileNotFoundError("schema.sql is neither in the package nor beside it")
+
+
+def checksum() -> str:
+    """What gatepost_meta holds once this version's schema.sql has run."""
+    return hashlib.sha256(schema_text().encode()).hexdigest()
+
+
+def mark_of(text: str) -> Mark:
+    """The mark of a schema.sql. Raises ValueError where its numbers are missing."""
+    found = re.search(r"^-- generation (\d+), revision (\d+)$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError("schema.sql does not say its generation and revision")
+    return Mark(int(found[1]), int(found[2]), hashlib.sha256(text.encode()).hexdigest())
+
+
+async def migrate(connection: Connection, *, serving_role: str = "gatepost_app") -> list[str]:
+    """Run schema.sql as the owner, whose connection this is; all or nothing, and harmless when it has run before.
+
+    A newer version's schema is left as it is: ours would put older functions in the place of its own. Returns what is
+    still to be done by hand, a sentence a line. Raises ConfigError when the database is a newer generation's.
+    """
+    text = schema_text()
+    mine = mark_of(text)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        found = await mark_in(connection)
+        if found is not None and is_newer(found, mine):
+            if trouble := trouble_with(found, mine):
+                raise ConfigError(f"migrate: {trouble}")
+            return [f"The schema is a newer version's (revision {found.revision}): left as it was."]
+        # With row-level security forced on the owner too, a backfill would quietly change nothing; so it raises.
+        await connection.execute("SET LOCAL row_security = off")
+        await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
+        await connection.execute(text)
+        if found != mine:
+            await connection.execute(
+                "INSERT INTO public.gatepost_meta (generation, revision, checksum) VALUES ($1, $2, $3)", *mine
+            )
+        return await _by_hand(connection, serving_role)
+
+
+async def apply(connection: Connection, sql: str, *, serving_role: str = "gatepost_app") -> None:
+    """Run a product's own schema as the owner, in one transaction. Its SQL finds the serving role's name in the setting
+    `gatepost.serving_role`, so that it can grant to whatever role serves."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        await connection.execute("SET LOCAL row_security = off")
+        await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
+        await connection.execute(sql)
+
+
+async def mark_in(connection: Connection) -> Mark | None:
+    """The newest mark in this database; None where there is none. The serving role may ask."""
+    readable = await connection.fetchval(
+        "SELECT coalesce(has_table_privilege(to_regclass('public.gatepost_meta')::oid, 'SELECT'), false)"
+    )
+    if not readable:
+        return None
+    # By way of JSON, since a database of before the numbers has no such columns: it counts as 0 and 0.
+    rows = await connection.fetch(
+        "SELECT coalesce((j->>'generation')::int, 0), coalesce((j->>'revision')::int, 0), j->>'checksum'"
+        " FROM (SELECT id, to_jsonb(m) AS j FROM public.gatepost_meta m) AS marks ORDER BY id DESC LIMIT 1"
+    )
+    return Mark(*rows[0]) if rows else None
+
+
+async def is_current(connection: Connection) -> bool:
+    """Whether the database has exactly this version's schema. The serving role may ask."""
+    return await mark_in(connection) == mark_of(schema_text())
+
+
+def is_newer(found: Mark | None, mine: Mark) -> bool:
+    """Whether what was found is a newer version's schema."""
+    return found is not None and (found.generation, found.revision) > (mine.generation, mine.revision)
+
+
+def trouble_with(found: Mark | None, mine: Mark) -> str | None:
+    """Why a server whose schema is `mine` must not serve from what was found, in one line; None when it may."""
+    if found == mine:
+        return None
+    if found is None or not is_newer(found, mine):
+        return OUTDATED
+    if found.generation == mine.generation:
+        return None
+    return (
+        f"the schema is generation {found.generation}, with which this version's servers (generation {mine.generation}) "
+        "cannot work: run a newer version"
+    )
+
+
+async def _by_hand(connection: Connection, serving_role: str) -> list[str]:
+    """What a migration cannot or must not do itself."""
+    database = await connection.fetchval("SELECT current_database()")
+    todo = []
+    if not await _has_password(connection, serving_role):
+        todo.append(
+            f"Give {serving_role} a password unless your server lets it in without one: psql's \\password {serving_role} "
+            "keeps it out of the logs."
+        )
+    return [
+        *todo,
+        f"Let the server connect as that role, not as the owner: DATABASE_URL=postgresql://{serving_role}:…@HOST/{database}",
+        "Back up with a role that has BYPASSRLS (or is a superuser): any other one, the owner too, sees no tenant's rows.",
+        "After a restore, or a copy by CREATE DATABASE … TEMPLATE, migrate again: a database's own rights are not copied.",
+    ]
+
+
+async def _has_password(connection: Connection, role: str) -> bool:
+    """Whether the role has a password; only a superuser can see that, to anybody else it has none."""
+    if not await connection.fetchval("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')"):
+        return False
+    return bool(await connection.fetchval("SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = $1", role))

@@ -1,0 +1,104 @@
+"""Is the serving role as weak as it has to be, and is every tenant's table locked? Asked of the catalogs, as that role."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+from ..database.statements import SET_SCOPE
+from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
+from .safety_sql import COMMON, FUNCTIONS, QUESTIONS, READABLE, USES_ARGUMENT
+
+# Every function that may run with another role's rights, and whose. A definer function that is not here is a hole.
+LISTED_FUNCTIONS: Final[dict[str, str]] = {
+    "public.key_by_hash(bytea)": "gatepost_auth",
+    "public.touch_keys(text[], timestamp with time zone[])": "gatepost_auth",
+    "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
+    "public.live_revocations()": "gatepost_sync",
+    "public.prune_sync()": "gatepost_sync",
+    "public.prune_idempotency(integer)": "gatepost_sync",
+    "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
+    "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], integer[], text[])": (
+        "gatepost_audit"
+    ),
+    "public.audit_prune(integer, integer)": "gatepost_audit",
+    "public.gatepost_audited()": "gatepost_audit",
+}
+TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
+SETTINGS: Final = ("user_id", "org_id", "admin_org_id", "actor", "request_id")
+SEARCH_PATH: Final = "search_path=pg_catalog, pg_temp"
+
+
+async def problems(connection: Connection) -> list[str]:
+    """What makes this database unsafe to serve, a sentence a problem; empty when it is safe.
+
+    `connection` must be the serving role's, outside any request's transaction.
+    """
+    mark, mine = await mark_in(connection), mark_of(schema_text())
+    trouble = trouble_with(mark, mine)
+    async with connection.transaction():
+        # Behind a pooler an earlier one may have left a setting; asked for is what a connection begins with.
+        await connection.execute(
+            "".join(
+                f"SET LOCAL gatepost.{name} TO DEFAULT;"
+                for name in ("user_id", "org_id", "admin_org_id", "actor", "request_id")
+            )
+        )
+        found = [trouble] if trouble else []
+        for question in QUESTIONS:
+            found += await ask(connection, question)
+        return found + await _functions(connection, newer=is_newer(mark, mine))
+
+
+async def warnings(connection: Connection) -> list[str]:
+    """What an operator should know and is no problem, a sentence each."""
+    mark, mine = await mark_in(connection), mark_of(schema_text())
+    if mark is None or mark == mine or trouble_with(mark, mine):
+        return []
+    return [f"the schema is a newer version's: revision {mark.revision}, where this server knows {mine.revision}"]
+
+
+async def ask(connection: Connection, question: str) -> list[str]:
+    """The sentences that a question about what the serving role can touch gives."""
+    return [row[0] for row in await connection.fetch(COMMON + question + USES_ARGUMENT, list(TENANT_COLUMNS))]
+
+
+async def seen_by(connection: Connection, who: str) -> list[str]:
+    """The tables of tenants in which a user of this id, in an organisation of this id, sees a row ("": nobody).
+
+    A table that cannot be searched within a second is passed over: this finds what the catalogs do not tell, and its
+    silence proves nothing.
+    """
+    found = []
+    for name in await ask(connection, READABLE):
+        with suppress(Exception):
+            async with connection.transaction():
+                await connection.execute("SET LOCAL statement_timeout = '1s'")
+                await connection.fetch(SET_SCOPE, who, who, who)
+                if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):  # noqa: S608 - quoted by Postgres
+                    found.append(name)
+    return found
+
+
+async def _functions(connection: Connection, *, newer: bool) -> list[str]:
+    """Problems with functions that run with their owner's rights: unlisted, missing, or not made as they must be.
+
+    A newer schema may have more of them; those are known by their owner, a role that nobody can be, and their search_path.
+    """
+    names = [signature.partition("(")[0].partition(".")[2] for signature in LISTED_FUNCTIONS]
+    found, seen = [], set()
+    for signature, owner, config, definer in await connection.fetch(FUNCTIONS, names):
+        wanted = LISTED_FUNCTIONS.get(signature)
+        if wanted is None:
+            known = newer and owner in LISTED_FUNCTIONS.values() and SEARCH_PATH in (config or "").split("; ")
+            if definer and not known:
+                found.append(f"the function {signature} runs with the rights of {owner} and is not on the list")
+            continue
+        seen.add(signature)
+        if owner != wanted:
+            found.append(f"the function {signature} belongs to {owner}, not to {wanted}")
+        if SEARCH_PATH not in (config or "").split("; "):
+            found.append(f"the function {signature} has no pinned search_path")
+        if not definer:
+            found.append(f"the function {signature} is not SECURITY DEFINER, so it finds nothing")
+    return found + [f"the function {missing} is missing" for missing in LISTED_FUNCTIONS if missing not in seen]

@@ -1,0 +1,128 @@
+"""The database of one server, from its settings: another machine's, or the embedded one that comes along."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from ..auth.revocation import READ_SECONDS, Feed, Revocations
+from ..database.connections import Database, direct_connection
+from ..embedded.process import PostgresError
+from ..embedded.server import EmbeddedPostgres, running_socket
+from ..http.errors import Unavailable
+from ..settings.setting import ConfigError
+from ..settings.sources import Settings
+from ..telemetry.log import LOG
+from .migrate import migrate
+from .pooler import same_place
+from .safety import problems, warnings
+
+NAME: Final = "gatepost"
+SERVING_ROLE: Final = "gatepost_app"
+
+
+class StartFailed(Exception):
+    """The start failed for a reason that is not a mistake in the settings: exit status 1."""
+
+
+class Storage:
+    """Opens the database, sees to it that it is safe to serve from, and closes it again."""
+
+    def __init__(self, settings: Settings, *, beside_parent: bool = False) -> None:
+        """`beside_parent`: this process is a worker, whose parent has started the embedded Postgres."""
+        self._settings, self._beside_parent = settings, beside_parent
+        self._embedded: EmbeddedPostgres | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.database = Database(
+            size=settings.get("database.pool_size"),
+            acquire_seconds=settings.get("database.acquire_seconds"),
+            statement_seconds=settings.get("database.statement_seconds"),
+            pooled=settings.get("database.pooler") == "transaction",
+        )
+        self.revocations = Revocations(max_staleness=settings.get("revocation.max_staleness"))
+        self._feed: Feed | None = None
+
+    async def open(self) -> None:
+        """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""
+        connect = await self.provide()
+        try:
+            await self.database.open(connect)
+            await self._refuse_unsafe()
+            if direct := self._settings.get("database.direct_url"):
+                connect = {"dsn": direct}
+                await self._refuse_another_database(connect)
+            bound = {**connect, "command_timeout": READ_SECONDS}
+            self._feed = Feed(self.revocations, lambda: direct_connection(bound, seconds=READ_SECONDS))
+            await self._feed.open()
+        except Unavailable as error:
+            pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
+            raise StartFailed(f"the database cannot be reached: {error}{pooler}") from error
+        except ValueError as error:
+            raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
+
+    async def provide(self) -> dict[str, Any]:
+        """How to connect as the serving role: to the database that is named, else to the embedded one, started here.
+
+        A worker finds the embedded one running: its parent has started it. Raises ConfigError.
+        """
+        url = self._settings.get("database.url")
+        if url is not None:
+            return {"dsn": url}
+        if self._beside_parent and (beside := beside_running_server(self._settings)) is not None:
+            return beside
+        return await self._start_embedded()
+
+    async def close(self) -> None:
+        if self._feed is not None:
+            await self._feed.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        await self.database.close()
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    async def _refuse_unsafe(self) -> None:
+        async with self.database.connection() as connection:
+            found, told = await problems(connection), await warnings(connection)
+        for line in told:
+            LOG.warning(line)
+        if found:
+            more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
+            raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")
+
+    async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
+        """Revocations that are read from another database than they are written to would be no revocations."""
+        async with self.database.connection() as connection, direct_connection(direct) as past:
+            if not await same_place(connection, past):
+                raise ConfigError("database.direct_url: leads to another database than database.url (DATABASE_URL)")
+
+    async def _start_embedded(self) -> dict[str, Any]:
+        folder = Path(self._settings.get("data_folder")) / "postgres"
+        self._embedded = EmbeddedPostgres(folder)
+        try:
+            self._embedded.start()
+        except PostgresError as error:
+            raise ConfigError(f"embedded Postgres: {error}") from error
+        self._watch = asyncio.create_task(self._embedded.watch())
+        owner = {"host": str(self._embedded.socket), "port": self._embedded.port, "user": self._embedded.superuser}
+        await migrate_embedded(owner)
+        return {**owner, "user": SERVING_ROLE, "database": NAME}
+
+
+async def migrate_embedded(owner: dict[str, Any]) -> None:
+    """Make the database where it is missing, and bring its schema up to date."""
+    async with direct_connection({**owner, "database": "postgres"}) as first:
+        if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", NAME):
+            await first.execute(f"CREATE DATABASE {NAME}")
+    async with direct_connection({**owner, "database": NAME}) as connection:
+        await migrate(connection, serving_role=SERVING_ROLE)
+
+
+def beside_running_server(settings: Settings) -> dict[str, Any] | None:
+    """How to connect, as the serving role, to the embedded Postgres of a server that runs on our folder; else None."""
+    socket = running_socket(Path(settings.get("data_folder")) / "postgres")
+    return {"host": str(socket), "port": 5432, "user": SERVING_ROLE, "database": NAME} if socket else None

@@ -1,0 +1,216 @@
+"""Where every setting comes from: command line over environment over file over default, and nothing that is unknown."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from .core import CORE
+from .setting import ConfigError, Setting
+from .values import convert, shown
+
+__all__ = ["ConfigError", "Settings", "Value", "env_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An effective value and where it came from."""
+
+    value: Any = field(repr=False)
+    source: str
+
+
+_SERVICE_LINK: Final = re.compile(
+    r"GATEPOST(?:_[A-Z0-9_]+)?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)\Z"
+)
+
+
+class Settings:
+    """The settings of one run. Core keys are read with `get`, a plugin's own table with `table`."""
+
+    def __init__(
+        self, *, file: Path | None = None, environ: Mapping[str, str] | None = None, given: Mapping[str, Any] | None = None
+    ) -> None:
+        """`given` are values from the command line (or a test), by key. Raises ConfigError."""
+        self._environ = dict(os.environ if environ is None else environ)
+        self._given = {key: value for key, value in (given or {}).items() if value is not None}
+        self._file_name, self._file = _read_file(file, self._environ)
+        self._declared: dict[str, Setting] = dict(CORE)
+        self._tables = {key.partition(".")[0] for key in CORE if "." in key}
+        self._free_tables: set[str] = set()
+        self._values = {key: self._find(key, setting) for key, setting in CORE.items()}
+        _check_core(self)
+
+    def get(self, key: str) -> Any:
+        """The effective value of a core key like `database.pool_size`."""
+        return self._values[key].value
+
+    def words(self, key: str) -> list[str]:
+        return list(self._values[key].value or ())
+
+    @property
+    def log_format(self) -> str:
+        """`json` or `human`."""
+        said = str(self.get("log.format"))
+        return said if said != "auto" else "json" if self.get("env") == "production" else "human"
+
+    def table(self, plugin: str) -> Mapping[str, Any]:
+        """A plugin's own table, read-only: its declared keys with their effective values."""
+        if plugin in self._free_tables:
+            return MappingProxyType(dict(self._file.get(plugin, {})))
+        start = plugin + "."
+        return MappingProxyType({key[len(start) :]: v.value for key, v in self._values.items() if key.startswith(start)})
+
+    def declare(self, plugin: str, keys: Mapping[str, Setting] | None) -> None:
+        """A loaded plugin's table: its keys, or None where it did not say (then the table is handed over as it is)."""
+        self._tables.add(plugin)
+        if keys is None:
+            self._free_tables.add(plugin)
+            return
+        for key, setting in keys.items():
+            self._declared[f"{plugin}.{key}"] = setting
+            found = self._values[f"{plugin}.{key}"] = self._find(f"{plugin}.{key}", setting)
+            if setting.required and found.value in (None, "", []):
+                name = env_name(f"{plugin}.{key}", setting)
+                raise ConfigError(f"plugin {plugin!r}: the setting '{plugin}.{key}' ({name}) is missing")
+
+    def declared(self) -> Mapping[str, Setting]:
+        """Every key that the server and the loaded plugins have declared."""
+        return MappingProxyType(self._declared)
+
+    def refuse_unknown(self) -> None:
+        """After every plugin has declared its table: raise ConfigError for any key or GATEPOST_ variable nobody knows."""
+        for key in _flatten(self._file, self._declared, self._tables):
+            if key not in self._declared and key.partition(".")[0] not in self._free_tables:
+                raise ConfigError(f"{self._file_name}: unknown key '{key}'{_nearest(key, self._declared)}")
+        known = {env_name(key, setting) for key, setting in self._declared.items()} | {"GATEPOST_CONFIG"}
+        free = tuple(f"GATEPOST_{plugin.upper()}_" for plugin in self._free_tables)
+        for name in self._environ:
+            if not name.startswith("GATEPOST_") or name in known or name.removesuffix("_FILE") in known:
+                continue
+            link = _SERVICE_LINK.match(name) or (
+                name.endswith("_PORT") and self._environ[name].startswith(("tcp://", "udp://"))
+            )
+            if not link and not (free and name.startswith(free)):
+                raise ConfigError(f"environment: unknown variable {name}{_nearest(name, known)}")
+
+    def explain(self) -> list[tuple[str, str, str]]:
+        """(key, value, source) of every effective setting, secrets redacted: what `check` prints."""
+        rows = []
+        for key, found in sorted(self._values.items()):
+            hidden = self._declared[key].secret and found.value not in (None, "", [], self._declared[key].default)
+            rows.append((key, "(set, not shown)" if hidden else shown(found.value), found.source))
+        return rows
+
+    def _find(self, key: str, setting: Setting) -> Value:
+        if key in self._given:
+            return Value(convert(self._given[key], setting, f"--{key.rpartition('.')[2].replace('_', '-')}"), "command line")
+        name = env_name(key, setting)
+        if setting.kind not in ("table", "tables"):
+            if text := self._environ.get(name, ""):
+                return Value(convert(text, setting, name), f"environment {name}")
+            if path := self._environ.get(f"{name}_FILE", ""):
+                return Value(convert(_read_secret(path, f"{name}_FILE"), setting, name), f"environment {name}_FILE")
+        found = _lookup(self._file, key)
+        if found is not None:
+            return Value(convert(found, setting, f"{self._file_name}: {key}"), f"file {self._file_name}")
+        return Value(list(setting.default) if isinstance(setting.default, tuple) else setting.default, "default")
+
+
+def env_name(key: str, setting: Setting) -> str:
+    """The environment variable of a key: what it declares, else GATEPOST_ and the key in capitals."""
+    return setting.env or "GATEPOST_" + key.replace(".", "_").upper()
+
+
+def _read_file(file: Path | None, environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    named = file or (Path(environ["GATEPOST_CONFIG"]) if environ.get("GATEPOST_CONFIG") else None)
+    path = named or Path("gatepost.toml")
+    if named is None and not path.exists():
+        return "gatepost.toml", {}
+    try:
+        return str(path), tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _read_secret(path: str, name: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: the file it names cannot be read") from error
+
+
+def _lookup(file: Mapping[str, Any], key: str) -> Any:
+    table, _, name = key.rpartition(".")
+    where: Any = file.get(table, {}) if table else file
+    return where.get(name) if isinstance(where, Mapping) else None
+
+
+def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Collection[str]) -> Iterable[str]:
+    for name, value in file.items():
+        if isinstance(value, dict) and name not in known and (value or name in tables):
+            yield from (f"{name}.{inner}" for inner in value)
+        else:
+            yield name
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest known one is '{close[0]}'" if close else ""
+
+
+def _check_core(settings: Settings) -> None:
+    """Rules that hold between settings. Production must name what development may leave to us."""
+    env = settings.get("env")
+    if env not in ("development", "test", "production"):
+        raise ConfigError(f"env: must be development, test or production, not {env!r}")
+    if not settings.words("providers"):
+        raise ConfigError("providers: at least one provider must be named")
+    for key in ("providers", "plugins", "handlers"):
+        words = settings.words(key)
+        if len(words) != len(set(words)):
+            raise ConfigError(f"{key}: a name stands there twice")
+    for key in ("port", "ops.port"):
+        if not 0 <= settings.get(key) <= 65535:
+            raise ConfigError(f"{key}: must be 0 to 65535")
+    if settings.get("database.pooler") not in ("none", "transaction"):
+        raise ConfigError("database.pooler: must be none or transaction")
+    if settings.get("log.format") not in ("auto", "json", "human"):
+        raise ConfigError("log.format: must be auto, json or human")
+    if settings.get("database.pooler") == "transaction":
+        if not settings.get("database.url"):
+            raise ConfigError("database.pooler: the embedded Postgres has no pooler; set database.url (DATABASE_URL)")
+        if not settings.get("database.direct_url"):
+            raise ConfigError("database.direct_url: needed with a pooler; sign-outs are heard, and `check` looks, past it")
+    ranges = {
+        "workers": (1, 256),
+        "audit.retention_days": (0, 100_000),
+        "database.pool_size": (1, 1000),
+        "limits.body_bytes": (1, 2**31),
+        "limits.head_bytes": (1024, 2**20),
+        "limits.headers": (1, 10_000),
+        "limits.json_depth": (1, 256),
+        "limits.connections": (1, 1_000_000),
+        "idempotency.keep_seconds": (1, 366 * 86400),
+    }
+    for key, (low, high) in ranges.items():
+        if not low <= settings.get(key) <= high:
+            raise ConfigError(f"{key}: must be {low} to {high}")
+    if 0 < settings.get("audit.retention_days") < 7:
+        raise ConfigError("audit.retention_days: must be 7 or more, or 0 to keep entries for ever")
+    for key in CORE:
+        if key.endswith("_seconds") and not settings.get(key) > 0:
+            raise ConfigError(f"{key}: must be more than 0 seconds")
+    if env == "production" and not settings.get("database.url"):
+        raise ConfigError("database.url (DATABASE_URL): production needs one; the embedded Postgres is for development")
+    if env != "production" and settings.get("host") not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"host: {env} serves on loopback only, not on {settings.get('host')!r}; set env = 'production'")

@@ -1,0 +1,62 @@
+"""A setting's value in the kind that was declared for it, from a text or from what TOML gave."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from .setting import ConfigError, Setting
+
+_TRUTH: Final = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def convert(value: Any, setting: Setting, where: str) -> Any:
+    """A value of the declared kind, from a text (environment, command line) or from what TOML gave."""
+    kind = setting.kind
+    if kind == "list":
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise ConfigError(f"{where}: must be a list of texts")
+        return [word for word in words if word]
+    if kind in ("table", "tables"):
+        if not (isinstance(value, dict) if kind == "table" else _are_tables(value)):
+            raise ConfigError(f"{where}: must be {'a table' if kind == 'table' else 'an array of tables'}")
+        return value
+    if kind == "str":
+        if not isinstance(value, str):
+            raise ConfigError(f"{where}: must be a text")
+        return value
+    return _scalar(value, kind, where, setting.secret)
+
+
+def _scalar(value: Any, kind: str, where: str, secret: bool) -> Any:
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _TRUTH:
+            return _TRUTH[value.lower()]
+        raise ConfigError(f"{where}: must be true or false")
+    if kind == "int" and isinstance(value, str) and value.startswith("tcp://"):
+        raise ConfigError(f"{where}={value}: this is a Kubernetes service link, not a port; set enableServiceLinks: false")
+    try:
+        if isinstance(value, bool) or (kind == "int" and isinstance(value, float)):
+            raise ValueError
+        number = int(value) if kind == "int" else float(value)
+        if number != number or abs(number) == float("inf"):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise ConfigError(f"{where}: must be a number{'' if secret else f', not {value!r}'}") from None
+    return number
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(table, dict) for table in value)
+
+
+def shown(value: Any) -> str:
+    """A value for people, without the password that a URL in it may have."""
+    if value is None:
+        return "(none)"
+    if isinstance(value, list):
+        return ", ".join(shown(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
+    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))

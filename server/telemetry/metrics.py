@@ -1,0 +1,155 @@
+"""What is counted of requests and callers: plain numbers in memory, so that counting costs next to nothing.
+
+How they are shown is the business of server/telemetry/prometheus.py. Labels are templates, statuses and names of providers:
+never a path, an address, a user or an organisation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the durations that are counted together, in seconds."""
+NO_ROUTE: Final = "(none)"
+"""Stands for the template where no route was taken: an unknown path, a preflight, a malformed request."""
+
+Labels = tuple[str, ...]
+
+
+class Family(NamedTuple):
+    """One metric with all its labels; plain data, so that a worker can tell its parent.
+
+    kind    counter, gauge or histogram; a histogram's sample is its buckets' counts (not added up), then the sum
+    merge   how the workers' samples become one: sum or max
+    """
+
+    name: str
+    kind: str
+    help: str
+    labels: Labels
+    samples: Mapping[Labels, list[float]]
+    merge: str = "sum"
+
+
+class Tally:
+    """The requests of one method and template."""
+
+    __slots__ = ("buckets", "seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.seconds = 0.0
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count one answer."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
+class Metrics:
+    """All that one process counts."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self.authentications: Counter[tuple[str, str]] = Counter()
+        """By provider (`none`: nobody was shown a credential of theirs) and outcome."""
+        self.limited: Counter[str] = Counter()
+        """Requests that a limit turned away, by the kind of limit."""
+
+    def tally(self, method: str, template: str) -> Tally:
+        """Where to count the requests of one route. Called once for each; methods that HTTP does not know share one."""
+        return self._tallies.setdefault((method, template), Tally())
+
+    def families(self) -> list[Family]:
+        """What was counted so far."""
+        requests: dict[Labels, list[float]] = {
+            (route, method, str(status)): [float(number)]
+            for (method, route), tally in self._tallies.items()
+            for status, number in tally.statuses.items()
+        }
+        durations: dict[Labels, list[float]] = {
+            (route, method): [*map(float, tally.buckets), tally.seconds]
+            for (method, route), tally in self._tallies.items()
+            if tally.statuses
+        }
+        outcomes: dict[Labels, list[float]] = {labels: [float(number)] for labels, number in self.authentications.items()}
+        return [
+            Family("gatepost_requests_total", "counter", "Answers.", ("route", "method", "status"), requests),
+            Family(
+                "gatepost_request_duration_seconds", "histogram", "From a whole head to a whole answer.",
+                ("route", "method"), durations,
+            ),
+            Family(
+                "gatepost_authentications_total", "counter", "Credentials, by provider and outcome.",
+                ("provider", "outcome"), outcomes,
+            ),
+            counter("gatepost_rate_limited_total", "Requests over a limit.", "kind", self.limited),
+        ]  # fmt: skip
+
+
+def counter(name: str, help: str, label: str, numbers: Mapping[str, float]) -> Family:
+    """A counter with one label."""
+    return Family(name, "counter", help, (label,), {(value,): [float(number)] for value, number in numbers.items()})
+
+
+def gauge(name: str, help: str, value: float, *, merge: str = "sum") -> Family:
+    """A number that goes up and down, without labels."""
+    return Family(name, "gauge", help, (), {(): [float(value)]}, merge)
+
+
+def merged(parts: Iterable[Iterable[Family]]) -> list[Family]:
+    """The families of several processes as those of one."""
+    found: dict[str, Family] = {}
+    for family in (family for part in parts for family in part):
+        known = found.get(family.name)
+        if known is None:
+            found[family.name] = family._replace(samples={labels: list(values) for labels, values in family.samples.items()})
+            continue
+        for labels, values in family.samples.items():
+            before = known.samples.get(labels)
+            join = max if family.merge == "max" else float.__add__
+            now = list(values) if before is None else [join(a, b) for a, b in zip(before, values, strict=True)]
+            known.samples[labels] = now  # type: ignore[index]
+    return list(found.values())
+
+
+class Counts:
+    """What the workers of one parent have counted, those that are gone included: a counter must not go back."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, list[Family]] = {}
+        self._gone: list[Family] = []
+
+    def heard(self, worker: int, families: list[Family]) -> None:
+        """Take a living worker's word."""
+        self._last[worker] = families
+
+    def gone(self, worker: int) -> None:
+        """A worker has died: what it had counted when it was last asked stays, what it was is over."""
+        counted = [family for family in self._last.pop(worker, []) if family.kind != "gauge"]
+        self._gone = merged([self._gone, counted])
+
+    def together(self) -> list[Family]:
+        """All of it as one process would tell it."""
+        return merged([*self._last.values(), self._gone])
+
+
+def as_json(families: Iterable[Family]) -> bytes:
+    """For the parent of several workers."""
+    return msgspec.json.encode([[*family[:4], list(family.samples.items()), family.merge] for family in families])
+
+
+def from_json(raw: bytes) -> list[Family]:
+    """What `as_json` has written. Raises ValueError for anything else."""
+    told = msgspec.json.decode(raw, type=list[tuple[str, str, str, list[str], list[tuple[list[str], list[float]]], str]])
+    return [
+        Family(name, kind, help, tuple(labels), {tuple(values): numbers for values, numbers in samples}, merge)
+        for name, kind, help, labels, samples, merge in told
+    ]
