@@ -6,7 +6,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 TOOLS   := $(VENV)/.deploy-tools
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
-# More words for the program: make run ARGS="--port 0", make test ARGS="tests/test_docs.py -x"
+# More words for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -47,8 +47,8 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(VENV)/bin/lint-imports
 
 docs: $(STAMP) ## write the reference pages and gatepost.example.toml anew from the code
-	@PYTHONPATH=. $(PYTHON) tests/settings_page.py
-	@PYTHONPATH=. $(PYTHON) tests/reference_pages.py
+	@PYTHONPATH=. $(PYTHON) docs/generate/settings_page.py
+	@PYTHONPATH=. $(PYTHON) docs/generate/reference_pages.py
 
 site: $(TOOLS) ## build the site of docs/ into build/site
 	@$(VENV)/bin/zensical build --clean --strict
@@ -59,7 +59,7 @@ diagrams: ## draw docs/diagrams/ anew (needs Chromium and npm)
 sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
 
-bench: $(STAMP) ## measure the price beside a bare server; docs/performance.md says how to read it
+bench: $(STAMP) ## measure the price beside a bare server; docs/explanation/performance.md says how to read it
 	@$(PYTHON) bench/run.py $(ARGS)
 
 bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, routes and connections

@@ -1,4 +1,4 @@
-"""Writes results into docs/performance.md: `python bench/report.py FILE...`, files that the benchmarks wrote with --json.
+"""Writes results into docs/explanation/performance.md: `python bench/report.py FILE...`, files that the benchmarks wrote with --json.
 
 Each kind of result has its place in the page, between `<!-- results: KIND -->` and `<!-- end of KIND -->`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tables import text_of
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "performance.md"
 
 
 def main(words: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 Both servers run at the same time on a CPU of their own (the first one), Postgres and the loader on the second. In each round
 each case is measured on each of them, one after the other, and each round begins with another case. What is told is ratios of
-the same round: they hold on another machine, microseconds do not. docs/performance.md says how to read them.
+the same round: they hold on another machine, microseconds do not. docs/explanation/performance.md says how to read them.
 """
 
 from __future__ import annotations

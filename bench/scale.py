@@ -1,7 +1,7 @@
 """How the cost of one request grows with everything that can grow: `make bench-scale`, or `python bench/scale.py`.
 
 Rows, API keys, users, routes, public patterns, connections, tokens, the number of the page; then slow clients and one heavy
-tenant beside others. Each curve gets a word by a stated rule. docs/performance.md says how to read it.
+tenant beside others. Each curve gets a word by a stated rule. docs/explanation/performance.md says how to read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The results as Markdown, for the terminal and for docs/performance.md alike."""
+"""The results as Markdown, for the terminal and for docs/explanation/performance.md alike."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ from urllib.parse import quote, urlencode
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 from aiohttp.test_utils import TestServer
+from kits.postgres import Server, servers
 from multidict import CIMultiDictProxy
-from postgres_kit import Server, servers
 from yarl import URL
 
 from server import hookimpl

@@ -10,7 +10,7 @@ from server import Provider, Setting, hookimpl
 from .mapping import NAME
 from .provider import OidcProvider
 
-_HELP = "issuers to believe, as many tables as there are issuers; docs/oidc.md has all members, and the usual vendors"
+_HELP = "issuers to believe, as many tables as there are issuers; docs/guides/oidc.md has all members, and the usual vendors"
 _EXAMPLE = {
     "issuer": "https://login.example.com", "audience": "https://api.example.com", "namespace": "example",
     "claims": {"org_id": "org_id", "org_role": "role", "org_permissions": "permissions"},

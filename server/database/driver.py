@@ -37,7 +37,7 @@ class Connection(asyncpg.Connection):
     a twentieth of a request.
 
     A kept statement is dropped when Postgres says that the schema has changed under it, with the connection, and when
-    there are too many (tests/test_driver.py).
+    there are too many (tests/database/test_driver.py).
     """
 
     __slots__ = ("_kept",)

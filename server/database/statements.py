@@ -39,7 +39,7 @@ def one_statement(sql: str, arguments: int, first: str = "") -> str:
 
     Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
     condition sets the scope (set_config is volatile: it is never evaluated early). Were the condition ever NULL there
-    would be no rows at all. tests/test_read_soundness.py holds it against every plan shape we could force.
+    would be no rows at all. tests/database/test_read_soundness.py holds it against every plan shape we could force.
     """
     if not _READ_ONLY.match(sql) or _WRITES.search(re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", sql)):
         raise ValueError("read() runs one SELECT; writes go through scoped()")

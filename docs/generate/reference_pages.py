@@ -1,0 +1,174 @@
+"""Writes commands.md and plugin-api.md of docs/reference/, and gatepost.example.toml, from the code: `make docs`. A test compares them."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import server
+from server.commands import _parser
+from server.plugins.loader import Plugins
+from server.settings.sample import sample
+from server.settings.sources import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+WRITTEN = "<!-- Written by `make docs` from the code; change the code, not this page. -->"
+
+COMMANDS = f"""# Commands
+
+{WRITTEN}
+
+`python -m server`, or `gatepost` where the wheel is installed. (The second does not put the working folder on the import path.)
+Status 0; 2 with one line for a mistake in the configuration; 1 for everything else. What is printed goes to standard output;
+remarks and progress to standard error. `--json` is there wherever a machine may read.
+"""
+
+DOOR = f"""# The door
+
+{WRITTEN}
+
+All that a plugin may import from `server`, with the signatures and docstrings that the code has. How they go together is in
+[plugins.md](../guides/plugins.md).
+"""
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Declare what a handler asks": ("public", "signed_in", "requires", "describe", "answers_secret"),
+    "Who is calling": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
+    "Rows": ("read", "scoped"),
+    "Requests and answers": ("body", "raw_body", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
+    "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable"),
+    "Hooks, settings, commands": ("hookimpl", "Setting", "Command", "CommandContext"),
+}
+
+
+def loaded() -> tuple[Settings, Plugins]:
+    """The settings of nobody's environment, and the built-in plugins."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(environ={}, given={"data_folder": folder})
+        return settings, Plugins(settings)
+
+
+def example() -> str:
+    """The text of gatepost.example.toml."""
+    return sample(loaded()[0].declared())
+
+
+# Commands ----------------------------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """The text of docs/reference/commands.md: `--help` of every command."""
+    wide = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "110"
+    try:
+        parser = _parser(loaded()[1].offers().commands)
+        parts = [COMMANDS, "## `python -m server`\n", _help(parser)]
+        for name, inner in _subcommands(parser).items():
+            parts += [f"## `{name}`\n", _help(inner)]
+            for action, deeper in _subcommands(inner).items():
+                parts += [f"### `{name} {action}`\n", _help(deeper)]
+    finally:
+        os.environ.pop("COLUMNS") if wide is None else os.environ.update(COLUMNS=wide)
+    return "\n".join(parts)
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    # The titles of some parts differ between versions of Python; the words do not.
+    return f"```text\n{parser.format_help().rstrip()}\n```\n"
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
+# The door ----------------------------------------------------------------------------------------------------------------
+
+
+def door() -> str:
+    """The text of docs/reference/plugin-api.md."""
+    parts = [DOOR]
+    for title, names in GROUPS.items():
+        parts.append(f"## {title}\n")
+        for name in names:
+            parts += [f"### `{name}`\n", *_described(name, getattr(server, name))]
+    return "\n".join(parts)
+
+
+def _described(name: str, what: Any) -> Iterator[str]:
+    if name == "hookimpl":
+        yield "The marker of plugins' hooks: `@hookimpl`, or `hookimpl(function, specname=\"register_handlers\")`.\n"
+        return
+    yield f"```text\n{_signature(name, what)}\n```\n"
+    yield _prose(inspect.getdoc(what) or "")
+    if inspect.isclass(what):
+        for member, inner in vars(what).items():
+            if inspect.isfunction(inner) and not member.startswith("_") and inspect.getdoc(inner):
+                yield f"```text\n{_signature(member, inner)}\n```\n"
+                yield _prose(inspect.getdoc(inner) or "")
+
+
+def _signature(name: str, what: Any) -> str:
+    """Name and parameters; long ones a parameter a line."""
+    try:
+        said = inspect.signature(what)
+    except ValueError:
+        return name
+    if inspect.isclass(what) and (getattr(what, "_is_protocol", False) or not said.parameters):
+        return f"class {name}"
+    kind = "async def " if inspect.iscoroutinefunction(what) else "class " if inspect.isclass(what) else "def "
+    parameters = list(_parameters(said))
+    returns = "" if inspect.isclass(what) or said.return_annotation is said.empty else f" -> {_plain(said.return_annotation)}"
+    line = f"{kind}{name}({', '.join(parameters)}){returns}"
+    if len(line) <= 110:
+        return line
+    return f"{kind}{name}(\n" + "\n".join(f"    {one}," for one in parameters) + f"\n){returns}"
+
+
+def _parameters(said: inspect.Signature) -> Iterator[str]:
+    keywords_only = False
+    for one in said.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and not keywords_only:
+            keywords_only = True
+            if not any(other.kind is other.VAR_POSITIONAL for other in said.parameters.values()):
+                yield "*"
+        stars = "*" if one.kind is one.VAR_POSITIONAL else ""
+        annotation = "" if one.annotation is one.empty else f": {_plain(one.annotation)}"
+        yield f"{stars}{one.name}{annotation}" + ("" if one.default is one.empty else f" = {_default(one.default)}")
+
+
+def _plain(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return value.__name__ if inspect.isclass(value) else repr(value) if not callable(value) else "…"
+
+
+def _prose(doc: str) -> str:
+    """A docstring as Markdown: paragraphs as they are; tables of words in columns as a block."""
+    parts = []
+    for paragraph in doc.split("\n\n"):
+        lines = paragraph.splitlines()
+        columns = sum(bool(re.match(r"\S[^.]{0,28}\s{2,}\S", line)) for line in lines)
+        block = columns >= 2 or all(line.startswith("    ") for line in lines)
+        prose = re.sub(r"<([A-Z]+)>", r"&lt;\1&gt;", paragraph)  # Markdown would take it for HTML
+        parts.append(f"```text\n{textwrap.dedent(paragraph)}\n```" if block else prose)
+    return "\n\n".join(parts) + "\n"
+
+
+WHAT = {REFERENCE / "commands.md": commands, REFERENCE / "plugin-api.md": door, ROOT / "gatepost.example.toml": example}
+
+if __name__ == "__main__":
+    for path, made in WHAT.items():
+        path.write_text(made(), "utf-8")
+        print(f"written: {path}")

@@ -1,0 +1,114 @@
+"""Writes docs/reference/settings.md from the code: `make docs`. A test compares the page with what this would write."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from server.plugins.loader import Plugins
+from server.settings.setting import Setting
+from server.settings.sources import Settings, env_name
+
+PAGE = Path(__file__).resolve().parents[1] / "reference" / "settings.md"
+# Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
+NOT_YET: tuple[str, ...] = ()
+OWN = {"audit", "database", "idempotency", "limits", "log", "ops", "revocation"}
+TOP = """# Settings
+
+<!-- Written by `make docs` from the code; change the code, not this page. -->
+
+Command line over environment over file over default. The flags are `--config`, `--host`, `--port` and `--workers`; the file
+is `gatepost.toml` in the working folder, or the one that `--config` or `GATEPOST_CONFIG` names. `python -m server check`
+prints every effective value and where it came from; secrets are not shown. `python -m server init` writes a `gatepost.toml` with
+every setting in it, explained and switched off; it never writes over a file.
+
+- A list is an array in the file and words with commas between them in the environment.
+- Every variable can be given as a file's name in `NAME_FILE` instead; the file's text, without blanks around it, is the
+  value. An empty variable counts as not set.
+- An unknown key of the file, a table of a plugin that is not loaded and an unknown `GATEPOST_*` variable stop the start
+  with status 2 and the nearest known name. Kubernetes' service links (`GATEPOST_SERVICE_HOST` and so on) are ignored.
+- *Secret* values are never printed.
+- *Not used yet*: the key is read and checked, and has no effect in this version.
+
+A table of a plugin is declared by the plugin (see [plugins.md](../guides/plugins.md)); a plugin sees its own table and no other. What the
+tables below are for: [clerk.md](../guides/clerk.md), [keys.md](../guides/keys.md), [limits.md](limits.md), [oidc.md](../guides/oidc.md),
+[audit.md](audit.md).
+
+## The server
+"""
+RULES = """
+## Rules between settings
+
+- `env = "development"` serves on loopback only (`127.0.0.1`, `localhost`, `::1`).
+- `env = "production"` demands `database.url`, and of the listed providers what they need: for `clerk` keys to verify with,
+  an issuer and authorized parties. The stub and the development key stop the start there.
+- `providers` must name at least one provider, and no name may stand in `providers`, `plugins` or `handlers` twice.
+- Two providers may neither answer for the same issuer nor give ids in the same namespace (`""` is one too): beside `clerk` every
+  issuer of `oidc` needs a `namespace`.
+- A list in `handlers` is all that is served of what is built in: `health`, `me`, `data`, `orgs`, `invoices`, `profile`, `audit_log`,
+  and of the providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
+- `clerk.webhook_signing_secret` may hold several secrets with commas or blanks between them, for rotation.
+- A pattern of `public_routes` that is not one of the three defaults and covers no route stops the start.
+- `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (past it): see
+  [postgres.md](../guides/postgres.md).
+- `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
+- Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
+  seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
+- `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.
+- `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
+
+## `[[api_key.keys]]`
+
+An array of tables, in the file only: static keys (see [keys.md](../guides/keys.md)). A key belongs to a user, an organisation, or both.
+
+| member | kind | meaning |
+|---|---|---|
+| `id` | text, required | 1 to 64 letters, digits, `.`, `_`, `-`; for logs and `created_by` |
+| `hash` | text, required | `sha256:` and 64 hexadecimal digits: `python -m server keys hash` reads a key and prints it |
+| `user_id`, `org_id` | text | whose key it is; at least one of the two |
+| `org_slug`, `org_role` | text | in that organisation |
+| `org_permissions`, `scopes` | array of texts | what it may do |
+| `expires_at` | date, or time with offset | from then on the answer is 401 `key-expired`; none: never |
+"""
+
+
+def declared() -> dict[str, Setting]:
+    """Every setting of the server and of the plugins that come with it, by key."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(environ={}, given={"data_folder": folder})
+        Plugins(settings)
+    return dict(settings._declared)
+
+
+def page() -> str:
+    """The text of docs/reference/settings.md."""
+    settings = declared()
+    tables = sorted({key.partition(".")[0] for key in settings if "." in key} - OWN)
+    own = {key: setting for key, setting in settings.items() if key.partition(".")[0] not in tables}
+    parts = [TOP, *_rows(own)]
+    for table in tables:
+        parts += [f"\n## `[{table}]`\n", *_rows({key: s for key, s in settings.items() if key.startswith(f"{table}.")})]
+    return "\n".join(parts) + "\n" + RULES
+
+
+def _rows(settings: dict[str, Setting]) -> list[str]:
+    lines = ["| key | environment | kind | default | meaning |", "|---|---|---|---|---|"]
+    for key, setting in settings.items():
+        env = "none" if setting.kind in ("table", "tables") else f"`{env_name(key, setting)}`"
+        notes = [setting.help, *(["secret"] * setting.secret), *(["*not used yet*"] * (key in NOT_YET))]
+        lines.append(f"| `{key}` | {env} | {setting.kind} | {_shown(setting)} | {'; '.join(notes)} |")
+    return lines
+
+
+def _shown(setting: Setting) -> str:
+    default = setting.default
+    if default is None or default == () or default == []:
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{', '.join(default)}`" if isinstance(default, list | tuple) else f"`{default}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(f"written: {PAGE}")

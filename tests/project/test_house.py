@@ -1,0 +1,255 @@
+"""The rules of the house: what is served to whom, who may import what, how long a room may be, what must be documented."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from kits import ROOT
+from kits.app import build_app
+
+import server
+from server.app import TABLE
+from server.auth.access import access_of
+from server.commands.routes import as_text
+from server.plugins import hookspecs
+from server.settings.core import CORE
+from server.settings.setting import Setting
+from server.settings.sources import env_name
+
+PACKAGES = ("server", "providers", "handlers")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MOST_LINES = 220
+DOCS = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
+
+# A change of access is a changed line here, and is seen in review.
+ROUTES = """\
+GET     /api/data                   signed in, user                        handlers.data.list_data
+POST    /api/data                   signed in, user                        handlers.data.create_data
+DELETE  /api/data/{id}              role org:admin                         handlers.data.delete_data
+GET     /api/data/{id}              signed in, user                        handlers.data.get_data
+PATCH   /api/data/{id}              signed in, user                        handlers.data.change_data
+GET     /api/health                 public                                 handlers.health.health
+GET     /api/invoices               permission org:invoices:read           handlers.invoices.list_invoices
+POST    /api/invoices               permission org:invoices:create         handlers.invoices.create_invoice
+GET     /api/invoices/{id}          permission org:invoices:read           handlers.invoices.get_invoice
+GET     /api/keys                   accepts api_key session_token          providers.api_key.routes.Keys.list_keys
+POST    /api/keys                   accepts api_key session_token          providers.api_key.routes.Keys.create_key
+DELETE  /api/keys/{id}              accepts api_key session_token          providers.api_key.routes.Keys.revoke_key
+POST    /api/keys/{id}/rotate       accepts api_key session_token          providers.api_key.routes.Keys.rotate_key
+GET     /api/me                     signed in                              handlers.me.me
+GET     /api/me/profile             signed in, user                        handlers.profile.profile
+GET     /api/orgs/{org_id}/audit    organization {org_id}, role org:admin  handlers.audit.list_audit
+GET     /api/orgs/{org_id}/data     organization {org_id}                  handlers.orgs.list_org_data
+POST    /api/orgs/{org_id}/data     organization {org_id}                  handlers.orgs.create_org_data
+GET     /api/orgs/{org_id}/members  organization {org_id}                  handlers.profile.list_members
+GET     /api/public/docs            public                                 handlers.docs.docs
+GET     /api/public/docs/{file}     public                                 handlers.docs.docs_file
+GET     /api/public/openapi.json    public                                 handlers.docs.document
+POST    /api/webhooks/clerk         public                                 providers.clerk.webhooks.Receiver.take"""
+
+DOOR = {
+    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
+    "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
+    "scoped", "signed_in",
+}  # fmt: skip
+
+
+# Routes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_route_table_of_the_built_in_handlers() -> None:
+    assert as_text([row for row in build_app()[TABLE].rows if row.method != "HEAD"]) == ROUTES
+
+
+def test_every_route_of_the_router_has_an_access_and_is_known_to_the_gate() -> None:
+    app = build_app()
+    routes = list(app.router.routes())
+    assert set(routes) == set(app[TABLE].plans)
+    for route in routes:
+        assert access_of(route.handler) is app[TABLE].plans[route].access, route
+    assert {route.method for route in routes} <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
+
+def test_the_head_of_a_route_has_the_access_of_its_get() -> None:
+    rows = {(row.method, row.template): row.access for row in build_app()[TABLE].rows}
+    for (method, template), access in rows.items():
+        if method == "GET":
+            assert rows["HEAD", template] == access
+
+
+def test_no_route_is_locked_by_mistake() -> None:
+    assert build_app()[TABLE].warnings == []
+
+
+def test_nothing_is_served_beside_the_table() -> None:
+    app = build_app()
+    assert not [one for one in app.router.resources() if isinstance(one, web.StaticResource | web.PrefixedSubAppResource)]
+    assert len(app.middlewares) <= 3
+
+
+# Imports ---------------------------------------------------------------------------------------------------------------
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The absolute names of all modules that a file imports, wherever in it."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_the_contracts_of_import_linter_are_kept() -> None:
+    done = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [("asyncpg", {"server/database/driver.py"}), ("pluggy", {"server/plugins/hookspecs.py", "server/plugins/loader.py"})],
+)
+def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:
+    found = {
+        str(path.relative_to(ROOT)) for path in SOURCES if any(name.partition(".")[0] == library for name in imports(path))
+    }
+    assert found == rooms
+
+
+def test_the_server_knows_no_guest() -> None:
+    for path in (ROOT / "server").rglob("*.py"):
+        assert not [name for name in imports(path) if name.partition(".")[0] in ("providers", "handlers")], path
+
+
+def test_guests_come_in_by_the_door_and_ask_for_what_is_promised() -> None:
+    for path in SOURCES:
+        package = path.relative_to(ROOT).parts[0]
+        if package == "server":
+            continue
+        for name in imports(path):
+            first, _, rest = name.partition(".")
+            if first == "server":
+                assert rest == "" or rest in DOOR, (path, name)
+            elif first in PACKAGES:
+                assert first == package, (path, name)
+
+
+@pytest.mark.parametrize("words", [[], ["routes"]])
+def test_without_its_dependencies_the_program_says_how_to_install_them(words: list[str]) -> None:
+    """-S: Python without its site-packages, so that nothing is installed."""
+    done = subprocess.run([sys.executable, "-S", "-m", "server", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "aiohttp" in done.stderr
+    assert "make install" in done.stderr
+
+
+@pytest.mark.parametrize("room", ["__main__", "installation"])
+def test_the_first_imports_of_the_command_line_are_the_standard_librarys(room: str) -> None:
+    tree = ast.parse((ROOT / "server" / f"{room}.py").read_text("utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names} | {
+        node.module for node in top if isinstance(node, ast.ImportFrom)
+    }
+    assert all(name is not None and name.partition(".")[0] in sys.stdlib_module_names for name in names)
+
+
+def test_what_few_processes_need_is_not_loaded_by_all() -> None:
+    """Each of these takes a megabyte or two of every worker."""
+    rare = ["limits", "prometheus_client", "valkey", "redis"]
+    code = f"import sys, server.commands, providers.clerk, providers.api_key; print([n for n in {rare} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_that_is_shipped_needs_a_test_library() -> None:
+    testing = ("pytest", "unittest", "hypothesis", "aiohttp.test_utils", "_pytest")
+    for path in SOURCES:
+        if "testing" not in path.relative_to(ROOT).parts and path.stem != "testing_provider":
+            assert not [name for name in imports(path) if name.startswith(testing)], path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_can_be_imported(package: str) -> None:
+    for found in pkgutil.walk_packages([str(ROOT / package)], package + "."):
+        if not found.name.endswith("__main__") and not found.name.startswith("server.testing"):
+            importlib.import_module(found.name)
+
+
+# Size and words --------------------------------------------------------------------------------------------------------
+
+
+def test_no_room_is_too_long() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in SOURCES
+        if (lines := len(path.read_text("utf-8").splitlines())) > MOST_LINES
+    }
+    assert long == {}
+
+
+def test_every_room_says_what_it_is() -> None:
+    for path in SOURCES:
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_uses_a_mock(path: Path) -> None:
+    assert not [name for name in imports(path) if name.startswith(("unittest", "mock"))]
+
+
+# Documentation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", CORE)
+def test_every_core_setting_is_documented(key: str) -> None:
+    assert f"`{key}`" in DOCS
+    assert f"`{env_name(key, CORE[key])}`" in DOCS
+    assert CORE[key].help
+
+
+def settings_of_plugins() -> list[tuple[str, str, Setting]]:
+    found = []
+    for plugin in ("clerk", "api_key", "stub"):
+        hook = getattr(importlib.import_module(f"providers.{plugin}"), "register_settings", dict)
+        found += [(plugin, key, setting) for key, setting in hook().items()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("plugin", "key", "setting"), settings_of_plugins(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_setting_of_a_built_in_plugin_is_documented(plugin: str, key: str, setting: Setting) -> None:
+    assert f"`{plugin}.{key}`" in DOCS
+    assert setting.kind == "tables" or f"`{env_name(f'{plugin}.{key}', setting)}`" in DOCS
+    assert setting.help
+
+
+@pytest.mark.parametrize("hook", [name for name in dir(hookspecs) if name.startswith("register_")])
+def test_every_hook_is_documented(hook: str) -> None:
+    assert f"`{hook}(" in DOCS
+
+
+@pytest.mark.parametrize("name", sorted(DOOR))
+def test_every_name_of_the_door_is_documented(name: str) -> None:
+    assert re.search(rf"`{name}\b", DOCS)
+
+
+def test_the_door_is_what_is_documented() -> None:
+    assert set(server.__all__) == DOOR
+    assert all(hasattr(server, name) for name in DOOR)
+    assert len(server.__all__) == len(DOOR)
+
+
+def test_every_name_of_the_door_says_what_it_is() -> None:
+    assert not [name for name in DOOR if not getattr(server, name).__doc__]

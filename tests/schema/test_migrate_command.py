@@ -1,0 +1,96 @@
+"""`python -m server migrate`: ours as the owner, then a product's own tables, and one clear line when it cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.commands import run
+from tests.conftest import url_of
+
+OWN = """
+CREATE TABLE IF NOT EXISTS notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text NOT NULL, text text NOT NULL);
+ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+DO $do$ BEGIN
+    EXECUTE format('DROP POLICY IF EXISTS own ON notes; CREATE POLICY own ON notes TO %1$I
+                    USING (user_id = NULLIF(current_setting(''gatepost.user_id'', true), '''')); GRANT SELECT ON notes TO %1$I',
+                   current_setting('gatepost.serving_role'));
+END $do$;
+"""
+
+
+@pytest.fixture
+async def settings(postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """The environment of an operator with an empty database; its name."""
+    name = await postgres.create_database("gp_migrate")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", url_of(postgres, postgres.serving_role, name))
+    monkeypatch.setenv("DATABASE_OWNER_URL", url_of(postgres, postgres.admin, name))
+    yield name
+    await postgres.drop_database(name)
+
+
+async def command(*words: str) -> int:
+    import asyncio
+
+    return await asyncio.to_thread(run, list(words))
+
+
+async def test_ours_and_then_ones_own_tables(
+    settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.sql").write_text(OWN)
+    for _ in range(2):  # again does no harm
+        assert await command("migrate", "--schema", "own.sql") == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "migrated"
+    async with postgres.as_admin(settings) as admin:
+        assert await admin.fetchval("SELECT count(*) FROM pg_policy WHERE polname = 'own'") == 1
+        assert await admin.fetchval("SELECT has_table_privilege($1, 'notes', 'SELECT')", postgres.serving_role)
+    assert await command("check") == 0
+
+
+async def test_sql_that_fails_changes_nothing_and_is_one_line(
+    settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.sql").write_text("CREATE TABLE half (id int);\nCREATE TABEL wrong (id int);")
+    assert await command("migrate", "--schema", "own.sql") == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1
+    assert err[0].startswith("gatepost: migrate: nothing was changed")
+    async with postgres.as_admin(settings) as admin:
+        assert await admin.fetchval("SELECT to_regclass('half')") is None
+
+
+async def test_a_file_that_is_not_there_is_a_mistake(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await command("migrate", "--schema", "nowhere.sql") == 2
+    assert capsys.readouterr().err == "gatepost: --schema nowhere.sql: cannot be read\n"
+
+
+async def test_without_the_owners_url_it_says_so(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DATABASE_OWNER_URL")
+    assert await command("migrate") == 2
+    assert "DATABASE_OWNER_URL" in capsys.readouterr().err
+
+
+async def test_for_machines_and_for_whoever_waits(settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is JSON and no more; where it is with several files is told on standard error."""
+    (tmp_path / "own.sql").write_text(OWN)
+    (tmp_path / "more.sql").write_text("SELECT 1;")
+    assert await command("migrate", "--json", "--schema", "own.sql", "--schema", "more.sql") == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert (told["migrated"], told["schemas"]) == (True, ["own.sql", "more.sql"])
+    assert any("DATABASE_URL" in line for line in told["by_hand"])
+    assert said.err.splitlines() == ["migrate: schema.sql", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
+
+
+async def test_alone_it_tells_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await command("migrate") == 0
+    assert capsys.readouterr().err == ""

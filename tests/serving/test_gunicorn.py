@@ -1,0 +1,137 @@
+"""`gunicorn 'server.app:create_app()'` with aiohttp's worker: two processes, drained by SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+from kits import ROOT
+
+from tests.conftest import ALICE, TestDatabase
+
+pytestmark = pytest.mark.long
+SLOW = '''
+import asyncio, os
+from pathlib import Path
+from aiohttp import web
+from server import answer, hookimpl, signed_in
+
+routes = web.RouteTableDef()
+
+@routes.get("/api/slow")
+@signed_in
+async def slow(request):
+    Path("arrived").touch()
+    await asyncio.sleep(2)
+    return answer({"late": True})
+
+@routes.get("/api/pid")
+@signed_in
+async def pid(request):
+    return answer({"pid": os.getpid()})
+
+@hookimpl
+def register_handlers():
+    return routes
+'''
+
+
+@asynccontextmanager
+async def gunicorn(folder: Path, *words: str, **more: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, Path]]:
+    """(the parent, the URL, the file with what it said); killed at the end with its workers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
+    environment = kept | {"HOME": str(folder), "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "GATEPOST_ENV": "test", **more}
+    log = folder / "said"
+    program = [sys.executable, "-m", "gunicorn", "server.app:create_app()", "-k", "aiohttp.GunicornWebWorker"]
+    with log.open("wb") as said:
+        process = await asyncio.create_subprocess_exec(
+            *program, "--workers", "2", "--bind", f"127.0.0.1:{port}", *words,
+            cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        yield process, f"http://127.0.0.1:{port}", log
+    finally:
+        if process.returncode is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            await process.wait()
+
+
+async def until_answers(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            assert process.returncode is None, log.read_text()
+            with suppress(aiohttp.ClientError, OSError):
+                async with aiohttp.ClientSession() as client, client.get(f"{url}/api/health"):
+                    return
+            await asyncio.sleep(0.1)
+
+
+async def pids(url: str) -> set[int]:
+    """Who answers, over connections of their own."""
+    found = set()
+    for _ in range(20):
+        async with aiohttp.ClientSession() as client, client.get(f"{url}/api/pid", headers=ALICE) as got:
+            found.add((await got.json())["pid"])
+    return found
+
+
+async def test_two_workers_serve_and_drain(db: TestDatabase, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    settings = {"DATABASE_URL": db.url, "GATEPOST_PROVIDERS": "stub", "GATEPOST_PLUGINS": "module:slow"}
+    async with gunicorn(tmp_path, "--graceful-timeout", "20", **settings) as (process, url, log):
+        await until_answers(process, url, log)
+        async with aiohttp.ClientSession(url) as client:
+            async with client.get("/api/health") as got:
+                assert (got.status, await got.json()) == (200, {"status": "ok"})
+                assert got.headers["Server"] == "gatepost"
+            async with client.get("/api/data") as got:
+                assert got.status == 401
+            async with client.post("/api/data", headers=ALICE, json={"name": "first"}) as got:
+                assert got.status == 201
+            async with client.get("/api/data", headers=ALICE) as got:
+                assert [row["name"] for row in await got.json()] == ["first"]
+        workers = {child.pid for child in psutil.Process(process.pid).children()}
+        assert len(workers) == 2
+        assert await pids(url) <= workers
+        async with aiohttp.ClientSession(url) as client:
+            late = asyncio.create_task(client.get("/api/slow", headers=ALICE))
+            async with asyncio.timeout(10):
+                while not (tmp_path / "arrived").exists():
+                    await asyncio.sleep(0.02)
+            process.terminate()
+            async with await late as got:
+                assert (got.status, await got.json()) == (200, {"late": True})
+        assert await asyncio.wait_for(process.wait(), 30) == 0, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({}, "gatepost: database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres"),
+        ({"DATABASE_URL": "postgresql:///x", "GATEPOST_PROVIDERS": "acme"}, "gatepost: providers: no loaded plugin offers 'acme'"),
+    ],
+    ids=["no database", "a mistake in the settings"],
+)
+async def test_a_mistake_is_one_line_and_the_end(tmp_path: Path, settings: dict[str, str], line: str) -> None:
+    async with gunicorn(tmp_path, **settings) as (process, _, log):
+        assert await asyncio.wait_for(process.wait(), 60) != 0  # 4, or 1 where the other worker was still starting
+        said = log.read_text()
+        assert any(one.startswith(line) for one in said.splitlines()), said
+        assert "ConfigError" not in said  # no traceback of ours
+        assert not (tmp_path / ".gatepost").exists()
