@@ -15,7 +15,7 @@ from stage import FAR, Stage
 
 from providers.api_key.key_format import digest_of, make
 from server import Identity, answer, hookimpl, identity_of, signed_in
-from server.app import FRONT, STORAGE, build
+from server.app import DISPATCHER, SERVER_DATABASE, build
 from server.auth.access import access_of, check
 from server.auth.identity import IDENTITY
 from server.http.errors import Unauthorized
@@ -73,7 +73,7 @@ class Open:
 
 async def captured(app: web.Application, client: Client, sent: Iterable[bytes]) -> list[web.Request]:
     """These requests as the gate gets them."""
-    front: Any = app[FRONT]
+    front: Any = app[DISPATCHER]
     gate, seen = front._gate, []  # type: ignore[var-annotated]
     front._gate = Open(gate, Identity(provider="bench", user_id="user_bench"), seen)
     for one in sent:
@@ -84,11 +84,11 @@ async def captured(app: web.Application, client: Client, sent: Iterable[bytes]) 
 
 async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
     """The gate against no gate, its parts by themselves, the handler's check, and the counting."""
-    front: Any = app[FRONT]
+    front: Any = app[DISPATCHER]
     for token in tokens:
         await client.must(request("/api/me", token), b"200")
     [seen] = await captured(app, client, [request(_BARE, tokens[0])])
-    gate, tally, revocations, match = front._gate, Tally(), app[STORAGE].revocations, seen.match_info
+    gate, tally, revocations, match = front._gate, Tally(), app[SERVER_DATABASE].revocations, seen.match_info
     await gate.admit(seen, match)
     identity, handler = identity_of(seen), match.handler
     access: Any = access_of(handler)
@@ -141,7 +141,7 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
 async def credentials(stage: Stage, app: web.Application, client: Client, tokens: list[str]) -> list[dict[str, Any]]:
     """The gate by itself, for every kind of credential: its answer, and no more of the request."""
     repetitions, batch = min(stage.args.repetitions, 20), max(1, stage.args.batch // 10)
-    front: Any = app[FRONT]
+    front: Any = app[DISPATCHER]
     admit = front._gate.admit
 
     async def shown(shows: Iterable[dict[str, Any]], ask: Any = admit) -> Step:

@@ -13,7 +13,7 @@ from aiohttp import web
 from .database.scope import DATABASE
 from .gate.admission import Gate
 from .gate.audit import Audit
-from .gate.dispatcher import Front
+from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
 from .http import protocol as wire
 from .http.bodies import BODY_LIMITS
@@ -26,10 +26,10 @@ from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
 from .plugins.providers import PROVIDERS, opened
 from .rate_limits.setup import Limits
-from .routing.resolver import Lookup
+from .routing.resolver import Resolver
 from .routing.table import RouteTable
 from .routing.table import build as build_routes
-from .schema.startup import Storage
+from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
 from .telemetry.decisions import DenialLog, RequestLog
@@ -39,9 +39,9 @@ from .telemetry.metrics import Metrics
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?\Z")
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
-STORAGE: Final = web.AppKey("storage", Storage)
+SERVER_DATABASE: Final = web.AppKey("storage", ServerDatabase)
 LIMITS: Final = web.AppKey("limits", Limits)
-FRONT: Final = web.AppKey("front", Front)
+DISPATCHER: Final = web.AppKey("front", Dispatcher)
 METRICS: Final = web.AppKey("metrics", Metrics)
 AUDIT: Final = web.AppKey("audit", Audit)
 
@@ -75,13 +75,13 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
     app[DOCUMENT] = openapi.make(table, providers)
-    storage, limits = Storage(settings, beside_parent=beside_parent), Limits(settings)
+    storage, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
     audit = app[AUDIT] = Audit(
         storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")
     )
     gate = Gate(
-        table.plans,
+        table.rules,
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
         revocations=storage.revocations,
@@ -91,23 +91,23 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         address_limit=limits.address,
         addresses=app[ADDRESSES],
     )
-    app[METRICS], app[FRONT] = (
+    app[METRICS], app[DISPATCHER] = (
         metrics,
-        Front(Lookup(app), cors, gate, metrics, RequestLog() if settings.get("log.requests") else None),
+        Dispatcher(Resolver(app), cors, gate, metrics, RequestLog() if settings.get("log.requests") else None),
     )
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
     app[BODY_LIMITS] = tuple(settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth"))
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
-    app[STORAGE], app[DATABASE] = storage, storage.database
+    app[SERVER_DATABASE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)
     app.cleanup_ctx.append(audit.running)
     app.cleanup_ctx.append(_limits)
     app.cleanup_ctx.append(open_providers)
     wire.install(
         app,
-        app[FRONT].handle,
+        app[DISPATCHER].handle,
         head_bytes=settings.get("limits.head_bytes"),
         head_seconds=settings.get("limits.head_seconds"),
         headers=settings.get("limits.headers"),
@@ -132,7 +132,7 @@ def _checked_origins(origins: list[str]) -> list[str]:
 
 
 async def _storage(app: web.Application) -> AsyncIterator[None]:
-    storage = app[STORAGE]
+    storage = app[SERVER_DATABASE]
     try:
         await storage.open()
         yield
@@ -151,6 +151,8 @@ async def _limits(app: web.Application) -> AsyncIterator[None]:
 async def open_providers(app: web.Application) -> AsyncIterator[None]:
     """A context in which the providers are open. Raises ConfigError for a mistake that shows only then."""
     settings = app[SETTINGS]
-    house = ServerHouse(settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[STORAGE].revocations)
+    house = ServerHouse(
+        settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[SERVER_DATABASE].revocations
+    )
     async with opened(app[PROVIDERS], house):
         yield

@@ -36,7 +36,7 @@ from yarl import URL
 
 from server import hookimpl
 from server.app import build
-from server.http.protocol import WireServer
+from server.http.protocol import ConnectionServer
 from server.settings.sources import Settings
 
 # Secrets ---------------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ async def serve(make_app: MakeApp) -> AsyncIterator[Serve]:
         app = make_app(settings, extra)
         server = TestServer(app, host="127.0.0.1")
         await server.start_server(shutdown_timeout=1)
-        assert isinstance(server.handler, WireServer)  # our own connections, as in production
+        assert isinstance(server.handler, ConnectionServer)  # our own connections, as in production
         clients.append(Client(server, app))
         return clients[-1]
 

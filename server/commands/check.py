@@ -21,7 +21,7 @@ from ..schema import leaks as oracles
 from ..schema import pooler
 from ..schema.capacity import Capacity, capacity
 from ..schema.safety import problems, warnings
-from ..schema.startup import Storage, beside_running_server
+from ..schema.startup import ServerDatabase, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 
@@ -117,7 +117,7 @@ async def _embedded(settings: Settings) -> list[str]:
     """No server runs on the embedded Postgres: look at it ourselves, if it has ever been made."""
     if not (Path(settings.get("data_folder")) / "postgres").exists():
         return []
-    storage = Storage(settings)
+    storage = ServerDatabase(settings)
     try:
         await storage.open()
     except ConfigError as error:

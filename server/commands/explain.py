@@ -14,7 +14,7 @@ from yarl import URL
 from ..app import SETTINGS, TABLE, build
 from ..http.targets import malformed
 from ..routing.patterns import Pattern
-from ..routing.table import Plan
+from ..routing.table import RouteRule
 from ..settings.sources import Settings
 
 
@@ -62,23 +62,23 @@ async def explain(app: web.Application, method: str, target: str) -> dict[str, s
     except ValueError:
         return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
     match = await app.router.resolve(asked)
-    plan = app[TABLE].plans.get(match.route)
-    if plan is None:
+    rule = app[TABLE].rules.get(match.route)
+    if rule is None:
         status = match.http_exception.status if match.http_exception else 404
         return {"route": "none", "answer": "401", "why": f"a stranger learns nothing; a known caller gets {status}"}
-    return _told(app, method, plan)
+    return _told(app, method, rule)
 
 
-def _told(app: web.Application, method: str, plan: Plan) -> dict[str, str]:
-    route = f"{method} {plan.template}"
-    patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(plan.template)]
-    if plan.public:
+def _told(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
+    route = f"{method} {rule.template}"
+    patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(rule.template)]
+    if rule.public:
         return {"route": route, "access": "public", "answer": "open", "why": f"declared @public, and {patterns[0]!r} covers it"}
-    if plan.access.public:
+    if rule.access.public:
         why = "declared @public, but no pattern of the operator's covers it"
     elif patterns:
         why = f"{patterns[0]!r} covers it, but it is not declared @public"
     else:
         why = "not declared @public"
-    access = "signed in" if plan.access.public else plan.access.words()
+    access = "signed in" if rule.access.public else rule.access.words()
     return {"route": route, "access": access, "answer": "401", "why": why}

@@ -16,7 +16,6 @@ from ..http.answers import Rows
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 from . import driver
-from .driver import another_host_may_do, ends_the_server, is_said, is_still_cancelling, is_unfit, meaning, settle
 from .hosts import Hosts
 from .pool import Pool
 from .statements import IN_UTC, SET_SCOPE_AND_WRITER, Scoped, one_statement, set_scope_and_limits
@@ -61,8 +60,8 @@ class Database:
             "max_cached_statement_lifetime": 0,  # a statement stays prepared; what the schema changes under it is told apart
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
         }
-        hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=another_host_may_do)
-        self._pool, self._hosts = Pool(hosts.open, self._size, busy=is_unfit), hosts
+        hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
+        self._pool, self._hosts = Pool(hosts.open, self._size, busy=driver.must_discard), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
@@ -116,7 +115,7 @@ class Database:
             async with asyncio.timeout(self._acquire):
                 return await self._opened.acquire()
         except Exception as error:
-            raise meaning(error) from None
+            raise driver.translate_error(error) from None
 
     @property
     def _opened(self) -> Pool[Any]:
@@ -131,10 +130,10 @@ class Database:
         value that could not be sent it is not known where the connection stands (a statement may still run, or be half
         sent): that is found out when it is given back.
         """
-        means = meaning(error) if isinstance(error, Exception) else error
-        if ends_the_server(error):
+        means = driver.translate_error(error) if isinstance(error, Exception) else error
+        if driver.ends_the_server(error):
             self._leave(connection)
-        if not is_said(error) and not (means is error and isinstance(error, Exception)):
+        if not driver.is_server_error(error) and not (means is error and isinstance(error, Exception)):
             self._doubtful.add(connection)
         return means
 
@@ -166,7 +165,7 @@ class Database:
 
     async def _settle(self, connection: Any) -> None:
         try:
-            await settle(connection, _SETTLE_SECONDS)
+            await driver.reset(connection, _SETTLE_SECONDS)
         finally:
             self._doubtful.discard(connection)
             self._opened.release(connection)
@@ -183,7 +182,7 @@ class Database:
                 # Postgres makes a rollback of it where a statement has failed: the caller must not be told of success.
                 raise RuntimeError("a failed statement was passed over, so nothing was committed")
         except BaseException as error:
-            if isinstance(error, Exception) and not is_still_cancelling(connection) and connection.is_in_transaction():
+            if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
                 with suppress(Exception):  # then it is closed, or still in the transaction, and not lent again
                     await connection.execute("ROLLBACK", timeout=_SETTLE_SECONDS)
             raise self._back_after(connection, error) from None
@@ -204,9 +203,9 @@ async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) 
     """A connection of its own, opened within `seconds` and closed at the end: for migrations, commands and the feed of
     revocations. Raises Unavailable, ValueError."""
     try:
-        connection = await Hosts(driver.connect, connect, seconds, elsewhere=another_host_may_do).open()
+        connection = await Hosts(driver.connect, connect, seconds, elsewhere=driver.another_host_may_do).open()
     except Exception as error:
-        raise meaning(error) from None
+        raise driver.translate_error(error) from None
     try:
         yield connection
     finally:

@@ -82,7 +82,7 @@ def is_still_cancelling(connection: Any) -> bool:
     return bool(connection._protocol is None or connection._protocol._is_cancelling())
 
 
-def is_unfit(connection: Any) -> bool:
+def must_discard(connection: Any) -> bool:
     """May nobody else have this one? It still cancels; or asyncpg believes that a transaction is open, whatever Postgres says.
 
     That belief stays where a BEGIN was given up before it was answered. The next transaction would then be taken for one
@@ -91,7 +91,7 @@ def is_unfit(connection: Any) -> bool:
     return is_still_cancelling(connection) or connection._top_xact is not None
 
 
-def is_said(error: BaseException) -> bool:
+def is_server_error(error: BaseException) -> bool:
     """Did Postgres itself say this? Some of its errors asyncpg raises by itself (a value that it cannot send)."""
     return isinstance(error, asyncpg.PostgresError) and error.severity is not None
 
@@ -101,7 +101,7 @@ def ends_the_server(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(NOT_AGAIN)
 
 
-def meaning(error: Exception) -> Exception:
+def translate_error(error: Exception) -> Exception:
     """What the caller of the database is to be told (no text of Postgres); an exception that is not its own is itself."""
     if isinstance(error, asyncpg.PostgresError):
         state, name = error.sqlstate or "", type(error).__name__
@@ -117,7 +117,7 @@ def meaning(error: Exception) -> Exception:
     return error
 
 
-async def settle(connection: Any, seconds: float) -> None:
+async def reset(connection: Any, seconds: float) -> None:
     """Bring a connection back to its beginning, or throw it away. Its statement is cancelled in Postgres, too."""
     try:
         with suppress(asyncpg.PostgresError):  # the transaction may have failed

@@ -19,27 +19,27 @@ from .connections import NO_WRITER, Database, Scope, Writer
 from .statements import SET_SCOPE, Scoped
 
 
-class Block:
+class Savepoint:
     """A stretch of work under one scope, inside another one (`above`) or outermost."""
 
     __slots__ = ("above", "closed", "scope", "turn")
 
-    def __init__(self, scope: tuple[str, str, str], above: Block | None) -> None:
+    def __init__(self, scope: tuple[str, str, str], above: Savepoint | None) -> None:
         self.scope, self.above = scope, above
         self.turn = asyncio.Lock()
         """Held by a statement of this block while it runs, and by a block inside it for all of its life."""
         self.closed = False
 
-    def within(self, other: Block) -> bool:
+    def within(self, other: Savepoint) -> bool:
         """Is this `other`, or somewhere inside it?"""
-        block: Block | None = self
+        block: Savepoint | None = self
         while block is not None and block is not other:
             block = block.above
         return block is other
 
     def must_be_open(self) -> None:
         """Raises RuntimeError once the block, or one around it, is over: its transaction is not there any more."""
-        block: Block | None = self
+        block: Savepoint | None = self
         while block is not None:
             if block.closed:
                 raise RuntimeError("used after its block was left")
@@ -52,7 +52,7 @@ class Block:
 
 
 _PATIENCE_SECONDS: Final = 2.0
-_innermost: ContextVar[Block | None] = ContextVar("innermost block", default=None)
+_innermost: ContextVar[Savepoint | None] = ContextVar("innermost block", default=None)
 """The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
 
 
@@ -60,12 +60,12 @@ class Undone(Exception):
     """Raised inside the transaction to roll it back; goes no further."""
 
 
-class Joined:
+class RequestTransaction:
     """The transaction of one request, on one connection."""
 
     def __init__(self, database: Database, connection: Any, scope: Scope) -> None:
         self._database, self._connection = database, connection
-        self.root = Block(scope, None)
+        self.root = Savepoint(scope, None)
         self._set: Scope | None = scope  # the scope that the connection has now; None: not known
 
     @property
@@ -90,11 +90,11 @@ class Joined:
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
 
     @asynccontextmanager
-    async def _joining(self, scope: Scope) -> AsyncIterator[Block]:
+    async def _joining(self, scope: Scope) -> AsyncIterator[Savepoint]:
         above = self._here()
         async with above.turn:
             above.must_be_open()
-            block = Block(scope, above)
+            block = Savepoint(scope, above)
             _innermost.set(block)
             try:
                 async with self._connection.transaction():
@@ -106,7 +106,7 @@ class Joined:
                 raise self._database.failed(self._connection, error) from None
 
     @asynccontextmanager
-    async def left(self, block: Block) -> AsyncIterator[None]:
+    async def left(self, block: Savepoint) -> AsyncIterator[None]:
         """At the end nothing enters `block` any more; what is inside is waited for, or may not go on where it has failed."""
         try:
             yield
@@ -116,7 +116,7 @@ class Joined:
             raise
         await self._alone(block)
 
-    async def _alone(self, block: Block) -> None:
+    async def _alone(self, block: Savepoint) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await block.close()
@@ -125,7 +125,7 @@ class Joined:
             self._connection.terminate()  # somebody still holds a savepoint of it: it must not be lent to anybody else
             raise
 
-    async def run(self, block: Block, method: str, sql: str, *args: Any) -> Any:
+    async def run(self, block: Savepoint, method: str, sql: str, *args: Any) -> Any:
         """Run a statement of this block when it is its turn, under its scope."""
         here = self._here()
         async with (here if here.within(block) else block).turn:
@@ -149,7 +149,7 @@ class Joined:
             self._set = scope
         return await getattr(self._connection, method)(sql, *args)
 
-    def _here(self) -> Block:
+    def _here(self) -> Savepoint:
         """The innermost open block around the running code; the root where that is none of this transaction."""
         here = _innermost.get()
         if here is None or not here.within(self.root):
@@ -164,7 +164,7 @@ class _Turns:
 
     __slots__ = ("_block", "_joined")
 
-    def __init__(self, joined: Joined, block: Block) -> None:
+    def __init__(self, joined: RequestTransaction, block: Savepoint) -> None:
         self._joined, self._block = joined, block
 
     async def fetch(self, sql: str, *args: Any) -> Any:
@@ -180,14 +180,14 @@ class _Turns:
         return await self._joined.run(self._block, "execute", sql, *args)
 
 
-JOINED: Final = web.RequestKey("joined", Joined)
+JOINED: Final = web.RequestKey("joined", RequestTransaction)
 """Set while a request's work in the database joins one transaction."""
 
 
 @asynccontextmanager
 async def one_transaction(
     database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
-) -> AsyncIterator[Joined | None]:
+) -> AsyncIterator[RequestTransaction | None]:
     """A transaction to join, under this scope and of this writer; None where somebody else has `lock` (64 bits), for which
     nobody waits.
 
@@ -202,7 +202,7 @@ async def one_transaction(
             if not free:
                 yield None
                 return
-            joined = Joined(database, connection, scope)
+            joined = RequestTransaction(database, connection, scope)
             async with joined.left(joined.root):
                 yield joined
     except Undone:

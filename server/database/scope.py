@@ -12,7 +12,7 @@ from ..http.answers import Rows
 from ..http.errors import Forbidden
 from ..http.stamp import REQUEST_ID
 from .connections import NO_SCOPE, Database, Scope, Writer
-from .request_transaction import JOINED, Joined
+from .request_transaction import JOINED, RequestTransaction
 
 DATABASE: Final = web.AppKey("database", Database)
 
@@ -47,7 +47,7 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     Pass identities as arguments (`identity_of(request).user_id`), never the client's word for them.
     `admin`: as in `scoped`.
     """
-    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return await database.read(scope_of(request, admin=admin), sql, args)
 
 
@@ -57,5 +57,5 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
     is one. Where the route's access requires the role org:admin this is so without being asked.
     """
-    database: Database | Joined = request.get(JOINED) or request.app[DATABASE]
+    database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return database.scoped(scope_of(request, admin=admin), writer_of(request))

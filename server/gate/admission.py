@@ -20,10 +20,10 @@ from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
 from ..http.stamp import REQUEST_ID
 from ..plugins.hookspecs import Provider
-from ..plugins.providers import Asked
+from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
-from ..routing.table import Plan
+from ..routing.table import RouteRule
 from ..telemetry.decisions import Decision, DenialListener
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Metrics
@@ -40,7 +40,7 @@ class Gate:
 
     def __init__(
         self,
-        plans: Mapping[web.AbstractRoute, Plan],
+        rules: Mapping[web.AbstractRoute, RouteRule],
         providers: Sequence[tuple[str, Provider]],
         *,
         provider_seconds: float,
@@ -52,8 +52,8 @@ class Gate:
         address_limit: AddressLimit | None = None,
     ) -> None:
         """`denied` are told of every request that is turned away."""
-        self._plans = dict(plans)
-        self._asked = [Asked(name, provider) for name, provider in providers]
+        self._rules = dict(rules)
+        self._asked = [LoadedProvider(name, provider) for name, provider in providers]
         self._seconds = provider_seconds
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
@@ -62,8 +62,8 @@ class Gate:
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
-        plan = self._plans.get(match.route)
-        if plan is not None and plan.public:
+        rule = self._rules.get(match.route)
+        if rule is not None and rule.public:
             request[OPENED] = True  # the credentials of a public route are never read
             return await match.handler(request)
         started = time.perf_counter()
@@ -77,33 +77,33 @@ class Gate:
                 raise Unauthorized("session-revoked")
             if self._caller_limit is not None:
                 request[LEASE] = self._caller_limit.take(identity) or await self._caller_limit.ask(identity)
-            if plan is None:  # no such path or method; were it anything else, a route that we do not know stays shut
+            if rule is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise match.http_exception or web.HTTPNotFound
-            check(plan.access, identity, match)
+            check(rule.access, identity, match)
         except (ApiError, web.HTTPException) as error:
             if isinstance(error, TooManyRequests):
                 self._limited["address" if identity is None else "caller"] += 1
             if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
                 self._address_limit.charge(self._addresses.of(request))
-            self._tell(request, plan, identity, error, started)
+            self._tell(request, rule, identity, error, started)
             raise
         request[IDENTITY] = identity
         try:
             if request.method == hdrs.METH_POST and KEY in request.headers:
-                response = await once(request, match.handler, plan.template)
+                response = await once(request, match.handler, rule.template)
             else:
                 response = await match.handler(request)
         except (Forbidden, web.HTTPForbidden) as error:
-            self._tell(request, plan, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
+            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
             raise
         if response.status == 403:
-            self._tell(request, plan, identity, _HANDLERS_WORD, started)
+            self._tell(request, rule, identity, _HANDLERS_WORD, started)
         return response
 
-    def plan_of(self, request: web.Request) -> Plan | None:
+    def rule_of(self, request: web.Request) -> RouteRule | None:
         """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
         match = request._match_info
-        return self._plans.get(match.route) if match is not None else None
+        return self._rules.get(match.route) if match is not None else None
 
     def _shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
@@ -111,7 +111,7 @@ class Gate:
         shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
-        if self._address_limit is not None and self._address_limit.debts and (shown or hdrs.COOKIE in headers):
+        if self._address_limit is not None and self._address_limit.refusals and (shown or hdrs.COOKIE in headers):
             wait = self._address_limit.blocked(self._addresses.of(request))
             if wait is not None:
                 raise self._address_limit.refusal(wait)
@@ -153,7 +153,7 @@ class Gate:
         self._told[name, "rejected"] += 1
         return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
 
-    async def _ask(self, one: Asked, request: web.Request) -> Identity | None:
+    async def _ask(self, one: LoadedProvider, request: web.Request) -> Identity | None:
         """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
         try:
             identity = await within(self._seconds, one.authenticate(request))
@@ -174,7 +174,7 @@ class Gate:
     def _tell(
         self,
         request: web.Request,
-        plan: Plan | None,
+        rule: RouteRule | None,
         identity: Identity | None,
         error: ApiError | web.HTTPException,
         started: float,
@@ -186,7 +186,7 @@ class Gate:
         decision = Decision(
             request.get(REQUEST_ID, ""),
             request.method,
-            plan.template if plan else "(none)",
+            rule.template if rule else "(none)",
             identity.provider if identity else None,
             identity.user_id if identity else None,
             identity.org_id if identity else None,

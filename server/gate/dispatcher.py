@@ -12,12 +12,12 @@ from aiohttp import hdrs, web
 from ..auth.identity import IDENTITY
 from ..http.cors import Cors
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable, error_response, from_http
-from ..http.response import Reply
+from ..http.response import JsonResponse
 from ..http.stamp import REQUEST_ID, new_request_id, stamp
 from ..http.targets import malformed
 from ..rate_limits.callers import LEASE, mark
-from ..routing.resolver import Lookup
-from ..routing.table import Plan
+from ..routing.resolver import Resolver
+from ..routing.table import RouteRule
 from ..telemetry.decisions import Decision, Listener
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
@@ -26,10 +26,10 @@ from .admission import Gate
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 
 
-class Front:
+class Dispatcher:
     """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
 
-    def __init__(self, lookup: Lookup, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
+    def __init__(self, lookup: Resolver, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
         """`served` is told of every request that took a route and was let in; None: nobody asks."""
         self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
@@ -59,15 +59,15 @@ class Front:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
-        if type(response) is not Reply or response.prepared:
+        if type(response) is not JsonResponse or response.prepared:
             response = _sendable(response)
-        plan = self._gate.plan_of(request)
-        if type(response) is Reply or not response.prepared:
-            self._finish(request, response, request_id, plan)
+        rule = self._gate.rule_of(request)
+        if type(response) is JsonResponse or not response.prepared:
+            self._finish(request, response, request_id, rule)
         seconds = time.perf_counter() - started
-        (self._nowhere if plan is None else plan.tally).add(response.status, seconds)
-        if self._served is not None and plan is not None:
-            self._tell(request, response, plan, seconds)
+        (self._nowhere if rule is None else rule.tally).add(response.status, seconds)
+        if self._served is not None and rule is not None:
+            self._tell(request, response, rule, seconds)
         return response
 
     async def _by_the_long_way(self, request: web.Request) -> web.StreamResponse:
@@ -78,17 +78,17 @@ class Front:
         match = request._match_info = await self._lookup.resolve(request)
         return await self._gate.admit(request, match)
 
-    def _tell(self, request: web.Request, response: web.StreamResponse, plan: Plan, seconds: float) -> None:
+    def _tell(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
         identity = request.get(IDENTITY)
-        if self._served is None or (identity is None and not plan.public):
+        if self._served is None or (identity is None and not rule.public):
             return  # the gate has told of it
         who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
-        told = (request[REQUEST_ID], request.method, plan.template, *who, str(response.status), None, "", seconds)
+        told = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
         self._served(Decision(*told))
 
-    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, plan: Plan | None) -> None:
+    def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
-        cacheable = plan is not None and plan.public and (response.status < 300 or response.status == 304)
+        cacheable = rule is not None and rule.public and (response.status < 300 or response.status == 304)
         stamp(response, request_id, cacheable=cacheable)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)
@@ -100,7 +100,7 @@ class Front:
 
 def _sendable(response: object) -> web.StreamResponse:
     """A handler's answer that is none of ours, as it can be sent. One of ours that was sent before, to whomever, cannot."""
-    if not isinstance(response, web.StreamResponse) or type(response) is Reply:
+    if not isinstance(response, web.StreamResponse) or type(response) is JsonResponse:
         return error_response(500)
     if isinstance(response, web.HTTPException):  # returned where it should have been raised
         return from_http(response)

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 
 from ..auth.access import access_of, check
 from ..auth.identity import IDENTITY, Identity
-from ..database.request_transaction import JOINED, Joined, Undone, one_transaction
+from ..database.request_transaction import JOINED, RequestTransaction, Undone, one_transaction
 from ..database.scope import DATABASE, scope_of, writer_of
 from ..http.bodies import raw_body
 from ..http.errors import BadRequest, Conflict, Unprocessable
@@ -76,7 +76,7 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     return response  # what is no answer at all is a 500 further out
 
 
-async def _look(joined: Joined, name: bytes) -> Mapping[str, Any] | None:
+async def _look(joined: RequestTransaction, name: bytes) -> Mapping[str, Any] | None:
     """What was kept under this name. What has expired is taken away, to make room."""
     kept = await joined.itself.fetchrow(_LOOK, name)
     if kept is not None and kept["expired"]:
@@ -85,7 +85,7 @@ async def _look(joined: Joined, name: bytes) -> Mapping[str, Any] | None:
     return kept
 
 
-async def _keep(joined: Joined, *row: Any) -> None:
+async def _keep(joined: RequestTransaction, *row: Any) -> None:
     try:
         await joined.last(_KEEP, *row)
     except Conflict:
@@ -93,7 +93,7 @@ async def _keep(joined: Joined, *row: Any) -> None:
         raise _under_way() from None
 
 
-async def _run(request: web.Request, handler: Handler, joined: Joined) -> Any:
+async def _run(request: web.Request, handler: Handler, joined: RequestTransaction) -> Any:
     request[JOINED] = joined
     try:
         return await handler(request)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from .describe import hold_to
 from .errors import PreconditionFailed
-from .response import Reply
+from .response import JsonResponse
 
 ROW_END: Final = "\x1e"
 """Stands between two rows' JSON as Postgres sends them: a control character, which no JSON text can hold unescaped."""
@@ -45,10 +45,10 @@ def _plain(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonResponse:
     """A JSON answer. A text (or bytes) counts as JSON already, which is what `read` and `scoped` give; the rest is encoded."""
     raw = data if isinstance(data, bytes) else data.encode() if isinstance(data, str) else _encoder.encode(data)
-    return Reply(raw, status, headers)
+    return JsonResponse(raw, status, headers)
 
 
 def entity_tag(text: str) -> str:

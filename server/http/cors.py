@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .response import Reply
+from .response import JsonResponse
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-API-Key"
@@ -49,7 +49,7 @@ class Cors:
     def mark(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add the headers that let a listed origin read this answer, errors included."""
         if self._allows(request):
-            if isinstance(response, Reply):
+            if isinstance(response, JsonResponse):
                 response.add(_lines(request.headers[hdrs.ORIGIN]))
                 return
             headers = response.headers

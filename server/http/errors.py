@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from .response import Reply, phrase
+from .response import JsonResponse, phrase
 
 
 class ApiError(Exception):
@@ -26,7 +26,7 @@ class ApiError(Exception):
         self.headers = headers
         self.more = more
 
-    def response(self) -> Reply:
+    def response(self) -> JsonResponse:
         """The answer to send."""
         return error_response(self.status, self.reason, self.headers, self.more)
 
@@ -44,8 +44,8 @@ class Unauthorized(ApiError):
         super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)})
         self.detail = detail
 
-    def response(self) -> Reply:
-        return Reply(_body(401, self.reason), 401, lines=_challenge_line(self.reason or ""))
+    def response(self) -> JsonResponse:
+        return JsonResponse(_body(401, self.reason), 401, lines=_challenge_line(self.reason or ""))
 
 
 class Forbidden(ApiError):
@@ -118,10 +118,10 @@ def _challenge_line(reason: str) -> bytes:
 
 def error_response(
     status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
-) -> Reply:
+) -> JsonResponse:
     """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
     body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
-    return Reply(body, status, headers)
+    return JsonResponse(body, status, headers)
 
 
 def _members(status: int, reason: str | None) -> dict[str, Any]:

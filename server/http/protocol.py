@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from ..telemetry.log import LOG
 from .descriptors import bound_accept_errors, room_for
 from .errors import error_response
-from .response import Reply, last_words
+from .response import JsonResponse, last_words
 from .stamp import new_request_id, stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -36,13 +36,13 @@ class HandOver(Protocol):
         """Count connections that came from another worker (1), or ended (-1)."""
 
 
-class Wire(RequestHandler):
+class Connection(RequestHandler):
     """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
 
     __slots__ = ("_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing")
 
     def __init__(
-        self, manager: WireServer, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
+        self, manager: ConnectionServer, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
     ) -> None:
         """`most`: connections that are served at the same time. `handed`: this one comes from another worker."""
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
@@ -125,7 +125,7 @@ class Wire(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; of ours, in one write. The second value: has the client gone?"""
-        if type(resp) is Reply and not self._upgraded and not self._paused and request._post is None:
+        if type(resp) is JsonResponse and not self._upgraded and not self._paused and request._post is None:
             data = resp.as_bytes(request)
             if data is not None:
                 transport = self.transport
@@ -161,18 +161,18 @@ class Request(web.Request):
         return key in self._state
 
 
-class WireServer(web.Server):
+class ConnectionServer(web.Server):
     """aiohttp's server with our connections."""
 
     sharing: HandOver | None = None
     """Set where several workers share a port."""
 
     def __call__(self) -> RequestHandler:
-        return Wire(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self._loop, **self._kwargs)
 
     async def take(self, connection: socket.socket) -> None:
         """Serve a connection that another worker has handed over."""
-        made = partial(Wire, self, loop=self._loop, handed=True, **self._kwargs)
+        made = partial(Connection, self, loop=self._loop, handed=True, **self._kwargs)
         await self._loop.connect_accepted_socket(made, connection)
 
 
@@ -192,7 +192,7 @@ def install(
     `headers` is the largest number of header lines, `connections` that of connections; `descriptors` are needed beside them.
     """
 
-    def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> WireServer:
+    def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
         app._set_loop(loop)
         app.freeze()
         # Deadlines are ours to choose, whatever the runner's defaults are (AppRunner keeps idle connections an hour).
@@ -201,6 +201,6 @@ def install(
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
         kwargs |= {"most": room_for(connections, descriptors)}
         bound_accept_errors()
-        return WireServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)  # type: ignore[arg-type]
+        return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)  # type: ignore[arg-type]
 
     object.__setattr__(app, "_make_handler", make_handler)

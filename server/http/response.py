@@ -51,7 +51,7 @@ def phrase(status: int) -> str:
         return "Error"
 
 
-class Reply(web.Response):
+class JsonResponse(web.Response):
     """A complete JSON answer. `more` are headers beside the standard ones, or in their place.
 
     `lines` are such headers as bytes, each with its end: the server's own, not checked again.

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from .response import SERVER, STANDARD_HEADERS, Reply
+from .response import SERVER, STANDARD_HEADERS, JsonResponse
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 """Our name for this request, in the answer and in the log."""
@@ -30,7 +30,7 @@ os.register_at_fork(after_in_child=_ids.clear)  # two processes that share names
 
 def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
     """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
-    if isinstance(response, Reply) and response.stamp(request_id, cacheable):
+    if isinstance(response, JsonResponse) and response.stamp(request_id, cacheable):
         return
     headers = response.headers
     if headers.get("Server") != SERVER:  # a handler's own response, not made from STANDARD_HEADERS

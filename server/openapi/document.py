@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ..http.describe import Description, description_of
 from ..plugins.hookspecs import Provider
-from ..routing.table import Plan, RouteTable
+from ..routing.table import RouteRule, RouteTable
 from .components import PARAMETERS, Error, header_components, response_components
 from .operation import operation, path_of
 from .schemas import Schemas
@@ -36,13 +36,13 @@ DOCUMENT: Final = web.AppKey("openapi_document", Document)
 
 class _Route(NamedTuple):
     method: str
-    plan: Plan
+    rule: RouteRule
     handler: object
     description: Description | None
 
     @property
     def where(self) -> str:
-        return f"{self.method} {self.plan.template}"
+        return f"{self.method} {self.rule.template}"
 
 
 def openapi_document(request: web.Request) -> Document:
@@ -66,7 +66,7 @@ def document(table: RouteTable, providers: Iterable[tuple[str, Provider]]) -> di
     named = schemas.components()
     paths: dict[str, dict[str, Any]] = {}
     for route, name in zip(routes, _names(routes), strict=True):
-        made = operation(route.method, route.plan, name, route.description, schemas, schemes)
+        made = operation(route.method, route.rule, name, route.description, schemas, schemes)
         _put(paths, route, made)
     used = {name for operations in paths.values() for made in operations.values() for one in made["security"] for name in one}
     return {
@@ -85,8 +85,8 @@ def document(table: RouteTable, providers: Iterable[tuple[str, Provider]]) -> di
 
 
 def _routes(table: RouteTable) -> list[_Route]:
-    found = [_Route(r.method, plan, r.handler, description_of(r.handler)) for r, plan in table.plans.items()]
-    return sorted((one for one in found if one.method != "HEAD"), key=lambda one: (one.plan.template, one.method))
+    found = [_Route(r.method, rule, r.handler, description_of(r.handler)) for r, rule in table.rules.items()]
+    return sorted((one for one in found if one.method != "HEAD"), key=lambda one: (one.rule.template, one.method))
 
 
 def _schemas(routes: list[_Route]) -> Schemas:
@@ -120,7 +120,7 @@ def _names(routes: list[_Route]) -> list[str]:
 
 def _put(paths: dict[str, dict[str, Any]], route: _Route, made: dict[str, Any]) -> None:
     """Two templates that differ in their patterns alone are one path here: the later one gets another parameter name."""
-    path, method = path_of(route.plan.template), route.method.lower()
+    path, method = path_of(route.rule.template), route.method.lower()
     parameters = [one for one in made.get("parameters", ()) if one.get("in") == "path"]
     while method in paths.get(path, ()):
         last = parameters[-1]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..auth.access import Access
 from ..http.describe import Description
-from ..routing.table import Plan
+from ..routing.table import RouteRule
 from .components import Error, header_refs, parameter_ref, refusal, response_ref
 from .schemas import Schemas
 from .security import Schemes, fitting
@@ -26,25 +26,25 @@ def path_of(template: str) -> str:
 
 
 def operation(
-    method: str, plan: Plan, name: str, description: Description | None, schemas: Schemas, schemes: Schemes
+    method: str, rule: RouteRule, name: str, description: Description | None, schemas: Schemas, schemes: Schemes
 ) -> dict[str, Any]:
     """The operation of one route. `name` is the handler's; `schemas` knows all types of the description."""
     said = description or Description()
-    again = method == "POST" and not plan.public and not _WITHOUT_IDEMPOTENCY.match(plan.template)
+    again = method == "POST" and not rule.public and not _WITHOUT_IDEMPOTENCY.match(rule.template)
     made: dict[str, Any] = {
         "summary": said.summary or name.strip("_").replace("_", " ").capitalize(),
-        "description": "\n\n".join(filter(None, [said.text, f"**Access:** {plan.words}"])),
-        "tags": list(said.tags) or [_subject(plan.template)],
+        "description": "\n\n".join(filter(None, [said.text, f"**Access:** {rule.words}"])),
+        "tags": list(said.tags) or [_subject(rule.template)],
         "operationId": name,
-        "security": [] if plan.public else fitting(schemes, plan.access),
-        ACCESS: _access(plan),
+        "security": [] if rule.public else fitting(schemes, rule.access),
+        ACCESS: _access(rule),
     }
-    if parameters := [*_path_parameters(plan.template), *map(parameter_ref, _parameters(said, again))]:
+    if parameters := [*_path_parameters(rule.template), *map(parameter_ref, _parameters(said, again))]:
         made["parameters"] = parameters
     if said.body is not None:
         content = {"application/json": {"schema": schemas.of(said.body, "validation")}}
         made["requestBody"] = {"required": not said.body_optional, "content": content}
-    made["responses"] = _responses(method, plan, description, again, schemas)
+    made["responses"] = _responses(method, rule, description, again, schemas)
     return made
 
 
@@ -54,9 +54,9 @@ def _subject(template: str) -> str:
     return words[0] if words else "api"
 
 
-def _access(plan: Plan) -> dict[str, Any]:
-    access, found = plan.access, {"words": plan.words, "public": plan.public}
-    if plan.public:
+def _access(rule: RouteRule) -> dict[str, Any]:
+    access, found = rule.access, {"words": rule.words, "public": rule.public}
+    if rule.public:
         return found
     found |= {word: value for word in _ONE_OF if (value := getattr(access, word)) is not None}
     found |= {word: True for word in ("user", "allow_pending") if getattr(access, word)}
@@ -83,11 +83,11 @@ def _parameters(said: Description, again: bool) -> Iterable[str]:
 
 
 def _responses(
-    method: str, plan: Plan, description: Description | None, again: bool, schemas: Schemas
+    method: str, rule: RouteRule, description: Description | None, again: bool, schemas: Schemas
 ) -> dict[str, dict[str, Any]]:
     said = description or Description()
     found = {str(status): _success(said, kind, schemas) for status, kind in sorted(said.answers.items())}
-    for status in sorted(_refusals(plan, said, again) | ({422} | _unsaid(method) if description is None else set())):
+    for status in sorted(_refusals(rule, said, again) | ({422} | _unsaid(method) if description is None else set())):
         words = said.refusals.get(status)
         found[str(status)] = refusal(status, schemas.of(Error, "serialization"), words) if words else response_ref(status)
     if not said.answers:
@@ -103,14 +103,14 @@ def _success(said: Description, kind: Any, schemas: Schemas) -> dict[str, Any]:
     return made
 
 
-def _refusals(plan: Plan, said: Description, again: bool) -> set[int]:
+def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
     """Every status from 400 on that can follow from what is declared; 500 is a fault, and no promise."""
     found = {400, 431} | set(said.refusals)
-    if not plan.public:
+    if not rule.public:
         found |= {401, 429, 503}
-    if not plan.public and _asks(plan.access):
+    if not rule.public and _asks(rule.access):
         found.add(403)
-    if "{" in plan.template:
+    if "{" in rule.template:
         found.add(404)
     if said.page:
         found.add(422)

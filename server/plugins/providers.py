@@ -16,7 +16,7 @@ from .hookspecs import Provider
 from .house import ServerHouse
 
 
-class Asked:
+class LoadedProvider:
     """One provider, with what it says of itself looked up once.
 
     recall   its `recall`, or None

@@ -40,7 +40,7 @@ class AddressLimit:
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._counters, self._clock, self._ticks = rate, counters, clock, ticks
-        self.debts: OrderedDict[str, _Debt] = OrderedDict()
+        self.refusals: OrderedDict[str, _Debt] = OrderedDict()
         """Empty as long as nobody was refused: then there is no need to ask for anybody's address."""
         self._unsent: dict[str, _Debt] = {}
         self._sender: asyncio.Task[None] | None = None
@@ -48,9 +48,9 @@ class AddressLimit:
 
     def blocked(self, address: str) -> int | None:
         """How many seconds an address has to wait, None for not at all."""
-        if not self.debts:
+        if not self.refusals:
             return None
-        debt = self.debts.get(network_of(address))
+        debt = self.refusals.get(network_of(address))
         if debt is None or debt.count < self._rate.amount:
             return None
         left = debt.end - self._ticks()
@@ -64,14 +64,14 @@ class AddressLimit:
     def charge(self, address: str) -> None:
         """Count a refused credential. At once here; the storage is told in the background."""
         network, now = network_of(address), self._ticks()
-        debt = self.debts.get(network)
+        debt = self.refusals.get(network)
         if debt is None or debt.end <= now:
             window = self._rate.window(network, self._clock())
             key = f"address/{self._rate.amount}/{self._rate.seconds}/{window.number}/{network}"
-            debt = self.debts[network] = _Debt(key, now + window.seconds_left)
-            self.debts.move_to_end(network)
-            if len(self.debts) > MOST_KEYS:
-                self.debts.popitem(last=False)
+            debt = self.refusals[network] = _Debt(key, now + window.seconds_left)
+            self.refusals.move_to_end(network)
+            if len(self.refusals) > MOST_KEYS:
+                self.refusals.popitem(last=False)
         debt.count += 1
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._rate.seconds, self._sweep)
@@ -101,7 +101,7 @@ class AddressLimit:
 
     def _sweep(self) -> None:
         now = self._ticks()
-        for network in [network for network, debt in self.debts.items() if debt.end <= now]:
-            del self.debts[network]
+        for network in [network for network, debt in self.refusals.items() if debt.end <= now]:
+            del self.refusals[network]
         again = asyncio.get_running_loop().call_later
-        self._sweeper = again(self._rate.seconds, self._sweep) if self.debts else None
+        self._sweeper = again(self._rate.seconds, self._sweep) if self.refusals else None

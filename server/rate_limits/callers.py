@@ -20,7 +20,7 @@ from aiohttp import web
 
 from ..auth.identity import Identity
 from ..http.errors import TooManyRequests
-from ..http.response import Reply
+from ..http.response import JsonResponse
 from .counters import MOST_KEYS, Counters
 from .rate import Rate
 
@@ -141,7 +141,7 @@ def _key(identity: Identity) -> str:
 
 def mark(response: web.StreamResponse, lease: Lease) -> None:
     """Put `RateLimit-Policy` and `RateLimit` on a known caller's answer."""
-    if isinstance(response, Reply):
+    if isinstance(response, JsonResponse):
         response.add(lease.lines(time.monotonic()))
         return
     headers = response.headers

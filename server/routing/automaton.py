@@ -33,7 +33,7 @@ WORDS: Final = chars(string.ascii_letters + string.digits + "_")
 SPACES: Final = chars(" \t\n\r\f\v")
 
 
-class Language:
+class Automaton:
     """An automaton: states are numbers, `moves[state]` are (mask, state) pairs, `jumps[state]` cost no symbol."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Language:
                 return False
         return self.end in states
 
-    def within(self, other: Language, alphabet: int = ALL) -> bool:
+    def within(self, other: Automaton, alphabet: int = ALL) -> bool:
         """Does `other` match every text over `alphabet` that this language matches?"""
         first = (self.start, other.closure([other.start]))
         seen, todo = {first}, [first]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from .automaton import ALL, Language, Unsupported, chars
+from .automaton import ALL, Automaton, Unsupported, chars
 from .regex import Expression
 
 _SEGMENT: Final = ALL & ~chars("/#?")
@@ -61,7 +61,7 @@ class Pattern:
 
 
 @lru_cache(maxsize=1024)
-def _language_of(template: str) -> Language:
+def _language_of(template: str) -> Automaton:
     return template_language(template)
 
 
@@ -79,13 +79,13 @@ def _clash(one: str, other: str) -> bool:
     return not one.startswith(other) and not other.startswith(one)
 
 
-def template_language(template: str, *, unread: int = ALL) -> Language:
+def template_language(template: str, *, unread: int = ALL) -> Automaton:
     """Every path that a template like `/api/data/{id}` or `/x/{n:\\d+}` can match.
 
     A regular expression that we cannot read counts as any text over `unread`: "anything at all", so that it opens
     nothing; or 0, "nothing at all", so that it shadows nothing.
     """
-    language, at = Language(), 0
+    language, at = Automaton(), 0
     for found in _TEMPLATE_PARAMETER.finditer(template):
         _literal(language, template[at : found.start()])
         at, regex = found.end(), found["regex"]
@@ -93,7 +93,7 @@ def template_language(template: str, *, unread: int = ALL) -> Language:
             language.then_group(lambda: language.then(_TEMPLATE_SEGMENT), 1, None)
             continue
         try:
-            Expression(regex, Language(), ignore_case=False, beyond=True).append()  # a rehearsal: it may raise
+            Expression(regex, Automaton(), ignore_case=False, beyond=True).append()  # a rehearsal: it may raise
             Expression(regex, language, ignore_case=False, beyond=True).append()
         except Unsupported:
             language.then_group(lambda: language.then(unread), 0 if unread else 1, None)
@@ -101,7 +101,7 @@ def template_language(template: str, *, unread: int = ALL) -> Language:
     return language
 
 
-def _literal(language: Language, text: str) -> None:
+def _literal(language: Automaton, text: str) -> None:
     for char in text:
         language.then(chars(char))
 
@@ -110,9 +110,9 @@ class _Parser:
     """path-to-regexp's grammar, one token at a time."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at, self.out = text, 0, Language()
+        self.text, self.at, self.out = text, 0, Automaton()
 
-    def language(self) -> Language:
+    def language(self) -> Automaton:
         while self.at < len(self.text):
             self._token()
         self.out.then_group(lambda: self.out.then(chars("/#?")), 0, 1)  # one trailing delimiter is tolerated
@@ -166,7 +166,7 @@ class _Parser:
                 inside = self.text[start + 1 : self.at - 1]
                 if not inside or inside.startswith("?"):
                     raise Unsupported("a group that is empty or starts with '?'")
-                Expression(inside, Language(), ignore_case=True, beyond=False).append()
+                Expression(inside, Automaton(), ignore_case=True, beyond=False).append()
                 return lambda: Expression(inside, self.out, ignore_case=True, beyond=False).append()
         raise Unsupported("a group that is not closed")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .automaton import ALL, BEYOND, DIGITS, LINE_ENDS, SPACES, WORDS, Language, Unsupported, chars
+from .automaton import ALL, BEYOND, DIGITS, LINE_ENDS, SPACES, WORDS, Automaton, Unsupported, chars
 
 
 class Expression:
@@ -14,7 +14,7 @@ class Expression:
     (lazy or not: the language is the same). Anything else is Unsupported.
     """
 
-    def __init__(self, text: str, language: Language, *, ignore_case: bool, beyond: bool) -> None:
+    def __init__(self, text: str, language: Automaton, *, ignore_case: bool, beyond: bool) -> None:
         self.text, self.at, self.language = text, 0, language
         self.ignore_case, self.beyond = ignore_case, BEYOND if beyond else 0
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from aiohttp import hdrs, web
 
 from ..http.targets import AS_IT_STANDS, PLAINEST, malformed
-from .trie import Tree, beginning, shape_of
+from .trie import Trie, beginning, shape_of
 
 # Templates that the router compares as they stand, before all others. At a slash in the end one with a parameter may come
 # first ("/x/{tail:.*}" matches "/x/"), and a "%" or "?" is never left in the path that it compares.
@@ -37,7 +37,7 @@ class _Match(web.UrlMappingMatchInfo):
         self._frozen = True
 
 
-class Lookup:
+class Resolver:
     """Asks the router of one application.
 
     The router parses the path, and tries one template after the other of those that begin like it: those with the most fixed
@@ -50,7 +50,7 @@ class Lookup:
         self._app = app
         self._router: Final = app.router
         self._plain: dict[tuple[str, str], web.AbstractRoute] = {}
-        self._tree: Tree[_Branch] = Tree()
+        self._tree: Trie[_Branch] = Trie()
         self._others: dict[str, int] = {}
         """Where templates of another kind begin, and the number of the first one there."""
         for number, resource in enumerate(app.router.resources()):

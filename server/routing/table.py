@@ -16,11 +16,11 @@ from ..settings.core import DEFAULT_PUBLIC
 from ..settings.setting import ConfigError
 from ..telemetry.metrics import Metrics, Tally
 from .patterns import Pattern, PatternError, shadows
-from .trie import Tree, beginning, shape_of
+from .trie import Trie, beginning, shape_of
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RouteRule:
     """Its access, its template, whether both keys to it are turned, and where its requests are counted."""
 
     access: Access
@@ -51,7 +51,7 @@ class Row:
 class RouteTable:
     """What the gate, `routes` and `explain` know of the routes."""
 
-    plans: dict[web.AbstractRoute, Plan] = field(default_factory=dict)
+    rules: dict[web.AbstractRoute, RouteRule] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
@@ -81,9 +81,9 @@ def build(
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
         for added in _register(router, plugin, route):
-            plan = table.plans[added] = Plan(access, route.path, is_open, metrics.tally(added.method, route.path))
+            rule = table.rules[added] = RouteRule(access, route.path, is_open, metrics.tally(added.method, route.path))
             handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
-            table.rows.append(Row(added.method, route.path, plan.words, handler))
+            table.rows.append(Row(added.method, route.path, rule.words, handler))
     for text, _ in public:
         if text not in used:
             if text not in DEFAULT_PUBLIC:
@@ -174,7 +174,7 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
 
 def _shadowed(templates: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(a template, one before it that takes all its paths). Of whole segments there may be many: a tree compares them."""
-    tree: Tree[str] = Tree()
+    tree: Trie[str] = Trie()
     others: list[str] = []
     for number, later in enumerate(templates):
         shape = shape_of(later)

@@ -43,7 +43,7 @@ class _Node(Generic[T]):
         self.values: list[T] = []
 
 
-class Tree(Generic[T]):
+class Trie(Generic[T]):
     """Values by shapes."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class StartFailed(Exception):
     """The start failed for a reason that is not a mistake in the settings: exit status 1."""
 
 
-class Storage:
+class ServerDatabase:
     """Opens the database, sees to it that it is safe to serve from, and closes it again."""
 
     def __init__(self, settings: Settings, *, beside_parent: bool = False) -> None:

@@ -35,7 +35,7 @@ def prepare(folder: Path, slots: int) -> None:
     (folder / _FILE).write_bytes(array("q", [_AWAY] * slots + [0] * slots + [0] * slots * slots).tobytes())
 
 
-class Sharing:
+class ConnectionBalancer:
     """One worker's part. Each number has one worker that writes it, so no lock is needed."""
 
     def __init__(self, folder: Path, number: int) -> None:

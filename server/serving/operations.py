@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from ..app import AUDIT, METRICS, STORAGE
+from ..app import AUDIT, METRICS, SERVER_DATABASE
 from ..database.scope import DATABASE
 from ..http.answers import answer
 from ..http.errors import Unavailable, error_response
@@ -98,7 +98,7 @@ class Operations:
 
 async def families_of(app: web.Application) -> list[Family]:
     """What this process counted, and how its providers, its pool and its revocations stand."""
-    pool, age = app[DATABASE].pool, app[STORAGE].revocations.age
+    pool, age = app[DATABASE].pool, app[SERVER_DATABASE].revocations.age
     families = [*app[METRICS].families(), *_figures(app)]
     if pool is not None:
         states: dict[Labels, list[float]] = {

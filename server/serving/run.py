@@ -11,13 +11,13 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
-from ..app import FRONT, STORAGE
-from ..http.protocol import WireServer
+from ..app import DISPATCHER, SERVER_DATABASE
+from ..http.protocol import ConnectionServer
 from ..plugins.providers import not_ready
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..telemetry.log import LOG
-from .balancing import Sharing
+from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
 from .ports import begin_no_more, take_waiting
 from .supervisor import Supervisor
@@ -49,7 +49,7 @@ async def serve(app: web.Application, settings: Settings, worker: Worker | None,
     stop = _stop_signal()
     runner = web.AppRunner(app, shutdown_timeout=settings.get("limits.drain_seconds"))
     operations = Operations(lambda: reasons_of(app), lambda: families_of(app))
-    sharing: Sharing | None = None
+    sharing: ConnectionBalancer | None = None
     try:
         await runner.setup()
         sharing = _share(runner, worker)
@@ -88,9 +88,9 @@ def _settle() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-def _share(runner: web.AppRunner, worker: Worker | None) -> Sharing | None:
+def _share(runner: web.AppRunner, worker: Worker | None) -> ConnectionBalancer | None:
     """Let connections be handed over between this worker and the others, where there are some."""
-    if worker is None or not isinstance(server := runner.server, WireServer):
+    if worker is None or not isinstance(server := runner.server, ConnectionServer):
         return None
     try:
         sharing = worker.sharing()
@@ -102,21 +102,21 @@ def _share(runner: web.AppRunner, worker: Worker | None) -> Sharing | None:
     return sharing
 
 
-async def _rest_when_unfit(app: web.Application, sharing: Sharing) -> None:
+async def _rest_when_unfit(app: web.Application, sharing: ConnectionBalancer) -> None:
     """Let nobody hand connections to a worker that can only refuse: quick answers would draw them all to it."""
     while True:
         with contextlib.suppress(Exception):  # a plugin's `not_ready`; the operations port tells of it
-            sharing.rest(bool(not_ready(app)) or app[STORAGE].revocations.stale)
+            sharing.rest(bool(not_ready(app)) or app[SERVER_DATABASE].revocations.stale)
         await asyncio.sleep(1)
 
 
-async def _drain(app: web.Application, runner: web.AppRunner, sharing: Sharing | None) -> None:
+async def _drain(app: web.Application, runner: web.AppRunner, sharing: ConnectionBalancer | None) -> None:
     """Take no new connection; what comes on the open ones for a moment still is answered, and told to come no more.
 
     A client that keeps a connection may have sent its next request just before it could know that we are stopping; and one
     that the kernel has let in, while we were busy, believes itself served.
     """
-    app[FRONT].draining = True
+    app[DISPATCHER].draining = True
     if sharing is not None:
         sharing.leave()
     listening = [port for site in runner.sites for port in getattr(site._server, "sockets", ())]
@@ -136,7 +136,7 @@ async def supervise(app: web.Application, settings: Settings, announce: Announce
     stop = _stop_signal()
     supervisor = Supervisor(settings)
     operations = Operations(supervisor.not_ready, supervisor.families)
-    storage = app[STORAGE]
+    storage = app[SERVER_DATABASE]
     restarts: set[asyncio.Task[None]] = set()  # held, so that none is collected while it runs
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGHUP, lambda: restarts.add(asyncio.create_task(supervisor.restart()))

@@ -86,7 +86,7 @@ class Supervisor:
                 self._minders.append(asyncio.create_task(self._mind(new, port)))
                 self._leaving.add(old)
                 await self._end([self._children[old]])
-                self._counts.gone(old)
+                self._counts.retire(old)
                 del self._children[old]
             LOG.info("restarted", extra={"fields": {"workers": len(self._children)}})
 
@@ -103,8 +103,8 @@ class Supervisor:
             numbers, await asyncio.gather(*(self._ask(one, "/metrics.json") for one in numbers)), strict=True
         ):
             with suppress(ValueError):
-                self._counts.heard(number, from_json(raw))
-        return self._counts.together()
+                self._counts.update(number, from_json(raw))
+        return self._counts.total()
 
     async def _ask(self, number: int, path: str) -> bytes:
         """A worker's answer on its operations socket; nothing where it gives none in time."""
@@ -136,7 +136,7 @@ class Supervisor:
             if self._is_over(number):
                 return
             LOG.error("a worker died", extra={"fields": {"worker": number, "status": status, "restart_in": pause}})
-            self._counts.gone(number)
+            self._counts.retire(number)
             await asyncio.sleep(pause)
             if self._is_over(number):  # its place was taken meanwhile
                 return

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from .balancing import Sharing
+from .balancing import ConnectionBalancer
 
 VARIABLE: Final = "_GATEPOST_WORKER"
 """How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of the workers' sockets>`."""
@@ -29,9 +29,9 @@ class Worker:
         text = os.environ.get(VARIABLE)
         return Worker(text) if text else None
 
-    def sharing(self) -> Sharing:
+    def sharing(self) -> ConnectionBalancer:
         """What spreads connections over the workers. Raises OSError, ValueError."""
-        return Sharing(self._folder, self.number)
+        return ConnectionBalancer(self._folder, self.number)
 
     def tell_ready(self) -> None:
         os.write(self._ready, b"1")

@@ -127,16 +127,16 @@ class Counts:
         self._last: dict[int, list[Family]] = {}
         self._gone: list[Family] = []
 
-    def heard(self, worker: int, families: list[Family]) -> None:
+    def update(self, worker: int, families: list[Family]) -> None:
         """Take a living worker's word."""
         self._last[worker] = families
 
-    def gone(self, worker: int) -> None:
+    def retire(self, worker: int) -> None:
         """A worker has died: what it had counted when it was last asked stays, what it was is over."""
         counted = [family for family in self._last.pop(worker, []) if family.kind != "gauge"]
         self._gone = merged([self._gone, counted])
 
-    def together(self) -> list[Family]:
+    def total(self) -> list[Family]:
         """All of it as one process would tell it."""
         return merged([*self._last.values(), self._gone])
 

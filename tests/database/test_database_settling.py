@@ -14,7 +14,7 @@ from aiohttp import web
 from kits.faults import Fragile, link
 
 from server import answer, read, scoped, signed_in
-from server.app import STORAGE
+from server.app import SERVER_DATABASE
 from server.database.connections import Database
 from tests.conftest import ALICE, BOB, Client, Serve, TestDatabase, plugin
 from tests.database.test_database_faults import (
@@ -68,7 +68,7 @@ def serve_these(serve: Serve) -> Any:
 
 
 def opened(client: Client) -> Database:
-    return client.app[STORAGE].database
+    return client.app[SERVER_DATABASE].database
 
 
 async def backends(db: TestDatabase) -> dict[int, str]:  # noqa: F811
@@ -248,7 +248,7 @@ async def test_the_feed_of_revocations_comes_back_after_packets_were_swallowed(
     role, name = db.server.serving_role, db.name
     async with link(fragile) as way:
         client = await serve_these(**{"database.url": f"postgresql://{role}@127.0.0.1:{way.port}/{name}?sslmode=disable"})
-        known = client.app[STORAGE].revocations
+        known = client.app[SERVER_DATABASE].revocations
         way.swallow()
         await asyncio.sleep(1.5)
         way.open()

@@ -73,10 +73,10 @@ async def test_who_gives_up_a_begin_leaves_nothing_to_the_next(connection: Conne
         await connection.transaction().start()
     await lock
     assert not connection.is_in_transaction()
-    assert driver.is_unfit(connection)
+    assert driver.must_discard(connection)
 
 
 async def test_one_that_is_done_with_its_transaction_is_fit(connection: Connection) -> None:
     async with connection.transaction():
-        assert driver.is_unfit(connection)
-    assert not driver.is_unfit(connection)
+        assert driver.must_discard(connection)
+    assert not driver.must_discard(connection)

@@ -258,9 +258,9 @@ async def _well(client: Client, seconds: float = 10) -> None:
 
 async def test_revocations_come_past_the_pooler(make_app: MakeApp, serve: Serve, db: TestDatabase) -> None:
     client = await serve()
-    from server.app import STORAGE
+    from server.app import SERVER_DATABASE
 
-    known = client.app[STORAGE].revocations
+    known = client.app[SERVER_DATABASE].revocations
     await db.rows("INSERT INTO revocations (kind, subject, expires_at) VALUES ('session', 'sess_9', now() + interval '1 hour')")
     await db.rows("SELECT pg_notify('gatepost_revocations', '')")
     started = time.perf_counter()

@@ -24,7 +24,7 @@ import pytest
 from kits.faults import Fragile, Standby, Traffic, link
 from kits.postgres import bin_folders
 
-from server.app import STORAGE
+from server.app import SERVER_DATABASE
 from tests.conftest import ALICE, BOB, Client, MakeApp, Serve, TestDatabase, plugin
 from tests.database.test_database_faults import (
     db,  # noqa: F401 - in place of the usual one
@@ -85,7 +85,7 @@ async def test_postgres_stands_still(
         since = time.monotonic()
         await finish(f"Postgres stands still (SIGSTOP), 9 s, {callers} callers", traffic, db, since, capsys)
         assert traffic.slowest < 2 + 6 + 1 + 1
-        assert traffic.client.app[STORAGE].database._opened.open <= 8
+        assert traffic.client.app[SERVER_DATABASE].database._opened.open <= 8
 
 
 async def test_the_network_swallows_everything(serve_usual: Any, fragile: Fragile, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
@@ -248,12 +248,12 @@ async def test_a_standby_takes_over(
             since = time.monotonic()
             await standby.promote()
             await finish(f"failover, the primary {how}: promoted after 1 s", traffic, after, since, capsys)
-        assert client.app[STORAGE].revocations.age < 2 or await _fresh(client)
+        assert client.app[SERVER_DATABASE].revocations.age < 2 or await _fresh(client)
 
 
 async def _fresh(client: Client) -> bool:
     for _ in range(200):
-        if client.app[STORAGE].revocations.age < 1:
+        if client.app[SERVER_DATABASE].revocations.age < 1:
             return True
         await asyncio.sleep(0.05)
     return False

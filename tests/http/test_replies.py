@@ -10,7 +10,7 @@ from aiohttp import web
 from kits.app import Client, ask, build_app, routes_plugin, serving
 
 from server import answer, public, signed_in
-from server.http.response import STANDARD_HEADERS, Reply
+from server.http.response import STANDARD_HEADERS, JsonResponse
 
 PUBLIC = ("/api/health", "/api/x(.*)")
 MORE: dict[str, dict[str, str]] = {
@@ -39,7 +39,7 @@ def app_of(*handlers: tuple[str, Any]) -> web.Application:
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
 async def test_it_looks_like_an_answer_of_aiohttps(method: str, status: int, more: dict[str, str]) -> None:
     async def ours(request: web.Request) -> web.Response:
-        return Reply(b'{"a": 1}', status, more)
+        return JsonResponse(b'{"a": 1}', status, more)
 
     async def theirs(request: web.Request) -> web.Response:
         return by_aiohttp(b'{"a": 1}', status, more)
@@ -56,7 +56,7 @@ async def test_it_looks_like_an_answer_of_aiohttps(method: str, status: int, mor
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: x=1", "a\nb", "a\x00b", "a\rb", "a\x7f"])
 async def test_no_header_begins_another(value: str) -> None:
     with pytest.raises(ValueError, match="control character"):
-        Reply(b"{}", more={"Location": value})
+        JsonResponse(b"{}", more={"Location": value})
 
     async def handler(request: web.Request) -> web.Response:
         return answer({}, headers={"Location": value})
@@ -68,7 +68,7 @@ async def test_no_header_begins_another(value: str) -> None:
 
 
 async def test_an_answer_that_was_sent_is_not_sent_to_anybody_else() -> None:
-    kept = Reply(b'{"whose": "the first one\'s"}')
+    kept = JsonResponse(b'{"whose": "the first one\'s"}')
 
     async def handler(request: web.Request) -> web.Response:
         return kept

@@ -14,7 +14,7 @@ from aiohttp import web
 from kits.app import Client, Reply, build_app, routes_plugin, serving, stub
 
 from server import identity_of, public, signed_in
-from server.http.protocol import Wire, WireServer
+from server.http.protocol import Connection, ConnectionServer
 
 CANARY = "canary-9b1f7a"
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -383,8 +383,8 @@ async def test_whatever_serves_the_application_serves_it_through_wire() -> None:
     runner = web.AppRunner(build_app())
     await runner.setup()
     try:
-        assert isinstance(runner.server, WireServer)
-        assert isinstance(runner.server(), Wire)
+        assert isinstance(runner.server, ConnectionServer)
+        assert isinstance(runner.server(), Connection)
     finally:
         await runner.cleanup()
 

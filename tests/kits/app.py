@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from server import Identity, hookimpl
-from server.app import STORAGE, build
+from server.app import SERVER_DATABASE, build
 from server.settings.sources import Settings
 
 LOCAL = "localhost"
@@ -52,7 +52,7 @@ def build_app(extra: dict[str, object] | None = None, **given: Any) -> web.Appli
 def without_storage(app: web.Application) -> None:
     """Nothing is opened for the database; nobody is revoked, and that stays so."""
     app.cleanup_ctx[:] = [one for one in app.cleanup_ctx if one.__name__ != "_storage"]  # type: ignore[attr-defined]
-    app[STORAGE].revocations.replace([], math.inf)
+    app[SERVER_DATABASE].revocations.replace([], math.inf)
 
 
 @asynccontextmanager

@@ -87,7 +87,7 @@ def test_the_access_is_there_for_programs() -> None:
 
 def test_every_built_in_handler_is_described() -> None:
     app = build_app()
-    assert [plan.template for route, plan in app[TABLE].plans.items() if description_of(route.handler) is None] == []
+    assert [plan.template for route, plan in app[TABLE].rules.items() if description_of(route.handler) is None] == []
     assert all("default" not in one["responses"] for one in operations(document(app)).values())
 
 

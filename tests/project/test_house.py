@@ -71,9 +71,9 @@ def test_the_route_table_of_the_built_in_handlers() -> None:
 def test_every_route_of_the_router_has_an_access_and_is_known_to_the_gate() -> None:
     app = build_app()
     routes = list(app.router.routes())
-    assert set(routes) == set(app[TABLE].plans)
+    assert set(routes) == set(app[TABLE].rules)
     for route in routes:
-        assert access_of(route.handler) is app[TABLE].plans[route].access, route
+        assert access_of(route.handler) is app[TABLE].rules[route].access, route
     assert {route.method for route in routes} <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 

@@ -7,7 +7,7 @@ from aiohttp.test_utils import make_mocked_request
 from kits.app import build_app, caller
 
 from server.database.statements import one_statement
-from server.routing.resolver import Lookup
+from server.routing.resolver import Resolver
 
 
 def test_the_statement_that_is_remembered_holds_no_caller() -> None:
@@ -28,7 +28,7 @@ def test_what_is_derived_belongs_to_one_identity() -> None:
 async def test_the_short_way_and_the_router_lead_to_the_same_route() -> None:
     app = build_app()
     app.freeze()
-    lookup, found = Lookup(app), 0
+    lookup, found = Resolver(app), 0
     for resource in app.router.resources():
         for route in resource:
             path = resource.canonical.replace("{", "").replace("}", "")

@@ -24,7 +24,7 @@ from kits import ROOT, canaries
 from kits.app import Client
 from kits.canaries import BODY_SECONDS, World
 
-from server.app import SETTINGS, STORAGE, build
+from server.app import SERVER_DATABASE, SETTINGS, build
 from server.plugins.providers import PROVIDERS
 from server.settings.sources import Settings
 from server.testing.clerk import LoopbackClerk
@@ -184,7 +184,7 @@ async def test_no_secret_in_what_objects_say_of_themselves(world: World, tmp_pat
     seen: list[str] = [repr(settings), str(settings), repr(settings.explain()), repr(app[SETTINGS])]
     for name, provider in app[PROVIDERS]:
         seen += [name, *deep(provider, 4)]
-    seen += [*deep(app[STORAGE], 3), *deep(app, 2)]
+    seen += [*deep(app[SERVER_DATABASE], 3), *deep(app, 2)]
     assert len(seen) >= 30
     assert not {text[:80] for text in seen if world.secrets.found(text)}
 

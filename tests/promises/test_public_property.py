@@ -18,9 +18,9 @@ from aiohttp import web
 from kits.app import LOCAL, Client, Reply, build_app, routes_plugin, serving
 
 from server import public, requires, signed_in
-from server.app import FRONT, TABLE
+from server.app import DISPATCHER, TABLE
 from server.commands.explain import explain
-from server.routing.resolver import Lookup
+from server.routing.resolver import Resolver
 
 CANARY = "canary-51fd0c"
 PUBLIC = {"/api/health", "/api/open/{id}", "/api/webhooks-open"}
@@ -166,7 +166,7 @@ def requests(number: int, seed: int) -> Iterator[tuple[str, str, str, list[tuple
         yield random_.choice(METHODS), mutated(random_), host, tricks
 
 
-class Compared(Lookup):
+class Compared(Resolver):
     """Holds the short way to a route against the router's way, for every request that comes."""
 
     short = 0
@@ -188,7 +188,7 @@ async def server() -> AsyncIterator[tuple[web.Application, int]]:
     app = build_app(
         {"probe": routes_plugin(*ROUTES)}, public_routes=PATTERNS, handlers=["health", "me", "data", "orgs", "invoices"]
     )
-    app[FRONT]._lookup = Compared(app)
+    app[DISPATCHER]._lookup = Compared(app)
     Compared.short = 0
     async with serving(app) as port:
         yield app, port

@@ -165,7 +165,7 @@ def test_every_route_has_a_row_and_every_row_a_route(make_app: Any) -> None:
 
 
 def test_what_is_reachable_without_a_credential_is_what_is_declared_public(make_app: Any) -> None:
-    opened = {(route.method, plan.template) for route, plan in make_app()[TABLE].plans.items() if plan.public}
+    opened = {(route.method, plan.template) for route, plan in make_app()[TABLE].rules.items() if plan.public}
     assert opened == {(verb, key) for (method, key), case in MATRIX.items() if case.public for verb in with_head(method)}
 
 

@@ -201,7 +201,7 @@ async def test_many_callers_take_bounded_memory(monkeypatch: pytest.MonkeyPatch)
     for number in range(200):
         assert await admitted(callers, Identity(provider="p", user_id=str(number)))
         addresses.charge(f"203.0.113.{number}")
-    assert len(callers._leases) == len(addresses.debts) == len(counters._local._counts) == 50
+    assert len(callers._leases) == len(addresses.refusals) == len(counters._local._counts) == 50
     await addresses.close()
 
 
@@ -420,7 +420,7 @@ async def test_an_address_is_free_again_with_its_window() -> None:
     clock.now += wait
     assert limit.blocked("203.0.113.9") is None
     limit._sweep()
-    assert not limit.debts
+    assert not limit.refusals
     await limit.close()
 
 

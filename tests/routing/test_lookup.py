@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 
 from server.http.targets import malformed
-from server.routing.resolver import Lookup
+from server.routing.resolver import Resolver
 from tests.promises.test_public_property import mutated
 
 TEMPLATES = [
@@ -69,7 +69,7 @@ class Parser:
         return SimpleNamespace(_message=message, method=message.method, rel_url=url.relative() if url.absolute else url)
 
 
-async def agree(lookup: Lookup, router: web.UrlDispatcher, request: Any) -> bool:
+async def agree(lookup: Resolver, router: web.UrlDispatcher, request: Any) -> bool:
     """Was the short way taken? And if so, to where the router goes?"""
     short = lookup.at_once(request)
     if short is None:
@@ -97,7 +97,7 @@ async def compare(number: int, seed: int) -> tuple[int, int]:
     read = quick = 0
     while read < number:
         app = table(random_)
-        lookup = Lookup(app)
+        lookup = Resolver(app)
         canonical = [resource.canonical for resource in app.router.resources()]
         for _ in range(100):
             target = filled(random_, random_.choice(canonical)) if random_.random() < 0.6 else mutated(random_)
@@ -130,7 +130,7 @@ async def test_each_template_that_is_alone_is_found_at_once() -> None:
     ]:  # fmt: skip
         app = web.Application()
         app.router.add_get(template.partition("?")[0], nothing)
-        assert await agree(Lookup(app), app.router, Parser().request("GET", target)), template
+        assert await agree(Resolver(app), app.router, Parser().request("GET", target)), template
 
 
 async def test_of_many_templates_that_begin_alike_the_routers_is_found() -> None:
@@ -139,7 +139,7 @@ async def test_of_many_templates_that_begin_alike_the_routers_is_found() -> None
         app.router.add_get(f"/api/shops/{{id}}/part{number}", nothing)
     app.router.add_post("/api/shops/{id}/{part}", nothing)
     app.router.add_get("/api/shops/{shop}/{part}", nothing)
-    lookup = Lookup(app)
+    lookup = Resolver(app)
     for method, target in (("GET", "/api/shops/1/part299"), ("POST", "/api/shops/1/part299"), ("GET", "/api/shops/1/other")):
         assert await agree(lookup, app.router, Parser().request(method, target))
     assert not await agree(lookup, app.router, Parser().request("DELETE", "/api/shops/1/part299"))
@@ -163,4 +163,4 @@ async def test_templates_that_only_look_plain_go_the_long_way(templates: list[st
     app = web.Application()
     for template in templates:
         app.router.add_get(template, nothing)
-    assert not await agree(Lookup(app), app.router, Parser().request("GET", target))
+    assert not await agree(Resolver(app), app.router, Parser().request("GET", target))

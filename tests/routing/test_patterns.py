@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from server.http.targets import malformed
-from server.routing.automaton import ALL, Language, Unsupported
+from server.routing.automaton import ALL, Automaton, Unsupported
 from server.routing.patterns import PATH, Pattern, PatternError, shadows, template_language
 from server.routing.regex import Expression
 from server.routing.table import _shadowed
-from server.routing.trie import Tree, shape_of
+from server.routing.trie import Trie, shape_of
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ EXPRESSIONS: st.SearchStrategy[str] = st.recursive(
 )  # fmt: skip
 
 
-def language(expression: str, *, ignore_case: bool = False) -> Language:
-    made = Language()
+def language(expression: str, *, ignore_case: bool = False) -> Automaton:
+    made = Automaton()
     Expression(expression, made, ignore_case=ignore_case, beyond=False).append()
     return made
 
@@ -227,7 +227,7 @@ def test_any_expression_of_a_template_is_read_or_counts_as_anything(text: str) -
     try:
         language(text)
     except Unsupported:
-        assert Language.within(Language(), template_language("/{x:" + text + "}")) is False or text == ""
+        assert Automaton.within(Automaton(), template_language("/{x:" + text + "}")) is False or text == ""
 
 
 NAMES = st.sampled_from(["a", "id", "tail"])
@@ -343,7 +343,7 @@ def test_a_template_shadows_another_as_the_automata_say(earlier: str, later: str
     assert shadows(earlier, later) == slowly
     one, other = shape_of(earlier), shape_of(later)
     if one is not None and other is not None:
-        tree: Tree[str] = Tree()
+        tree: Trie[str] = Trie()
         tree.add(one, earlier)
         assert bool(tree.find(other)) == slowly
 
@@ -351,8 +351,8 @@ def test_a_template_shadows_another_as_the_automata_say(earlier: str, later: str
 @pytest.mark.parametrize("template", ["/api/shared/{{id}}/part{}", "/api/plain{}", "/api/own{}/{{id}}", "/api/{{n:\\d+}}/part{}"])
 def test_many_routes_are_not_held_against_one_another_in_pairs(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start with many routes must not take minutes: nearly all pairs are told apart at first sight."""
-    asked, within = [], Language.within
-    monkeypatch.setattr(Language, "within", lambda *given: asked.append(given) or within(*given))
+    asked, within = [], Automaton.within
+    monkeypatch.setattr(Automaton, "within", lambda *given: asked.append(given) or within(*given))
     found = list(_shadowed([template.format(number) for number in range(200)]))
     assert found == []
     covering = [Pattern(f"/api/open{number}") for number in range(200)]

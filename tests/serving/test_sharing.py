@@ -20,8 +20,8 @@ import pytest
 from aiohttp import web
 from kits.app import build_app
 
-from server.http.protocol import WireServer
-from server.serving.balancing import Sharing, prepare
+from server.http.protocol import ConnectionServer
+from server.serving.balancing import ConnectionBalancer, prepare
 from tests.serving.test_workers import children, running, url_of
 
 ASK = b"GET /api/health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -124,9 +124,9 @@ async def ask(port: int, stack: AsyncExitStack) -> Connection:
 class Worker:
     """An application that takes part as one worker."""
 
-    sharing: Sharing
+    sharing: ConnectionBalancer
     port: int
-    server: WireServer
+    server: ConnectionServer
     stack: AsyncExitStack
     """ends the connections that were opened to its port"""
 
@@ -145,8 +145,8 @@ class Worker:
 async def worker(folder: Path, number: int) -> AsyncIterator[Worker]:
     runner = web.AppRunner(build_app(), shutdown_timeout=0.2)
     await runner.setup()
-    sharing = Sharing(folder, number)
-    assert isinstance(runner.server, WireServer)
+    sharing = ConnectionBalancer(folder, number)
+    assert isinstance(runner.server, ConnectionServer)
     sharing.open(runner.server.take)
     runner.server.sharing = sharing
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -238,7 +238,7 @@ async def test_what_was_handed_to_a_busy_worker_is_answered_when_it_has_time(two
 
 async def test_a_worker_that_was_killed_is_handed_nothing(tmp_path: Path) -> None:
     prepare(tmp_path, 2)
-    dead = Sharing(tmp_path, 1)
+    dead = ConnectionBalancer(tmp_path, 1)
     dead.open(asyncio.sleep)  # type: ignore[arg-type]
     asyncio.get_running_loop().remove_reader(dead._in)
     async with worker(tmp_path, 0) as mine:

@@ -174,15 +174,15 @@ def test_a_worker_that_talks_nonsense_is_not_believed(raw: bytes) -> None:
 def test_a_counter_does_not_go_back_when_a_worker_dies() -> None:
     counts, metrics = Counts(), Metrics()
     metrics.tally("GET", "/a").add(200, 0.1)
-    counts.heard(0, [*metrics.families(), gauge("level", "L.", 5)])
-    counts.heard(1, [*metrics.families(), gauge("level", "L.", 7)])
-    assert value(as_text(counts.together()), "gatepost_requests_total", method="GET", route="/a", status="200") == 2
-    counts.gone(0)
-    text = as_text(counts.together())
+    counts.update(0, [*metrics.families(), gauge("level", "L.", 5)])
+    counts.update(1, [*metrics.families(), gauge("level", "L.", 7)])
+    assert value(as_text(counts.total()), "gatepost_requests_total", method="GET", route="/a", status="200") == 2
+    counts.retire(0)
+    text = as_text(counts.total())
     assert value(text, "gatepost_requests_total", method="GET", route="/a", status="200") == 2
     assert value(text, "level") == 7  # its level is over with it
-    counts.heard(0, metrics.families())
-    assert value(as_text(counts.together()), "gatepost_requests_total", method="GET", route="/a", status="200") == 3
+    counts.update(0, metrics.families())
+    assert value(as_text(counts.total()), "gatepost_requests_total", method="GET", route="/a", status="200") == 3
 
 
 def get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes, str]:

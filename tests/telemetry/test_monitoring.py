@@ -19,7 +19,7 @@ from kits.app import build_app
 from kits.deploy import DEPLOY
 
 from providers.jwt.jwks import KeySet
-from server.app import STORAGE
+from server.app import SERVER_DATABASE
 from server.database.pool import Pool
 from server.plugins.providers import PROVIDERS
 from server.serving.operations import families_of
@@ -83,7 +83,7 @@ async def test_the_list_is_what_the_server_tells(tmp_path: Path) -> None:
     """Names and labels, of a server with a provider that has keys from a URL."""
     settings = {"providers": ["clerk"], "clerk.publishable_key": "pk_test_" + b64encode(b"clerk.example.com$").decode(), "data_folder": str(tmp_path)}
     app = build_app(**{name.replace(".", "__"): value for name, value in settings.items()})
-    app[STORAGE].database._pool = Pool(asyncio.Event().wait, 1, busy=bool)  # type: ignore[arg-type]
+    app[SERVER_DATABASE].database._pool = Pool(asyncio.Event().wait, 1, busy=bool)  # type: ignore[arg-type]
     keys = app[PROVIDERS][0][1]._keys = KeySet(asyncio.Event().wait, algorithms=["RS256"], name="keys")  # type: ignore[arg-type]
     keys._fetched_at = 0.0
     told = {family.name: set(family.labels) for family in await families_of(app)}
