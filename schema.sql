@@ -155,6 +155,18 @@ CREATE TABLE IF NOT EXISTS api_keys (
 CREATE INDEX IF NOT EXISTS api_keys_by_user ON api_keys (user_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_org ON api_keys (org_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_maker ON api_keys (created_by_key) WHERE created_by_key IS NOT NULL;
+-- What a key depends on, noted when it is made and judged when it is looked up: the keys that it comes from, and those that
+-- gave it its secrets. The end of one of them ends it, so that ending a key never has to find what hangs below it. Bounded by
+-- the trigger that fills them in (gatepost_key_lineage).
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS depth               smallint NOT NULL DEFAULT 0;
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS depends_on          text[]   NOT NULL DEFAULT '{}';
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS secret_depends_on   text[]   NOT NULL DEFAULT '{}';
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS previous_depends_on text[]   NOT NULL DEFAULT '{}';
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS rotated_by_key      text     CHECK (char_length(rotated_by_key) BETWEEN 1 AND 255);
+-- The live ones, for what ends them in batches and for the bound on their number.
+CREATE INDEX IF NOT EXISTS api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL;
+CREATE INDEX IF NOT EXISTS api_keys_live_by_org ON api_keys (org_id) WHERE revoked_at IS NULL;
+CREATE INDEX IF NOT EXISTS api_keys_live_by_ancestor ON api_keys USING gin (depends_on) WHERE revoked_at IS NULL;
 
 
 -- Triggers ----------------------------------------------------------------------------------------------------------------
@@ -178,6 +190,7 @@ BEGIN
     END IF;
     IF NEW.hash <> OLD.hash THEN
         NEW.previous_hash := CASE WHEN NEW.previous_expires_at > now() THEN OLD.hash END;
+        NEW.previous_depends_on := CASE WHEN NEW.previous_hash IS NULL THEN '{}' ELSE OLD.secret_depends_on END;
     END IF;
     RETURN NEW;
 END $$;
@@ -294,9 +307,9 @@ EXECUTE format($sql$
     GRANT SELECT ON gatepost_meta TO %1$I;
     -- A hash is written and never read back. Who a key is and what it may do cannot be changed after it was made.
     GRANT SELECT (id, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, created_at,
-                  expires_at, revoked_at, previous_expires_at, last_used_at),
+                  expires_at, revoked_at, previous_expires_at, last_used_at, depth),
           INSERT (id, hash, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, expires_at),
-          UPDATE (hash, previous_expires_at, revoked_at, last_used_at) ON api_keys TO %1$I;
+          UPDATE (hash, previous_expires_at, revoked_at, last_used_at, rotated_by_key) ON api_keys TO %1$I;
 
 $sql$, current_setting('gatepost.serving_role'));
 END $do$;
@@ -311,7 +324,8 @@ CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
 REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync, gatepost_audit;
 -- It reads a key's hashes, its rights and its life, and writes when it was last used: nothing else.
 GRANT SELECT (id, hash, previous_hash, previous_expires_at, user_id, org_id, org_role, org_permissions, scopes, created_by_key,
-              created_at, expires_at, revoked_at, last_used_at), UPDATE (last_used_at) ON api_keys TO gatepost_auth;
+              created_at, expires_at, revoked_at, last_used_at, depth, depends_on, secret_depends_on, previous_depends_on),
+      UPDATE (last_used_at) ON api_keys TO gatepost_auth;
 DROP POLICY IF EXISTS auth_touch ON api_keys;
 CREATE POLICY auth_touch ON api_keys FOR UPDATE TO gatepost_auth USING (true);
 
@@ -368,6 +382,10 @@ CREATE TABLE IF NOT EXISTS memberships (
     PRIMARY KEY (organization_id, user_id)
 );
 CREATE INDEX IF NOT EXISTS memberships_by_user ON memberships (user_id);
+-- API keys made then or earlier have ended for good: by a ban, although it may be lifted, and by the loss of a membership,
+-- although the user may come back. Kept beside the state, so that ending keys is one write, however many they are.
+ALTER TABLE users       ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
+ALTER TABLE memberships ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
 CREATE INDEX IF NOT EXISTS memberships_page ON memberships (organization_id, created_at DESC, id DESC);
 
 -- Every delivery that was taken, for a while: a second one with the same id does nothing, and `replay` applies them again.
@@ -383,9 +401,11 @@ CREATE TABLE IF NOT EXISTS webhook_inbox (
 CREATE INDEX IF NOT EXISTS webhook_inbox_in_order ON webhook_inbox (provider, event_at, id);
 CREATE INDEX IF NOT EXISTS webhook_inbox_expiry ON webhook_inbox (expires_at);
 
--- Who is signed out although a token still runs. Every worker reads it whole, all the time: it is kept small.
+-- Who is signed out although a token still runs. Every worker holds all of it, so nothing that one tenant does may make it
+-- grow: a subject has one row, an owner's keys together have one, and gatepost_revoke puts one wider row in the place of many
+-- narrow ones of the same `owner`.
 CREATE TABLE IF NOT EXISTS revocations (
-    kind          text        NOT NULL CHECK (kind IN ('session', 'user', 'membership', 'organization', 'role', 'key')),
+    kind          text        NOT NULL,
     subject       text        NOT NULL CHECK (subject <> ''),                  -- of a membership: 'user organisation'
     issued_before timestamptz,                                                 -- credentials of then or earlier; NULL: all
     created_at    timestamptz NOT NULL DEFAULT now(),
@@ -393,12 +413,32 @@ CREATE TABLE IF NOT EXISTS revocations (
     PRIMARY KEY (kind, subject)
 );
 CREATE INDEX IF NOT EXISTS revocations_expiry ON revocations (expires_at);
+ALTER TABLE revocations DROP CONSTRAINT IF EXISTS revocations_kind_check;
+ALTER TABLE revocations ADD CONSTRAINT revocations_kind_check
+    CHECK (kind IN ('session', 'user', 'membership', 'organization', 'role', 'key', 'keys'));
+-- The transaction that wrote the row last: a reader asks for what was written since its last reading. One that is under way
+-- while it reads is not below the snapshot's xmin, so it is read the next time, however late it commits.
+ALTER TABLE revocations ADD COLUMN IF NOT EXISTS changed_in xid8 NOT NULL DEFAULT pg_current_xact_id();
+ALTER TABLE revocations ADD COLUMN IF NOT EXISTS owner text;                   -- the user or organisation whose row this is
+CREATE INDEX IF NOT EXISTS revocations_changed ON revocations (changed_in);
+CREATE INDEX IF NOT EXISTS revocations_by_owner ON revocations (kind, owner) WHERE owner IS NOT NULL;
+
+-- What has ended and is still to be tidied up after: descendants of a key, keys and memberships of an owner. It decides about
+-- nobody's access: that was decided when the end was recorded. sweep_ended works it off in batches.
+CREATE TABLE IF NOT EXISTS endings (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind     text        NOT NULL CHECK (kind IN ('key', 'ban', 'user', 'organization', 'membership')),
+    subject  text        NOT NULL CHECK (subject <> ''),
+    org_id   text,
+    ended_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
 
 ALTER TABLE users         ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE organizations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE memberships   ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE webhook_inbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE revocations   ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE endings       ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 DO $do$
 DECLARE
@@ -433,7 +473,7 @@ EXECUTE format($sql$
         USING (id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')) AND deleted_at IS NULL);
 
     -- Read only. The inbox and the revocations are for their functions alone: no grant, no policy.
-    REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations
+    REVOKE ALL ON users, organizations, memberships, webhook_inbox, revocations, endings
         FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %1$I;
     GRANT SELECT (id, external_id, username, first_name, last_name, image_url, email, email_verified, banned, locked,
                   public_metadata, created_at, updated_at, deleted_at) ON users TO %1$I;
@@ -444,20 +484,21 @@ EXECUTE format($sql$
 
 $sql$, current_setting('gatepost.serving_role'));
 
-    FOREACH name IN ARRAY ARRAY['users', 'organizations', 'memberships', 'webhook_inbox', 'revocations'] LOOP
+    FOREACH name IN ARRAY ARRAY['users', 'organizations', 'memberships', 'webhook_inbox', 'revocations', 'endings'] LOOP
         EXECUTE format('DROP POLICY IF EXISTS sync_all ON %I', name);
         EXECUTE format('CREATE POLICY sync_all ON %I FOR ALL TO gatepost_sync USING (true) WITH CHECK (true)', name);
     END LOOP;
 END $do$;
 GRANT SELECT, INSERT, UPDATE ON users, organizations, memberships TO gatepost_sync;
-GRANT SELECT, INSERT, UPDATE, DELETE ON revocations TO gatepost_sync;
+GRANT SELECT, INSERT, UPDATE, DELETE ON revocations, endings TO gatepost_sync;
 GRANT SELECT, INSERT, DELETE ON webhook_inbox TO gatepost_sync;
 -- Of API keys it can do one thing: end them. It sees no hash.
 DROP POLICY IF EXISTS sync_select ON api_keys;
 CREATE POLICY sync_select ON api_keys FOR SELECT TO gatepost_sync USING (true);
 DROP POLICY IF EXISTS sync_update ON api_keys;
 CREATE POLICY sync_update ON api_keys FOR UPDATE TO gatepost_sync USING (true) WITH CHECK (revoked_at IS NOT NULL);
-GRANT SELECT (id, user_id, org_id, created_by_key, revoked_at), UPDATE (revoked_at) ON api_keys TO gatepost_sync;
+GRANT SELECT (id, user_id, org_id, created_by_key, created_at, revoked_at, depends_on), UPDATE (revoked_at) ON api_keys
+      TO gatepost_sync;
 
 -- What a key may do depends on what is known of its owner: who is gone or banned, and what a membership still allows.
 DROP POLICY IF EXISTS auth_select ON users;
@@ -466,9 +507,9 @@ DROP POLICY IF EXISTS auth_select ON organizations;
 CREATE POLICY auth_select ON organizations FOR SELECT TO gatepost_auth USING (true);
 DROP POLICY IF EXISTS auth_select ON memberships;
 CREATE POLICY auth_select ON memberships FOR SELECT TO gatepost_auth USING (true);
-GRANT SELECT (id, banned, deleted_at) ON users TO gatepost_auth;
+GRANT SELECT (id, banned, deleted_at, keys_ended_at) ON users TO gatepost_auth;
 GRANT SELECT (id, deleted_at) ON organizations TO gatepost_auth;
-GRANT SELECT (organization_id, user_id, role, permissions, deleted_at) ON memberships TO gatepost_auth;
+GRANT SELECT (organization_id, user_id, role, permissions, deleted_at, keys_ended_at) ON memberships TO gatepost_auth;
 
 -- The audit log -------------------------------------------------------------------------------------------------------------
 -- Who did what, allowed or denied, and never a value: which row, which columns changed, by whom, in which request. Writes are
@@ -603,38 +644,104 @@ GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync, gatepost_audit;
 
 SET LOCAL ROLE gatepost_auth;
 
+-- Is what these ids name over for a key of theirs that was made at `made`? A tombstone counts; no row means that nothing is
+-- known (keys need no webhooks). NULL for `made`: a key of the settings, which the operator vouches for.
+CREATE OR REPLACE FUNCTION public.gatepost_owner_ended(whose text, org text, made timestamptz) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT EXISTS (SELECT FROM public.users AS u WHERE u.id = whose
+                      AND (u.banned OR u.deleted_at IS NOT NULL OR made <= u.keys_ended_at))
+        OR EXISTS (SELECT FROM public.organizations AS o WHERE o.id = org AND o.deleted_at IS NOT NULL)
+        OR EXISTS (SELECT FROM public.memberships AS m WHERE m.organization_id = org AND m.user_id = whose
+                      AND (m.deleted_at IS NOT NULL OR made <= m.keys_ended_at))
+$$;
+
 -- The key with this SHA-256, or nothing. An earlier secret counts until its overlap ends (`until`). Expired and revoked keys
 -- are returned as such: whoever holds the secret may learn why it is refused. The rights are the stored ones *and* those of
--- the owner's membership, where one is recorded; `ended` says that user, membership or organisation is gone, or the user
--- banned. A tombstone counts; no row at all means that nothing is known (keys need no webhooks). `read_at` is when this was
--- true, by the clock that also dates revocations. search_path is pinned and every name qualified, so nobody can slip another
--- table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
+-- the recorded memberships of its owner and of every key that it depends on. `ended` says that its owner, or one of those
+-- keys or its owner, is over. `depends_on` names the keys of the settings among them, which the server judges; `watched` whose
+-- revocations (kind 'keys') mean that this must be read again. `read_at` is when this was true, by the clock that also dates
+-- revocations. The work is bounded: so are the keys that a key depends on. search_path is pinned and every name qualified, so
+-- nobody can slip another table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
 DO $do$
 BEGIN
-    IF pg_get_function_result(to_regprocedure('public.key_by_hash(bytea)')) NOT LIKE '%read_at%' THEN
+    IF pg_get_function_result(to_regprocedure('public.key_by_hash(bytea)')) NOT LIKE '%watched%' THEN
         DROP FUNCTION public.key_by_hash(bytea);               -- an older one, with other columns
     END IF;
 END $do$;
 CREATE OR REPLACE FUNCTION public.key_by_hash(wanted bytea)
-RETURNS TABLE (id text, user_id text, org_id text, org_role text, org_permissions text[], scopes text[], created_by_key text,
+RETURNS TABLE (id text, user_id text, org_id text, org_role text, org_permissions text[], scopes text[], depends_on text[],
                created_at timestamptz, expires_at timestamptz, revoked_at timestamptz, ended boolean, until timestamptz,
-               read_at timestamptz)
+               read_at timestamptz, watched text[])
 LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1
 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-    SELECT k.id, k.user_id, k.org_id,
-           CASE WHEN m.user_id IS NULL OR regexp_replace(m.role, '^(org:)+', '') = regexp_replace(k.org_role, '^(org:)+', '')
-                THEN k.org_role END,
-           CASE WHEN m.user_id IS NULL THEN k.org_permissions
-                ELSE ARRAY(SELECT p FROM unnest(k.org_permissions) AS p WHERE p = ANY (m.permissions)) END,
-           k.scopes, k.created_by_key, k.created_at, k.expires_at, k.revoked_at,
-           coalesce(u.banned, false) OR u.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL OR m.deleted_at IS NOT NULL,
-           CASE WHEN k.hash <> wanted THEN k.previous_expires_at END, now()
-      FROM public.api_keys AS k
-      LEFT JOIN public.users AS u ON u.id = k.user_id
-      LEFT JOIN public.organizations AS o ON o.id = k.org_id
-      LEFT JOIN public.memberships AS m ON m.organization_id = k.org_id AND m.user_id = k.user_id
-     WHERE k.hash = wanted OR (k.previous_hash = wanted AND k.previous_expires_at > now())
+    WITH found AS (
+        SELECT k.*, k.depends_on || CASE WHEN k.hash = wanted THEN k.secret_depends_on ELSE k.previous_depends_on END AS needs
+          FROM (SELECT a.id, a.hash, a.user_id, a.org_id, a.org_role, a.org_permissions, a.scopes, a.created_at, a.expires_at,
+                       a.revoked_at, a.previous_expires_at, a.depends_on, a.secret_depends_on, a.previous_depends_on
+                  FROM public.api_keys AS a
+                 WHERE a.hash = wanted OR (a.previous_hash = wanted AND a.previous_expires_at > now())) AS k),
+    -- the key itself, and those it depends on
+    line AS (
+        SELECT f.id, f.user_id, f.org_id, f.created_at, false AS over FROM found AS f
+        UNION ALL
+        SELECT n.id, a.user_id, a.org_id, a.created_at,
+               a.id IS NULL OR a.revoked_at IS NOT NULL OR coalesce(a.expires_at <= now(), false)
+          FROM found AS f, unnest(f.needs) AS n (id) LEFT JOIN public.api_keys AS a ON a.id = n.id
+         WHERE n.id NOT LIKE 'static:%'),
+    allowed AS (SELECT m.role, m.permissions FROM line AS l
+                  JOIN public.memberships AS m ON m.organization_id = l.org_id AND m.user_id = l.user_id)
+    SELECT f.id, f.user_id, f.org_id,
+           CASE WHEN NOT EXISTS (SELECT FROM allowed AS w WHERE regexp_replace(w.role, '^(org:)+', '')
+                                                 IS DISTINCT FROM regexp_replace(f.org_role, '^(org:)+', ''))
+                THEN f.org_role END,
+           ARRAY(SELECT p FROM unnest(f.org_permissions) AS p
+                  WHERE NOT EXISTS (SELECT FROM allowed AS w WHERE NOT p = ANY (w.permissions))),
+           f.scopes, ARRAY(SELECT n FROM unnest(f.needs) AS n WHERE n LIKE 'static:%'), f.created_at, f.expires_at, f.revoked_at,
+           EXISTS (SELECT FROM line AS l WHERE l.over OR public.gatepost_owner_ended(l.user_id, l.org_id, l.created_at)),
+           CASE WHEN f.hash <> wanted THEN f.previous_expires_at END, now(),
+           ARRAY(SELECT DISTINCT s FROM line AS l, unnest(ARRAY['user:' || l.user_id, 'organization:' || l.org_id]) AS s
+                  WHERE s IS NOT NULL)
+      FROM found AS f
 $$;
+
+-- Is the owner of a key of the settings over, by what is recorded now?
+CREATE OR REPLACE FUNCTION public.key_owner_ended(user_id text, org_id text)
+RETURNS TABLE (ended boolean, read_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT public.gatepost_owner_ended($1, $2, NULL), now()
+$$;
+
+-- What a key depends on, whoever makes or rotates it: read from the keys themselves. Raises program_limit_exceeded where the
+-- bound is reached: three keys below each other, and no more than twelve that one can depend on.
+CREATE OR REPLACE FUNCTION public.gatepost_key_lineage() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    by_key text := CASE WHEN TG_OP = 'INSERT' THEN NEW.created_by_key ELSE NEW.rotated_by_key END;
+    needs  text[] := '{}';
+    deep   integer := 0;
+BEGIN
+    IF by_key LIKE 'static:%' THEN
+        needs := ARRAY[by_key];
+    ELSIF by_key IS NOT NULL THEN
+        SELECT k.depth, k.id || k.depends_on || k.secret_depends_on INTO deep, needs
+          FROM public.api_keys AS k WHERE k.id = by_key AND k.revoked_at IS NULL;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the key that makes this one is over' USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+    needs := ARRAY(SELECT DISTINCT n FROM unnest(needs) AS n
+                    WHERE TG_OP = 'INSERT' OR (n <> NEW.id AND NOT n = ANY (NEW.depends_on)));
+    IF TG_OP = 'INSERT' THEN
+        NEW.depth := CASE WHEN by_key IS NULL THEN 0 ELSE deep + 1 END;
+        NEW.depends_on := needs;
+    ELSE
+        NEW.secret_depends_on := needs;
+    END IF;
+    IF NEW.depth > 3 OR cardinality(needs) > 12 THEN
+        RAISE EXCEPTION 'too many keys below each other' USING ERRCODE = 'program_limit_exceeded';
+    END IF;
+    RETURN NEW;
+END $$;
 
 -- Note when keys were last used; how many rows that were. Not again within the minute, whichever worker says it, and a row
 -- that somebody else is writing is left alone: this is a note, it waits for nobody.
@@ -647,11 +754,21 @@ LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
          done AS (UPDATE public.api_keys AS k SET last_used_at = mine.at FROM mine WHERE k.id = mine.id RETURNING 1)
     SELECT count(*) FROM done
 $$;
-REVOKE ALL ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]), public.key_owner_ended(text, text),
+    public.gatepost_owner_ended(text, text, timestamptz), public.gatepost_key_lineage() FROM PUBLIC;
 DO $do$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]) TO %I',
-                   current_setting('gatepost.serving_role'));
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]),
+                    public.key_owner_ended(text, text) TO %I', current_setting('gatepost.serving_role'));
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_key_lineage() TO %I', current_setting('gatepost.owner'));
+END $do$;
+SELECT set_config('role', current_setting('gatepost.owner'), true);
+CREATE OR REPLACE TRIGGER lineage BEFORE INSERT OR UPDATE OF hash ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION public.gatepost_key_lineage();
+SET LOCAL ROLE gatepost_auth;
+DO $do$
+BEGIN
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION public.gatepost_key_lineage() FROM %I', current_setting('gatepost.owner'));
 END $do$;
 
 
@@ -659,19 +776,40 @@ END $do$;
 SET LOCAL ROLE gatepost_sync;
 
 -- Revoke a subject's credentials issued at `before` or earlier (NULL: all of them), until `until`, and tell every worker.
--- Two revocations of one subject make the stronger one, in whichever order they come.
-CREATE OR REPLACE FUNCTION public.gatepost_revoke(of_kind text, whom text, before timestamptz, until timestamptz)
+-- Two revocations of one subject make the stronger one, in whichever order they come. An `of_owner` with `most` rows of a kind
+-- gets one wider row in their place: tokens of the user, or in the organisation, issued until now. Clients fetch fresh ones.
+DROP FUNCTION IF EXISTS public.gatepost_revoke(text, text, timestamptz, timestamptz);
+CREATE OR REPLACE FUNCTION public.gatepost_revoke(of_kind text, whom text, before timestamptz, until timestamptz,
+                                                  of_owner text DEFAULT NULL, most integer DEFAULT 50)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
     IF until <= now() THEN                          -- replayed: what it was for has run out long ago
         RETURN;
     END IF;
-    INSERT INTO public.revocations AS r (kind, subject, issued_before, expires_at) VALUES (of_kind, whom, before, until)
+    IF of_owner IS NOT NULL AND most <= (SELECT count(*) FROM (SELECT FROM public.revocations AS r
+                                          WHERE r.kind = of_kind AND r.owner = of_owner LIMIT most) AS rows) THEN
+        DELETE FROM public.revocations AS r WHERE r.kind = of_kind AND r.owner = of_owner;
+        PERFORM public.gatepost_revoke(
+            CASE of_kind WHEN 'session' THEN 'user' WHEN 'keys' THEN 'keys' ELSE 'organization' END,
+            CASE of_kind WHEN 'keys' THEN 'organization:' ELSE '' END || of_owner, clock_timestamp(), until);
+        RETURN;
+    END IF;
+    INSERT INTO public.revocations AS r (kind, subject, issued_before, expires_at, owner)
+    VALUES (of_kind, whom, before, until, of_owner)
     ON CONFLICT (kind, subject) DO UPDATE
         SET issued_before = CASE WHEN r.issued_before IS NOT NULL AND excluded.issued_before IS NOT NULL
                                  THEN greatest(r.issued_before, excluded.issued_before) END,
-            expires_at = greatest(r.expires_at, excluded.expires_at);
+            expires_at = greatest(r.expires_at, excluded.expires_at), changed_in = pg_current_xact_id();
     PERFORM pg_notify('gatepost_revocations', '');
+END $$;
+
+-- What was read of an owner's keys until now does not count any more: a row for each owner, however many keys there are. Ten
+-- minutes are far longer than a worker remembers a key.
+CREATE OR REPLACE FUNCTION public.gatepost_keys_changed(whom text, org text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+BEGIN
+    PERFORM public.gatepost_revoke('keys', CASE WHEN whom IS NULL THEN 'organization:' || org ELSE 'user:' || whom END,
+                                   clock_timestamp(), clock_timestamp() + interval '10 minutes');
 END $$;
 
 -- Apply what a membership event says: (`body` as in gatepost_apply). The newest membership of a pair wins, by its creation;
@@ -693,7 +831,7 @@ BEGIN
     gone := least((SELECT u.deleted_at FROM public.users AS u WHERE u.id = who),
                   (SELECT o.deleted_at FROM public.organizations AS o WHERE o.id = org), CASE WHEN ending THEN moment END);
     IF ending THEN                                  -- also when a newer membership is known: older tokens are older tokens
-        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until);
+        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until, org, 500);
     END IF;
     IF old.id = body->>'id' THEN
         gone := least(gone, old.deleted_at);
@@ -705,25 +843,55 @@ BEGIN
     END IF;
     -- A tombstone says the same whatever came before it.
     INSERT INTO public.memberships AS m (organization_id, user_id, id, role, permissions, created_at, updated_at, deleted_at,
-                                         last_event_at, last_event_id)
+                                         last_event_at, last_event_id, keys_ended_at)
     VALUES (org, who, body->>'id', CASE WHEN gone IS NULL THEN body->>'role' END,
             CASE WHEN gone IS NULL THEN rights ELSE '{}' END, born, CASE WHEN gone IS NULL THEN changed END, gone,
-            CASE WHEN gone IS NULL THEN at END, CASE WHEN gone IS NULL THEN msg END)
+            CASE WHEN gone IS NULL THEN at END, CASE WHEN gone IS NULL THEN msg END,
+            CASE WHEN gone IS NOT NULL THEN clock_timestamp() END)
     ON CONFLICT (organization_id, user_id) DO UPDATE
-        SET (id, role, permissions, created_at, updated_at, deleted_at, last_event_at, last_event_id) =
+        SET (id, role, permissions, created_at, updated_at, deleted_at, last_event_at, last_event_id, keys_ended_at) =
             (excluded.id, excluded.role, excluded.permissions, excluded.created_at, excluded.updated_at, excluded.deleted_at,
-             excluded.last_event_at, excluded.last_event_id);
+             excluded.last_event_at, excluded.last_event_id, greatest(m.keys_ended_at, excluded.keys_ended_at));
     IF gone IS NOT NULL AND old.id = body->>'id' AND old.deleted_at IS NOT NULL THEN
         RETURN 'stale';
     END IF;
     IF ending THEN
-        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = who AND k.org_id = org AND k.revoked_at IS NULL;
+        INSERT INTO public.endings (kind, subject, org_id) VALUES ('membership', who, org);
     -- Tokens still say the old role. A change of something that we have never seen may be a change of the role.
     ELSIF gone IS NULL AND (what = 'organizationMembership.updated' OR old.id IS NOT NULL)
           AND (old.role, old.permissions) IS DISTINCT FROM (body->>'role', rights) THEN
-        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until);
+        PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until, org, 500);
     END IF;
     RETURN 'applied';
+END $$;
+
+-- End memberships of a deleted user ('user') or organisation, at most `at_most`; true when none is left. It waits for nobody.
+CREATE OR REPLACE FUNCTION public.gatepost_end_memberships(of_kind text, whom text, at_most integer) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    gone  timestamptz;
+    pairs text[];
+BEGIN
+    IF of_kind = 'user' THEN
+        SELECT u.deleted_at INTO gone FROM public.users AS u WHERE u.id = whom;
+        pairs := ARRAY(SELECT m.organization_id FROM public.memberships AS m WHERE m.user_id = whom
+                          AND (m.deleted_at IS NULL OR m.deleted_at > gone) LIMIT at_most FOR UPDATE SKIP LOCKED);
+        UPDATE public.memberships AS m
+           SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id, keys_ended_at) =
+               (NULL, '{}', NULL, least(m.deleted_at, gone), NULL, NULL, greatest(m.keys_ended_at, clock_timestamp()))
+         WHERE m.user_id = whom AND m.organization_id = ANY (pairs);
+        RETURN NOT EXISTS (SELECT FROM public.memberships AS m WHERE m.user_id = whom
+                              AND (m.deleted_at IS NULL OR m.deleted_at > gone));
+    END IF;
+    SELECT o.deleted_at INTO gone FROM public.organizations AS o WHERE o.id = whom;
+    pairs := ARRAY(SELECT m.user_id FROM public.memberships AS m WHERE m.organization_id = whom
+                      AND (m.deleted_at IS NULL OR m.deleted_at > gone) LIMIT at_most FOR UPDATE SKIP LOCKED);
+    UPDATE public.memberships AS m
+       SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id, keys_ended_at) =
+           (NULL, '{}', NULL, least(m.deleted_at, gone), NULL, NULL, greatest(m.keys_ended_at, clock_timestamp()))
+     WHERE m.organization_id = whom AND m.user_id = ANY (pairs);
+    RETURN NOT EXISTS (SELECT FROM public.memberships AS m WHERE m.organization_id = whom
+                          AND (m.deleted_at IS NULL OR m.deleted_at > gone));
 END $$;
 
 -- Apply one event; gives 'applied', 'stale' (we know newer), or 'stored' (nothing to apply). `body` has the fields of our
@@ -761,7 +929,9 @@ BEGIN
         END IF;
         -- A ban ends the keys. A lock does not: whoever guesses at a password could end other people's keys with it.
         IF (body->>'banned')::boolean THEN
-            UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = me AND k.revoked_at IS NULL;
+            UPDATE public.users AS u SET keys_ended_at = clock_timestamp() WHERE u.id = me;
+            PERFORM public.gatepost_keys_changed(me, NULL);
+            INSERT INTO public.endings (kind, subject) VALUES ('ban', me);
         END IF;
     WHEN 'user.deleted' THEN
         PERFORM public.gatepost_revoke('user', me, NULL, until);
@@ -774,10 +944,9 @@ BEGIN
         IF NOT FOUND THEN
             RETURN 'stale';
         END IF;
-        UPDATE public.memberships AS m
-           SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id) =
-               (NULL, '{}', NULL, least(m.deleted_at, moment), NULL, NULL) WHERE m.user_id = me;
-        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.user_id = me AND k.revoked_at IS NULL;
+        PERFORM public.gatepost_keys_changed(me, NULL);
+        INSERT INTO public.endings (kind, subject) VALUES ('user', me);
+        PERFORM public.gatepost_end_memberships('user', me, 100);           -- lists show it at once; what is left is swept
     WHEN 'organization.created', 'organization.updated' THEN
         INSERT INTO public.organizations AS o (id, name, slug, image_url, public_metadata, created_by, created_at, updated_at,
                                                last_event_at, last_event_id)
@@ -802,14 +971,13 @@ BEGIN
         IF NOT FOUND THEN
             RETURN 'stale';
         END IF;
-        UPDATE public.memberships AS m
-           SET (role, permissions, updated_at, deleted_at, last_event_at, last_event_id) =
-               (NULL, '{}', NULL, least(m.deleted_at, moment), NULL, NULL) WHERE m.organization_id = me;
-        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.org_id = me AND k.revoked_at IS NULL;
+        PERFORM public.gatepost_keys_changed(NULL, me);
+        INSERT INTO public.endings (kind, subject) VALUES ('organization', me);
+        PERFORM public.gatepost_end_memberships('organization', me, 100);
     WHEN 'organizationMembership.created', 'organizationMembership.updated', 'organizationMembership.deleted' THEN
         RETURN public.gatepost_apply_membership(msg, what, at, body, until);
     WHEN 'session.ended', 'session.removed', 'session.revoked' THEN
-        PERFORM public.gatepost_revoke('session', me, NULL, until);
+        PERFORM public.gatepost_revoke('session', me, NULL, until, body->>'user_id');
     WHEN 'role.updated', 'role.deleted' THEN
         PERFORM public.gatepost_revoke('role', me, moment, until);
     ELSE
@@ -817,7 +985,8 @@ BEGIN
     END CASE;
     RETURN 'applied';
 END $$;
-REVOKE ALL ON FUNCTION public.gatepost_revoke(text, text, timestamptz, timestamptz),
+REVOKE ALL ON FUNCTION public.gatepost_revoke(text, text, timestamptz, timestamptz, text, integer),
+    public.gatepost_keys_changed(text, text), public.gatepost_end_memberships(text, text, integer),
     public.gatepost_apply_membership(text, text, timestamptz, jsonb, timestamptz),
     public.gatepost_apply(text, text, timestamptz, jsonb, timestamptz) FROM PUBLIC;
 
@@ -860,12 +1029,51 @@ BEGIN
     END LOOP;
 END $$;
 
--- Every revocation that still matters.
-CREATE OR REPLACE FUNCTION public.live_revocations()
-RETURNS TABLE (kind text, subject text, issued_before timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-    SELECT r.kind, r.subject, r.issued_before FROM public.revocations AS r WHERE r.expires_at > now()
+-- The revocations that still matter and were written in this transaction or a later one ('0': all of them).
+DROP FUNCTION IF EXISTS public.live_revocations();
+CREATE OR REPLACE FUNCTION public.revocations_since(earliest xid8)
+RETURNS TABLE (kind text, subject text, issued_before timestamptz, expires_at timestamptz)
+LANGUAGE sql STABLE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT r.kind, r.subject, r.issued_before, r.expires_at FROM public.revocations AS r
+     WHERE r.changed_in >= earliest AND r.expires_at > now()
 $$;
+
+-- Tidy up after the oldest end that nobody else is at, at most `at_most` rows of it. Returns the number of ends that are left.
+-- Access does not wait for this. What goes on after an interruption goes on from the rows that are left.
+CREATE OR REPLACE FUNCTION public.sweep_ended(at_most integer) RETURNS bigint
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    next  public.endings;
+    these text[] := '{}';
+    done  boolean := true;
+BEGIN
+    SELECT * INTO next FROM public.endings AS e ORDER BY e.id LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        PERFORM set_config('gatepost.actor', 'system', true), set_config('gatepost.request_id', '', true);
+        CASE next.kind                              -- each in a statement of its own, so that an index answers it
+        WHEN 'key' THEN
+            these := ARRAY(SELECT k.id FROM public.api_keys AS k
+                            WHERE k.revoked_at IS NULL AND k.depends_on @> ARRAY[next.subject] LIMIT at_most);
+        WHEN 'organization' THEN
+            these := ARRAY(SELECT k.id FROM public.api_keys AS k
+                            WHERE k.revoked_at IS NULL AND k.org_id = next.subject LIMIT at_most);
+            done := public.gatepost_end_memberships(next.kind, next.subject, at_most);
+        WHEN 'user' THEN
+            these := ARRAY(SELECT k.id FROM public.api_keys AS k
+                            WHERE k.revoked_at IS NULL AND k.user_id = next.subject LIMIT at_most);
+            done := public.gatepost_end_memberships(next.kind, next.subject, at_most);
+        ELSE                                        -- a ban, or one membership
+            these := ARRAY(SELECT k.id FROM public.api_keys AS k
+                            WHERE k.revoked_at IS NULL AND k.user_id = next.subject AND k.created_at <= next.ended_at
+                              AND (next.org_id IS NULL OR k.org_id = next.org_id) LIMIT at_most);
+        END CASE;
+        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.id = ANY (these) AND k.revoked_at IS NULL;
+        IF done AND cardinality(these) < at_most THEN
+            DELETE FROM public.endings AS e WHERE e.id = next.id;
+        END IF;
+    END IF;
+    RETURN (SELECT count(*) FROM public.endings);
+END $$;
 
 -- Forget events and revocations that have expired; how many rows that were.
 CREATE OR REPLACE FUNCTION public.prune_sync() RETURNS bigint
@@ -885,38 +1093,39 @@ LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
 $$;
 
 REVOKE ALL ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
-    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(), public.prune_sync(),
-    public.prune_idempotency(integer) FROM PUBLIC;
+    public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8), public.sweep_ended(integer),
+    public.prune_sync(), public.prune_idempotency(integer) FROM PUBLIC;
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
-                    public.replay_clerk_events(timestamptz, text, integer, interval), public.live_revocations(),
-                    public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
+                    public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8),
+                    public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
 
--- What changes a key is told to every worker with the change itself. A revoked key is revoked for good, and so are the keys
--- that it has made: none outlives its maker. A new secret, or a changed membership, means: what was read of this key until
--- now does not count any more. Ten minutes are far longer than a worker remembers a key. Both functions need the rights of
--- gatepost_sync (nobody else may write revocations); nobody can call them, a trigger needs no right to be fired.
+-- What changes a key is told to every worker with the change itself, by one row for all keys of its owner: they are looked up
+-- again, and the look-up judges. The keys that a revoked one has made end with it, for they depend on it. Both functions need
+-- the rights of gatepost_sync (nobody else may write revocations); nobody can call them, a trigger needs no right to be fired.
 CREATE OR REPLACE FUNCTION public.gatepost_key_told() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-DECLARE
-    until timestamptz := clock_timestamp() + interval '10 minutes';
 BEGIN
-    IF NEW.revoked_at IS NOT NULL AND OLD.revoked_at IS NULL THEN
-        PERFORM public.gatepost_revoke('key', NEW.id, NULL, until);
-        UPDATE public.api_keys AS k SET revoked_at = now() WHERE k.created_by_key = NEW.id AND k.revoked_at IS NULL;
-    ELSIF (NEW.hash, NEW.previous_expires_at) IS DISTINCT FROM (OLD.hash, OLD.previous_expires_at) THEN
-        PERFORM public.gatepost_revoke('key', NEW.id, clock_timestamp(), until);
+    IF (NEW.hash, NEW.previous_expires_at, NEW.revoked_at) IS DISTINCT FROM (OLD.hash, OLD.previous_expires_at, OLD.revoked_at)
+    THEN
+        PERFORM public.gatepost_keys_changed(NEW.user_id, NEW.org_id);
+    END IF;
+    IF NEW.revoked_at IS NOT NULL AND OLD.revoked_at IS NULL AND coalesce(current_setting('gatepost.actor', true), '') <> 'system'
+    THEN
+        INSERT INTO public.endings (kind, subject) VALUES ('key', NEW.id);
     END IF;
     RETURN NULL;
 END $$;
 CREATE OR REPLACE FUNCTION public.gatepost_membership_told() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
-    PERFORM public.gatepost_revoke('key', k.id, clock_timestamp(), clock_timestamp() + interval '10 minutes')
-       FROM public.api_keys AS k
-      WHERE k.user_id = NEW.user_id AND k.org_id = NEW.organization_id AND k.revoked_at IS NULL;
+    -- Of an organisation that is deleted its own row says it.
+    IF NOT EXISTS (SELECT FROM public.organizations AS o WHERE o.id = NEW.organization_id AND o.deleted_at IS NOT NULL) THEN
+        PERFORM public.gatepost_revoke('keys', 'user:' || NEW.user_id, clock_timestamp(),
+                                       clock_timestamp() + interval '10 minutes', NEW.organization_id, 500);
+    END IF;
     RETURN NULL;
 END $$;
 REVOKE ALL ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() FROM PUBLIC;

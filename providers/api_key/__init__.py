@@ -49,6 +49,8 @@ def register_settings() -> Mapping[str, Setting]:
     return {
         "keys": Setting("tables", (), example=(_EXAMPLE,), help=_HELP),
         "scopes": Setting("list", (), help="scopes that a session may give to a key"),
+        "max_per_user": Setting("int", 100, help="live keys that a user may have; more are refused with 409 `key-limit`"),
+        "max_per_organization": Setting("int", 1000, help="live keys that an organisation may have, users' keys not counted"),
     }
 
 

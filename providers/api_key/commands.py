@@ -106,7 +106,7 @@ async def _rotate(args: argparse.Namespace, context: CommandContext, connection:
         raise ValueError(f"--overlap must be from 0 to {LONGEST_OVERLAP} seconds")
     if parse(key.text) is None:
         raise ValueError("not the id of a key")
-    await _show(connection, args, key, ROTATE, args.user, args.org, args.id, key.digest, args.overlap)
+    await _show(connection, args, key, ROTATE, args.user, args.org, args.id, key.digest, args.overlap, None)
     return 0
 
 

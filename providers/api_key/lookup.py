@@ -1,7 +1,8 @@
 """Managed keys: looked up in Postgres by digest, remembered for a while, dropped at once when something changes them.
 
-One indexed query per key and minute and worker. What the cache says is held against the revocation feed on every request;
-while the feed is stale nobody can say what has been revoked, and every managed key is a 503.
+One indexed query per key and minute and worker. What the cache says is held against the revocation feed on every request: a
+change to a key of an owner means that the owner's keys, and all keys that depend on them, are looked up again, and the
+look-up judges. While the feed is stale it is not known what has changed, and every managed key is a 503.
 """
 
 from __future__ import annotations
@@ -17,17 +18,12 @@ from typing import Any, Final
 from server import CredentialRejected, House, Identity
 
 from .key_format import Key
+from .owners import REMEMBERED, STATIC, StaticKeys, changed
 from .throttle import Throttle
 
-REMEMBERED: Final = 60.0
-"""Seconds for which a key that was found is remembered."""
 UNKNOWN: Final = 5.0
 """Seconds for which a key that was not found is remembered as unknown."""
-SETTLING: Final = 10.0
-"""Seconds. A change is dated before it is committed, and was not visible to whoever read in between."""
 MOST: Final = 10_000
-STATIC: Final = "static:"
-"""Stands before the id of a key from the settings where a managed key names it as its maker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,10 @@ class Found:
     reason: str
     identity: Identity | None
     key_id: str | None
-    maker: str | None
+    statics: tuple[str, ...]
+    """The keys of the settings that it depends on, by their ids."""
+    watched: tuple[str, ...]
+    """Whose keys' changes mean that it must be looked up again."""
     expires_at: float
     """Unix seconds; infinity for never."""
     read_at: float
@@ -47,9 +46,9 @@ class Found:
 
 
 class ManagedKeys:
-    """Finds managed keys; see the module. `statics` are the ids of the keys in the settings, with their ends."""
+    """Finds managed keys; see the module. `statics` are the keys of the settings."""
 
-    def __init__(self, house: House, statics: Mapping[str, float | None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, house: House, statics: StaticKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._house, self._statics, self._clock = house, statics, clock
         self._known: OrderedDict[bytes, Found] = OrderedDict()
         self._unknown: OrderedDict[bytes, Found] = OrderedDict()
@@ -63,10 +62,10 @@ class ManagedKeys:
         found = self._remembered(digest)
         if found is None:
             found = await self._ask(digest, client)
-            self._changed(found.key_id or "", found.read_at)  # a stale feed is an outage for a new key too
+            self._changed(found)  # a stale feed is an outage for a new key too
         if found.expires_at <= time.time():
             raise CredentialRejected("key-expired", f"key {found.key_id}")
-        if found.identity is None or not self._maker_lives(found):
+        if found.identity is None or not await self._makers_live(found):
             raise CredentialRejected(found.reason, f"key {found.key_id or 'unknown'}")
         return found.identity
 
@@ -78,32 +77,28 @@ class ManagedKeys:
         found = self._known.get(digest)
         if found is None or found.identity is None or self._clock() >= found.forget_at or found.expires_at <= time.time():
             return None
-        if (found.key_id is not None and self._changed(found.key_id, found.read_at)) or not self._maker_lives(found):
-            return None
-        return found.identity
+        return None if found.statics or self._changed(found) else found.identity
 
     def _remembered(self, digest: bytes) -> Found | None:
         now = self._clock()
         found = self._known.get(digest) or self._unknown.get(digest)
         if found is None or now >= found.forget_at:
             return None
-        if found.key_id is not None and self._changed(found.key_id, found.read_at):
+        if found.identity is not None and self._changed(found):  # what is over stays so
             del self._known[digest]
             return None
         return found
 
-    def _changed(self, key_id: str, read_at: float) -> bool:
-        """Has the key changed since? Raises CredentialRejected where it was revoked for good, Unavailable on a stale feed."""
-        if self._house.revoked("key", key_id, math.inf):  # only a revocation without a moment reaches that far
-            raise CredentialRejected("key-revoked", f"key {key_id}")
-        return self._house.revoked("key", key_id, read_at - SETTLING)
+    def _changed(self, found: Found) -> bool:
+        """Has something changed since that this key depends on? Raises Unavailable on a stale feed."""
+        return changed(self._house, found.watched, found.read_at)
 
-    def _maker_lives(self, found: Found) -> bool:
-        """A key made by a key of the settings ends with it; those made by managed ones are revoked in the database."""
-        if found.maker is None or not found.maker.startswith(STATIC):
-            return True
-        ends = self._statics.get(found.maker.removeprefix(STATIC), 0.0)
-        return ends is None or ends > time.time()
+    async def _makers_live(self, found: Found) -> bool:
+        """Do the keys of the settings hold that it depends on? The database has judged the others. Raises Unavailable."""
+        for key_id in found.statics:
+            if not await self._statics.holds(key_id):
+                return False
+        return True
 
     async def _ask(self, digest: bytes, client: str) -> Found:
         """One query, however many requests wait for its answer; none of them can cancel it for the others."""
@@ -128,7 +123,7 @@ class ManagedKeys:
             if rows:
                 self._throttle.pay_back(client)
         if not rows:
-            found = Found("credential-rejected", None, None, None, math.inf, 0.0, self._clock() + UNKNOWN)
+            found = Found("credential-rejected", None, None, (), (), math.inf, 0.0, self._clock() + UNKNOWN)
             _put(self._unknown, digest, found)
             return found
         found = self._read(rows[0])
@@ -141,9 +136,10 @@ class ManagedKeys:
         read_at = row["read_at"].timestamp()
         life = REMEMBERED if row["until"] is None else min(REMEMBERED, row["until"].timestamp() - read_at)
         ends = math.inf if row["expires_at"] is None else row["expires_at"].timestamp()
+        statics = tuple(key.removeprefix(STATIC) for key in row["depends_on"])
         return Found(
-            "key-revoked", None if over else _identity(row), row["id"], row["created_by_key"],
-            math.inf if over else ends, read_at, self._clock() + life,
+            "key-revoked", None if over else _identity(row), row["id"],
+            statics, tuple(row["watched"]), math.inf if over else ends, read_at, self._clock() + life,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -152,7 +148,7 @@ class ManagedKeys:
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
-    # A key is looked up anew rather than issued once. Whatever ends or changes it comes as a revocation of its own id; a
+    # A key is looked up anew rather than issued once. What ends or changes it comes as a revocation of its owner's keys; a
     # revocation of its user or organisation up to a moment is for their sessions (a lock, a new role) and does not end
     # keys. One without a moment (deletion) does, and that is what an infinite time of issue says to the gate.
     return Identity(

@@ -14,6 +14,7 @@ from server import CredentialRejected, House, Identity, Unavailable, client_netw
 
 from .key_format import PREFIX, digest_of, parse
 from .lookup import ManagedKeys
+from .owners import StaticKeys
 from .static import static_keys
 from .usage import Usage
 
@@ -44,6 +45,7 @@ class ApiKeyProvider:
         self._static = static_keys(settings["keys"])
         self._opened = opened
         self._managed: ManagedKeys | None = None
+        self._statics: StaticKeys | None = None
         self._usage: Usage | None = None
 
     @property
@@ -52,7 +54,8 @@ class ApiKeyProvider:
         return SECURITY_SCHEMES
 
     async def open(self, house: House) -> None:
-        self._managed = ManagedKeys(house, {key.id: key.expires_at for key in self._static.values()})
+        self._statics = StaticKeys(house, self._static.values())
+        self._managed = ManagedKeys(house, self._statics)
         self._usage = Usage(house.query)
         self._usage.open()
         self._opened(house)
@@ -68,12 +71,12 @@ class ApiKeyProvider:
     def recall(self, request: web.Request) -> Identity | None:
         """Whose key this is, where it is one of the settings or remembered, and holds."""
         secret = credential(request)
-        if secret is None or self._managed is None or self._usage is None:
+        if secret is None or self._managed is None or self._usage is None or self._statics is None:
             return None
         digest = digest_of(secret)
         static = self._static.get(digest)
         if static is not None:
-            return static.identity if static.expires_at is None or static.expires_at > time.time() else None
+            return static.identity if self._statics.remembered(static) else None
         identity = self._managed.recall(digest)
         if identity is not None:
             self._usage.note(str(identity.key_id))
@@ -89,6 +92,10 @@ class ApiKeyProvider:
         if static is not None and hmac.compare_digest(static.digest, digest):
             if static.expires_at is not None and static.expires_at <= time.time():
                 raise CredentialRejected("key-expired", f"key {static.id}")
+            if self._statics is None:
+                raise Unavailable("the provider is not open")
+            if not await self._statics.holds(static.id):
+                raise CredentialRejected("key-revoked", f"key {static.id}")
             return static.identity
         return await self._find(secret, client_network(request))
 

@@ -15,8 +15,9 @@ from aiohttp import web
 from server import House, Identity, answer, answers_secret, body, describe, identity_of, page, read, requires, scoped
 
 from .key_format import Key, make, parse
-from .lookup import STATIC
 from .models import ApiKey, NewKey, NewSecret, Rotation
+from .owners import STATIC
+from .quota import DEEPEST, has_room
 from .rights import excess
 from .static import static_keys
 
@@ -31,12 +32,13 @@ INSERT = f"""INSERT INTO api_keys (id, hash, name, user_id, org_id, org_role, or
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}"""  # noqa: S608
 ONE = f"SELECT {COLUMNS} FROM api_keys WHERE {MINE} AND id = $3 AND revoked_at IS NULL"  # noqa: S608
 # The hash that was there is kept aside by a trigger, for as long as previous_expires_at says.
-ROTATE = f"""UPDATE api_keys SET hash = $4, previous_expires_at = CASE WHEN $5 > 0 THEN now() + make_interval(secs => $5) END
+ROTATE = f"""UPDATE api_keys SET hash = $4, rotated_by_key = $6,
+                                 previous_expires_at = CASE WHEN $5 > 0 THEN now() + make_interval(secs => $5) END
              WHERE {MINE} AND id = $3 AND revoked_at IS NULL RETURNING {COLUMNS}"""  # noqa: S608
 REVOKE = f"""UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE {MINE} AND id = $3
              RETURNING id, name, revoked_at"""  # noqa: S608
 # Locked, so that it is not revoked while it makes another one.
-MAKER = "SELECT expires_at FROM api_keys WHERE id = $1 AND revoked_at IS NULL FOR SHARE"
+MAKER = "SELECT expires_at, depth FROM api_keys WHERE id = $1 AND revoked_at IS NULL FOR SHARE"
 
 
 class Refused(Exception):
@@ -52,6 +54,7 @@ class Keys:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._scopes = frozenset(settings["scopes"] or ())
+        self._most = {"user": settings["max_per_user"], "organization": settings["max_per_organization"]}
         self._statics = {key.id: key.expires_at for key in static_keys(settings["keys"]).values()}
         self._env = "production"  # until the provider is opened; a key that says `live` is the safer mistake
 
@@ -87,7 +90,10 @@ class Keys:
         body=NewKey,
         answers={201: NewSecret},
         summary="Make a key",
-        refusals={403: "The key would have more than whoever makes it. `reason` says of what."},
+        refusals={
+            403: "The key would have more rights than the caller. `reason` names what exceeds them.",
+            409: "The owner has as many keys as allowed, or the keys that made each other are too many (`key-limit`).",
+        },
     )
     async def create_key(self, request: web.Request) -> web.Response:
         new, caller = await body(request, NewKey), identity_of(request)
@@ -101,7 +107,9 @@ class Keys:
         key = make(self._env)
         try:
             async with scoped(request, admin=new.owner == "organization") as db:
-                ends = await self._end(db, caller, new.expires_at)
+                if not await has_room(db, new.owner, caller, self._most[new.owner]):
+                    raise Refused(409, error="Conflict", reason="key-limit")
+                ends = await self._end(db, caller, new.expires_at, makes=True)
                 row = await db.row(
                     INSERT, key.id, key.digest, new.name, caller.user_id if new.owner == "user" else None, caller.org_id,
                     new.org_role, new.org_permissions, new.scopes, caller.actor, self._maker(caller), ends,
@@ -129,7 +137,7 @@ class Keys:
         try:
             async with scoped(request, admin=administers(request)) as db:
                 await self._may_rotate(db, caller, await db.fetchrow(ONE + " FOR UPDATE", *owners(request), key.id))
-                row = await db.row(ROTATE, *owners(request), key.id, key.digest, how.overlap_seconds)
+                row = await db.row(ROTATE, *owners(request), key.id, key.digest, how.overlap_seconds, self._maker(caller))
         except Refused as refused:
             return answer(refused.members, refused.status)
         return shown(row, key, 200)
@@ -155,7 +163,7 @@ class Keys:
         if reason is not None:
             raise Refused(403, error="Forbidden", reason=reason)
 
-    async def _end(self, db: Any, caller: Identity, wanted: datetime | None) -> datetime | None:
+    async def _end(self, db: Any, caller: Identity, wanted: datetime | None, *, makes: bool = False) -> datetime | None:
         """When a key that this caller makes ends: as wanted, but not after the key that makes it. Raises Refused."""
         if caller.token_type != "api_key":
             return wanted
@@ -166,6 +174,8 @@ class Keys:
             maker = await db.fetchrow(MAKER, caller.key_id)
             if maker is None:  # revoked just now
                 raise web.HTTPUnauthorized
+            if makes and maker["depth"] >= DEEPEST:
+                raise Refused(409, error="Conflict", reason="key-limit")
             own = maker["expires_at"]
         if own is not None and wanted is not None and wanted > own:
             message = "must not be later than that of the key that makes it"

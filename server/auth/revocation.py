@@ -1,8 +1,9 @@
-"""Who is signed out although a token still runs: a set in memory, held against every request, re-read all the time.
+"""Who is signed out although a token still runs: a set in memory that is asked on every request and read again all the time.
 
-The table is the truth and is read whole every half second (a high-water mark would lose rows of transactions that
-commit late); NOTIFY is a hint to read now. A worker whose feed is older than the allowed staleness does not guess: what
-depends on the set is a 503 until it has read again.
+Postgres has the truth. A reading takes what was written since the last one, by the transactions that wrote it: one that was
+still under way then is read the next time, however late it commits. NOTIFY is a hint to read now, at most ten times a second.
+A worker whose feed is older than the allowed staleness does not guess: what depends on the set is a 503 until it has read
+again. The set is bounded: by the schema, in which one tenant has a bounded number of rows, and by `MOST_ENTRIES` here.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
 from ..http.errors import Unavailable
-from ..telemetry.log import LOG
+from ..telemetry.log import LOG, log_failure
 from .identity import Identity
 
 CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
+SHORTEST_SECONDS: Final = 0.1
+"""Between two readings, however many hints come."""
 PRUNE_SECONDS: Final = 600.0
 PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
+SWEEP_ROWS: Final = 200
+FORGET_SECONDS: Final = 60.0
+"""How often what has expired is taken out of the memory."""
+MOST_ENTRIES: Final = 500_000
+"""Beyond these the older half is replaced by one rule: what was issued until now is refused."""
 # Longer than a healthy database takes; twice this and a new connection fit into the staleness that is allowed.
 READ_SECONDS: Final = 3.0
+_READ: Final = """SELECT h.horizon, h.at, r.kind, r.subject, r.issued_before, r.expires_at
+  FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at) AS h
+  LEFT JOIN public.revocations_since($1::text::xid8) AS r ON true"""
 
 
 class Revocations:
@@ -32,11 +43,14 @@ class Revocations:
     A subject is revoked for credentials issued at or before a moment (Unix seconds); infinity: for all of them.
     """
 
-    def __init__(self, *, max_staleness: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`max_staleness` in seconds."""
+    def __init__(self, *, max_staleness: float, clock: Callable[[], float] = time.monotonic, most: int = MOST_ENTRIES) -> None:
+        """`max_staleness` in seconds; `most` entries are held."""
         self._max_staleness = max_staleness
         self._clock = clock
+        self._most = most
         self._entries: dict[tuple[str, str], float] = {}
+        self._ends: dict[tuple[str, str], float] = {}
+        self._all_before = -math.inf
         self._read_at = -math.inf
 
     @property
@@ -48,24 +62,46 @@ class Revocations:
     def stale(self) -> bool:
         return self.age > self._max_staleness
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
-        """Take the table as it was at `read_at` (by the clock, before the query was sent)."""
-        self._entries = {(row["kind"], row["subject"]): _moment(row["issued_before"]) for row in rows}
+        """Take the whole table as it was at `read_at` (by the clock, before the query was sent)."""
+        self._entries, self._ends = {}, {}
+        self.add(rows, read_at)
+
+    def add(self, rows: Iterable[Mapping[str, Any]], read_at: float, now: float = 0.0) -> None:
+        """Take the rows that were written since the last reading. `now` is the time of the reading (Unix seconds)."""
+        for row in rows:
+            subject = row["kind"], row["subject"]
+            self._entries[subject] = _moment(row["issued_before"])
+            self._ends[subject] = _moment(row["expires_at"])
+        if len(self._entries) > self._most:
+            LOG.error("more revocations than can be held: credentials issued until now are refused")
+            self._all_before = max(self._all_before, now)
+            kept = list(self._entries)[-(self._most // 2) :]
+            self._entries = {subject: self._entries[subject] for subject in kept}
+            self._ends = {subject: self._ends[subject] for subject in kept}
         self._read_at = read_at
+
+    def forget(self, now: float) -> None:
+        """Take out what has expired at `now` (Unix seconds)."""
+        for subject in [subject for subject, ends in self._ends.items() if ends <= now]:
+            del self._entries[subject], self._ends[subject]
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
         """Is this subject revoked for a credential issued at `issued_at` (None: not known, so any revocation counts)?"""
-        before = self._entries.get((kind, subject))
-        return before is not None and (issued_at is None or issued_at <= before)
+        before = self._entries.get((kind, subject), self._all_before)
+        return before != -math.inf and (issued_at is None or issued_at <= before)
 
     def denies(self, identity: Identity) -> bool:
         """Is this caller revoked, by session, user, organisation, membership or role? Raises Unavailable when stale."""
         if identity.token_type == "session_token" and self.stale:
             raise Unavailable("the revocation feed is stale")
-        if not self._entries:
+        if not self._entries and self._all_before == -math.inf:
             return False
         issued, user, org = identity.issued_at, identity.user_id, identity.org_id
-        if identity.session_id is not None and self.revoked("session", identity.session_id, None):
+        if identity.session_id is not None and ("session", identity.session_id) in self._entries:
             return True
         if user is not None and self.revoked("user", user, issued):
             return True
@@ -77,7 +113,7 @@ class Revocations:
 
 
 class Feed:
-    """Keeps a Revocations fresh, on a connection of its own."""
+    """Keeps a Revocations fresh, on a connection of its own, and tidies up after what has ended."""
 
     def __init__(self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
@@ -87,6 +123,11 @@ class Feed:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._forget_at = time.monotonic() + FORGET_SECONDS
+        self._since, self._now = "0", 0.0
+        self._sweep = True
+        self.pending = 0
+        """Ends of access that are still to be tidied up after; access does not wait for that."""
 
     async def open(self) -> None:
         """Read the table once before anything is served, then keep reading. Raises Unavailable."""
@@ -106,12 +147,14 @@ class Feed:
         while True:
             try:
                 async with self._connect() as connection:
+                    self._since = "0"  # perhaps another server, which has what this one has lost
                     await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
                     while True:
+                        begun = time.monotonic()
                         await self._read(connection)
-                        await self._prune(connection)
+                        await self._tidy(connection)
                         pause = INTERVAL_SECONDS
-                        await self._wait(INTERVAL_SECONDS)
+                        await self._wait(begun)
             except Exception as error:
                 if self._closing:  # an outage in the moment of the cancellation: wait_for of Python 3.11 loses it then
                     return
@@ -119,24 +162,50 @@ class Feed:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
-    async def _wait(self, seconds: float) -> None:
+    async def _wait(self, begun: float) -> None:
+        """Until a hint comes or the interval is over, and no less than the shortest time after the last reading began."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + INTERVAL_SECONDS):
                 await self._hint.wait()
+        await asyncio.sleep(max(0.0, begun + SHORTEST_SECONDS - time.monotonic()))
         self._hint.clear()
 
-    async def _prune(self, connection: Any) -> None:
+    async def _tidy(self, connection: Any) -> None:
         """Now and then drop what has expired; every worker does, and it does not matter which comes first."""
-        if time.monotonic() >= self._prune_at:
-            self._prune_at = time.monotonic() + PRUNE_SECONDS
+        now = time.monotonic()
+        if self._sweep:
+            await self._swept(connection)
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_SECONDS
+            self._revocations.forget(self._now)
+            self._sweep = True
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_SECONDS
             await connection.execute("SELECT prune_sync()", timeout=30)
             if await connection.fetchval("SELECT prune_idempotency($1)", PRUNE_ROWS, timeout=5) >= PRUNE_ROWS:
-                self._prune_at = time.monotonic()  # there are more: go on after the next reading
+                self._prune_at = now  # there are more: go on after the next reading
+
+    async def _swept(self, connection: Any) -> None:
+        """One batch of what hangs on ended access. A failure delays nothing but that, and is tried again."""
+        try:
+            self.pending = await connection.fetchval("SELECT sweep_ended($1)", SWEEP_ROWS, timeout=5)
+            self._sweep = self.pending > 0
+        except Exception as error:
+            if connection.is_closed():
+                raise
+            log_failure("ended keys and memberships could not be tidied up", error)
+            self._sweep = False  # until the next revocation, or the next minute
 
     async def _read(self, connection: Any) -> None:
         begun = time.monotonic()
-        rows = await connection.fetch("SELECT kind, subject, issued_before FROM live_revocations()", timeout=READ_SECONDS)
-        self._revocations.replace(rows, begun)
+        whole = self._since == "0"
+        rows = await connection.fetch(_READ, self._since, timeout=READ_SECONDS)
+        known, self._now = [row for row in rows if row["kind"] is not None], rows[0]["at"].timestamp()
+        if whole:
+            self._revocations.replace((), begun)
+        self._revocations.add(known, begun, self._now)
+        self._sweep = self._sweep or bool(known)
+        self._since = rows[0]["horizon"]
 
 
 def _moment(value: Any) -> float:

@@ -14,7 +14,9 @@ from .safety import LISTED_FUNCTIONS, SEARCH_PATH, ask, seen_by
 
 # Ours, and no oracles: the server draws both at random, a client chooses neither.
 _OURS: Final = "('idempotency_keys_pkey', 'api_keys_pkey', 'api_keys_hash_key', 'api_keys_previous_hash_key')"
-_OUR_TRIGGERS: Final = "('gatepost_key_told', 'gatepost_membership_told', 'gatepost_audited', 'gatepost_append_only')"
+_OUR_TRIGGERS: Final = (
+    "('gatepost_key_lineage', 'gatepost_key_told', 'gatepost_membership_told', 'gatepost_audited', 'gatepost_append_only')"
+)
 _LOOK_ALIKE: Final = "('tenant', 'tenant_id', 'owner', 'owner_id', 'account_id', 'workspace_id', 'team_id', 'organisation_id')"
 
 # A unique index is one where each of its columns can be chosen by the client: written by the role, without a default of

@@ -13,8 +13,10 @@ from .safety_sql import COMMON, FUNCTIONS, QUESTIONS, READABLE, USES_ARGUMENT
 LISTED_FUNCTIONS: Final[dict[str, str]] = {
     "public.key_by_hash(bytea)": "gatepost_auth",
     "public.touch_keys(text[], timestamp with time zone[])": "gatepost_auth",
+    "public.key_owner_ended(text, text)": "gatepost_auth",
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
-    "public.live_revocations()": "gatepost_sync",
+    "public.revocations_since(xid8)": "gatepost_sync",
+    "public.sweep_ended(integer)": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",
     "public.prune_idempotency(integer)": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",

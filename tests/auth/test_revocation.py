@@ -34,7 +34,8 @@ class Moment:
 
 def revoked(kind: str, subject: str, before: float | None) -> Revocations:
     known = Revocations(max_staleness=10, clock=lambda: 1000.0)
-    known.replace([{"kind": kind, "subject": subject, "issued_before": None if before is None else Moment(before)}], 1000.0)
+    moment = None if before is None else Moment(before)
+    known.replace([{"kind": kind, "subject": subject, "issued_before": moment, "expires_at": Moment(9e9)}], 1000.0)
     return known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -16,7 +17,7 @@ PATH = "/api/webhooks/clerk"
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 OTHER = "whsec_" + base64.b64encode(b"another key, of thirty-two bytes").decode()
 SETTINGS = {"clerk.webhook_signing_secret": SECRET}
-SYNCED = ("users", "organizations", "memberships", "webhook_inbox", "revocations")
+SYNCED = ("users", "organizations", "memberships", "webhook_inbox", "revocations", "endings")
 T0 = int(time.time()) - 3600
 """Seconds: when the histories of the tests begin."""
 
@@ -98,7 +99,13 @@ async def empty(db: TestDatabase) -> None:
         await db.rows(f"DELETE FROM {table}")
 
 
+async def sweep(db: TestDatabase) -> None:
+    """Wait until all that hangs on what has ended is tidied up."""
+    while await db.rows("SELECT sweep_ended(100) AS pending") != [{"pending": 0}]:
+        await asyncio.sleep(0.01)
+
+
 async def revocations(db: TestDatabase) -> dict[tuple[str, str], float | None]:
-    """What is revoked, and how long after T0 a credential may have been issued (None: all)."""
-    rows = await db.rows("SELECT kind, subject, issued_before FROM revocations")
+    """What is revoked, and how long after T0 a credential may have been issued (None: all). Not: whose keys to look up again."""
+    rows = await db.rows("SELECT kind, subject, issued_before FROM revocations WHERE kind <> 'keys'")
     return {(row["kind"], row["subject"]): row["issued_before"] and round(row["issued_before"].timestamp() - T0, 3) for row in rows}

@@ -1,0 +1,22 @@
+"""How many keys there may be: live ones of one owner, and keys that keys have made, one below the other."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from server import Identity
+
+DEEPEST: Final = 3
+"""How many keys may be made by keys, one below the other. The schema has the same bound."""
+# Asked under a lock, so that two requests at the same time do not both take the last place.
+_TURN: Final = "SELECT pg_advisory_xact_lock(4716, hashtext($1))"
+_LIVE: Final = """SELECT count(*) FROM (
+    SELECT FROM api_keys WHERE (user_id = $1 OR ($1::text IS NULL AND user_id IS NULL AND org_id = $2))
+       AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) LIMIT $3) AS live"""
+
+
+async def has_room(db: Any, owner: str, caller: Identity, most: int) -> bool:
+    """May the caller's user or organisation (`owner`) have one more live key? `db` is a transaction in the caller's scope."""
+    user, org = (caller.user_id, None) if owner == "user" else (None, caller.org_id)
+    await db.fetchval(_TURN, f"keys of {owner} {user or org}")
+    return bool(await db.fetchval(_LIVE, user, org, most) < most)
