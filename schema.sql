@@ -1112,8 +1112,7 @@ BEGIN
     THEN
         PERFORM public.gatepost_keys_changed(NEW.user_id, NEW.org_id);
     END IF;
-    IF NEW.revoked_at IS NOT NULL AND OLD.revoked_at IS NULL AND coalesce(current_setting('gatepost.actor', true), '') <> 'system'
-    THEN
+    IF NEW.revoked_at IS NOT NULL AND OLD.revoked_at IS NULL THEN
         INSERT INTO public.endings (kind, subject) VALUES ('key', NEW.id);
     END IF;
     RETURN NULL;

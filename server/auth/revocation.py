@@ -26,6 +26,7 @@ SHORTEST_SECONDS: Final = 0.1
 PRUNE_SECONDS: Final = 600.0
 PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
 SWEEP_ROWS: Final = 200
+SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
 FORGET_SECONDS: Final = 60.0
 """How often what has expired is taken out of the memory."""
 MOST_ENTRIES: Final = 500_000
@@ -186,10 +187,13 @@ class Feed:
                 self._prune_at = now  # there are more: go on after the next reading
 
     async def _swept(self, connection: Any) -> None:
-        """One batch of what hangs on ended access. A failure delays nothing but that, and is tried again."""
+        """Batches of what hangs on ended access, for a moment. A failure delays nothing but that, and is tried again."""
+        until = time.monotonic() + SWEEP_SECONDS
         try:
-            self.pending = await connection.fetchval("SELECT sweep_ended($1)", SWEEP_ROWS, timeout=5)
-            self._sweep = self.pending > 0
+            self._sweep = True
+            while self._sweep and time.monotonic() < until:
+                self.pending = await connection.fetchval("SELECT sweep_ended($1)", SWEEP_ROWS, timeout=5)
+                self._sweep = self.pending > 0
         except Exception as error:
             if connection.is_closed():
                 raise
