@@ -98,7 +98,9 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     for warning in table.warnings:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
-    app[BODY_LIMITS] = tuple(settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth"))
+    app[BODY_LIMITS] = tuple(
+        settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
+    )
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)

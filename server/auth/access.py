@@ -13,7 +13,8 @@ from aiohttp import web
 
 from ..http.errors import Forbidden, Unauthorized
 from ..http.protocol import Handler
-from .identity import IDENTITY, OPENED, TOKEN_TYPES, Identity, names_something, with_prefix
+from ..http.stamp import OPENED
+from .identity import IDENTITY, TOKEN_TYPES, Identity, names_something, with_prefix
 from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)

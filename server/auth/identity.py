@@ -202,8 +202,6 @@ def _words(values: Iterable[str] | None, field: str) -> tuple[str, ...] | None:
 
 
 IDENTITY: Final = web.RequestKey("identity", Identity)
-OPENED: Final = web.RequestKey("opened", bool)
-"""Set by the gate alone, on a request that it let through without an identity."""
 
 
 def identity_of(request: web.Request) -> Identity:

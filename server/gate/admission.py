@@ -14,11 +14,11 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from ..auth.access import check
-from ..auth.identity import IDENTITY, OPENED, CredentialRejected, Identity
+from ..auth.identity import IDENTITY, CredentialRejected, Identity
 from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
-from ..http.stamp import REQUEST_ID
+from ..http.stamp import OPENED, REQUEST_ID
 from ..plugins.hookspecs import Provider
 from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
@@ -14,10 +14,19 @@ from aiohttp import hdrs, web
 
 from .describe import hold_to
 from .errors import BadRequest, ContentTooLarge, LengthRequired, RequestTimeout, Unprocessable, UnsupportedMediaType
+from .stamp import OPENED
 
 T = TypeVar("T")
 BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
-"""(largest body in bytes, longest time in seconds, how deep JSON may be)"""
+"""(largest body in bytes, longest time in seconds, how deep JSON may be, how many values it may have)"""
+UNPROVEN_BYTES: Final = 256 * 1024
+"""The largest body from a caller who has proven nothing."""
+MOST_FIELDS: Final = 100
+"""How many bad fields an error lists, and..."""
+LONGEST_FIELD: Final = 200
+"""... how many characters of a field's path."""
+_PATHS_PER_BYTE: Final = 16
+"""The paths of all values together may be so many times as long as the largest body: an error names each by its path."""
 
 _INTEGER: Final = 2**63
 
@@ -30,12 +39,15 @@ async def body(request: web.Request, model: type[T]) -> T:
     that is described (`describe`) with another model.
     """
     hold_to(request, "body", model)
-    data = _parse(await _read(request), request.app[BODY_LIMITS][2])
+    limit, _, depth, values = request.app[BODY_LIMITS]
+    data = _parse(await _read(request), depth)
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
+    if _too_many(data, values, _PATHS_PER_BYTE * limit):
+        raise Unprocessable(bad or [{"field": "", "message": f"must not have more than {values} values, or that long names"}])
     try:
         checked = _adapter(cast("Hashable", model)).validate_python(data)
     except pydantic.ValidationError as error:
-        raise Unprocessable(_fields(error) + bad) from None
+        raise Unprocessable((_fields(error) + bad)[:MOST_FIELDS]) from None
     if bad:
         raise Unprocessable(bad)
     return checked  # type: ignore[no-any-return]
@@ -50,7 +62,9 @@ async def raw_body(request: web.Request) -> bytes:
 
 
 async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
-    limit, seconds, _ = request.app[BODY_LIMITS]
+    limit, seconds, *_ = request.app[BODY_LIMITS]
+    if OPENED in request:
+        limit = min(limit, UNPROVEN_BYTES)
     if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
         raise LengthRequired
     if (request.content_length or 0) > limit:
@@ -120,7 +134,7 @@ def _int(text: str) -> int:
 def _too_odd(data: Any, depth: int) -> bool:
     """Too deep, or a text that is not Unicode (a lone surrogate)."""
     if isinstance(data, str):
-        return not data.isascii() and any("\ud800" <= char <= "\udfff" for char in data)
+        return not data.isascii() and not _is_unicode(data)
     if isinstance(data, dict):
         return depth == 0 or any(_too_odd(key, depth) or _too_odd(value, depth - 1) for key, value in data.items())
     if isinstance(data, list):
@@ -128,21 +142,77 @@ def _too_odd(data: Any, depth: int) -> bool:
     return False
 
 
-def _nul(data: Any, where: str = "") -> list[str]:
-    """The places of texts with a NUL, which Postgres cannot keep."""
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_many(data: Any, values: int, paths: int) -> bool:
+    """Are there more values than this, or longer paths to all of them? A validation error names each by its path."""
+    left, length = values, paths
+    waiting: list[tuple[Any, int]] = [(data, 0)]
+    while waiting:
+        value, here = waiting.pop()
+        left -= 1
+        length -= here
+        if left < 0 or length < 0:
+            return True
+        if isinstance(value, dict):
+            waiting += [(one, here + len(key)) for key, one in value.items()]
+        elif isinstance(value, list):
+            waiting += [(one, here) for one in value]
+    return False
+
+
+def _nul(data: Any) -> list[str]:
+    """The places of texts with a NUL, which Postgres cannot keep; no more than an error lists."""
+    found: list[str] = []
+    _find_nul(data, [], found)
+    return found
+
+
+def _find_nul(data: Any, path: list[Any], found: list[str]) -> None:
+    """Paths are built for what is found alone: the cost is that of looking at each value once."""
+    if len(found) >= MOST_FIELDS:
+        return
     if isinstance(data, str):
-        return [where] if "\x00" in data else []
-    if isinstance(data, dict):
-        found = [f"{where}.{key}".strip(".").replace("\x00", "?") for key in data if "\x00" in key]
-        return found + [place for key, value in data.items() for place in _nul(value, f"{where}.{key}".strip("."))]
-    if isinstance(data, list):
-        return [place for number, value in enumerate(data) for place in _nul(value, f"{where}.{number}".strip("."))]
-    return []
+        if "\x00" in data:
+            found.append(_field(path))
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            path.append(key)
+            if "\x00" in key and len(found) < MOST_FIELDS:
+                found.append(_field(path))
+            if isinstance(value, str | dict | list):
+                _find_nul(value, path, found)
+            path.pop()
+    elif isinstance(data, list):
+        for number, value in enumerate(data):
+            if isinstance(value, str | dict | list):
+                path.append(number)
+                _find_nul(value, path, found)
+                path.pop()
+
+
+def _field(path: Iterable[Any]) -> str:
+    """A field's path as errors name it, cut where it is too long."""
+    named, length = [], 0
+    for part in path:
+        text = str(part)[: LONGEST_FIELD + 1]
+        named.append(text)
+        length += len(text) + 1
+        if length > LONGEST_FIELD + 1:
+            break
+    return ".".join(named).replace("\x00", "?")[:LONGEST_FIELD]
 
 
 def _fields(error: pydantic.ValidationError) -> list[dict[str, str]]:
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    return [{"field": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in found]
+    """The bad fields, the first ones where there are many."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_FIELDS]
+    return [{"field": _field(one["loc"]), "message": one["msg"][:LONGEST_FIELD]} for one in found]
 
 
 @lru_cache(maxsize=256)

@@ -13,6 +13,9 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 """Our name for this request, in the answer and in the log."""
 
 
+OPENED: Final = web.RequestKey("opened", bool)
+"""On requests to public routes: it is not known who is calling."""
+
 _ID_LENGTH: Final = 24
 _ids: list[str] = []
 

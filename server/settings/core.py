@@ -79,6 +79,9 @@ CORE: Final[Mapping[str, Setting]] = {
     "limits.body_bytes": Setting("int", 1_048_576, help="largest request body"),
     "limits.body_seconds": Setting("float", 30.0, help="longest time for a request's body"),
     "limits.json_depth": Setting("int", 64, help="how deep arrays and objects of a JSON body may lie in each other"),
+    "limits.json_values": Setting(
+        "int", 50_000, help="how many values a JSON body may have"
+    ),
     "limits.connections": Setting("int", 1000, help="client connections of one process; more are answered 503"),
     "limits.idle_seconds": Setting("float", 75.0, help="how long an idle connection is kept"),
     "limits.provider_seconds": Setting("float", 5.0, help="longest time a provider may take"),

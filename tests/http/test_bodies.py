@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import sys
 import time
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from tests.conftest import ALICE, BOB, CLERK_A, READ, ROBOT_A, Client, Serve, TestDatabase, stub
+from server import answer, body, public, raw_body, signed_in
+from server.http import bodies
+from tests.conftest import ALICE, BOB, CLERK_A, READ, ROBOT_A, Client, Serve, TestDatabase, plugin, stub
 
 JSON = {"Content-Type": "application/json"}
 WRITES = {
@@ -375,3 +379,75 @@ async def test_many_bad_bodies_at_once_are_all_answered(client: Client) -> None:
         return (await client.send("POST", "/api/data", {**ALICE, **JSON}, data=raw)).status
 
     assert set(await asyncio.gather(*(one(raw) for raw in list(UNREADABLE.values()) * 3))) == {400}
+
+
+# Errors are bounded, and cost in proportion to the body -------------------------------------------------------------------
+
+LONG = "a" * 10_000
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{LONG: ["\x00"] * 9000}, {"\U0001f600" * 9000: ["\x00"] * 9000}, {LONG: {LONG: ["\x00"]}}, {"\x00" * 10_000: 1}, {str(n) + "\x00": 1 for n in range(9000)}],
+    ids=["long name", "beyond the BMP", "deep", "a name", "names"],
+)  # fmt: skip
+async def test_an_error_is_bounded_whatever_the_body(client: Client, payload: Any) -> None:
+    got = await client.post("/api/data", ALICE, {"name": "x", "payload": payload})
+    assert got.status == 422
+    fields = got.json()["fields"]
+    assert 1 <= len(fields) <= 100
+    assert max(len(one["field"]) for one in fields) <= 200
+    assert {one["message"] for one in fields} == {"must not contain the character NUL"}
+
+
+async def test_bad_fields_beyond_the_hundredth_are_not_listed(serve: Serve) -> None:
+    async def take(request: web.Request) -> web.Response:
+        return answer((await body(request, dict[str, list[int]])) and {})
+
+    client = await serve(extra={"acme": plugin(web.post("/take", signed_in(take)))})
+    got = await client.post("/take", ALICE, {LONG: ["x"] * 900})
+    assert (got.status, len(got.json()["fields"])) == (422, 100)
+    assert len(got.raw) < 60_000
+    many = await client.post("/take", ALICE, {"a": ["x"] * 50_001})
+    long = await client.post("/take", ALICE, {"b" * 1000: ["x"] * 40_000})
+    assert [one.json()["fields"][0]["message"] for one in (many, long)] == ["must not have more than 50000 values, or that long names"] * 2
+    assert (await client.post("/take", ALICE, {"a": [1] * 49_000})).status == 200
+
+
+async def test_the_work_for_a_body_grows_with_its_length(client: Client) -> None:
+    """Counted in steps of the interpreter, not in seconds: a long name over a long array was quadratic."""
+
+    def steps(length: int) -> int:
+        data, count = {"\U0001f600" * length: ["x"] * length}, 0
+
+        def trace(*_: Any) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        sys.settrace(trace)
+        try:
+            assert bodies._nul(data) == []
+            assert not bodies._too_many(data, 10**6, 10**12)
+        finally:
+            sys.settrace(None)
+        return count
+
+    assert steps(4000) < 4.5 * steps(1000)
+
+
+async def test_a_body_from_a_caller_who_has_proven_nothing_is_small(serve: Serve) -> None:
+    async def take(request: web.Request) -> web.Response:
+        return answer({"bytes": len(await raw_body(request))})
+
+    routes = plugin(web.post("/api/public/take", public(take)), web.post("/take", signed_in(take)))
+    client = await serve({"public_routes": ["/api/public/take"]}, {"acme": routes})
+    assert (await client.post("/api/public/take", data=b"x" * 262_144)).json() == {"bytes": 262_144}
+    assert (await client.post("/api/public/take", data=b"x" * 262_145)).status == 413
+    assert (await client.post("/take", ALICE, data=b"x" * 262_145)).status == 200
+
+    async def slowly() -> Any:
+        for _ in range(5):
+            yield b"x" * 100_000
+
+    assert (await client.post("/api/public/take", data=slowly())).status == 413
