@@ -64,7 +64,7 @@ async def raw_body(request: web.Request) -> bytes:
 async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
     limit, seconds, *_ = request.app[BODY_LIMITS]
     if OPENED in request:
-        limit = min(limit, UNPROVEN_BYTES)
+        limit = request._client_max_size = min(limit, UNPROVEN_BYTES)  # of a body without a length, too
     if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
         raise LengthRequired
     if (request.content_length or 0) > limit:
