@@ -8,6 +8,7 @@ refuse_to_start_without()
 
 from .auth.access import accepted_types, public, requires, signed_in
 from .auth.identity import CredentialRejected, Identity, identity_of
+from .auth.revocation import revocation_failed
 from .database.scope import read, scoped
 from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
@@ -24,5 +25,5 @@ __all__ = [
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
     "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
     "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
-    "raw_body", "read", "requires", "scoped", "signed_in",
+    "raw_body", "read", "requires", "revocation_failed", "scoped", "signed_in",
 ]  # fmt: skip

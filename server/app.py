@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
+from .auth.revocation import REVOCATION_FAILURES
 from .database.scope import DATABASE
 from .gate.admission import Gate
 from .gate.audit import Audit
@@ -101,6 +103,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[BODY_LIMITS] = tuple(
         settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
     )
+    app[REVOCATION_FAILURES] = Counter()
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = storage, storage.database
     app.cleanup_ctx.append(_storage)

@@ -19,7 +19,7 @@ from server import Command, CommandContext, Identity
 
 from .key_format import PREFIX, Key, digest_of, make, parse
 from .models import LONGEST_OVERLAP, NewKey
-from .routes import COLUMNS, INSERT, MINE, REVOKE, ROTATE
+from .statements import COLUMNS, INSERT, MINE, REVOKE, ROTATE
 
 _SCOPE = """SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),
                    set_config('gatepost.admin_org_id', $3, true), set_config('timezone', 'UTC', true),

@@ -111,6 +111,11 @@ def _only_id(data: Mapping[str, Any]) -> Json:
 
 _DELETED: Final = frozenset({"user.deleted", "organization.deleted"})
 _SESSION_ENDS: Final = frozenset({"session.ended", "session.removed", "session.revoked"})
+ENDS: Final = _DELETED | _SESSION_ENDS | {
+    "user.created", "user.updated", "organizationMembership.updated", "organizationMembership.deleted", "role.updated",
+    "role.deleted",
+}  # fmt: skip
+"""What may end access: a ban comes as a change of the user."""
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
     "user": _user,
     "organization": _organization,

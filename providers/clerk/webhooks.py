@@ -17,16 +17,15 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from standardwebhooks import Webhook
 
-from server import Unavailable, describe, public, raw_body, scoped
+from server import Unavailable, describe, public, raw_body, revocation_failed, scoped
 
-from .events import Event, normalise
+from .events import ENDS, Event, normalise
 
 PATH: Final = "/api/webhooks/clerk"
 KEEP_FOR: Final = timedelta(days=30)
 APPLY: Final = "SELECT apply_clerk_event($1, $2, $3, $4, $5, $6)"
 _FAMILIES: Final = ("svix", "webhook")  # Clerk's, and the standard's own
 _TOLERANCE: Final = 300
-_LARGEST: Final = 1_048_576
 _MOST_SIGNATURES: Final = 10
 _KEY_BYTES: Final = range(24, 65)  # of the standard
 # The signed text joins id and time by dots: with a dot in the id it could be cut in two ways.
@@ -76,8 +75,6 @@ class Receiver:
         return web.Response(status=204)
 
     def _event(self, raw: bytes, message: str, sent: int, signatures: list[str]) -> Event:
-        if len(raw) > _LARGEST:
-            raise ValueError("too large")
         text, moment, proven = raw.decode(), datetime.fromtimestamp(sent, UTC), False
         for hook in self._hooks:
             expected = hook.sign(message, moment, text).encode()
@@ -92,10 +89,12 @@ class Receiver:
         try:
             async with self._turns, scoped(request) as db:
                 outcome: str = await db.fetchval(APPLY, message, event.type, event.at, payload, KEEP_FOR, self._revoke_for)
-        except Unavailable:
-            raise
         except Exception as error:
             # Whatever it is: nothing was noted, so Clerk's next try finds everything as it was.
+            if event.type in ENDS:
+                revocation_failed(request, event.type.partition(".")[0], error)
+            if isinstance(error, Unavailable):
+                raise
             raise Unavailable(f"a Clerk event could not be applied: {type(error).__name__}") from error
         return outcome
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from ..auth.revocation import READ_SECONDS, Feed, Revocations
+from ..auth.revocation import Revocations
+from ..auth.revocation_feed import READ_SECONDS, Feed
 from ..database.connections import Database, direct_connection
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
@@ -43,6 +44,11 @@ class ServerDatabase:
         )
         self.revocations = Revocations(max_staleness=settings.get("revocation.max_staleness"))
         self._feed: Feed | None = None
+
+    @property
+    def pending(self) -> int:
+        """Ends of access that are still to be tidied up after."""
+        return 0 if self._feed is None else self._feed.pending
 
     async def open(self) -> None:
         """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""

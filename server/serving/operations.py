@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from ..app import AUDIT, METRICS, SERVER_DATABASE
+from ..auth.revocation import REVOCATION_FAILURES
 from ..database.scope import DATABASE
 from ..http.answers import answer
 from ..http.errors import Unavailable, error_response
@@ -21,7 +22,7 @@ from ..http.stamp import new_request_id, stamp
 from ..plugins.providers import PROVIDERS, not_ready
 from ..settings.setting import ConfigError
 from ..telemetry.log import log_failure
-from ..telemetry.metrics import Family, Labels, as_json, gauge
+from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
 
 _LIMITS: Final = {"head_bytes": 16_384, "head_seconds": 10.0, "headers": 128, "idle_seconds": 75.0, "connections": 64}
 
@@ -113,6 +114,11 @@ async def families_of(app: web.Application) -> list[Family]:
     dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
     families.append(Family("gatepost_audit_dropped_total", "counter", "Denials missing in the audit log.", (), dropped))
     families.append(gauge("gatepost_revocation_lag_seconds", "Since the revocations were read.", age, merge="max"))
+    known, pending = app[SERVER_DATABASE].revocations, app[SERVER_DATABASE].pending
+    families.append(gauge("gatepost_revocations", "Revocations held in memory.", len(known), merge="max"))
+    families.append(gauge("gatepost_endings_pending", "Ends of access to tidy up after.", pending, merge="max"))
+    failures = app[REVOCATION_FAILURES]
+    families.append(counter("gatepost_revocation_failures_total", "Ends of access not recorded.", "kind", failures))
     families.append(gauge("gatepost_workers", "Processes that serve.", 1))
     families.append(gauge("gatepost_up", "1 where anything serves at all.", 1, merge="max"))
     return families

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from kits.webhooks import SETTINGS, deliver, empty, membership, organization_deleted, session, sweep, user, user_deleted
 
 from server.app import SERVER_DATABASE
-from server.auth import revocation
+from server.auth import revocation_feed
 from server.auth.revocation import Revocations
 from tests.conftest import ADMIN_A, ALICE, ALICE_ALONE, Client, Serve, TestDatabase, stub
 
@@ -245,4 +246,4 @@ async def test_hints_do_not_multiply_the_readings(two: tuple[Client, Client], db
             await admin.execute("NOTIFY gatepost_revocations")
             await asyncio.sleep(0.001)
     assert len(moments) > 3
-    assert min(later - earlier for earlier, later in zip(moments, moments[1:], strict=False)) >= revocation.SHORTEST_SECONDS * 0.9
+    assert min(later - earlier for earlier, later in itertools.pairwise(moments)) >= revocation_feed.SHORTEST_SECONDS * 0.9

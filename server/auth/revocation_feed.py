@@ -1,0 +1,131 @@
+"""Keeps the revocations of a process fresh, and tidies up after what has ended.
+
+Postgres has the truth. A reading takes what was written since the last one, by the transactions that wrote it: one that was
+still under way then is read the next time, however late it commits. NOTIFY is a hint to read now, at most ten times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final
+
+from ..telemetry.log import LOG, log_failure
+from .revocation import Revocations
+
+CHANNEL: Final = "gatepost_revocations"
+INTERVAL_SECONDS: Final = 0.5
+SHORTEST_SECONDS: Final = 0.1
+"""Between two readings, however many hints come."""
+PRUNE_SECONDS: Final = 600.0
+PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
+SWEEP_ROWS: Final = 200
+SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
+FORGET_SECONDS: Final = 60.0
+"""How often what has expired is taken out of the memory."""
+# Longer than a healthy database takes; twice this and a new connection fit into the staleness that is allowed.
+READ_SECONDS: Final = 3.0
+_READ: Final = """SELECT h.horizon, h.at, r.kind, r.subject, r.issued_before, r.expires_at
+  FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at) AS h
+  LEFT JOIN public.revocations_since($1::text::xid8) AS r ON true"""
+
+
+class Feed:
+    """Keeps a Revocations fresh, on a connection of its own, and tidies up after what has ended."""
+
+    def __init__(self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
+        self._revocations = revocations
+        self._connect = connect
+        self._hint = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._forget_at = time.monotonic() + FORGET_SECONDS
+        self._since, self._now = "0", 0.0
+        self._sweep = True
+        self.pending = 0
+        """Ends of access that are still to be tidied up after; access does not wait for that."""
+
+    async def open(self) -> None:
+        """Read the table once before anything is served, then keep reading. Raises Unavailable."""
+        async with self._connect() as connection:
+            await self._read(connection)
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        pause = INTERVAL_SECONDS
+        while True:
+            try:
+                async with self._connect() as connection:
+                    self._since = "0"  # perhaps another server, which has what this one has lost
+                    await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
+                    while True:
+                        begun = time.monotonic()
+                        await self._read(connection)
+                        await self._tidy(connection)
+                        pause = INTERVAL_SECONDS
+                        await self._wait(begun)
+            except Exception as error:
+                if self._closing:  # an outage in the moment of the cancellation: wait_for of Python 3.11 loses it then
+                    return
+                LOG.warning("revocation feed interrupted", extra={"fields": {"error": type(error).__name__}})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+
+    async def _wait(self, begun: float) -> None:
+        """Until a hint comes or the interval is over, and no less than the shortest time after the last reading began."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + INTERVAL_SECONDS):
+                await self._hint.wait()
+        await asyncio.sleep(max(0.0, begun + SHORTEST_SECONDS - time.monotonic()))
+        self._hint.clear()
+
+    async def _tidy(self, connection: Any) -> None:
+        """Now and then drop what has expired; every worker does, and it does not matter which comes first."""
+        now = time.monotonic()
+        if self._sweep:
+            await self._swept(connection)
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_SECONDS
+            self._revocations.forget(self._now)
+            self._sweep = True
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_SECONDS
+            await connection.execute("SELECT prune_sync()", timeout=30)
+            if await connection.fetchval("SELECT prune_idempotency($1)", PRUNE_ROWS, timeout=5) >= PRUNE_ROWS:
+                self._prune_at = now  # there are more: go on after the next reading
+
+    async def _swept(self, connection: Any) -> None:
+        """Batches of what hangs on ended access, for a moment. A failure delays nothing but that, and is tried again."""
+        until = time.monotonic() + SWEEP_SECONDS
+        try:
+            self._sweep = True
+            while self._sweep and time.monotonic() < until:
+                self.pending = await connection.fetchval("SELECT sweep_ended($1)", SWEEP_ROWS, timeout=5)
+                self._sweep = self.pending > 0
+        except Exception as error:
+            if connection.is_closed():
+                raise
+            log_failure("ended keys and memberships could not be tidied up", error)
+            self._sweep = False  # until the next revocation, or the next minute
+
+    async def _read(self, connection: Any) -> None:
+        begun = time.monotonic()
+        whole = self._since == "0"
+        rows = await connection.fetch(_READ, self._since, timeout=READ_SECONDS)
+        known, self._now = [row for row in rows if row["kind"] is not None], rows[0]["at"].timestamp()
+        if whole:
+            self._revocations.replace((), begun)
+        self._revocations.add(known, begun, self._now)
+        self._sweep = self._sweep or bool(known)
+        self._since = rows[0]["horizon"]
