@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from server import Identity, Unavailable
-from server.auth.revocation import Feed, Revocations
+from server.auth.revocation import Revocations
+from server.auth.revocation_feed import Feed
 from server.testing.clerk import LoopbackClerk
 
 

@@ -837,10 +837,10 @@ async def test_pruning(kept: list[tuple[str, str]], db: TestDatabase) -> None:
 
 
 async def test_the_feed_prunes_step_by_step(serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server.auth import revocation
+    from server.auth import revocation_feed
 
-    for name, value in (("PRUNE_SECONDS", 0.05), ("PRUNE_ROWS", 2), ("INTERVAL_SECONDS", 0.02)):
-        monkeypatch.setattr(revocation, name, value)
+    for name, value in (("PRUNE_SECONDS", 0.05), ("PRUNE_ROWS", 2), ("INTERVAL_SECONDS", 0.02), ("SHORTEST_SECONDS", 0.01)):
+        monkeypatch.setattr(revocation_feed, name, value)
     await db.rows("INSERT INTO idempotency_keys (hash, fingerprint, user_id, status, body, expires_at)"
                   " SELECT sha256(n::text::bytea), sha256('x'), 'u', 200, '', now() FROM generate_series(1, 9) AS n")  # fmt: skip
     await start(serve)

@@ -57,7 +57,7 @@ POST    /api/webhooks/clerk         public                                 provi
 DOOR = {
     "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
     "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
-    "revocation_failed", "scoped", "signed_in",
+    "scoped", "signed_in",
 }  # fmt: skip
 
 

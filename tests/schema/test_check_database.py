@@ -72,7 +72,7 @@ PROBLEMS = {
     "trigger": ("GRANT TRIGGER ON data TO @APP", "has TRIGGER on the table public.data"),
     "a definer function": (
         "CREATE FUNCTION everything() RETURNS SETOF data LANGUAGE sql SECURITY DEFINER AS 'TABLE data'", "public.everything() runs with the rights"),
-    "a listed function, unpinned": ("ALTER FUNCTION live_revocations() RESET search_path", "live_revocations() has no pinned search_path"),
+    "a listed function, unpinned": ("ALTER FUNCTION prune_sync() RESET search_path", "prune_sync() has no pinned search_path"),
     "the serving role owns a table": ("ALTER TABLE data OWNER TO @APP", "owns table data"),
     "the serving role bypasses": ("ALTER ROLE @APP BYPASSRLS", "has the attribute BYPASSRLS"),
     "the serving role is a member of a member": (
