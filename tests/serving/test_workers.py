@@ -16,6 +16,9 @@ import aiohttp
 import psutil
 import pytest
 from kits import ROOT
+from kits.pages import free_port
+
+from server.serving.supervisor import hold
 
 
 @asynccontextmanager
@@ -173,3 +176,36 @@ async def test_a_mistake_that_came_into_the_settings_keeps_the_old_workers(db: A
             while children(process) != before:  # the new one has still to end
                 await asyncio.sleep(0.05)
         assert await status(url) == 200
+
+
+async def test_readyz_names_the_workers_by_their_numbers_after_a_restart(db: Any, tmp_path: Path) -> None:
+    ops = f"http://127.0.0.1:{free_port()}"
+    async with running(db, tmp_path, "--workers", "2", GATEPOST_OPS_PORT=ops.rpartition(":")[2]) as process:
+        await url_of(process)
+        before = children(process)
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(40):
+            while children(process) & before or len(children(process)) != 2:
+                await asyncio.sleep(0.05)
+        stopped = max(children(process), key=lambda pid: psutil.Process(pid).create_time())
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            async with aiohttp.ClientSession() as client, client.get(f"{ops}/readyz") as got:
+                assert (got.status, (await got.json())["reasons"]) == (503, ["worker 3: does not answer"])
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+
+
+async def test_a_task_that_has_ended_is_not_kept() -> None:
+    tasks: set[asyncio.Task[None]] = set()
+    over = asyncio.Event()
+
+    async def work() -> None:
+        await over.wait()
+
+    hold(tasks, work())
+    assert len(tasks) == 1
+    over.set()
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(0)
+    assert tasks == set()
