@@ -43,7 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Who is calling": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
     "Rows": ("read", "scoped"),
     "Requests and answers": ("body", "raw_body", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
-    "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable"),
+    "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight"),
     "Hooks, settings, commands": ("hookimpl", "Setting", "Command", "CommandContext"),
 }
 

@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 from server.plugins.loader import Plugins
+from server.settings.core import SERVER_TABLES
 from server.settings.setting import Setting
 from server.settings.sources import Settings, env_name
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "settings.md"
 # Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
 NOT_YET: tuple[str, ...] = ()
-OWN = {"audit", "database", "idempotency", "limits", "log", "ops", "revocation"}
 TOP = """# Settings
 
 <!-- Written by `make docs` from the code; change the code, not this page. -->
@@ -52,8 +52,6 @@ RULES = """
 - `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (past it): see
   [postgres.md](../guides/postgres.md).
 - `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
-- Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
-  seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
 - `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.
 - `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
 
@@ -83,7 +81,7 @@ def declared() -> dict[str, Setting]:
 def page() -> str:
     """The text of docs/reference/settings.md."""
     settings = declared()
-    tables = sorted({key.partition(".")[0] for key in settings if "." in key} - OWN)
+    tables = sorted({key.partition(".")[0] for key in settings if "." in key} - SERVER_TABLES)
     own = {key: setting for key, setting in settings.items() if key.partition(".")[0] not in tables}
     parts = [TOP, *_rows(own)]
     for table in tables:
@@ -95,7 +93,7 @@ def _rows(settings: dict[str, Setting]) -> list[str]:
     lines = ["| key | environment | kind | default | meaning |", "|---|---|---|---|---|"]
     for key, setting in settings.items():
         env = "none" if setting.kind in ("table", "tables") else f"`{env_name(key, setting)}`"
-        notes = [setting.help, *(["secret"] * setting.secret), *(["*not used yet*"] * (key in NOT_YET))]
+        notes = [setting.help, *([setting.allowed] if setting.allowed and not setting.choices else []), *(["secret"] * setting.secret), *(["*not used yet*"] * (key in NOT_YET))]
         lines.append(f"| `{key}` | {env} | {setting.kind} | {_shown(setting)} | {'; '.join(notes)} |")
     return lines
 

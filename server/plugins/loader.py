@@ -15,6 +15,7 @@ from typing import Any, Final
 import pluggy
 from aiohttp import web
 
+from ..settings.core import SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
@@ -117,7 +118,7 @@ class Plugins:
 
     def _register(self, name: str, plugin: object) -> None:
         table = name.removeprefix("module:").partition(".")[0]
-        if table in ("database", "idempotency", "ops", "limits", "log", "revocation", "audit"):
+        if table in SERVER_TABLES:
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the server itself")
         if name != table and table in self.builtin:
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the built-in plugin {table!r}")

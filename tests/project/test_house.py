@@ -55,7 +55,7 @@ GET     /api/public/openapi.json    public                                 handl
 POST    /api/webhooks/clerk         public                                 providers.clerk.webhooks.Receiver.take"""
 
 DOOR = {
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
+    "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
     "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
     "scoped", "signed_in",
 }  # fmt: skip
