@@ -8,11 +8,10 @@ import json
 import sys
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
-from ..schema.migrate import apply, migrate
+from ..schema.migrate import apply, migrate, serving_role_of
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
     connect = {"dsn": owner} if url is not None else _embedded(settings, own)
-    work = _apply(connect, own) if url is None else _migrate(connect, serving_role(url), own)
+    work = _apply(connect, own) if url is None else _migrate(connect, serving_role_of(url), own)
     try:
         todo = asyncio.run(work)
     except Exception as error:
@@ -46,18 +45,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         # The operator's own SQL and rights: here, and only here, Postgres may say what is wrong in its own words.
         raise StartFailed(f"migrate: nothing was changed by the file that failed: {error}") from None
     if settings.get("database.pooler") == "transaction":
-        todo += _behind_a_pooler(serving_role(url), settings.get("database.statement_seconds"))
+        todo += _behind_a_pooler(serving_role_of(url), settings.get("database.statement_seconds"))
     if args.json:
         print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
         return 0
     print(*todo, sep="\n", end="\n" if todo else "")
     print("migrated")
     return 0
-
-
-def serving_role(url: str) -> str:
-    """The role that DATABASE_URL names, or gatepost_app where it names none."""
-    return urlsplit(url).username or "gatepost_app"
 
 
 def _behind_a_pooler(role: str, seconds: float) -> list[str]:

@@ -35,7 +35,8 @@ from aiohttp.test_utils import TestServer
 from ..app import build
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
-from ..schema.startup import NAME, SERVING_ROLE, migrate_embedded
+from ..schema.migrate import SERVING_ROLE, apply, serving_role_of
+from ..schema.startup import NAME, migrate_embedded
 from ..settings.sources import Settings
 from .clerk import LoopbackClerk
 
@@ -55,7 +56,7 @@ def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_sch
     """The serving role's URL of a migrated database with your tables."""
     if named := os.environ.get("TEST_DATABASE_URL"):
         if owner_url := os.environ.get("TEST_DATABASE_OWNER_URL"):
-            asyncio.run(_run({"dsn": owner_url}, gatepost_schema))
+            asyncio.run(_apply({"dsn": owner_url}, gatepost_schema, serving_role_of(named)))
         yield named
         return
     postgres = EmbeddedPostgres(Path(tmp_path_factory.mktemp("gatepost")) / "postgres")
@@ -64,17 +65,17 @@ def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_sch
         socket = {"host": str(postgres.socket), "port": postgres.port}
         owner = {**socket, "user": postgres.superuser}
         asyncio.run(migrate_embedded(owner))
-        asyncio.run(_run({**owner, "database": NAME}, gatepost_schema))
+        asyncio.run(_apply({**owner, "database": NAME}, gatepost_schema, SERVING_ROLE))
         yield f"postgresql://{SERVING_ROLE}@/{NAME}?{urlencode(socket)}"
     finally:
         postgres.stop()
 
 
-async def _run(owner: Mapping[str, Any], texts: Sequence[str]) -> None:
+async def _apply(owner: Mapping[str, Any], texts: Sequence[str], serving_role: str) -> None:
+    """Run each text as `migrate --schema` does."""
     async with direct_connection(owner) as connection:
         for text in texts:
-            async with connection.transaction():
-                await connection.execute(text)
+            await apply(connection, text, serving_role=serving_role)
 
 
 @pytest.fixture
