@@ -1,4 +1,4 @@
-"""Ports that several processes share, and the end of one: what has been let in must not be lost when it closes."""
+"""A port that several processes share, and closing one without losing the connections that the kernel has made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..settings.setting import ConfigError
 
 
 def hold_port(host: str, port: int) -> socket.socket:
-    """A socket that holds the port for the workers and takes no connection. Raises ConfigError when it is taken."""
+    """A bound socket that reserves the port for the workers and accepts no connection. Raises ConfigError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: another server's port is taken
+        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: fails if another server has the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
         holder = socket.socket(family, socket.SOCK_STREAM)
@@ -28,18 +28,18 @@ def hold_port(host: str, port: int) -> socket.socket:
 
 
 class Listening(Protocol):
-    """A listening socket, as far as asyncio shows it."""
+    """A listening socket, as asyncio shows it."""
 
     def fileno(self) -> int: ...
 
 
 def take_waiting(listening: Iterable[Listening]) -> list[socket.socket]:
-    """The connections that the kernel has made and nobody has accepted: closing the port would reset them."""
+    """Accept the connections that wait in the queues of these ports: closing a port would reset them."""
     taken = []
     for one in listening:
         with suppress(OSError), socket.socket(fileno=os.dup(one.fileno())) as port:
             port.setblocking(False)
-            while True:  # until the queue is empty, which is an error of this kind
+            while True:  # until the queue is empty, which raises
                 taken.append(port.accept()[0])
     for connection in taken:
         connection.setblocking(False)

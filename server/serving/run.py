@@ -1,4 +1,4 @@
-"""One process: bind, serve, drain."""
+"""One process from start to end: bind the port, serve, drain."""
 
 from __future__ import annotations
 
