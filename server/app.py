@@ -21,10 +21,9 @@ from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
-from .plugins.hookspecs import Provider
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, opened
+from .plugins.providers import PROVIDERS, LoadedProvider, opened
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
 from .routing.table import RouteTable
@@ -69,7 +68,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     """
     plugins = Plugins(settings, extra)
     offers = plugins.offers()
-    providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
+    providers = [plugins.provider(name, offers) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
@@ -118,10 +117,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     return app
 
 
-def _origins(settings: Settings, providers: list[tuple[str, Provider]]) -> list[str]:
+def _origins(settings: Settings, providers: list[LoadedProvider]) -> list[str]:
     if settings.get("cors_origins") is not None:
         return _checked_origins(settings.words("cors_origins"))
-    return [origin for _, provider in providers for origin in getattr(provider, "authorized_parties", ())]
+    return [origin for one in providers for origin in one.authorized_parties]
 
 
 def _checked_origins(origins: list[str]) -> list[str]:

@@ -19,7 +19,8 @@ from ..settings.core import SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .hookspecs import Command, Provider, ProviderFactory
+from .hookspecs import Command, ProviderFactory
+from .providers import LoadedProvider
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
@@ -74,7 +75,7 @@ class Plugins:
                 _put(offers.commands, command, (name, what), "command")
         return offers
 
-    def provider(self, name: str, offers: Offers) -> Provider:
+    def provider(self, name: str, offers: Offers) -> LoadedProvider:
         """Make the provider `name` with its plugin's own table of the settings."""
         if name not in offers.providers:
             raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {', '.join(sorted(offers.providers))}")
@@ -89,7 +90,12 @@ class Plugins:
             raise ConfigError(f"provider {name!r} could not be made: {_said(error)}") from error
         if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
             raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
-        return provider
+        try:
+            return LoadedProvider(name, provider)
+        except TypeError as error:
+            raise ConfigError(
+                f"provider {name!r}: reads, issuers, namespaces, authorized_parties must be lists: {error}"
+            ) from error
 
     def table_of(self, plugin: str) -> Mapping[str, Any]:
         return self._settings.table(self._tables[plugin])

@@ -90,7 +90,6 @@ def build(
                 raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
             table.unused.append(text)
     _refuse_shadows(router)
-    _silence_unknown(router)
     table.rows.sort(key=lambda row: (row.template, row.method))
     return table
 
@@ -126,26 +125,9 @@ def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> li
     methods = ["GET", "HEAD"] if route.method == "GET" else [route.method]
     try:
         resource = router.add_resource(route.path, name=route.kwargs.get("name"))
-        return [resource.add_route(method, route.handler, expect_handler=_expect) for method in methods]
+        return [resource.add_route(method, route.handler) for method in methods]
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
-
-
-def _silence_unknown(router: web.UrlDispatcher) -> None:
-    """Where no route matches, aiohttp would send `100 Continue`, or a 417 of its own, before any middleware runs."""
-    resolve = router.resolve
-
-    async def quiet(request: web.Request) -> web.UrlMappingMatchInfo:
-        match = await resolve(request)
-        if match.http_exception is not None:
-            match.route._expect_handler = _expect
-        return match
-
-    object.__setattr__(router, "resolve", quiet)
-
-
-async def _expect(request: web.Request) -> None:
-    """Say nothing yet: `100 Continue` is sent when a handler reads the body, after the gate (RFC 9110 10.1.1)."""
 
 
 def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[str], is_open: bool) -> list[str]:

@@ -351,12 +351,12 @@ async def test_no_container_of_a_provider_grows_with_strangers() -> None:
         head, payload, _ = clerk.token().split(".")
         async with serving(app) as port, Client(port) as client:
             assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {clerk.token()}")])).status == 200
-            before = {name: caches(provider) for name, provider in app[PROVIDERS]}
+            before = {one.name: caches(one.provider) for one in app[PROVIDERS]}
             for number in range(3_000):
                 own = kit.b64(json.dumps({"alg": "RS256", "kid": f"k{number}", "n": number}).encode())
                 forged = f"{own if number % 2 else head}.{payload}.{kit.b64(secrets.token_bytes(256))}"
                 assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {forged}")])).status == 401
-            after = {name: caches(provider) for name, provider in app[PROVIDERS]}
+            after = {one.name: caches(one.provider) for one in app[PROVIDERS]}
     told("containers", forged=3_000, before=sum(before["clerk"].values()), after=sum(after["clerk"].values()), containers=len(after["clerk"]))
     assert len(after["clerk"]) >= 3
     assert sum(after["clerk"].values()) <= sum(before["clerk"].values()) + 5
