@@ -94,7 +94,7 @@ def test_init_never_writes_over_a_file(folder: Path, capsys: pytest.CaptureFixtu
     (folder / "gatepost.toml").write_text('env = "test"\n')
     (folder / "mine.toml").symlink_to(folder / "nowhere")
     assert run(["init"]) == 2
-    assert capsys.readouterr().err == "gatepost: init: gatepost.toml is there already, and was left as it is\n"
+    assert capsys.readouterr().err == "gatepost: init: gatepost.toml already exists; not overwritten\n"
     assert (folder / "gatepost.toml").read_text("utf-8") == 'env = "test"\n'
     assert run(["init", "mine.toml"]) == 2  # a link that leads nowhere is a file that is there
     assert run(["init", "no/such/folder.toml"]) == 2
