@@ -48,8 +48,7 @@ class Identity:
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
     key_id           the id of an API key (never the secret), or None
     pending          set by the server: is it a session with unfinished tasks (Clerk's `sts` claim)?
-    derived          a dictionary for values computed from this identity alone. A provider's cache keeps identities, so a
-                     value computed once serves many requests
+    derived          a dictionary for values computed from this identity alone, cached with it for later requests
 
     Raises ValueError for an unknown token type, and for ids, permissions or scopes of another form.
     """
@@ -132,7 +131,7 @@ class Identity:
 
     @property
     def audited_as(self) -> str:
-        """The actor in the audit log: `key:<id>` for every key, a user's too, else the user id, else provider and token type."""
+        """The actor in the audit log: `key:<id>` for every key, a user's too; else the user id; else provider and type."""
         return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
 
     def has(
