@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-long test-all check docs site diagrams sbom bench bench-scale bench-locks bench-check clean
+.PHONY: help install deploy-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 TOOLS   := $(VENV)/.deploy-tools
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
-# More words for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
+# More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -16,7 +16,7 @@ ifeq ($(strip $(HOME)),)
 export PIP_NO_CACHE_DIR := 1
 endif
 
-# The environment knows where it was made: a checkout that was moved or copied gets a new one.
+# The environment records its folder: a checkout that was moved or copied gets a new one.
 ifneq ($(shell $(PYTHON) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
@@ -24,21 +24,24 @@ endif
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(STAMP) ## make .venv with everything in it, development tools too
+install: $(STAMP) ## create .venv with everything, including development tools
 
-deploy-tools: $(TOOLS) ## add the linters of deploy/, the maker of the SBOM and that of the site to .venv
+deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
 run: $(STAMP) ## serve (installs when needed)
 	@exec $(PYTHON) -m server $(ARGS)
 
-test: $(STAMP) ## run the tests, but for the long ones
+test: $(STAMP) ## run the tests except the long ones
 	@$(PYTEST) -m "not long" $(ARGS)
 
-test-long: $(STAMP) ## run the long tests alone: drills, large corpora, the wheel
+test-long: $(STAMP) ## run only the long tests: drills, large corpora, the wheel
 	@$(PYTEST) -m long $(ARGS)
 
 test-all: $(STAMP) ## run every test
 	@$(PYTEST) $(ARGS)
+
+test-matrix: $(STAMP) ## run the tests of `make test` with the lowest dependencies and with other Pythons
+	@.ci/matrix $(ARGS)
 
 check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(PYTHON) -m ruff check .
@@ -46,17 +49,17 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
 
-docs: $(STAMP) ## write the reference pages and gatepost.example.toml anew from the code
+docs: $(STAMP) ## regenerate the reference pages and gatepost.example.toml from the code
 	@PYTHONPATH=. $(PYTHON) docs/generate/settings_page.py
 	@PYTHONPATH=. $(PYTHON) docs/generate/reference_pages.py
 
 site: $(TOOLS) ## build the site of docs/ into build/site
 	@$(VENV)/bin/zensical build --clean --strict
 
-diagrams: ## draw docs/diagrams/ anew (needs Chromium and npm)
+diagrams: ## redraw docs/diagrams/ (needs Chromium and npm)
 	@python3 docs/diagrams/render.py
 
-sbom: $(TOOLS) ## write build/sbom.json, what a server runs with (CycloneDX)
+sbom: $(TOOLS) ## write build/sbom.json, the packages that a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
 
 bench: $(STAMP) ## measure the price beside a bare server; docs/explanation/performance.md says how to read it
@@ -72,7 +75,7 @@ bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maint
 	@$(PYTHON) bench/check.py $(ARGS)
 
 clean: ## remove .venv, caches and builds; never .gatepost, which holds data
-	rm -rf $(VENV) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest .venv-3.1* build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.gatepost/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements.txt

@@ -10,17 +10,14 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import asyncpg
+from book import Book
 from issuer import request, user
 from postgres import USER
 from stage import Stage, add_keys
 
 from providers.api_key.key_format import Key
-
-if TYPE_CHECKING:
-    from scale import Book
 
 CALLERS = 100
 """At most so many different callers ask, whatever the size: their number is a curve of its own."""

@@ -93,8 +93,7 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
     identity, handler = identity_of(seen), match.handler
     access: Any = access_of(handler)
     unwrapped: Any = handler.__wrapped__  # type: ignore[attr-defined]
-    providers: Any = app[PROVIDERS]
-    provider = dict(providers)["clerk"]
+    provider = next(one for one in app[PROVIDERS] if one.name == "clerk")
     opened, turn = Open(gate, identity), _in_turn("/api/me", tokens)
 
     async def locked() -> None:

@@ -8,15 +8,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from book import Book
 from growth import CALLERS
 from issuer import request
 from machine import Child
 from stage import FAR, fill
-
-if TYPE_CHECKING:
-    from scale import Book
 
 _HEAVY = 500_000
 """The number of the heavy tenant."""

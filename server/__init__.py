@@ -1,6 +1,6 @@
-"""The door: what providers, handlers and strangers' plugins may import. Nothing behind it is promised."""
+"""The public interface: everything that providers, handlers and plugins may import. All other modules may change."""
 
-# ruff: noqa: E402 - first of all: is there anything to import?
+# ruff: noqa: E402 - missing dependencies must be reported before anything imports them
 from .installation import refuse_to_start_without
 
 refuse_to_start_without()
@@ -9,6 +9,7 @@ refuse_to_start_without()
 from .auth.access import accepted_types, public, requires, signed_in
 from .auth.identity import CredentialRejected, Identity, identity_of
 from .auth.revocation import revocation_failed
+from .bounded import BoundedDict
 from .database.scope import read, scoped
 from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
@@ -20,10 +21,11 @@ from .http.pagination import page
 from .openapi.document import openapi_document
 from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
 from .settings.setting import Setting
+from .single_flight import SingleFlight
 
 __all__ = [
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
+    "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
+    "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
     "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
     "raw_body", "read", "requires", "revocation_failed", "scoped", "signed_in",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """`python -m server`: serve, or one of the other commands.
 
-Before this runs, the package has looked whether its dependencies are there (server/installation.py): without them it says in
-one line how to install them.
+Before this runs, the package has checked that its dependencies are installed (server/installation.py): if not, one line says how
+to install them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1, or 2 for a mistake in the configuration."""
+    """Run one command line (default: this process's). Returns the exit status: 0, 1, or 2 for a mistake in the settings."""
     from .commands import run
 
     return run(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""Puts the rooms together: settings and plugins in, an application out. The only room that knows all the others."""
+"""Builds the application from settings and plugins: the only module that imports all parts of the server."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from .gate.admission import Gate
 from .gate.audit import Audit
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
-from .http import protocol as wire
+from .http import protocol
 from .http.bodies import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
-from .plugins.hookspecs import Provider
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, opened
+from .plugins.providers import PROVIDERS, LoadedProvider, opened
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
 from .routing.table import RouteTable
@@ -49,9 +48,10 @@ AUDIT: Final = web.AppKey("audit", Audit)
 
 
 def create_app() -> web.Application:
-    """The application with settings from the file and the environment, for `gunicorn 'server.app:create_app()'`.
+    """The application, with settings from the file and the environment, for `gunicorn 'server.app:create_app()'`.
 
-    A mistake in the settings is one line on the standard error and exit status 4, which tells gunicorn not to try again.
+    A mistake in the settings is printed as one line on standard error. The process then exits with status 4, which tells
+    gunicorn not to try again.
     """
     try:
         settings = Settings()
@@ -64,29 +64,32 @@ def create_app() -> web.Application:
 
 
 def build(settings: Settings, extra: Mapping[str, object] | None = None, *, beside_parent: bool = False) -> web.Application:
-    """An application that opens its database and providers when it starts. Raises ConfigError for any mistake.
+    """An application that opens its database and its providers when it starts. Raises ConfigError for any mistake.
 
-    `extra` are plugin objects by name, as if installed and named in `plugins`. `beside_parent`: this process is a worker, whose
-    parent has started the embedded Postgres.
+    settings        the settings of this run
+    extra           plugin objects by name, loaded as if they were installed and named in `plugins`
+    beside_parent   True in a worker, whose parent process has started the embedded Postgres
     """
     plugins = Plugins(settings, extra)
     offers = plugins.offers()
-    providers = [(name, plugins.provider(name, offers)) for name in settings.words("providers")]
+    providers = [plugins.provider(name, offers) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(_origins(settings, providers))
     app[DOCUMENT] = openapi.make(table, providers)
-    storage, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
+    server_database, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
     audit = app[AUDIT] = Audit(
-        storage.database.call, denials=settings.get("audit.denials"), retention_days=settings.get("audit.retention_days")
+        server_database.database.call,
+        denials=settings.get("audit.denials"),
+        retention_days=settings.get("audit.retention_days"),
     )
     gate = Gate(
         table.rules,
         providers,
         provider_seconds=settings.get("limits.provider_seconds"),
-        revocations=storage.revocations,
+        revocations=server_database.revocations,
         metrics=metrics,
         denied=[DenialLog(), *audit.listeners],
         caller_limit=limits.caller,
@@ -105,12 +108,12 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     )
     app[REVOCATION_FAILURES] = Counter()
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
-    app[SERVER_DATABASE], app[DATABASE] = storage, storage.database
-    app.cleanup_ctx.append(_storage)
+    app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
+    app.cleanup_ctx.append(_open_database)
     app.cleanup_ctx.append(audit.running)
-    app.cleanup_ctx.append(_limits)
+    app.cleanup_ctx.append(_open_limits)
     app.cleanup_ctx.append(open_providers)
-    wire.install(
+    protocol.install(
         app,
         app[DISPATCHER].handle,
         head_bytes=settings.get("limits.head_bytes"),
@@ -123,10 +126,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     return app
 
 
-def _origins(settings: Settings, providers: list[tuple[str, Provider]]) -> list[str]:
+def _origins(settings: Settings, providers: list[LoadedProvider]) -> list[str]:
     if settings.get("cors_origins") is not None:
         return _checked_origins(settings.words("cors_origins"))
-    return [origin for _, provider in providers for origin in getattr(provider, "authorized_parties", ())]
+    return [origin for one in providers for origin in one.authorized_parties]
 
 
 def _checked_origins(origins: list[str]) -> list[str]:
@@ -136,16 +139,16 @@ def _checked_origins(origins: list[str]) -> list[str]:
     return origins
 
 
-async def _storage(app: web.Application) -> AsyncIterator[None]:
-    storage = app[SERVER_DATABASE]
+async def _open_database(app: web.Application) -> AsyncIterator[None]:
+    server_database = app[SERVER_DATABASE]
     try:
-        await storage.open()
+        await server_database.open()
         yield
     finally:
-        await storage.close()
+        await server_database.close()
 
 
-async def _limits(app: web.Application) -> AsyncIterator[None]:
+async def _open_limits(app: web.Application) -> AsyncIterator[None]:
     try:
         await app[LIMITS].open()
         yield
@@ -154,7 +157,7 @@ async def _limits(app: web.Application) -> AsyncIterator[None]:
 
 
 async def open_providers(app: web.Application) -> AsyncIterator[None]:
-    """A context in which the providers are open. Raises ConfigError for a mistake that shows only then."""
+    """A context in which the providers are open. Raises ConfigError for a mistake that only opening shows."""
     settings = app[SETTINGS]
     house = ServerHouse(
         settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[SERVER_DATABASE].revocations

@@ -1,4 +1,4 @@
-"""Is everything installed that the server needs? Standard library only, and asked before anything else is imported."""
+"""Checks that everything the server needs is installed. Standard library only: it runs before any other import."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-NEEDED = (
-    "aiohttp", "asyncpg", "cryptography", "jwt", "limits", "msgspec", "pluggy", "prometheus_client", "pydantic",
-    "standardwebhooks",
+NEEDED: Final = (
+    "aiohttp", "asyncpg", "cryptography", "jwt", "msgspec", "pluggy", "prometheus_client", "pydantic",
+    "standardwebhooks", "structlog",
 )  # fmt: skip
+"""The hard dependencies of pyproject.toml, as they are imported. uvloop is left out: without it asyncio's own loop serves."""
 
 
 def refuse_to_start_without() -> None:
-    """End the program with status 2 and one line where something is missing; only when we are the program."""
+    """Exit with status 2 and one line if a dependency is missing; only where Gatepost is the program that was started."""
     started_as = sys.argv[0] if sys.argv else ""
     if started_as != "-m" and os.path.basename(started_as) not in ("gatepost", "__main__.py"):
         return
@@ -35,20 +36,20 @@ def refuse_to_start_without() -> None:
 NAMES: Final = ("server", "providers", "handlers")
 DISTRIBUTION: Final = "gatepost"
 _REMEDY: Final = ": give Gatepost a virtual environment of its own"
-# How a line of RECORD (`handlers/x.py,sha256=...`) or of top_level.txt begins that puts something under one of the names.
-# It starts with a newline, not with ^: a literal first byte makes the search ten times as fast.
+# The start of a line of RECORD (`handlers/x.py,sha256=...`) or of top_level.txt that puts a file under one of the names.
+# It begins with a newline, not with ^: a literal first byte makes the search ten times as fast.
 _CLAIM: Final = re.compile(rb"\n(server|providers|handlers)(?:[/.]|\r?\n)")
 _LISTS: Final = {".dist-info": "RECORD", ".egg-info": "top_level.txt"}
 
 
 def trouble(path: Iterable[str] | None = None) -> str | None:
-    """What is wrong with who owns the three names, in one line, or None. `path` is sys.path."""
+    """One line if another distribution has files under one of the three names; else None. `path`: default sys.path."""
     where = list(sys.path if path is None else path)
     return _elsewhere() or next((found for folder in dict.fromkeys(where) if (found := _claimed(folder))), None)
 
 
 def _elsewhere() -> str | None:
-    """Would an import take one of the names from another place than this very file's?"""
+    """One line if an import takes one of the names from another place than beside this file; else None."""
     home = Path(__file__).resolve().parent.parent
     for name in NAMES[1:]:
         spec = PathFinder.find_spec(name)
@@ -61,7 +62,7 @@ def _elsewhere() -> str | None:
 
 
 def _claimed(folder: str) -> str | None:
-    """Has another distribution, installed in this folder, a file under one of the names?"""
+    """One line if another distribution, installed in this folder, has a file under one of the names; else None."""
     try:
         installed = [entry for entry in os.listdir(folder or ".") if entry.endswith(tuple(_LISTS))]
     except OSError:
@@ -73,11 +74,12 @@ def _claimed(folder: str) -> str | None:
             continue
         name = _claim(os.path.join(folder, entry, _LISTS[kind]))
         if name is not None:
-            return f"the distribution {distribution!r} in {folder} also holds {name!r}, a name of Gatepost's{_REMEDY}"
+            return f"the distribution {distribution!r} in {folder} also has files of {name!r}, a package of Gatepost{_REMEDY}"
     return None
 
 
 def _claim(file: str) -> str | None:
+    """The first of the names under which a RECORD or top_level.txt lists a file; None if there is none."""
     try:
         with open(file, "rb") as opened:
             found = _CLAIM.search(b"\n" + opened.read())

@@ -27,29 +27,29 @@ COMMANDS = f"""# Commands
 {WRITTEN}
 
 `python -m server`, or `gatepost` where the wheel is installed. (The second does not put the working folder on the import path.)
-Status 0; 2 with one line for a mistake in the configuration; 1 for everything else. What is printed goes to standard output;
-remarks and progress to standard error. `--json` is there wherever a machine may read.
+Status 0; 2 with one line for a mistake in the configuration; 1 for other failures. Results go to standard output, remarks and progress
+to standard error. Commands whose output programs may read have `--json`.
 """
 
-DOOR = f"""# The door
+PUBLIC_INTERFACE = f"""# Plugin API
 
 {WRITTEN}
 
-All that a plugin may import from `server`, with the signatures and docstrings that the code has. How they go together is in
+Everything that a plugin may import from `server`, with signatures and docstrings from the code. How to use it is in
 [plugins.md](../guides/plugins.md).
 """
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Declare what a handler asks": ("public", "signed_in", "requires", "describe", "answers_secret"),
-    "Who is calling": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
+    "Declare a handler's access": ("public", "signed_in", "requires", "describe", "answers_secret"),
+    "The caller": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
     "Rows": ("read", "scoped"),
     "Requests and answers": ("body", "raw_body", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
-    "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable"),
+    "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight"),
     "Hooks, settings, commands": ("hookimpl", "Setting", "Command", "CommandContext"),
 }
 
 
 def loaded() -> tuple[Settings, Plugins]:
-    """The settings of nobody's environment, and the built-in plugins."""
+    """The settings of an empty environment, and the built-in plugins."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(environ={}, given={"data_folder": folder})
         return settings, Plugins(settings)
@@ -89,12 +89,12 @@ def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
     return dict(found[0].choices) if found else {}
 
 
-# The door ----------------------------------------------------------------------------------------------------------------
+# Plugin API --------------------------------------------------------------------------------------------------------------
 
 
-def door() -> str:
+def plugin_api() -> str:
     """The text of docs/reference/plugin-api.md."""
-    parts = [DOOR]
+    parts = [PUBLIC_INTERFACE]
     for title, names in GROUPS.items():
         parts.append(f"## {title}\n")
         for name in names:
@@ -166,7 +166,7 @@ def _prose(doc: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-WHAT = {REFERENCE / "commands.md": commands, REFERENCE / "plugin-api.md": door, ROOT / "gatepost.example.toml": example}
+WHAT = {REFERENCE / "commands.md": commands, REFERENCE / "plugin-api.md": plugin_api, ROOT / "gatepost.example.toml": example}
 
 if __name__ == "__main__":
     for path, made in WHAT.items():

@@ -6,32 +6,31 @@ import tempfile
 from pathlib import Path
 
 from server.plugins.loader import Plugins
+from server.settings.core import BUILT_IN, DEFAULT_PUBLIC, SERVER_TABLES
 from server.settings.setting import Setting
 from server.settings.sources import Settings, env_name
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "settings.md"
-# Keys that are read and checked, and that nothing uses so far. Take a key out when it does something.
-NOT_YET: tuple[str, ...] = ()
-OWN = {"audit", "database", "idempotency", "limits", "log", "ops", "revocation"}
+BUILT_IN_PROVIDERS = ("clerk", "api_key")
 TOP = """# Settings
 
 <!-- Written by `make docs` from the code; change the code, not this page. -->
 
-Command line over environment over file over default. The flags are `--config`, `--host`, `--port` and `--workers`; the file
+Precedence: command line, environment, file, default. The flags are `--config`, `--host`, `--port` and `--workers`; the file
 is `gatepost.toml` in the working folder, or the one that `--config` or `GATEPOST_CONFIG` names. `python -m server check`
-prints every effective value and where it came from; secrets are not shown. `python -m server init` writes a `gatepost.toml` with
-every setting in it, explained and switched off; it never writes over a file.
+prints every effective value and its source; secrets are not shown. `python -m server init` writes a `gatepost.toml` with
+every setting, explained and commented out; it never overwrites a file.
 
-- A list is an array in the file and words with commas between them in the environment.
-- Every variable can be given as a file's name in `NAME_FILE` instead; the file's text, without blanks around it, is the
-  value. An empty variable counts as not set.
-- An unknown key of the file, a table of a plugin that is not loaded and an unknown `GATEPOST_*` variable stop the start
-  with status 2 and the nearest known name. Kubernetes' service links (`GATEPOST_SERVICE_HOST` and so on) are ignored.
+- A list is an array in the file, and comma-separated in the environment.
+- Every variable can be replaced by `NAME_FILE` with the path of a file; the file's text, stripped of surrounding whitespace, is
+  the value. An empty variable counts as unset.
+- An unknown key of the file, a table of a plugin that is not loaded and an unknown `GATEPOST_*` variable prevent startup,
+  with status 2 and the closest known name. Kubernetes' service links (`GATEPOST_SERVICE_HOST` and so on) are ignored.
 - *Secret* values are never printed.
-- *Not used yet*: the key is read and checked, and has no effect in this version.
+- The column *meaning* ends with the allowed values, where there are bounds or choices; any other value prevents startup.
 
-A table of a plugin is declared by the plugin (see [plugins.md](../guides/plugins.md)); a plugin sees its own table and no other. What the
-tables below are for: [clerk.md](../guides/clerk.md), [keys.md](../guides/keys.md), [limits.md](limits.md), [oidc.md](../guides/oidc.md),
+A table of a plugin is declared by the plugin (see [plugins.md](../guides/plugins.md)); a plugin sees only its own table. The tables are explained
+in [clerk.md](../guides/clerk.md), [keys.md](../guides/keys.md), [limits.md](limits.md), [oidc.md](../guides/oidc.md),
 [audit.md](audit.md).
 
 ## The server
@@ -40,21 +39,19 @@ RULES = """
 ## Rules between settings
 
 - `env = "development"` serves on loopback only (`127.0.0.1`, `localhost`, `::1`).
-- `env = "production"` demands `database.url`, and of the listed providers what they need: for `clerk` keys to verify with,
-  an issuer and authorized parties. The stub and the development key stop the start there.
-- `providers` must name at least one provider, and no name may stand in `providers`, `plugins` or `handlers` twice.
-- Two providers may neither answer for the same issuer nor give ids in the same namespace (`""` is one too): beside `clerk` every
-  issuer of `oidc` needs a `namespace`.
-- A list in `handlers` is all that is served of what is built in: `health`, `me`, `data`, `orgs`, `invoices`, `profile`, `audit_log`,
-  and of the providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Plugins of your own are always served.
-- `clerk.webhook_signing_secret` may hold several secrets with commas or blanks between them, for rotation.
-- A pattern of `public_routes` that is not one of the three defaults and covers no route stops the start.
-- `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (past it): see
+- `env = "production"` requires `database.url` and the listed providers' settings: for `clerk` keys to verify with, an issuer and
+  authorized parties. The server refuses to start there with the stub or the development key.
+- `providers` must name at least one provider, and `providers`, `plugins` and `handlers` must not contain a name twice.
+- Two providers must not share an issuer or a namespace (`""` is one too): beside `clerk` every issuer of `oidc` needs a
+  `namespace`.
+- `handlers` lists the built-in routes that are served: @HANDLERS@,
+  and of the providers `clerk` (its webhooks) and `api_key` (`/api/keys`). Your own plugins are always served.
+- `clerk.webhook_signing_secret` may contain several secrets separated by commas or spaces, for rotation.
+- A pattern in `public_routes` that covers no route and is not a default (@PUBLIC@) prevents startup.
+- `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (bypassing it): see
   [postgres.md](../guides/postgres.md).
 - `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
-- Ports are 0 to 65535, `workers` 1 to 256, `database.pool_size` 1 to 1000, `idempotency.keep_seconds` 1 to 31622400, other
-  seconds more than 0; `limits.headers` 1 to 10000, `limits.json_depth` 1 to 256, `limits.connections` 1 to 1000000.
-- `limits.caller` and `limits.address` are one rate each, such as `6000/minute`, or `off`, or `auto`.
+- `limits.caller` and `limits.address` are each a rate such as `6000/minute`, or `off`, or `auto`.
 - `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
 
 ## `[[api_key.keys]]`
@@ -65,10 +62,10 @@ An array of tables, in the file only: static keys (see [keys.md](../guides/keys.
 |---|---|---|
 | `id` | text, required | 1 to 64 letters, digits, `.`, `_`, `-`; for logs and `created_by` |
 | `hash` | text, required | `sha256:` and 64 hexadecimal digits: `python -m server keys hash` reads a key and prints it |
-| `user_id`, `org_id` | text | whose key it is; at least one of the two |
+| `user_id`, `org_id` | text | the key's owner; at least one of the two |
 | `org_slug`, `org_role` | text | in that organisation |
-| `org_permissions`, `scopes` | array of texts | what it may do |
-| `expires_at` | date, or time with offset | from then on the answer is 401 `key-expired`; none: never |
+| `org_permissions`, `scopes` | array of texts | the key's rights |
+| `expires_at` | date, or time with offset | after it the response is 401 `key-expired`; without it the key never expires |
 """
 
 
@@ -83,19 +80,21 @@ def declared() -> dict[str, Setting]:
 def page() -> str:
     """The text of docs/reference/settings.md."""
     settings = declared()
-    tables = sorted({key.partition(".")[0] for key in settings if "." in key} - OWN)
+    tables = sorted({key.partition(".")[0] for key in settings if "." in key} - SERVER_TABLES)
     own = {key: setting for key, setting in settings.items() if key.partition(".")[0] not in tables}
     parts = [TOP, *_rows(own)]
     for table in tables:
         parts += [f"\n## `[{table}]`\n", *_rows({key: s for key, s in settings.items() if key.startswith(f"{table}.")})]
-    return "\n".join(parts) + "\n" + RULES
+    handlers = ", ".join(f"`{name}`" for name in BUILT_IN if name not in BUILT_IN_PROVIDERS)
+    public = ", ".join(f"`{pattern}`" for pattern in DEFAULT_PUBLIC)
+    return "\n".join(parts) + "\n" + RULES.replace("@HANDLERS@", handlers).replace("@PUBLIC@", public)
 
 
 def _rows(settings: dict[str, Setting]) -> list[str]:
     lines = ["| key | environment | kind | default | meaning |", "|---|---|---|---|---|"]
     for key, setting in settings.items():
         env = "none" if setting.kind in ("table", "tables") else f"`{env_name(key, setting)}`"
-        notes = [setting.help, *(["secret"] * setting.secret), *(["*not used yet*"] * (key in NOT_YET))]
+        notes = [setting.help, *([setting.allowed] if setting.allowed and not setting.choices else []), *(["secret"] * setting.secret)]
         lines.append(f"| `{key}` | {env} | {setting.kind} | {_shown(setting)} | {'; '.join(notes)} |")
     return lines
 

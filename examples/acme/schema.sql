@@ -26,6 +26,6 @@ CREATE POLICY org_update ON todos FOR UPDATE TO gatepost_app
     USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''))
     WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
 
--- By column: nobody moves a row to another organisation, or signs it with another name afterwards.
+-- By column: no caller can move a row to another organisation, or change who created it.
 REVOKE ALL ON todos FROM PUBLIC, gatepost_app;
 GRANT SELECT, INSERT (organization_id, created_by, title), UPDATE (completed_at) ON todos TO gatepost_app;

@@ -7,15 +7,13 @@ look-up judges. While the feed is stale it is not known what has changed, and ev
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server import CredentialRejected, House, Identity
+from server import BoundedDict, CredentialRejected, House, Identity, SingleFlight
 
 from .key_format import Key
 from .owners import REMEMBERED, STATIC, StaticKeys, changed
@@ -50,10 +48,10 @@ class ManagedKeys:
 
     def __init__(self, house: House, statics: StaticKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._house, self._statics, self._clock = house, statics, clock
-        self._known: OrderedDict[bytes, Found] = OrderedDict()
-        self._unknown: OrderedDict[bytes, Found] = OrderedDict()
-        self._worked: OrderedDict[bytes, None] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[Found]] = {}
+        self._known: BoundedDict[bytes, Found] = BoundedDict(MOST)
+        self._unknown: BoundedDict[bytes, Found] = BoundedDict(MOST)
+        self._worked: BoundedDict[bytes, None] = BoundedDict(MOST)
+        self._flight: SingleFlight[bytes, Found] = SingleFlight("key look-up")
         self._throttle = Throttle()
 
     async def identity(self, key: Key, client: str) -> Identity:
@@ -61,7 +59,7 @@ class ManagedKeys:
         digest = key.digest
         found = self._remembered(digest)
         if found is None:
-            found = await self._ask(digest, client)
+            found = await self._flight.run(digest, lambda: self._look(digest, client))
             self._changed(found)  # a stale feed is an outage for a new key too
         if found.expires_at <= time.time():
             raise CredentialRejected("key-expired", f"key {found.key_id}")
@@ -100,20 +98,6 @@ class ManagedKeys:
                 return False
         return True
 
-    async def _ask(self, digest: bytes, client: str) -> Found:
-        """One query, however many requests wait for its answer; none of them can cancel it for the others."""
-        task = self._asking.get(digest)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._look(digest, client))
-            self._asking[digest] = task
-            task.add_done_callback(lambda done: self._asked(digest, done))
-        return await asyncio.shield(task)
-
-    def _asked(self, digest: bytes, task: asyncio.Task[Found]) -> None:
-        self._asking.pop(digest, None)
-        if not task.cancelled():
-            task.exception()  # seen, even where every waiting request has gone away
-
     async def _look(self, digest: bytes, client: str) -> Found:
         if digest in self._worked:
             rows = await self._house.query("key_by_hash", digest)
@@ -124,11 +108,11 @@ class ManagedKeys:
                 self._throttle.pay_back(client)
         if not rows:
             found = Found("credential-rejected", None, None, (), (), math.inf, 0.0, self._clock() + UNKNOWN)
-            _put(self._unknown, digest, found)
+            self._unknown.put(digest, found)
             return found
         found = self._read(rows[0])
-        _put(self._worked, digest, None)
-        _put(self._known, digest, found)
+        self._worked.put(digest, None)
+        self._known.put(digest, found)
         return found
 
     def _read(self, row: Mapping[str, Any]) -> Found:
@@ -143,8 +127,7 @@ class ManagedKeys:
         )  # fmt: skip
 
     async def close(self) -> None:
-        for task in list(self._asking.values()):
-            task.cancel()
+        await self._flight.close()
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
@@ -155,10 +138,3 @@ def _identity(row: Mapping[str, Any]) -> Identity:
         provider="api_key", token_type="api_key", key_id=row["id"], issued_at=math.inf, user_id=row["user_id"],
         org_id=row["org_id"], org_role=row["org_role"], org_permissions=row["org_permissions"], scopes=row["scopes"],
     )  # fmt: skip
-
-
-def _put(cache: OrderedDict[bytes, Any], digest: bytes, value: Any) -> None:
-    cache[digest] = value
-    cache.move_to_end(digest)
-    if len(cache) > MOST:
-        cache.popitem(last=False)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
+
+from server import BoundedDict
 
 PER_SECOND: Final = 10.0
 ALLOWANCE: Final = 20
@@ -29,7 +30,7 @@ class Throttle:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._debts: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._debts: BoundedDict[str, tuple[float, float]] = BoundedDict(_MOST)
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
@@ -56,7 +57,4 @@ class Throttle:
         return max(debt - (self._clock() - since) * PER_SECOND, 0.0)
 
     def _put(self, address: str, debt: float) -> None:
-        self._debts[address] = (debt, self._clock())
-        self._debts.move_to_end(address)
-        if len(self._debts) > _MOST:
-            self._debts.popitem(last=False)
+        self._debts.put(address, (debt, self._clock()))

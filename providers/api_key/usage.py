@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from server import BoundedDict
 
 LOG = logging.getLogger("gatepost.api_key")
 ONCE_IN: Final = 60.0
@@ -27,7 +28,7 @@ class Usage:
     def __init__(self, query: Query) -> None:
         """`query` is `House.query`."""
         self._query = query
-        self._noted: OrderedDict[str, float] = OrderedDict()
+        self._noted: BoundedDict[str, float] = BoundedDict(_MOST)
         self._pending: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -50,10 +51,7 @@ class Usage:
         before = self._noted.get(key_id)
         if (before is not None and now - before < ONCE_IN) or len(self._pending) >= _MOST:
             return
-        self._noted[key_id] = now
-        self._noted.move_to_end(key_id)
-        if len(self._noted) > _MOST:
-            self._noted.popitem(last=False)
+        self._noted.put(key_id, now)
         self._pending[key_id] = time.time()
 
     async def flush(self) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from server import Answer, CredentialRejected, House, Identity, Unavailable
+from server import Answer, CredentialRejected, House, Identity, SingleFlight, Unavailable
 
 from ..jwt.bearer import digest_of
 from ..jwt.cache import TokenCache, Verified
@@ -50,7 +50,7 @@ class MachineTokens:
         self._clock = clock
         self._good: TokenCache[Identity] = TokenCache()
         self._bad: TokenCache[_Refused] = TokenCache()
-        self._flights: dict[bytes, asyncio.Task[Identity | _Refused | Unavailable]] = {}
+        self._flights: SingleFlight[bytes, Identity | _Refused | Unavailable] = SingleFlight("verify a machine token")
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def kind_of(self, token: str) -> Kind | None:
@@ -77,10 +77,7 @@ class MachineTokens:
 
     async def close(self) -> None:
         """Drop the calls that are under way."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await self._flights.close()
 
     def _key(self, kind: Kind) -> str | None:
         settings = self._settings
@@ -89,17 +86,13 @@ class MachineTokens:
         return settings.secret_key
 
     async def _shared(self, digest: bytes, token: str, kind: Kind) -> Identity | _Refused:
-        """The outcome of the one call about this token. A caller who goes away does not end it for the others."""
-        flight = self._flights.get(digest)
-        if flight is None:
-            if len(self._flights) >= _WAITING:
-                raise Unavailable("too many machine tokens wait to be verified")
-            flight = asyncio.create_task(self._fly(digest, token, kind), name="verify a machine token")
-            self._flights[digest] = flight
-        await asyncio.wait((flight,))
-        if flight.cancelled():
-            raise Unavailable("the provider is closing")
-        outcome = flight.result()
+        """The outcome of the one call about this token, which all its callers share."""
+        if digest not in self._flights and len(self._flights) >= _WAITING:
+            raise Unavailable("too many machine tokens wait to be verified")
+        try:
+            outcome = await self._flights.run(digest, lambda: self._fly(digest, token, kind))
+        except RuntimeError:  # cancelled by `close`; `_fly` raises nothing
+            raise Unavailable("the provider is closing") from None
         if isinstance(outcome, Unavailable):
             raise Unavailable(str(outcome), retry_after=outcome.retry_after)
         return outcome
@@ -109,7 +102,6 @@ class MachineTokens:
             async with asyncio.timeout(_QUEUE_SECONDS):
                 await self._slots.acquire()
         except TimeoutError:
-            del self._flights[digest]
             return Unavailable("Clerk's Backend API is slow; too many machine tokens wait to be verified")
         try:
             return await self._ask(digest, token, kind)
@@ -123,7 +115,6 @@ class MachineTokens:
             return Unavailable(f"{kind.token_type}: {type(error).__name__}")
         finally:
             self._slots.release()
-            self._flights.pop(digest, None)
 
     async def _ask(self, digest: bytes, token: str, kind: Kind) -> Identity:
         """Ask Clerk once. Raises CredentialRejected or Unavailable."""

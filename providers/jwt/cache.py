@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Generic, NamedTuple, TypeVar
+
+from server import BoundedDict
 
 T = TypeVar("T")
 
@@ -34,9 +35,8 @@ class TokenCache(Generic[T]):
     """
 
     def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
         self._generation: int | None = None
-        self._entries: OrderedDict[bytes, Verified[T]] = OrderedDict()
+        self._entries: BoundedDict[bytes, Verified[T]] = BoundedDict(limit)
         self.hits = self.misses = 0
 
     def __len__(self) -> int:
@@ -72,9 +72,7 @@ class TokenCache(Generic[T]):
     def put(self, digest: bytes, generation: int, entry: Verified[T]) -> None:
         """Keep what was verified. `generation` is the key set's at the time when its key was looked up."""
         self._follow(generation)
-        self._entries[digest] = entry
-        if len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+        self._entries.put(digest, entry)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
-from server import Unavailable
+from server import SingleFlight, Unavailable
 
 from .jwk import Key, read_set
 from .strict_json import Malformed
@@ -110,7 +110,7 @@ class KeySet:
         self._generation = 0
         self._stale_at = self._asked_at = float("-inf")
         self._failure: str | None = "the keys were not fetched yet"
-        self._flight: asyncio.Task[None] | None = None
+        self._flight: SingleFlight[None, None] = SingleFlight(f"fetch {name}")
         self._loop: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
         self._fetched_at: float | None = None
@@ -126,10 +126,11 @@ class KeySet:
         key = self.get(kid)
         if key is not None or kid is None:
             return key
-        if self._flight is None and self._clock() - self._asked_at >= self._cooldown:
+        if None in self._flight:
+            await self._refreshed()
+        elif self._clock() - self._asked_at >= self._cooldown:
             self._asked_at = self._clock()
-            self._start_flight()
-        await self._landed()
+            await self._refreshed()
         if self._failure is not None or self._clock() >= self._stale_at:
             raise Unavailable(f"{self._name}: {self._failure}", retry_after=int(_RETRY))
         return self.get(kid)
@@ -159,12 +160,12 @@ class KeySet:
 
     async def close(self) -> None:
         """Stop refreshing and drop a fetch that is under way."""
-        for task in (self._loop, self._flight):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        self._loop = self._flight = None
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+            self._loop = None
+        await self._flight.close()
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -174,16 +175,9 @@ class KeySet:
             await self._refreshed()
 
     async def _refreshed(self) -> None:
-        self._start_flight()
-        await self._landed()
-
-    async def _landed(self) -> None:
-        if self._flight is not None:
-            await asyncio.wait((self._flight,))  # a caller who goes away does not end the fetch for the others
-
-    def _start_flight(self) -> None:
-        if self._flight is None:
-            self._flight = asyncio.create_task(self._fly(), name=f"fetch {self._name}")
+        """Fetch, or wait for the fetch under way."""
+        with contextlib.suppress(RuntimeError):  # cancelled by `close`: the keys stay as they are
+            await self._flight.run(None, self._fly)
 
     async def _fly(self) -> None:
         started = self._clock()
@@ -199,8 +193,6 @@ class KeySet:
             self._failure = None
             self._fetched_at = started
             self._stale_at = started + self._max_stale
-        finally:
-            self._flight = None
 
     def _take(self, keys: Mapping[str, Key]) -> None:
         if any(kid not in keys or keys[kid].material != key.material for kid, key in self._keys.items()):

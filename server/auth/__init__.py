@@ -1,1 +1,1 @@
-"""Who is calling, what a route asks of a caller, and who is signed out."""
+"""Identities, the access that a route requires, and revocations."""

@@ -1,4 +1,4 @@
-"""What a route asks of its caller: data on the handler, read by the gate and checked again by the handler's wrapper."""
+"""The access that a handler declares: data that the gate reads, and that the handler's own wrapper checks again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from ..http.errors import Forbidden, Unauthorized
 from ..http.protocol import Handler
 from ..http.stamp import OPENED
-from .identity import IDENTITY, TOKEN_TYPES, Identity, names_something, with_prefix
+from .identity import ADMIN, IDENTITY, TOKEN_TYPES, Identity, names_something, with_prefix
 from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)
@@ -27,7 +27,7 @@ _MARK: Final = "__access__"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """All that must hold. Every field that is set must hold (AND); nothing set but the defaults is "signed in"."""
+    """The conditions of a route; all that are set must hold. With nothing set but the defaults, any known caller has access."""
 
     public: bool = False
     user: bool = False
@@ -40,38 +40,38 @@ class Access:
     accepts: frozenset[str] = EVERYDAY_TYPES
     organization: str | None = None
     allow_pending: bool = False
-    asked: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
-    """Of role, permission, feature and plan those that are set."""
+    conditions: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
+    """(name, value) of role, permission, feature and plan, where set."""
 
     def __post_init__(self) -> None:
         words = (("role", self.role), ("permission", self.permission), ("feature", self.feature), ("plan", self.plan))
-        object.__setattr__(self, "asked", tuple((word, value) for word, value in words if value is not None))
+        object.__setattr__(self, "conditions", tuple((word, value) for word, value in words if value is not None))
 
     @property
     def as_admin(self) -> bool:
-        """Does this access prove an organisation's administrator? Only then does the scope carry one."""
-        return self.role is not None and with_prefix(self.role) == "org:admin"
+        """Does this access require an organisation's administrator? Only then does the database scope name such a one."""
+        return self.role is not None and with_prefix(self.role) == ADMIN
 
     def words(self) -> str:
-        """For people: the line that `routes` prints."""
+        """The access in words, as `routes` prints it."""
         if self.public:
             return "public"
-        said = ["signed in", "user"] if self.user else []
+        parts = ["signed in", "user"] if self.user else []
         if self.organization:
-            said.append(f"organization {{{self.organization}}}")
-        said += [f"{word} {value}" for word, value in self.asked]
-        said += [f"scope {scope}" for scope in self.scopes]
+            parts.append(f"organization {{{self.organization}}}")
+        parts += [f"{word} {value}" for word, value in self.conditions]
+        parts += [f"scope {scope}" for scope in self.scopes]
         if self.reverification is not None:
-            said.append(f"reverification {self.reverification if isinstance(self.reverification, str) else 'custom'}")
+            parts.append(f"reverification {self.reverification if isinstance(self.reverification, str) else 'custom'}")
         if self.accepts != EVERYDAY_TYPES:
-            said.append("accepts " + " ".join(sorted(self.accepts)))
+            parts.append("accepts " + " ".join(sorted(self.accepts)))
         if self.allow_pending:
-            said.append("pending sessions too")
-        return ", ".join(said) if said else "signed in"
+            parts.append("pending sessions too")
+        return ", ".join(parts) if parts else "signed in"
 
 
 def check(access: Access, identity: Identity | None, parameters: Mapping[str, str]) -> None:
-    """Raise Unauthorized or Forbidden unless `identity` has all that `access` asks. `parameters` are the path's."""
+    """Raise Unauthorized or Forbidden unless `identity` meets every condition. `parameters` are the path parameters."""
     if identity is None:
         raise Unauthorized("credential-missing")
     if identity.token_type not in access.accepts:
@@ -83,7 +83,7 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
     named = access.organization
     if named is not None and (identity.org_id is None or parameters.get(named) != identity.org_id):
         raise Forbidden("organization")
-    for word, value in access.asked:
+    for word, value in access.conditions:
         if not identity.has(**{word: value}):
             raise Forbidden(word)
     if access.scopes and not set(access.scopes) <= set(identity.scopes or ()):
@@ -94,18 +94,21 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
 
 
 def access_of(handler: object) -> Access | None:
-    """The access that was declared on this handler, or None."""
+    """The access that the handler declares, or None."""
     access = getattr(handler, _MARK, None)
     return access if isinstance(access, Access) else None
 
 
 def public(handler: H) -> H:
-    """Anybody may call this, if the operator's list says so too."""
+    """Declare that anyone may call this handler, without a credential.
+
+    The route is public only if a pattern of the setting `public_routes` covers it too; otherwise it requires a known caller.
+    """
     return _declare(Access(public=True), handler)
 
 
 def signed_in(handler: H) -> H:
-    """Any caller that a provider vouches for."""
+    """Declare that any known caller may call this handler; without one the response is a 401."""
     return _declare(Access(), handler)
 
 
@@ -122,15 +125,17 @@ def requires(
     allow_pending: bool | None = None,
     user: bool | None = None,
 ) -> Callable[[H], H]:
-    """A caller with *all* of this. Nothing asked, an empty text or a misspelt value is an error at import.
+    """Declare what a caller must have; *all* of it. Without a valid credential the response is a 401, otherwise a 403.
 
-    role, permission, feature, plan   as `Identity.has`
-    reverification   `strict_mfa`, `strict`, `moderate`, `lax`, or `{"level": ..., "afterMinutes": ...}`
-    scopes           every one of them must be the credential's
-    accepts          token types; default session_token, access_token, api_key
-    organization     the path parameter that must equal the active organisation
-    allow_pending    let sessions with unfinished tasks in
-    user             the caller must be a user, not an organisation's key
+    role, permission, feature, plan   as for `Identity.has`
+    reverification   `strict_mfa`, `strict`, `moderate`, `lax`, or `{"level": ..., "afterMinutes": ...}`, as in Clerk
+    scopes           scopes that the credential must have, every one of them
+    accepts          the token types that are accepted; default session_token, access_token, api_key
+    organization     the name of the path parameter that must equal the active organisation
+    allow_pending    True: accept sessions with unfinished tasks (Clerk's `sts` claim is `pending`)
+    user             True: the caller must be a user, not an organisation's key
+
+    Raises ValueError, when the module is imported, where nothing is required, and for an empty or misspelt value.
     """
     texts = {"role": role, "permission": permission, "feature": feature, "plan": plan, "organization": organization}
     asked: dict[str, Any] = {name: _text(name, value) for name, value in texts.items() if value is not None}
@@ -149,7 +154,7 @@ def requires(
                 raise ValueError(f"@requires({name}={flag!r}): True or False")
             more[name] = flag
     if not asked and not more:
-        raise ValueError("@requires() asks nothing: say what it requires, or use @signed_in")
+        raise ValueError("@requires() requires nothing: name a condition, or use @signed_in")
     return functools.partial(_declare, Access(**asked, **more))
 
 
@@ -157,9 +162,9 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not _SLUG.match(value):
         raise ValueError(f"@requires({name}={value!r}): a word without blanks or commas")
     if name == "scopes" and not _SCOPE.match(value):
-        raise ValueError(f"@requires(scopes=[{value!r}]): characters that no scope can have (RFC 6749 3.3)")
+        raise ValueError(f"@requires(scopes=[{value!r}]): a scope must not have such characters (RFC 6749 3.3)")
     if name in ("role", "permission") and not names_something(value):
-        raise ValueError(f"@requires({name}={value!r}): names nothing")
+        raise ValueError(f"@requires({name}={value!r}): must name something after org:")
     return value
 
 
@@ -185,7 +190,7 @@ def _declare(access: Access, handler: H) -> H:
 
     @functools.wraps(handler)
     async def checked(request: web.Request) -> web.StreamResponse:
-        # The second lock: the same question again, so that a handler is safe even if the gate were not there.
+        # The second lock: the same check again, so that a handler is safe even without the gate.
         if access.public:
             if OPENED not in request and IDENTITY not in request:
                 raise Unauthorized("credential-missing")
@@ -198,9 +203,10 @@ def _declare(access: Access, handler: H) -> H:
 
 
 def accepted_types(request: web.Request) -> frozenset[str]:
-    """The `accepts` of the matched route; the everyday types where there is no route (an unknown path, a wrong method).
+    """The token types that the matched route accepts; the default ones where there is no route (unknown path, wrong method).
 
-    It is for saving calls only. That the type fits is checked by the gate, whatever a provider makes of this.
+    A provider may use it to save calls for credentials that the route refuses anyway. The gate checks the token type in any
+    case.
     """
     access = access_of(request.match_info.handler)
     return access.accepts if access is not None else EVERYDAY_TYPES

@@ -1,4 +1,4 @@
-"""Clerk's `fea` and `pla` claims: which features and plans the caller's user and organisation have.
+"""Reads Clerk's `fea` and `pla` claims: the features and plans of the caller's user and organisation.
 
 A claim is a comma-separated list of `scope:slug`; the scope is `o` (organisation), `u` (user), or both.
 """
@@ -14,23 +14,23 @@ _USER_WORDS = frozenset({"u", "user"})
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """The slugs that hold for the organisation and for the user."""
+    """The slugs of the organisation and of the user."""
 
     org: frozenset[str] = frozenset()
     user: frozenset[str] = frozenset()
 
     @staticmethod
     def parse(claim: object) -> Subscription:
-        """Read a claim. Anything but a well-formed text grants nothing: one element without a colon spoils the whole."""
+        """Read a claim. A malformed one grants nothing at all, even where only one element lacks its colon."""
         return _parse(claim) if isinstance(claim, str) else _NOTHING
 
-    def has(self, asked: str) -> bool:
-        """`slug` is looked up in both sets, `org:slug` and `user:slug` in one; any other scope is no. Case counts."""
-        if not isinstance(asked, str):
+    def has(self, name: str) -> bool:
+        """Is this feature or plan there? `slug` may be in either set, `org:slug` or `user:slug` in one only. Case counts."""
+        if not isinstance(name, str):
             return False
-        parts = asked.split(":")
+        parts = name.split(":")
         if len(parts) == 1:
-            return bool(asked) and (asked in self.org or asked in self.user)
+            return bool(name) and (name in self.org or name in self.user)
         scope, slug = parts[0], parts[1]
         if not slug:
             return False

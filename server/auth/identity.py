@@ -1,4 +1,4 @@
-"""Who is calling: the one small value that a provider makes and everything else reads."""
+"""The identity of a caller: made by a provider, read by everything else."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from ..http.errors import Unauthorized
 from .billing import Subscription
 from .reverification import Reverification, is_fresh
 
+ADMIN: Final = "org:admin"
+"""The role of an organisation's administrator."""
+_PREFIX: Final = "org:"
 TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token"})
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
 
 class CredentialRejected(Exception):
-    """The credential is of a kind this provider knows, and it is bad: the answer is 401, now.
+    """Raised by a provider for a bad credential of its own kind: the response is a 401, and no other provider is asked.
 
-    `reason` is a slug of lower-case words joined by hyphens. Use `credential-rejected` for everything that
-    happens before a signature is proven: a stranger must not learn which check failed.
-    `detail` goes to the log only; it must not hold the credential.
+    reason   a slug of lower-case words joined by hyphens, sent to the client. It must be `credential-rejected` until a
+             signature is verified: an unknown client must not learn which check failed
+    detail   for the log only; it must not contain the credential
     """
 
     def __init__(self, reason: str = "credential-rejected", detail: str = "") -> None:
@@ -31,20 +34,23 @@ class CredentialRejected(Exception):
 
 
 class Identity:
-    """A caller that a provider vouches for. Immutable; every field but `provider` may be left out.
+    """A known caller. Immutable; every argument but `provider` may be left out.
 
-    provider         the name of the provider that vouches
-    token_type       what kind of credential it was: one of TOKEN_TYPES
-    user_id          the user, or None (an organisation's own key has none)
-    org_id           the *active* organisation, or None
-    org_slug, org_role, org_permissions, session_id
-    scopes           what the credential may be used for, or None where the kind has no scopes
-    claims           the caller's own token payload; None for opaque credentials
-    issued_at        when the credential was issued, Unix seconds; None where unknown (revocation needs it)
-    key_id           for an API key: its id (never the secret)
-    pending          is it a session whose tasks (choose an organisation, set up a factor) are unfinished?
-    derived          a dictionary for values computed from this identity alone, kept with it (a provider's cache keeps
-                     identities, so what is computed once serves many requests)
+    provider         the name of the provider that authenticated the caller
+    token_type       the kind of credential: session_token, access_token, api_key, clerk_api_key, m2m_token or oauth_token
+    user_id          the user, 1 to 255 printable characters; None for an organisation's own key
+    org_id           the *active* organisation, 1 to 255 printable characters, or None
+    org_role         the caller's role in it, such as `org:admin`, or None
+    org_permissions  the caller's permissions in it, such as `org:invoices:read`, or None
+    org_slug, session_id   the active organisation's slug and the session's id, or None
+    scopes           the scopes of the credential; None where its kind has no scopes
+    claims           the token's payload; None for opaque credentials
+    issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
+    key_id           the id of an API key (never the secret), or None
+    pending          set by the server: is it a session with unfinished tasks (Clerk's `sts` claim)?
+    derived          a dictionary for values computed from this identity alone, cached with it for later requests
+
+    Raises ValueError for an unknown token type, and for ids, permissions or scopes of another form.
     """
 
     __slots__ = (
@@ -101,18 +107,18 @@ class Identity:
         put(self, "claims", claims)
         put(self, "issued_at", issued_at)
         put(self, "key_id", key_id)
-        # Clerk's `sts` claim; a value we do not know counts as pending, so that a new state of theirs is not a way in.
+        # Clerk's `sts` claim; an unknown value counts as pending, so that a new state of Clerk's does not grant access.
         put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")
         put(self, "derived", {})
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("an Identity does not change after it was made")
+        raise AttributeError("an Identity is immutable")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError("an Identity does not change after it was made")
+        raise AttributeError("an Identity is immutable")
 
     def __repr__(self) -> str:
-        """Names the caller, never the credential or the claims."""
+        """The caller, without credential and claims."""
         return (
             f"Identity(provider={self.provider!r}, token_type={self.token_type!r}, "
             f"user_id={self.user_id!r}, org_id={self.org_id!r})"
@@ -120,12 +126,12 @@ class Identity:
 
     @property
     def actor(self) -> str:
-        """What `created_by` records: the user id, or `key:<id>` for a key that has no user."""
+        """The value of `created_by`: the user id, or `key:<id>` for a key without a user."""
         return self.user_id if self.user_id is not None else f"key:{self.key_id}"
 
     @property
     def audited_as(self) -> str:
-        """What the audit log names as actor: `key:<id>` for every key, a user's too, else the user, else what vouched."""
+        """The actor in the audit log: `key:<id>` for every key, a user's too; else the user id; else provider and type."""
         return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
 
     def has(
@@ -137,11 +143,11 @@ class Identity:
         plan: str | None = None,
         reverification: Reverification | None = None,
     ) -> bool:
-        """Does this caller have *all* that is asked? Nothing asked is False; data that is missing or odd is False.
+        """Does this caller have *all* of the arguments? False without any argument, and for missing or malformed claims.
 
-        The rules are those of Clerk's `has()`. Roles compare with any number of leading `org:` collapsed to one;
-        role and permission need an active organisation. Plan, feature and reverification exist for session tokens
-        alone: a machine's claims are its owner's free text and prove none of them.
+        The rules are those of Clerk's `has()`. Names compare with any number of leading `org:` collapsed to one; role and
+        permission need an active organisation. Plan, feature and reverification hold for session tokens only: a machine's
+        claims are free text of its owner and prove none of them.
         """
         if role is None and permission is None and feature is None and plan is None and reverification is None:
             return False
@@ -174,19 +180,19 @@ class Identity:
 
 
 def with_prefix(name: str) -> str:
-    """`admin`, `org:admin` and `org:org:admin` are one name: `org:admin`. Case counts."""
-    while name.startswith("org:"):
-        name = name[4:]
-    return "org:" + name
+    """The full name of a role or permission: `admin`, `org:admin` and `org:org:admin` are `org:admin`. Case counts."""
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
+    return _PREFIX + name
 
 
 def names_something(name: object) -> bool:
-    """Is this the name of a role or a permission at all? `org:` alone is none."""
-    return isinstance(name, str) and with_prefix(name) != "org:"
+    """Is this the name of a role or permission? `org:` alone is not."""
+    return isinstance(name, str) and with_prefix(name) != _PREFIX
 
 
 def _is_tenant_id(value: object) -> bool:
-    # isprintable refuses NUL, newlines and lone surrogates: none can be stored, and none belongs in a log line.
+    # isprintable refuses NUL, newlines and lone surrogates: they cannot be stored, and must not appear in a log line.
     return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
 
 
@@ -205,7 +211,7 @@ IDENTITY: Final = web.RequestKey("identity", Identity)
 
 
 def identity_of(request: web.Request) -> Identity:
-    """The caller of this request. Raises Unauthorized (401) where there is none: a public route has no caller."""
+    """The caller of this request. Raises Unauthorized (401) where there is none, as on a public route."""
     identity: Identity | None = request.get(IDENTITY)
     if identity is None:
         raise Unauthorized("credential-missing")

@@ -1,4 +1,4 @@
-"""Step-up: how long ago did the caller last prove each factor (Clerk's `fva` claim), and is that recent enough?"""
+"""Step-up: decides whether the caller verified a factor recently enough (Clerk's `fva` claim)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEVELS: Final = frozenset({"first_factor", "second_factor", "multi_factor"})
 
 
 def level_and_minutes(asked: object) -> tuple[str, float] | None:
-    """What is asked, as (level, minutes); None when it is ill-formed."""
+    """A requirement as (level, minutes); None where it is malformed."""
     if isinstance(asked, str):
         return PRESETS.get(asked)
     if not isinstance(asked, Mapping) or set(asked) != {"level", "afterMinutes"}:
@@ -32,18 +32,18 @@ def level_and_minutes(asked: object) -> tuple[str, float] | None:
 
 
 def is_fresh(fva: object, asked: object) -> bool:
-    """Was the factor that `asked` names proven within its minutes?
+    """Was the factor of the requirement `asked` verified within its minutes?
 
     `fva` is `[minutes since the first factor, minutes since the second]`, -1 = not enrolled. An age that equals the
-    limit is stale. Anything ill-formed, on either side, is not fresh.
+    limit is stale. A malformed claim or requirement is not fresh.
     """
-    wanted = level_and_minutes(asked)
-    if wanted is None or not isinstance(fva, list | tuple) or len(fva) != 2:
+    required = level_and_minutes(asked)
+    if required is None or not isinstance(fva, list | tuple) or len(fva) != 2:
         return False
     first, second = fva
     if not all(_is_age(age) and (age == -1 or age >= 0) for age in fva) or first == second == -1:
         return False
-    level, minutes = wanted
+    level, minutes = required
     fresh_first, fresh_second = bool(first != -1 and first < minutes), bool(second != -1 and second < minutes)
     if level == "first_factor":
         return fresh_first
@@ -53,12 +53,12 @@ def is_fresh(fva: object, asked: object) -> bool:
 
 
 def _is_age(value: object) -> bool:
-    # Compared, not asked with isfinite: an integer may be larger than any float (and then it is not an age).
+    # Compared instead of isfinite(), which fails for an integer larger than any float (such an integer is no age).
     return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value < 1e300
 
 
 def step_up(asked: Reverification) -> Forbidden:
-    """Clerk's body, which its browser hook `useReverification` knows, beside the challenge of RFC 9470 3."""
+    """The 403 for a missing step-up: Clerk's body for its hook `useReverification`, and the challenge of RFC 9470 3."""
     level = level_and_minutes(asked)
     seconds = round(level[1] * 60) if level else 0
     clerk = {"type": "forbidden", "reason": "reverification-error", "metadata": {"reverification": asked}}

@@ -1,12 +1,14 @@
-"""The command line: which command, with which settings, and one clear line when something is wrong."""
+"""The command line: parses it, runs one command with its settings, and reports a mistake in one line."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from . import check, explain, init, migrate, openapi, routes, serve
 _OWN = {
     "serve": serve, "init": init, "check": check, "routes": routes, "explain": explain, "migrate": migrate, "openapi": openapi,
 }  # fmt: skip
+_ABOUT = "An API server: routes need a signed-in caller unless you open them, and row-level security keeps tenants apart."
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; the exit status."""
+    """Run one command line; returns the exit status: 0, 1 for a failure, 2 for a mistake in the settings or arguments."""
     try:
         return _run(arguments)
     except (ConfigError, ValueError) as error:
@@ -45,26 +48,55 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     if trouble := ownership.trouble():
         raise ConfigError(trouble)
-    first = _common(argparse.ArgumentParser(add_help=False))
-    known, rest = first.parse_known_args(arguments)
-    settings = Settings(file=known.config, given={"host": known.host, "port": known.port, "workers": known.workers})
+    known, rest = _common(argparse.ArgumentParser(add_help=False)).parse_known_args(arguments)
+    name = next((word for word in rest if not word.startswith("-")), None)
+    if "-h" in rest or "--help" in rest or (name is None and "--version" in rest):
+        _parser(_commands_for_help(known, name, rest)).parse_args(arguments)  # which prints, and exits
+    settings = _settings(known)
     start_logging(settings.log_format)
-    name = next((word for word in rest if not word.startswith("-")), "serve")
-    plugged: Mapping[str, tuple[str, Command]] = {}
-    plugins = None
-    if name not in _OWN or not rest:
-        plugins = Plugins(settings)
-        plugged = plugins.offers().commands
-    args = _parser(plugged).parse_args(arguments)
-    if args.command in _OWN or args.command is None:
+    if name is None or name in _OWN:
+        args = _parser({}).parse_args(arguments)
         return int(_OWN[args.command or "serve"].run(args, settings))
-    if plugins is None:
-        raise ConfigError(f"no such command: {args.command}")
+    plugins = Plugins(settings)
+    plugged = _plugged(plugins)
+    args = _parser(plugged).parse_args(arguments)
     plugin, command = plugged[args.command]
     context = CommandContext(
         settings.get("env"), Path(settings.get("data_folder")), plugins.table_of(plugin), lambda: _database(settings)
     )
     return asyncio.run(_await(command, args, context))
+
+
+def _settings(known: argparse.Namespace) -> Settings:
+    """The settings with those of the command line. Raises ConfigError."""
+    return Settings(file=known.config, given={"host": known.host, "port": known.port, "workers": known.workers})
+
+
+def _plugged(plugins: Plugins) -> Mapping[str, tuple[str, Command]]:
+    """The commands of the plugins: (plugin, command) by name. Raises ConfigError."""
+    plugged = plugins.offers().commands
+    for name in plugged.keys() & _OWN.keys():
+        raise ConfigError(f"plugin {plugged[name][0]!r}: its command {name!r} has the name of a command of the server's")
+    return plugged
+
+
+def _commands_for_help(known: argparse.Namespace, name: str | None, rest: list[str]) -> Mapping[str, tuple[str, Command]]:
+    """The plugins' commands that `--help` lists. A mistake in the settings is reported, and leaves out what it affects."""
+    if name in _OWN or "--version" in rest:
+        return {}
+    names: list[str] = []
+    try:
+        settings = _settings(known)
+        names = settings.words("plugins")
+        return _plugged(Plugins(settings))
+    except ConfigError as error:
+        print(f"gatepost: {error}; some commands may not be listed", file=sys.stderr)
+    for plugins in (names, []):
+        try:
+            return _plugged(Plugins(Settings(file=Path(os.devnull), environ={}, given={"plugins": plugins})))
+        except ConfigError:
+            continue
+    return {}
 
 
 async def _await(command: Command, args: argparse.Namespace, context: CommandContext) -> int:
@@ -73,7 +105,10 @@ async def _await(command: Command, args: argparse.Namespace, context: CommandCon
 
 @asynccontextmanager
 async def _database(settings: Settings) -> Any:
-    """A connection in the serving role, beside a running server on the embedded Postgres too."""
+    """A connection in the serving role; on the embedded Postgres beside the running server.
+
+    Raises StartFailed where no server runs on the embedded Postgres.
+    """
     url = settings.get("database.url")
     connect = {"dsn": url} if url else beside_running_server(settings)
     if connect is None:
@@ -90,8 +125,22 @@ def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+class _Version(argparse.Action):
+    """`--version`: prints the version of the installed distribution."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"gatepost {metadata.version(ownership.DISTRIBUTION)}")
+        parser.exit()
+
+
+def _program() -> str:
+    """How this program was started, for the usage line."""
+    return "gatepost" if os.path.basename(sys.argv[0]) == "gatepost" else "python -m server"
+
+
 def _parser(plugged: Mapping[str, tuple[str, Command]]) -> argparse.ArgumentParser:
-    parser = _common(argparse.ArgumentParser(prog="python -m server", description="Every route locked, every row locked."))
+    parser = _common(argparse.ArgumentParser(prog=_program(), description=_ABOUT))
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in _OWN.items():
         module.arguments(commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0].rstrip(".")))

@@ -27,8 +27,8 @@ from ..settings.sources import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What the database told: what is wrong, what is merely worth knowing, and how many connections it gives."""
+class _Findings:
+    """What was found in the database: problems, warnings, and how many connections it allows."""
 
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
@@ -36,21 +36,21 @@ class _Found:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the effective settings with their sources, then what is wrong. Status 0, or 2 where something is."""
+    """Print the effective settings with their sources, then warnings and problems. Returns 0, or 2 if there is a problem."""
     app = build(settings)
     found, unready = asyncio.run(_look(app, settings))
     rows = settings.explain()
     if args.json:
-        print(json.dumps(_told(rows, found, unready)))
+        print(json.dumps(_as_json(rows, found, unready)))
         return 2 if found.problems else 0
     widths = max(len(key) for key, _, _ in rows), min(48, max(len(value) for _, value, _ in rows))
     for key, value, source in rows:
         print(f"{key:{widths[0]}}  {value:{widths[1]}}  {source}")
-    print(f"providers: {', '.join(name for name, _ in app[PROVIDERS])}; routes: {len(app[TABLE].rows)}")
+    print(f"providers: {', '.join(one.name for one in app[PROVIDERS])}; routes: {len(app[TABLE].rows)}")
     if found.capacity is not None:
         print(found.capacity.line())
     for line in [*app[TABLE].warnings, *found.warnings, *unready]:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 2 if found.problems else 0
 
 
-def _told(rows: list[tuple[str, str, str]], found: _Found, unready: list[str]) -> dict[str, object]:
+def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[str]) -> dict[str, object]:
     return {
         "settings": [{"key": key, "value": value, "source": source} for key, value, source in rows],
         "problems": found.problems,
@@ -71,50 +71,50 @@ def _told(rows: list[tuple[str, str, str]], found: _Found, unready: list[str]) -
     }
 
 
-async def _look(app: web.Application, settings: Settings) -> tuple[_Found, list[str]]:
-    """What the database told, and the providers that cannot verify anything now."""
+async def _look(app: web.Application, settings: Settings) -> tuple[_Findings, list[str]]:
+    """(what was found in the database, why providers cannot verify anything now)."""
     found = await _find(settings)
     async with asynccontextmanager(open_providers)(app):
         return found, not_ready(app)
 
 
-async def _find(settings: Settings) -> _Found:
-    """What the database tells, seen past a pooler, and what it tells through one."""
+async def _find(settings: Settings) -> _Findings:
+    """Look at the database directly and, where there is a pooler, through the pooler too."""
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
     connect = {"dsn": direct or url} if url else beside_running_server(settings)
     if connect is None:
-        return _Found(await _embedded(settings))
+        return _Findings(await _embedded(settings))
     try:
         async with direct_connection(connect) as connection:
-            room = await capacity(connection, settings)
-            found = await problems(connection) + await oracles.seen_by_nobody(connection)
-            told = [*await warnings(connection), *await oracles.warnings(connection), *_hosts(url), room.shortage()]
+            available = await capacity(connection, settings)
+            wrong = await problems(connection) + await oracles.seen_by_nobody(connection)
+            notes = [*await warnings(connection), *await oracles.warnings(connection), *_hosts(url), available.shortage()]
             if url and direct:
                 pooled = settings.get("database.pooler") == "transaction"
                 more, also = await _through(url, connection, pooled=pooled)
-                found, told = list(dict.fromkeys([*found, *more])), [*told, *also]
-        return _Found(found, [line for line in told if line], room)
+                wrong, notes = list(dict.fromkeys([*wrong, *more])), [*notes, *also]
+        return _Findings(wrong, [line for line in notes if line], available)
     except Unavailable as error:
-        return _Found([f"the database cannot be reached: {error}"])
+        return _Findings([f"the database cannot be reached: {error}"])
 
 
 async def _through(url: str, direct: Any, *, pooled: bool) -> tuple[list[str], list[str]]:
-    """(problems, warnings) of what stands at `database.url`, as the server will see it."""
+    """(problems, warnings) of the database at `database.url`, as the server will see it."""
     async with direct_connection({"dsn": url, "statement_cache_size": 0}) as connection:
         if not await pooler.same_place(connection, direct):
             return ["database.direct_url: leads to another database than database.url (DATABASE_URL)"], []
-        # A pooler logs in by itself: as whom?
+        # A pooler logs in by itself, perhaps as another role.
         return await problems(connection), await pooler.warnings(connection, direct) if pooled else []
 
 
 def _hosts(url: str | None) -> list[str]:
     if url and len(split(url)) > 1 and "target_session_attrs" not in url:
-        return ["database.url names several hosts and no target_session_attrs=read-write: a standby may be taken"]
+        return ["database.url names several hosts without target_session_attrs=read-write: the server may connect to a standby"]
     return []
 
 
 async def _embedded(settings: Settings) -> list[str]:
-    """No server runs on the embedded Postgres: look at it ourselves, if it has ever been made."""
+    """The problems of the embedded Postgres, on which no server runs; none if it was never created."""
     if not (Path(settings.get("data_folder")) / "postgres").exists():
         return []
     storage = ServerDatabase(settings)

@@ -1,4 +1,4 @@
-"""Say what the gate makes of METHOD PATH: which route, which access, public or not and why."""
+"""Show how the gate treats METHOD PATH: its route, its access, and why it is public or not."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ..settings.sources import Settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD")
-    parser.add_argument("path", metavar="PATH", help="a raw request target, as it stands in a request line")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("path", metavar="PATH", help="a raw request target, as in a request line")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Ask the real router; nothing is opened and nothing runs."""
-    told = asyncio.run(explain(build(settings), args.method.upper(), args.path))
+    """Ask the real router and print its answer; nothing is opened and no handler runs. Returns 0."""
+    result = asyncio.run(explain(build(settings), args.method.upper(), args.path))
     if args.json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     else:
-        print("\n".join(f"{name + ':':9}{value}" for name, value in told.items()))
+        print("\n".join(f"{name + ':':9}{value}" for name, value in result.items()))
     return 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """As much of a request as the router looks at."""
+class _Target:
+    """The parts of a request that the router reads."""
 
     method: str
     rel_url: URL
 
 
 def _url(target: str) -> URL:
-    """The target as aiohttp's parser reads it: what begins with a slash is a path, were it `//host/path`."""
+    """As aiohttp's parser reads it: a target with a leading slash is a path, even `//host/path`. Raises ValueError."""
     if target.startswith("/"):
         path, _, query = target.partition("?")
         return URL.build(path=path, query_string=query, encoded=True)
@@ -54,28 +54,32 @@ def _url(target: str) -> URL:
 
 
 async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
-    """What would happen to this request without a credential, and why."""
+    """What happens to this request without a credential: `route`, `answer`, `why`, and `access` where a route matches."""
     if malformed(target):
-        return {"route": "none", "answer": "400", "why": "the target is malformed: it could be read in more than one way"}
+        return {"route": "none", "answer": "400", "why": "the target is malformed: parsers could read it in different ways"}
     try:
-        asked: Any = _Asked(method, _url(target))
+        request: Any = _Target(method, _url(target))
     except ValueError:
         return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
-    match = await app.router.resolve(asked)
+    match = await app.router.resolve(request)
     rule = app[TABLE].rules.get(match.route)
     if rule is None:
         status = match.http_exception.status if match.http_exception else 404
-        return {"route": "none", "answer": "401", "why": f"a stranger learns nothing; a known caller gets {status}"}
-    return _told(app, method, rule)
+        return {
+            "route": "none",
+            "answer": "401",
+            "why": f"no route matches: without a credential the answer is 401, with one it is {status}",
+        }
+    return _access_of(app, method, rule)
 
 
-def _told(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
+def _access_of(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
     route = f"{method} {rule.template}"
     patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(rule.template)]
     if rule.public:
         return {"route": route, "access": "public", "answer": "open", "why": f"declared @public, and {patterns[0]!r} covers it"}
     if rule.access.public:
-        why = "declared @public, but no pattern of the operator's covers it"
+        why = "declared @public, but no pattern in public_routes covers it"
     elif patterns:
         why = f"{patterns[0]!r} covers it, but it is not declared @public"
     else:

@@ -1,4 +1,4 @@
-"""Write a settings file with every setting in it, explained and switched off."""
+"""Write a settings file that lists every setting, explained and commented out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ..settings.sources import Settings
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", nargs="?", default="gatepost.toml", metavar="FILE",
-        help="where to (default: gatepost.toml); - prints it. A file that is there is left as it is",
+        help="the file to write (default: gatepost.toml); - prints it. An existing file is not overwritten",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Write the tables of the server and of all plugins that are loaded; those that the setting `plugins` names too."""
+    """Write the settings of the server and of every loaded plugin, also of those named by `plugins`. Returns 0.
+
+    Raises ConfigError if the file exists or cannot be written.
+    """
     if args.file != "-" and Path(args.file).exists():
-        raise ConfigError(f"init: {args.file} is there already, and was left as it is")
+        raise ConfigError(f"init: {args.file} already exists; not overwritten")
     Plugins(settings)  # each declares its table
     text = sample(settings.declared(), settings.words("plugins"))
     if args.file == "-":
@@ -33,5 +36,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"init: {args.file} cannot be written ({error.strerror})") from error
-    print(f"written: {args.file}. Switch on what you need; `python -m server check` says what is in force and why.")
+    print(
+        f"written: {args.file}. Uncomment what you need; `python -m server check` shows the values in force and their sources."
+    )
     return 0

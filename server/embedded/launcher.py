@@ -1,8 +1,8 @@
 """The launcher of every Postgres program, run as a script: `python -I -S launcher.py …`.
 
-It becomes the right user, binds itself to the life of the process that started it, and then turns into the program. A
-process of its own, because code between fork and exec is not safe in a process that has threads. It runs at every start
-of Postgres: it imports little, as imports take the time, and nothing of this project.
+It switches to the right user, arranges to be stopped when its parent dies, and then executes the program. It is a process
+of its own because code between fork and exec is not safe in a process that has threads. It runs at every start of Postgres,
+so it imports little (imports take most of the time), and nothing of this project.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _alias(uid: int, gid: int) -> None:
-    """Enter a user namespace in which root is called `uid`: the exec that follows then drops root's powers."""
+    """Enter a user namespace in which root is `uid`: the exec that follows drops root's capabilities. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     texts = {"setgroups": "deny", "uid_map": f"{uid} {os.geteuid()} 1", "gid_map": f"{gid} {os.getegid()} 1"}
     if libc.unshare(_CLONE_NEWUSER) != 0:
@@ -26,8 +26,8 @@ def _alias(uid: int, gid: int) -> None:
 
 
 def launch(parent: int, at_death: int, kind: str, uid: int, gid: int, folder: str, *program: str) -> None:
-    """Turn into `program`, run in `folder` by the account `kind`, `uid`, `gid`; get `at_death` when `parent` dies."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ours may be ignored, or raise KeyboardInterrupt
+    """Execute `program` in `folder` as the account `kind`, `uid`, `gid`; it gets the signal `at_death` when `parent` dies."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # inherited, it may be ignored or raise KeyboardInterrupt
     if kind == "user":
         os.setgroups([])
         os.setgid(gid)
@@ -36,7 +36,7 @@ def launch(parent: int, at_death: int, kind: str, uid: int, gid: int, folder: st
         _alias(uid, gid)
     if sys.platform == "linux":  # after the change of user, which would clear it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, at_death)
-    if os.getppid() != parent:  # it died before we were bound to it
+    if os.getppid() != parent:  # it died before prctl took effect
         sys.exit(1)
     os.chdir(folder)
     os.execv(program[0], program)

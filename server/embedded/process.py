@@ -1,4 +1,4 @@
-"""How a Postgres program is run: as which user of the operating system, and never longer than we live."""
+"""Running a Postgres program: as which user of the operating system, and never longer than this process."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 _LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
-# How to stop Postgres: in order, at once, by force; and how many seconds each may take.
+# How to stop Postgres (in order, at once, by force), and the seconds that each step may take.
 STOP_LIMITS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
-_OVERFLOW_UID = 65534  # what Linux shows for every user that a user namespace does not know
+_OVERFLOW_UID = 65534  # what Linux shows for a user that is not mapped into the user namespace
 
 
 class PostgresError(Exception):
@@ -21,10 +21,12 @@ class PostgresError(Exception):
 
 
 class Account(NamedTuple):
-    """The user a Postgres program runs as.
+    """The user that a Postgres program runs as, which must not be root.
 
-    `self`: as we do. `user`: we are root, and it gives up root for `uid`, `gid`. `alias`: we are root, and in a user
-    namespace of its own it is called `uid`, `gid`, has lost root's powers, and yet owns and reaches root's files.
+    kind `self`    this process's own user
+    kind `user`    this process is root; the program switches to `uid`, `gid`
+    kind `alias`   this process is root; the program runs in a user namespace in which root is `uid`, `gid`: it has none of
+                   root's capabilities, but owns and can read root's files
     """
 
     kind: str
@@ -33,11 +35,11 @@ class Account(NamedTuple):
 
     @property
     def file_owner(self) -> int:
-        """The uid, as we see it, that owns what Postgres writes."""
+        """The uid, as this process sees it, that owns the files that Postgres writes."""
         return 0 if self.kind == "alias" else self.uid
 
     def our_name(self) -> str:
-        """Our user's name as Postgres sees us at the other end of its socket; PostgresError where there is none."""
+        """The name of this process's user, as Postgres sees it through its socket. Raises PostgresError if it has none."""
         uid = self.uid if self.kind == "alias" else os.geteuid()
         try:
             return pwd.getpwuid(uid).pw_name
@@ -46,7 +48,7 @@ class Account(NamedTuple):
 
 
 def accounts(data: Path) -> Iterator[Account]:
-    """The accounts Postgres could run as, best first; `data` is its data folder, which may not exist yet."""
+    """The accounts that Postgres could run as, best first. `data` is its data folder, which may not exist yet."""
     if os.geteuid() != 0:
         yield Account("self", os.geteuid(), os.getegid())
         return
@@ -57,27 +59,27 @@ def accounts(data: Path) -> Iterator[Account]:
     users = pwd.getpwall()
     if not found:
         yield from (Account("user", user.pw_uid, user.pw_gid) for user in users if user.pw_name == "nobody")
-    # Strangers look like the overflow user in there, so being that one would let them in.
+    # In a user namespace every unmapped user appears as the overflow user: as that one, Postgres would let all of them in.
     others = [user for user in users if user.pw_uid not in (0, _OVERFLOW_UID)]
     if others and sys.platform == "linux":
         yield Account("alias", others[0].pw_uid, others[0].pw_gid)
 
 
 def command(account: Account, folder: Path, at_our_death: signal.Signals, program: list[str]) -> list[str]:
-    """The command line that runs `program` in `folder` as `account`, and sends it `at_our_death` when we die."""
+    """The command line that runs `program` in `folder` as `account`; it gets `at_our_death` when this process dies."""
     who = [account.kind, str(account.uid), str(account.gid)]
     launcher = [sys.executable, "-I", "-S", str(_LAUNCHER)]
     return [*launcher, str(os.getpid()), str(int(at_our_death)), *who, str(folder), *program]
 
 
 def environment() -> dict[str, str]:
-    """The environment of a Postgres program: none of our secrets, no PG* settings, no locale but C."""
+    """The environment of a Postgres program: no secrets, no PG* settings, the locale C, the time zone UTC."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def run(account: Account, folder: Path, program: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Run a short Postgres program to its end (two minutes at most) and return its status and output."""
+    """Run a short Postgres program to its end and return its status and output. Raises PostgresError after two minutes."""
     line = command(account, folder, signal.SIGKILL, program)
     try:
         return subprocess.run(
@@ -96,7 +98,7 @@ def run(account: Account, folder: Path, program: list[str]) -> "subprocess.Compl
 
 
 def is_postgres_on(pid: int, data: Path) -> bool:
-    """Whether process `pid` lives and is a Postgres server on the folder `data`: a bare pid may have been reused."""
+    """Whether process `pid` is running and is a Postgres server on the folder `data`; the pid alone may have been reused."""
     if pid <= 0:
         return False
     if not os.path.exists("/proc/self/cmdline"):  # not Linux
@@ -111,13 +113,13 @@ def is_postgres_on(pid: int, data: Path) -> bool:
         return False
     if os.fsencode(data) in words:
         return True
-    with contextlib.suppress(OSError):  # started by hand with a relative path; its working folder is the data
+    with contextlib.suppress(OSError):  # started by hand with a relative path: its working folder is the data folder
         return os.path.samefile(f"/proc/{pid}/cwd", data)
     return False
 
 
 def exists(pid: int) -> bool:
-    """Whether there is a process `pid` at all, of any user, living or a zombie."""
+    """Whether a process `pid` exists, of any user, running or a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -128,7 +130,7 @@ def exists(pid: int) -> bool:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop our Postgres process, in order if it can, by force if it must, and wait until it is gone."""
+    """Stop this Postgres process, by force if it does not stop in order, and wait for its end (at most 40 seconds)."""
     for how, limit in STOP_LIMITS:
         if process.poll() is not None:
             return
@@ -138,7 +140,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 class PidFile(NamedTuple):
-    """What `postmaster.pid` says; `pid` 0 when it says nothing."""
+    """The content of `postmaster.pid`; `pid` is 0 if the file is missing or unreadable."""
 
     pid: int
     socket: Path
@@ -146,7 +148,7 @@ class PidFile(NamedTuple):
 
 
 def read_pid_file(data: Path) -> PidFile:
-    """Read `postmaster.pid` in the data folder. Nothing in it is to be believed before `is_postgres_on`."""
+    """Read `postmaster.pid` in the data folder. Check it with `is_postgres_on` before relying on it: it may be stale."""
     try:
         lines = os.fsdecode((data / "postmaster.pid").read_bytes()).split("\n")
         pid = int(lines[0])

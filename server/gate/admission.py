@@ -19,7 +19,6 @@ from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
 from ..http.stamp import OPENED, REQUEST_ID
-from ..plugins.hookspecs import Provider
 from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
@@ -41,7 +40,7 @@ class Gate:
     def __init__(
         self,
         rules: Mapping[web.AbstractRoute, RouteRule],
-        providers: Sequence[tuple[str, Provider]],
+        providers: Sequence[LoadedProvider],
         *,
         provider_seconds: float,
         revocations: Revocations,
@@ -53,7 +52,7 @@ class Gate:
     ) -> None:
         """`denied` are told of every request that is turned away."""
         self._rules = dict(rules)
-        self._asked = [LoadedProvider(name, provider) for name, provider in providers]
+        self._asked = list(providers)
         self._seconds = provider_seconds
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited

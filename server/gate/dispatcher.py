@@ -34,7 +34,7 @@ class Dispatcher:
         self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
-        """Set when the server is about to stop: each connection then ends with its next answer (RFC 9112 9.6)."""
+        """Set when the server is about to stop: each connection then ends with the answer to its last request (RFC 9112 9.6)."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The answer to a request, whatever happens."""
@@ -92,7 +92,7 @@ class Dispatcher:
         stamp(response, request_id, cacheable=cacheable)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)
-        if self.draining:
+        if self.draining and not request.protocol._messages:  # else the requests behind this one would get no answer
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)

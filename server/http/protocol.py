@@ -19,6 +19,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from ..telemetry.log import LOG
 from .descriptors import bound_accept_errors, room_for
+from .draining import DrainingServer
 from .errors import error_response
 from .response import JsonResponse, last_words
 from .stamp import new_request_id, stamp
@@ -161,7 +162,7 @@ class Request(web.Request):
         return key in self._state
 
 
-class ConnectionServer(web.Server):
+class ConnectionServer(DrainingServer):
     """aiohttp's server with our connections."""
 
     sharing: HandOver | None = None

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 from ..http.describe import Description, description_of
-from ..plugins.hookspecs import Provider
+from ..plugins.providers import LoadedProvider
 from ..routing.table import RouteRule, RouteTable
 from .components import PARAMETERS, Error, header_components, response_components
 from .operation import operation, path_of
@@ -50,7 +50,7 @@ def openapi_document(request: web.Request) -> Document:
     return request.app[DOCUMENT]
 
 
-def make(table: RouteTable, providers: Iterable[tuple[str, Provider]]) -> Document:
+def make(table: RouteTable, providers: Iterable[LoadedProvider]) -> Document:
     """The document of these routes; the same for the same routes and providers. Raises ConfigError.
 
     HEAD is left out: it is wherever GET is.
@@ -59,7 +59,7 @@ def make(table: RouteTable, providers: Iterable[tuple[str, Provider]]) -> Docume
     return Document(raw, f'"{hashlib.sha256(raw).hexdigest()[:32]}"')
 
 
-def document(table: RouteTable, providers: Iterable[tuple[str, Provider]]) -> dict[str, Any]:
+def document(table: RouteTable, providers: Iterable[LoadedProvider]) -> dict[str, Any]:
     """The same as a dictionary."""
     routes = _routes(table)
     schemes, schemas = schemes_of(providers), _schemas(routes)

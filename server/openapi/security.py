@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ..auth.access import Access
-from ..plugins.hookspecs import Provider
+from ..plugins.providers import LoadedProvider
 from ..settings.setting import ConfigError
 
 TOKEN_TYPES: Final = "x-gatepost-token-types"
@@ -24,21 +24,21 @@ _NEEDS: Final = {
 Schemes = dict[str, dict[str, Any]]
 
 
-def schemes_of(providers: Iterable[tuple[str, Provider]]) -> Schemes:
+def schemes_of(providers: Iterable[LoadedProvider]) -> Schemes:
     """What `security_schemes` of each provider says. Raises ConfigError for what is no scheme, or a name that is taken.
 
     A provider that says nothing is shown as one that reads the header `Authorization`: an empty list would mean that
     no credential is needed.
     """
     found: Schemes = {}
-    for provider_name, provider in providers:
-        said = getattr(provider, "security_schemes", None) or {provider_name: _unsaid(provider_name)}
-        if not isinstance(said, Mapping):
-            raise ConfigError(f"provider {provider_name!r}: security_schemes must be a mapping of names to schemes")
-        for name, scheme in said.items():
-            _check(provider_name, name, scheme)
+    for one in providers:
+        schemes = one.security_schemes or {one.name: _unsaid(one.name)}
+        if not isinstance(schemes, Mapping):
+            raise ConfigError(f"provider {one.name!r}: security_schemes must be a mapping of names to schemes")
+        for name, scheme in schemes.items():
+            _check(one.name, name, scheme)
             if name in found:
-                raise ConfigError(f"provider {provider_name!r}: the security scheme {name!r} is another provider's already")
+                raise ConfigError(f"provider {one.name!r}: the security scheme {name!r} is another provider's already")
             found[name] = dict(scheme)
     return found
 

@@ -1,4 +1,4 @@
-"""What a plugin may say, and what it is given. The hooks are called once, at start, in the main thread."""
+"""The hooks and protocols of plugins. Each hook is called once, at startup, in the main thread."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ hookimpl = pluggy.HookimplMarker("gatepost")
 
 @runtime_checkable
 class Provider(Protocol):
-    """Says who is calling. Only `authenticate` is required; the other methods may be left out.
+    """Identifies callers. Only `authenticate` is required; all other members may be left out.
 
-    open(house)   async, once, before the port is bound. Raise ValueError for a mistake in the settings: it stops
-                  the start. A service that cannot be reached must not: say so in `not_ready`.
-    not_ready()   a reason for /readyz, or None
-    figures()     numbers for /metrics by name, such as {"cache_hits_total": 12}: a name that ends in _total only grows
-    close()       async, once, at the end
-    issuers       the `iss` values this provider answers for: no other provider takes a JWT that names one
-    namespaces    what its user and organisation ids are prefixed with, "" for nothing; two providers may not share one
-    reads         the headers that it reads a credential from; it is not asked where none of them is there. Left out: it
-                  is asked about every request
-    recall(request)   not async: the Identity of a credential that was proven before, from memory, if all that can change
-                  since is checked; None: `authenticate` is asked. It may raise CredentialRejected
-    authorized_parties   origins whose pages sign in with it; the default of `cors_origins`
-    security_schemes     a mapping of names to OpenAPI security scheme objects, for the document that strangers read: no
-                         secret and no setting. A member `x-gatepost-token-types` lists the token types of a scheme;
-                         a route names the schemes whose types it takes.
+    open(house)   async; called once, before the port is bound. A ValueError, for a mistake in the settings, prevents
+                  startup. A service that cannot be reached must not: report it in `not_ready`
+    not_ready()   the reason for which /readyz fails, or None
+    figures()     numbers for /metrics by name, such as {"cache_hits_total": 12}; a name that ends in _total must only grow
+    close()       async; called once, at shutdown
+    issuers       the `iss` values of this provider's JWTs: no other provider accepts a JWT with one of them
+    namespaces    the prefixes of its user and organisation ids, "" for none; two providers must not share one
+    reads         the names of the headers that it reads a credential from; it is skipped if none of these headers is
+                  present. Left out: it is called for every request
+    recall(request)   not async: the Identity of a credential that was verified before, from memory, after checking all
+                  that may have changed since; None: `authenticate` is called. May raise CredentialRejected
+    authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
+    security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
+                         member `x-gatepost-token-types` of a scheme lists its token types; a route names the schemes
+                         whose types it accepts
     """
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """Known: an Identity. Not mine: None. Mine and bad: raise CredentialRejected.
+        """Identify the caller of this request.
 
-        Cannot tell because something is down: raise Unavailable. That, any other exception, and a call that takes
-        longer than the provider time-out, is a 503, and never the next provider's turn.
+        Returns an Identity for a valid credential, and None where there is no credential of this provider's kind: the next
+        provider is asked. Raises CredentialRejected for a bad credential of its kind: the response is a 401. Raises
+        Unavailable where something needed is down: the response is a 503, as for any other exception and for a call that
+        takes longer than `limits.provider_seconds`. After any of these no other provider is asked.
         """
 
 
@@ -52,7 +54,7 @@ ProviderFactory: TypeAlias = Callable[[Mapping[str, Any]], Provider]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `House.fetch` brings back."""
+    """The HTTP response that `House.fetch` returns: its status, its whole body, and its headers."""
 
     status: int
     body: bytes
@@ -60,12 +62,12 @@ class Answer:
 
 
 class House(Protocol):
-    """All that a provider may use of the server, handed to its `open`."""
+    """The server context passed to a provider's `open`: all of the server that a provider may use."""
 
     env: str
     """`development`, `test` or `production`."""
     folder: Path
-    """Where the server keeps its own files (`.gatepost/`); made when first needed."""
+    """The folder of the server's own files (`.gatepost/`); it is created when first needed."""
 
     async def fetch(
         self,
@@ -77,41 +79,51 @@ class House(Protocol):
         max_bytes: int = 1_048_576,
         timeout: float = 5.0,
     ) -> Answer:
-        """One HTTP exchange within `timeout` seconds, never a redirect, never more than `max_bytes` of body.
+        """Send one HTTP request and return the response, whatever its status. Redirects are not followed.
 
-        Raises Unavailable when there is no answer or it is too large; any status is an answer.
+        Raises Unavailable where no response arrives within `timeout` seconds, or its body is larger than `max_bytes`.
         """
 
     async def query(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
-        """Call one of the listed database functions that work without an identity. Raises Unavailable."""
+        """Call one of the database functions listed for providers, which work without an identity. Returns its rows.
+
+        Raises Unavailable where the database cannot answer.
+        """
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
-        """Is this subject (kind `key`, `session`, `user`, ...) revoked for what was issued at `issued_at` (Unix seconds)?
+        """Is a credential of this subject that was issued at `issued_at` revoked?
 
-        From memory, at no cost. Raises Unavailable when that memory is older than the allowed staleness.
+        `kind` is `key`, `session`, `user`, `organization`, `membership` or `role`. `issued_at` is Unix seconds; set it: if it
+        is None, every revocation of the subject applies. This reads memory only. Raises Unavailable where that is older than
+        `revocation.max_staleness`.
         """
 
     def issuer_of(self, issuer: str) -> str | None:
-        """The name of the provider that answers for this `iss`, or None."""
+        """The name of the provider that has this `iss` value among its `issuers`, or None."""
 
     def has_issuers_beside(self, provider: str) -> bool:
-        """Does any provider but this one answer for an issuer? If not, no JWT can be another's."""
+        """Does any other provider have issuers? If not, no JWT can belong to another provider."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What a plugin's command line command may use."""
+    """What a plugin's command may use: the environment, the server's folder, the plugin's settings, and the database."""
 
     env: str
     folder: Path
     settings: Mapping[str, Any]
     database: Callable[[], Any]
-    """`async with context.database() as connection:` a connection in the serving role."""
+    """`async with context.database() as connection:` an asyncpg connection in the serving role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand of `python -m server`. `run` gives the exit status; raise ValueError for a mistake (status 2)."""
+    """A subcommand of `python -m server`.
+
+    help        one line for `--help`
+    arguments   adds the command's arguments to its parser
+    run         async; runs the command and returns the exit status. A ValueError is printed as one line, with status 2
+    """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
@@ -120,23 +132,23 @@ class Command:
 
 @hookspec
 def register_providers() -> Mapping[str, ProviderFactory]:
-    """Names and factories of providers. A factory gets its plugin's own table of the settings, read-only."""
+    """Return the factories of providers by name. A factory takes its plugin's settings and returns a Provider."""
     raise NotImplementedError
 
 
 @hookspec
 def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef] | Sequence[web.RouteDef]:
-    """Routes; each handler declares its access with @public, @signed_in or @requires."""
+    """Return the routes. Each handler must declare its access with @public, @signed_in or @requires."""
     raise NotImplementedError
 
 
 @hookspec
 def register_settings() -> Mapping[str, Setting]:
-    """The keys of the plugin's own table. Without this hook the table is handed over unchecked."""
+    """Return the settings of the plugin's own table by key. Without this hook the table is passed to the plugin unchecked."""
     raise NotImplementedError
 
 
 @hookspec
 def register_commands() -> Mapping[str, Command]:
-    """Subcommands of `python -m server` that live with this plugin."""
+    """Return the plugin's subcommands of `python -m server` by name."""
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a provider may use of the server: one bounded HTTP client, the listed database functions, and no more."""
+"""Implements the protocol House: a bounded HTTP client, the listed database functions, and the revocations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .hookspecs import Answer
 
 
 class ServerHouse:
-    """The House of one running server."""
+    """The House that all providers of one server share."""
 
     def __init__(self, env: str, folder: Path, call: Any, revocations: Revocations) -> None:
         """`call(function, *args)` runs a listed database function."""
@@ -28,7 +28,7 @@ class ServerHouse:
         self._client: aiohttp.ClientSession | None = None
 
     def claim_issuer(self, issuer: str, provider: str) -> str | None:
-        """Note that `provider` answers for tokens of `issuer`; the name of another that does already, or None."""
+        """Record that `issuer` belongs to `provider`. Returns the name of another provider that has it already, or None."""
         owner = self._issuers.setdefault(issuer, provider)
         self._owners.add(owner)
         return None if owner == provider else owner
@@ -61,18 +61,19 @@ class ServerHouse:
         try:
             async with (
                 asyncio.timeout(timeout),
-                client.request(method, url, headers=headers, data=body, allow_redirects=False) as got,
+                client.request(method, url, headers=headers, data=body, allow_redirects=False) as response,
             ):
                 content = bytearray()
-                async for chunk in got.content.iter_chunked(65536):
+                async for chunk in response.content.iter_chunked(65536):
                     content += chunk
                     if len(content) > max_bytes:
-                        raise Unavailable(f"{url}: the answer is larger than {max_bytes} bytes")
-                return Answer(got.status, bytes(content), dict(got.headers))
+                        raise Unavailable(f"{url}: the response is larger than {max_bytes} bytes")
+                return Answer(response.status, bytes(content), dict(response.headers))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise Unavailable(f"{url}: {type(error).__name__}") from None
 
     async def close(self) -> None:
+        """Close the HTTP client."""
         if self._client is not None:
             await self._client.close()
 

@@ -1,6 +1,6 @@
-"""Finds the named plugins and takes what they offer. The only room, with hookspecs, that knows pluggy.
+"""Loads the plugins and collects what they offer. Only this module and hookspecs use pluggy.
 
-Nothing that is merely installed runs: the server's own plugins and those that `plugins` names, and no other.
+Nothing runs merely because it is installed: only the server's own plugins and those that the setting `plugins` names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any, Final
 import pluggy
 from aiohttp import web
 
+from ..settings.core import SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .hookspecs import Command, Provider, ProviderFactory
+from .hookspecs import Command, ProviderFactory
+from .providers import LoadedProvider
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
@@ -26,7 +28,7 @@ DISTRIBUTION: Final = "gatepost"
 
 @dataclass(slots=True)
 class Offers:
-    """All that the loaded plugins offer."""
+    """What the loaded plugins offer, each with the name of its plugin."""
 
     providers: dict[str, tuple[str, ProviderFactory]] = field(default_factory=dict)
     routes: list[tuple[str, web.RouteDef]] = field(default_factory=list)
@@ -37,9 +39,9 @@ class Plugins:
     """The loaded plugins of one server."""
 
     def __init__(self, settings: Settings, extra: Mapping[str, object] | None = None) -> None:
-        """Load the built-in plugins and those that the settings name; `extra` are plugin objects by name (tests).
+        """Load the built-in plugins and those that the settings name; `extra` are plugin objects by name (in tests).
 
-        Declares every plugin's table and then refuses unknown settings. Raises ConfigError with one clear line.
+        Declares every plugin's table, then refuses unknown settings. Raises ConfigError with one line.
         """
         self._settings = settings
         self._manager = pluggy.PluginManager("gatepost")
@@ -55,7 +57,7 @@ class Plugins:
         settings.refuse_unknown()
 
     def offers(self) -> Offers:
-        """Ask every hook once. Raises ConfigError."""
+        """Call every hook once and collect the results. Raises ConfigError."""
         offers = Offers()
         for name, given in self._each("register_providers"):
             for provider, factory in _mapping(name, given, object, "register_providers").items():
@@ -64,7 +66,7 @@ class Plugins:
                 _put(offers.providers, provider, (name, factory), "provider")
         served = self._settings.words("handlers") or self.builtin
         for unknown in set(served) - set(self.builtin):
-            raise ConfigError(f"handlers: there are no built-in handlers {unknown!r}; known: {', '.join(sorted(self.builtin))}")
+            raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {', '.join(sorted(self.builtin))}")
         for name, given in self._each("register_handlers"):
             if name not in self.builtin or name in served:
                 offers.routes += [(name, route) for route in _routes(name, given)]
@@ -73,8 +75,8 @@ class Plugins:
                 _put(offers.commands, command, (name, what), "command")
         return offers
 
-    def provider(self, name: str, offers: Offers) -> Provider:
-        """Make the provider `name` with its plugin's own table of the settings."""
+    def provider(self, name: str, offers: Offers) -> LoadedProvider:
+        """Create the provider `name` with the settings of its plugin. Raises ConfigError."""
         if name not in offers.providers:
             raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {', '.join(sorted(offers.providers))}")
         plugin, factory = offers.providers[name]
@@ -85,12 +87,18 @@ class Plugins:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"provider {name!r} could not be made: {_said(error)}") from error
+            raise ConfigError(f"provider {name!r} cannot be created: {_one_line(error)}") from error
         if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
             raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
-        return provider
+        try:
+            return LoadedProvider(name, provider)
+        except TypeError as error:
+            raise ConfigError(
+                f"provider {name!r}: reads, issuers, namespaces, authorized_parties must be lists: {error}"
+            ) from error
 
     def table_of(self, plugin: str) -> Mapping[str, Any]:
+        """A plugin's own settings, read-only."""
         return self._settings.table(self._tables[plugin])
 
     def _named(self) -> list[tuple[str, object]]:
@@ -106,7 +114,7 @@ class Plugins:
 
     def _find(self, name: str, entries: list[metadata.EntryPoint]) -> object:
         if name in self.builtin:
-            raise ConfigError(f"plugins: {name!r} is built in; it need not be named")
+            raise ConfigError(f"plugins: {name!r} is built in and always loaded; remove it")
         if name.startswith("module:"):
             return _load(name, lambda: importlib.import_module(name.removeprefix("module:")))
         if not entries:
@@ -117,7 +125,7 @@ class Plugins:
 
     def _register(self, name: str, plugin: object) -> None:
         table = name.removeprefix("module:").partition(".")[0]
-        if table in ("database", "idempotency", "ops", "limits", "log", "revocation", "audit"):
+        if table in SERVER_TABLES:
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the server itself")
         if name != table and table in self.builtin:
             raise ConfigError(f"plugins: {name!r} would share a table of the settings with the built-in plugin {table!r}")
@@ -136,7 +144,7 @@ class Plugins:
             raise ConfigError(f"plugins: no such hook: {' '.join(str(error).split())}") from error
 
     def _each(self, hook: str) -> Iterable[tuple[str, Any]]:
-        """(plugin, result) for each implementation, in the order of loading; called here so that we know who answered."""
+        """(plugin, result) of each implementation, in loading order. Called without pluggy, to know whose result it is."""
         implementations = {impl.plugin_name: impl for impl in getattr(self._manager.hook, hook).get_hookimpls()}
         for name in self._tables:
             if name in implementations:
@@ -149,23 +157,23 @@ class Plugins:
                 except KeyError as missing:
                     raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
                 except Exception as error:
-                    raise ConfigError(f"plugin {name!r}: {hook} failed: {_said(error)}") from error
+                    raise ConfigError(f"plugin {name!r}: {hook} failed: {_one_line(error)}") from error
 
 
 def _load(name: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except Exception as error:
-        raise ConfigError(f"plugin {name!r} cannot be imported: {_said(error)}") from error
+        raise ConfigError(f"plugin {name!r} cannot be imported: {_one_line(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in given.items()):
-        raise ConfigError(f"plugin {plugin!r}: {hook} must give a mapping of names to {kind.__name__}")
+        raise ConfigError(f"plugin {plugin!r}: {hook} must return a mapping of names to {kind.__name__}")
     return given
 
 
@@ -173,9 +181,9 @@ def _routes(plugin: str, given: object) -> list[web.RouteDef]:
     try:
         routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
     except Exception as error:  # a generator runs only now
-        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {_said(error)}") from error
+        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {_one_line(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
-        raise ConfigError(f"plugin {plugin!r}: register_handlers must give web.RouteDefs: no static routes, no applications")
+        raise ConfigError(f"plugin {plugin!r}: register_handlers must return web.RouteDefs: no static routes, no applications")
     return routes  # type: ignore[return-value]
 
 

@@ -1,11 +1,11 @@
-"""A provider as the gate asks it."""
+"""The loaded providers: their members, with a default for each that is left out, and their opening and closing."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Container, Iterable
+from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -15,96 +15,128 @@ from ..telemetry.log import LOG
 from .hookspecs import Provider
 from .house import ServerHouse
 
+_OPEN_SECONDS: Final = 30
+_CLOSE_SECONDS: Final = 5
+
 
 class LoadedProvider:
-    """One provider, with what it says of itself looked up once.
+    """One provider with all members of the protocol `Provider` as plain attributes, read once.
 
-    recall   its `recall`, or None
-    known    the label under which callers that it knew are counted
+    This is the only place that knows which members are optional, and what holds where one is left out.
+
+    name                 its name in the setting `providers`
+    provider             the provider itself
+    authenticate         its method
+    recall               its method, or None
+    reads                the headers that it reads; None: any
+    issuers, authorized_parties   empty where left out
+    namespaces           where left out: "" for a provider that has issuers, else none
+    security_schemes     None where left out
+    not_ready, figures   its methods, or functions that report nothing
+    known                the metrics label for callers that it knew
     """
 
-    __slots__ = ("_reads", "authenticate", "known", "name", "recall")
+    __slots__ = (
+        "_close", "_open", "authenticate", "authorized_parties", "figures", "issuers", "known", "name", "namespaces",
+        "not_ready", "provider", "reads", "recall", "security_schemes",
+    )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
+        """Raises TypeError where a member that must be a list is none."""
         self.name: Final = name
+        self.provider: Final = provider
         self.authenticate: Final = provider.authenticate
-        self._reads: tuple[str, ...] | None = _names(getattr(provider, "reads", None))
         self.recall: Final = getattr(provider, "recall", None)
+        self.reads: Final = _names(getattr(provider, "reads", None))
+        self.issuers: Final[tuple[str, ...]] = tuple(getattr(provider, "issuers", ()))
+        self.namespaces: Final[tuple[str, ...]] = tuple(getattr(provider, "namespaces", ("",) if self.issuers else ()))
+        self.authorized_parties: Final[tuple[str, ...]] = tuple(getattr(provider, "authorized_parties", ()))
+        self.security_schemes: Final[Mapping[str, Any] | None] = getattr(provider, "security_schemes", None)
+        self.not_ready: Final = getattr(provider, "not_ready", _ready)
+        self.figures: Final = getattr(provider, "figures", _no_figures)
         self.known: Final = (name, "known")
+        self._open: Final = getattr(provider, "open", None)
+        self._close: Final = getattr(provider, "close", None)
 
     def may_know(self, headers: Container[str]) -> bool:
-        """Is one of the headers there that the provider reads? True where it does not say which it reads."""
-        if self._reads is None:
+        """Does the request have one of the headers that the provider reads? True where it does not list them."""
+        if self.reads is None:
             return True
-        for name in self._reads:  # noqa: SIM110 - a generator for `any` costs as much as all the rest
+        for name in self.reads:  # noqa: SIM110 - a generator for `any` costs as much as all the rest
             if name in headers:
                 return True
         return False
 
+    async def open(self, house: ServerHouse) -> None:
+        """Open the provider within 30 seconds. An outage is logged, and a mistake raises ConfigError."""
+        if self._open is None:
+            return
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                await self._open(house)
+        except ValueError as error:
+            raise ConfigError(f"provider {self.name!r}: {error}") from error
+        except (Unavailable, TimeoutError) as error:
+            LOG.warning("provider is not ready", extra={"fields": {"provider": self.name, "error": type(error).__name__}})
+        except Exception as error:
+            raise ConfigError(f"provider {self.name!r} failed at start: {type(error).__name__}: {error}") from error
 
-def _names(said: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if said is None or isinstance(said, str) else tuple(said)
+    async def close(self) -> None:
+        """Close the provider within 5 seconds; whatever it raises is ignored, so that the next one is closed too."""
+        if self._close is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._close()
 
 
-PROVIDERS: Final = web.AppKey("providers", list)
+def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if names is None or isinstance(names, str) else tuple(names)
+
+
+def _ready() -> None:
+    return None
+
+
+def _no_figures() -> Mapping[str, float]:
+    return {}
+
+
+PROVIDERS: Final = web.AppKey("providers", list[LoadedProvider])
 
 
 def not_ready(app: web.Application) -> list[str]:
-    """Why requests should not be sent here now; empty when ready. The database is asked by the operations port."""
-    reasons = []
-    for name, provider in app[PROVIDERS]:
-        said = getattr(provider, "not_ready", lambda: None)()
-        if said:
-            reasons.append(f"{name}: {said}")
-    return reasons
+    """Why this process should get no requests now; empty when its providers are ready. The database is checked elsewhere."""
+    reasons = ((one.name, one.not_ready()) for one in app[PROVIDERS])
+    return [f"{name}: {reason}" for name, reason in reasons if reason]
 
 
 @asynccontextmanager
-async def opened(providers: list[tuple[str, Provider]], house: ServerHouse) -> AsyncIterator[None]:
-    """A context in which the providers are open. Raises ConfigError for a mistake that shows only then."""
-    opened: list[Provider] = []
+async def opened(providers: list[LoadedProvider], house: ServerHouse) -> AsyncIterator[None]:
+    """A context in which the providers are open. Raises ConfigError for a mistake that only opening shows."""
+    opened: list[LoadedProvider] = []
     try:
         _claim(providers, house)
-        for name, provider in providers:
-            await _open_one(name, provider, house)
-            opened.append(provider)
+        for one in providers:
+            await one.open(house)
+            opened.append(one)
         yield
     finally:
-        for provider in reversed(opened):
-            if hasattr(provider, "close"):
-                with suppress(Exception):
-                    async with asyncio.timeout(5):
-                        await provider.close()
+        for one in reversed(opened):
+            await one.close()
         await house.close()
 
 
-def _claim(providers: list[tuple[str, Provider]], house: ServerHouse) -> None:
-    """Note whose tokens and whose ids are whose. Raises ConfigError where two providers want the same.
+def _claim(providers: list[LoadedProvider], house: ServerHouse) -> None:
+    """Record which provider owns which issuers and namespaces. Raises ConfigError where two claim the same.
 
-    All share one space of user and organisation ids. So each says the `namespaces` that its ids are in, and no two the
-    same; who has issuers and says nothing has ids without a namespace, "".
+    All providers share one space of user and organisation ids, so no two may have ids in the same namespace.
     """
     spaces: dict[str, str] = {}
-    for name, provider in providers:
-        issuers = list(getattr(provider, "issuers", ()))
-        for issuer in issuers:
-            if other := house.claim_issuer(issuer, name):
-                raise ConfigError(f"providers: both {other!r} and {name!r} answer for the issuer {issuer}")
-        for space in getattr(provider, "namespaces", ("",) if issuers else ()):
-            if (other := spaces.setdefault(space, name)) != name:
-                what = f"in the namespace {space!r}" if space else "without a namespace"
-                raise ConfigError(f"providers: {other!r} and {name!r} both have ids {what}; give one of them another")
-
-
-async def _open_one(name: str, provider: Provider, house: ServerHouse) -> None:
-    if not hasattr(provider, "open"):
-        return
-    try:
-        async with asyncio.timeout(30):
-            await provider.open(house)
-    except ValueError as error:
-        raise ConfigError(f"provider {name!r}: {error}") from error
-    except (Unavailable, TimeoutError) as error:
-        LOG.warning("provider is not ready", extra={"fields": {"provider": name, "error": type(error).__name__}})
-    except Exception as error:
-        raise ConfigError(f"provider {name!r} failed at start: {type(error).__name__}: {error}") from error
+    for one in providers:
+        for issuer in one.issuers:
+            if other := house.claim_issuer(issuer, one.name):
+                raise ConfigError(f"providers: both {other!r} and {one.name!r} answer for the issuer {issuer}")
+        for space in one.namespaces:
+            if (other := spaces.setdefault(space, one.name)) != one.name:
+                where = f"in the namespace {space!r}" if space else "without a namespace"
+                raise ConfigError(f"providers: {other!r} and {one.name!r} both have ids {where}; give one of them another")

@@ -1,1 +1,1 @@
-"""How often a caller may ask, and how often an address may be refused."""
+"""Limits on a caller's requests and on an address's refused credentials."""

@@ -1,19 +1,19 @@
-"""Counting hits: in Valkey or Redis for all processes together, or in this process alone.
+"""Counts hits: in Valkey or Redis for all processes together, or in this process alone.
 
-The storage is a help, never a condition: when it does not answer within 50 ms this process counts for itself until it does
-again. Nothing is refused for an outage, and nothing goes uncounted.
+No request depends on the storage: when it does not answer within 50 ms, this process counts on its own until the storage
+answers again. An outage refuses no request, and no hit goes uncounted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from ..bounded import BoundedDict
 from ..settings.setting import ConfigError
 from ..telemetry.log import LOG
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_KEYS: Final = 100_000
 _SECONDS: Final = 0.05
+_QUEUE_SECONDS: Final = 0.025
+"""Of these, the longest wait for a slot: the storage always has the other half to answer in."""
 _RETRY_SECONDS: Final = 0.5
 _PROBE_SECONDS: Final = 2.0
 _AT_ONCE: Final = 16
@@ -30,40 +32,32 @@ _SCHEMES: Final = ("valkey", "valkeys", "redis", "rediss")
 
 
 class LocalCounters:
-    """Counts in memory. Bounded: beyond `MOST_KEYS` the counts that were begun the longest ago are forgotten.
+    """Counts in memory. Beyond `MOST_KEYS` the oldest counts are forgotten.
 
-    The memory storage of the `limits` library walks over all its keys after each hit, which is milliseconds for many callers.
+    The memory storage of the `limits` library walks over all its keys after each hit: milliseconds where there are many.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._counts: BoundedDict[str, tuple[int, float]] = BoundedDict(MOST_KEYS)
 
     def add(self, key: str, amount: int, seconds: float) -> int:
-        """Add hits to a key that is forgotten `seconds` after its first; how many there are now."""
+        """Add `amount` hits to a key, whose count expires `seconds` after its first hit. Returns the new count."""
         now = self._clock()
-        count, end = self._counts.get(key, (0, now + seconds))
+        count, end = self._counts.get(key, (0, now))
         if end <= now:
-            del self._counts[key]
+            self._counts.pop(key, None)
+            self._counts.make_room(lambda entry: entry[1] <= now)
             count, end = 0, now + seconds
         self._counts[key] = (count + amount, end)
-        self._forget(now)
         return count + amount
-
-    def _forget(self, now: float) -> None:
-        for _ in range(2):  # two for each that comes, so that what is over goes without a sweep of all
-            first = next(iter(self._counts))
-            if len(self._counts) <= MOST_KEYS and self._counts[first][1] > now:
-                return
-            if len(self._counts) > 1:
-                del self._counts[first]
 
 
 class Counters:
-    """Counts where the setting `limits.storage` says. `add` never fails, and never waits longer than 50 ms."""
+    """Counts in the storage of the setting `limits.storage`. `add` never fails, and never waits longer than 50 ms."""
 
     def __init__(self, url: str = "memory") -> None:
-        """`url` is `memory`, `valkey://host:port/db`, `redis://...`; `valkeys`, `rediss`: over TLS. Raises ConfigError."""
+        """`url` is `memory`, `valkey://host:port/db` or `redis://...`; `valkeys` and `rediss` use TLS. Raises ConfigError."""
         self._local = LocalCounters()
         self._storage = None if url in ("memory", "memory://") else _storage(url)
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -71,11 +65,11 @@ class Counters:
 
     @property
     def shared(self) -> bool:
-        """Do others count with us?"""
+        """Do other processes count in the same storage?"""
         return self._storage is not None
 
     async def open(self) -> None:
-        """Ask the storage once, so that the operator learns of a mistake now. An outage does not stop the start."""
+        """Ask the storage once, so that the operator sees a mistake in the log now. An outage does not prevent startup."""
         if self._storage is not None:
             try:
                 await self._probe(self._storage)
@@ -83,19 +77,37 @@ class Counters:
                 self._is_out(self._storage, error)
 
     async def add(self, key: str, amount: int, seconds: int) -> int:
-        """Add hits to a key that is forgotten `seconds` after its first; how many there are now, by all who count together."""
+        """Add `amount` hits to a key, whose count expires `seconds` after its first hit. Returns the new count.
+
+        It is the count of all processes that share the storage, or of this process alone while the storage is slow or away.
+        """
         storage = self._storage
-        if storage is not None and self._recovery is None:
-            async with self._slots:
-                if self._recovery is None:  # else it went away while we were waiting for our turn
-                    try:
-                        async with asyncio.timeout(_SECONDS):
-                            return await storage.incr(key, seconds, amount)
-                    except Exception as error:
-                        self._is_out(storage, error)
+        if storage is None or self._recovery is not None:
+            return self._local.add(key, amount, seconds)
+        deadline = asyncio.get_running_loop().time() + _SECONDS
+        if await self._slot():
+            try:
+                if self._recovery is None:  # else it went away while this call waited for its slot
+                    async with asyncio.timeout_at(deadline):
+                        return await storage.incr(key, seconds, amount)
+            except Exception as error:
+                self._is_out(storage, error)
+            finally:
+                self._slots.release()
         return self._local.add(key, amount, seconds)
 
+    async def _slot(self) -> bool:
+        """Take a slot; False where none became free in time. That is a burst of calls here, and no outage of the storage."""
+        if not self._slots.locked():
+            return await self._slots.acquire()
+        try:
+            async with asyncio.timeout(_QUEUE_SECONDS):
+                return await self._slots.acquire()
+        except TimeoutError:
+            return False
+
     async def close(self) -> None:
+        """Stop looking for the end of an outage, and close the connections."""
         if self._recovery is not None:
             self._recovery.cancel()
             with suppress(asyncio.CancelledError):
@@ -106,9 +118,9 @@ class Counters:
                 await client.aclose()
 
     def _is_out(self, storage: RedisStorage, error: Exception) -> None:
-        """Note the outage once, and look for its end in the background, so that no request waits for that."""
+        """Log the outage once, and wait for its end in the background, so that no request does."""
         if self._recovery is None:
-            # The name of the error alone: its text may hold the storage's address and user.
+            # Only the name of the error: its text may hold the address and user of the storage.
             LOG.error("limits.storage does not answer; this process counts alone", extra={"fields": {"error": _kind(error)}})
             self._recovery = asyncio.create_task(self._recover(storage))
 
@@ -122,7 +134,7 @@ class Counters:
         self._recovery = None
 
     async def _probe(self, storage: RedisStorage) -> None:
-        """A write, since one that only reads is of no use. Raises whatever is the matter."""
+        """Write, since a storage that can only be read is of no use. Raises the storage's error, or TimeoutError."""
         async with asyncio.timeout(_PROBE_SECONDS):
             await storage.incr("probe", 1)
 
@@ -133,7 +145,7 @@ def _kind(error: Exception) -> str:
 
 
 def _storage(url: str) -> RedisStorage:
-    """The library's storage. No message repeats the URL: it may hold a password."""
+    """The storage of the `limits` library. No message repeats the URL: it may hold a password. Raises ConfigError."""
     try:
         parts = urlsplit(url)
         whole = parts.scheme in _SCHEMES and parts.hostname and parts.port
@@ -141,12 +153,15 @@ def _storage(url: str) -> RedisStorage:
         whole = False
     if not whole:
         raise ConfigError("limits.storage: must be memory, valkey://host:port/db or redis://host:port/db")
-    from limits.aio.storage import RedisStorage
-    from limits.errors import ConfigurationError
-
-    try:  # Valkey's client speaks to Redis as well: one client for both
+    not_installed = "limits.storage: the client is not installed; run: pip install 'gatepost[valkey]'"
+    try:
+        from limits.aio.storage import RedisStorage
+        from limits.errors import ConfigurationError
+    except ImportError as error:
+        raise ConfigError(not_installed) from error
+    try:  # Valkey's client works with Redis too: one client for both
         return RedisStorage(f"async+{url}", implementation="valkey", key_prefix="gatepost")
     except ConfigurationError as error:
-        raise ConfigError("limits.storage: the client is not installed; pip install 'gatepost[valkey]'") from error
+        raise ConfigError(not_installed) from error
     except ValueError as error:
         raise ConfigError("limits.storage: not a URL that can be used") from error

@@ -1,8 +1,8 @@
-"""How often something may happen: `6000/minute`, in windows that begin at a time of their own for each key.
+"""Rates such as `6000/minute`, counted in fixed windows that start at a different time for each key.
 
-The notation is that of the `limits` library. A window is fixed: its hits are counted until it ends, and then from nothing. It
-is found from the clock and the key alone, so that all processes and machines agree on it and ask nobody; and since it is
-shifted by the key, not all callers begin anew in the same second.
+A window is fixed: its hits are counted until it ends, and the next one starts from zero. It is computed from the clock and
+the key alone, so all processes and machines agree on it without asking each other; and because the key shifts it, not all
+callers start a new window in the same second.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Final, NamedTuple
 
 from ..settings.setting import ConfigError
 
-_OFF: Final = ("", "off")
-# What nearly everybody writes. For the rest of the notation the library is loaded, which takes 2 MiB of every process.
-_PLAIN: Final = re.compile(r"([0-9]{1,10})/(second|minute|hour|day)\Z")
-_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+# The notation of the `limits` library (`10/minute`, `10 per 5 seconds`), whose months have 30 days and years 12 of these.
+_RATE: Final = re.compile(r"\s*([0-9]{1,20})\s*(?:/|per)\s*([0-9]{1,20})?\s*(second|minute|hour|day|month|year)s?\s*\Z")
+_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 2592000, "year": 31104000}
 
 
 class Window(NamedTuple):
-    """One stretch of time in which hits are counted together."""
+    """A period in which hits are counted together: its number, and the seconds until it ends."""
 
     number: int
     seconds_left: float
 
 
 class Rate(NamedTuple):
-    """So many hits in so many seconds. `name` is what the headers call it."""
+    """`amount` hits in `seconds`. `name` is its name in the RateLimit headers."""
 
     name: str
     amount: int
@@ -44,31 +43,19 @@ class Rate(NamedTuple):
         return f'"{self.name}";q={self.amount};w={self.seconds}'
 
     def state(self, remaining: int, seconds: int) -> str:
-        """The value of the `RateLimit` header (the same draft, 4)."""
+        """The value of the `RateLimit` header (the same draft, 4): hits that remain, seconds until the window ends."""
         return f'"{self.name}";r={remaining};t={seconds}'
 
 
 def parse_rate(name: str, text: str, auto: str) -> Rate | None:
-    """The rate that `limits.<name>` says, None for none; `auto` is what "auto" stands for. Raises ConfigError."""
-    said = (auto if text.strip().lower() == "auto" else text).strip().lower()
-    if said in _OFF:
+    """The rate in the setting `limits.<name>`; None for "off". `auto` is the rate that "auto" means. Raises ConfigError."""
+    chosen = (auto if text.strip().lower() == "auto" else text).strip().lower()
+    if chosen == "off":
         return None
-    try:
-        rates = _read(said)
-    except ValueError:
-        raise ConfigError(f"limits.{name}: {text!r} is not a rate such as 6000/minute, auto or off") from None
-    if len(rates) != 1:
-        raise ConfigError(f"limits.{name}: one rate, not {len(rates)}")
-    rate = Rate(name, *rates[0])
-    if not 1 <= rate.amount <= 10**9 or rate.seconds > 366 * 86400:
-        raise ConfigError(f"limits.{name}: 1 to 1000000000 within a year at most; switch it off with 'off'")
+    found = _RATE.match(chosen)
+    if found is None:
+        raise ConfigError(f"limits.{name}: must be one rate such as 6000/minute, or auto, or off; not {text!r}")
+    rate = Rate(name, int(found[1]), int(found[2] or 1) * _SECONDS[found[3]])
+    if not 1 <= rate.amount <= 10**9 or not 1 <= rate.seconds <= 366 * 86400:
+        raise ConfigError(f"limits.{name}: must be 1 to 1000000000 hits within a year at most; 'off' turns the limit off")
     return rate
-
-
-def _read(text: str) -> list[tuple[int, int]]:
-    """The rates in a text, each as hits and seconds. Raises ValueError."""
-    if plain := _PLAIN.match(text):
-        return [(int(plain[1]), _SECONDS[plain[2]])]
-    from limits import parse_many
-
-    return [(one.amount, one.get_expiry()) for one in parse_many(text)]

@@ -1,4 +1,4 @@
-"""The two rate limits of one server, as its settings say."""
+"""Makes the two rate limits of a server from its settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .rate import parse_rate
 
 
 class Limits:
-    """`caller` and `address`; None where a limit is switched off."""
+    """The limits `caller` and `address`; None where one is off."""
 
     def __init__(self, settings: Settings) -> None:
-        """Opens nothing. Raises ConfigError."""
-        # Elsewhere than in production only this machine is served, and tests send what they like.
+        """Opens no connection. Raises ConfigError."""
+        # Outside production only this machine is served, and tests send as much as they like.
         production = settings.get("env") == "production"
         caller = parse_rate("caller", settings.get("limits.caller"), "6000/minute" if production else "off")
         address = parse_rate("address", settings.get("limits.address"), "3000/minute" if production else "off")
@@ -23,10 +23,12 @@ class Limits:
         self.address = AddressLimit(address, self._counters) if address else None
 
     async def open(self) -> None:
+        """Ask the storage once, if there is a limit and one is set."""
         if self.caller or self.address:
             await self._counters.open()
 
     async def close(self) -> None:
+        """Stop the background work and close the storage's connections."""
         if self.address:
             await self.address.close()
         await self._counters.close()

@@ -1,1 +1,1 @@
-"""Which route a request takes, and whether that is public."""
+"""Finds the route of a request, and decides which routes are public."""

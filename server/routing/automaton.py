@@ -1,7 +1,7 @@
-"""Small regular languages: enough of regular expressions to say whether one set of paths lies within another.
+"""Finite automata: enough of regular expressions to decide whether one set of paths lies within another.
 
-A language is an automaton over 129 symbols: the ASCII characters, and one symbol for every character beyond. Matching
-takes time linear in the text, whatever the expression, and inclusion is decided, not sampled.
+The alphabet has 129 symbols: the ASCII characters, and one symbol for all other characters. Matching takes time linear in the
+text, whatever the expression, and inclusion is decided, not sampled.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _REPEAT_LIMIT: Final = 64
 
 
 class Unsupported(ValueError):
-    """An expression that is wrong, or uses more than this module knows."""
+    """An expression that is invalid, or uses syntax that this module does not support."""
 
 
 def chars(text: Iterable[str]) -> int:
-    """The set of these characters, as a bit mask."""
+    """The set of these characters, as a bit mask of symbols."""
     mask = 0
     for char in text:
         mask |= 1 << ord(char) if ord(char) < 128 else BEYOND
@@ -34,7 +34,11 @@ SPACES: Final = chars(" \t\n\r\f\v")
 
 
 class Automaton:
-    """An automaton: states are numbers, `moves[state]` are (mask, state) pairs, `jumps[state]` cost no symbol."""
+    """A nondeterministic automaton with one start and one end state.
+
+    States are numbers. `moves[state]` are (mask, state) pairs: a symbol of the mask leads to that state. `jumps[state]` are
+    states that are reached without a symbol.
+    """
 
     def __init__(self) -> None:
         self.moves: list[list[tuple[int, int]]] = []
@@ -43,18 +47,19 @@ class Automaton:
         self.end = self.start
 
     def state(self) -> int:
+        """Add a state; its number."""
         self.moves.append([])
         self.jumps.append([])
         return len(self.moves) - 1
 
     def then(self, mask: int) -> None:
-        """Continue with one symbol of the set."""
+        """Append one symbol of the set."""
         new = self.state()
         self.moves[self.end].append((mask, new))
         self.end = new
 
     def then_group(self, build: Callable[[], None], low: int = 1, high: int | None = 1) -> None:
-        """Continue with what `build` appends, `low` to `high` times (None: without end)."""
+        """Append what `build` appends, `low` to `high` times (None: any number). Raises Unsupported beyond 64 repetitions."""
         if max(low, high or 0) > _REPEAT_LIMIT:
             raise Unsupported(f"more than {_REPEAT_LIMIT} repetitions")
         for _ in range(low):
@@ -73,7 +78,7 @@ class Automaton:
         self._join(exits)
 
     def then_either(self, builds: list[Callable[[], None]]) -> None:
-        """Continue with one of the alternatives."""
+        """Append one of the alternatives."""
         fork, ends = self.end, []
         for build in builds:
             self.end = self.state()
@@ -94,6 +99,7 @@ class Automaton:
         self.end = new
 
     def closure(self, states: Iterable[int]) -> frozenset[int]:
+        """These states, and all that are reached from them without a symbol."""
         seen, todo = set(states), list(states)
         while todo:
             for target in self.jumps[todo.pop()]:
@@ -103,10 +109,11 @@ class Automaton:
         return frozenset(seen)
 
     def step(self, states: frozenset[int], mask: int) -> frozenset[int]:
-        """Where a symbol of `mask` leads (a mask of one symbol, in general)."""
+        """The states after a symbol of `mask` (in general a mask of one symbol)."""
         return self.closure({target for state in states for symbols, target in self.moves[state] if symbols & mask})
 
     def matches(self, text: str) -> bool:
+        """Does the automaton accept the whole text?"""
         states = self.closure([self.start])
         for char in text:
             states = self.step(states, chars(char))
@@ -115,7 +122,7 @@ class Automaton:
         return self.end in states
 
     def within(self, other: Automaton, alphabet: int = ALL) -> bool:
-        """Does `other` match every text over `alphabet` that this language matches?"""
+        """Does `other` accept every text over `alphabet` that this automaton accepts?"""
         first = (self.start, other.closure([other.start]))
         seen, todo = {first}, [first]
         while todo:
@@ -132,7 +139,7 @@ class Automaton:
         return True
 
     def symbols(self, mask: int) -> list[int]:
-        """One symbol of `mask` for every way in which this automaton can tell symbols apart."""
+        """One symbol of `mask` for each group of symbols that no move of this automaton tells apart."""
         if mask & (mask - 1) == 0:  # one symbol, or none
             return [mask] if mask else []
         parts = [mask]

@@ -1,9 +1,9 @@
-"""The operator's public list: path patterns as Clerk's users write them, held against route templates at start.
+"""The operator's public list: path patterns as Clerk users write them, compared with the route templates at startup.
 
 The grammar is that of path-to-regexp 6: literals, `:name`, `:name(regex)`, `(regex)`, `{optional}?` and the modifiers
-`? * +`. A pattern is anchored at both ends, ignores the case of ASCII letters and tolerates one trailing `/`, as there.
-Nothing is decided on path text at run time: a pattern either covers a whole route, every path that its template can
-produce, or it does not.
+`? * +`. As there, a pattern is anchored at both ends, ignores the case of ASCII letters and allows one trailing `/`.
+Nothing is decided on path text at run time: a pattern covers either every path that a route's template can produce, or none
+of the route.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from .regex import Expression
 
 _SEGMENT: Final = ALL & ~chars("/#?")
 _TEMPLATE_SEGMENT: Final = ALL & ~chars("/{}")
-# What can stand in a path that the router sees: `?` and `#` only as escapes, and no control character or backslash at
-# all, since such a target has been refused before (server/http/targets.py).
+# The characters of a path that the router sees: `?` and `#` occur only as escapes, and control characters and backslashes
+# not at all, since such a target has been refused before (server/http/targets.py).
 PATH: Final = ALL & ~chars("?#\\") & ~(1 << 127) & ~((1 << 32) - 1)
-# What each path begins with that a pattern matches: all before the first sign that means something, but for a slash or dot
-# that may belong to a parameter behind it.
+# The text that every path matched by a pattern begins with: all before the first special character, except a slash or dot
+# that may belong to the parameter after it.
 _OPENING: Final = re.compile(r"[^:(){}\\?*+]*?(?=[/.]?(?:[:(){}\\?*+]|\Z))")
 _TEMPLATE_PARAMETER: Final = re.compile(r"\{(?P<name>[_a-zA-Z][_a-zA-Z0-9]*)(?::(?P<regex>(?:[^{}]|\{[^{}]*\})*))?\}")
 
 
 class PatternError(ValueError):
-    """A pattern that does not compile."""
+    """The pattern does not compile; the message says why."""
 
 
 class Pattern:
-    """One compiled pattern. `covers(template)` is the question that opens routes."""
+    """One compiled pattern. `covers` decides which routes it opens."""
 
     def __init__(self, text: str) -> None:
+        """Raises PatternError."""
         self.text = text
         if not text.startswith("/") or not text.isascii():
             raise PatternError(f"public pattern {text!r}: must start with '/' and be ASCII")
         try:
-            self.language = _Parser(text).language()
+            self.automaton = _Parser(text).automaton()
         except Unsupported as error:
             raise PatternError(f"public pattern {text!r}: {error}") from error
         opening = _OPENING.match(text)
@@ -50,72 +51,72 @@ class Pattern:
 
     def matches(self, path: str) -> bool:
         """Does the pattern match this path (no query)?"""
-        return self.language.matches(path)
+        return self.automaton.matches(path)
 
     def covers(self, template: str) -> bool:
         """Does the pattern match *every* path that this aiohttp route template can produce?"""
         opening = template.partition("{")[0].lower()
         if template.isascii() and _clash(self._opening, opening):
-            return False  # most of the time, and soon seen
-        return _language_of(template).within(self.language, PATH)
+            return False  # the usual case, decided cheaply
+        return _automaton_of(template).within(self.automaton, PATH)
 
 
 @lru_cache(maxsize=1024)
-def _language_of(template: str) -> Automaton:
-    return template_language(template)
+def _automaton_of(template: str) -> Automaton:
+    return template_automaton(template)
 
 
 def shadows(earlier: str, later: str) -> bool:
-    """Does a template take every path that a later one takes?"""
+    """Does the earlier template match every path that the later one matches?"""
     if _clash(earlier.partition("{")[0], later.partition("{")[0]):
         return False
     if _clash(earlier.rpartition("}")[2][::-1], later.rpartition("}")[2][::-1]):
         return False
-    return _language_of(later).within(template_language(earlier, unread=0), PATH)
+    return _automaton_of(later).within(template_automaton(earlier, unread=0), PATH)
 
 
 def _clash(one: str, other: str) -> bool:
-    """Can no path begin (or end) like both?"""
+    """Do the two beginnings (or reversed ends) exclude each other, so that no path has both?"""
     return not one.startswith(other) and not other.startswith(one)
 
 
-def template_language(template: str, *, unread: int = ALL) -> Automaton:
-    """Every path that a template like `/api/data/{id}` or `/x/{n:\\d+}` can match.
+def template_automaton(template: str, *, unread: int = ALL) -> Automaton:
+    """The automaton of all paths that a template like `/api/data/{id}` or `/x/{n:\\d+}` can match.
 
-    A regular expression that we cannot read counts as any text over `unread`: "anything at all", so that it opens
-    nothing; or 0, "nothing at all", so that it shadows nothing.
+    A regular expression that is Unsupported counts as any text over `unread`: all symbols, so that no pattern covers the
+    template; or 0, no text at all, so that the template shadows nothing.
     """
-    language, at = Automaton(), 0
+    automaton, at = Automaton(), 0
     for found in _TEMPLATE_PARAMETER.finditer(template):
-        _literal(language, template[at : found.start()])
+        _literal(automaton, template[at : found.start()])
         at, regex = found.end(), found["regex"]
         if regex is None:
-            language.then_group(lambda: language.then(_TEMPLATE_SEGMENT), 1, None)
+            automaton.then_group(lambda: automaton.then(_TEMPLATE_SEGMENT), 1, None)
             continue
         try:
-            Expression(regex, Automaton(), ignore_case=False, beyond=True).append()  # a rehearsal: it may raise
-            Expression(regex, language, ignore_case=False, beyond=True).append()
+            Expression(regex, Automaton(), ignore_case=False, beyond=True).append()  # a dry run, which may raise
+            Expression(regex, automaton, ignore_case=False, beyond=True).append()
         except Unsupported:
-            language.then_group(lambda: language.then(unread), 0 if unread else 1, None)
-    _literal(language, template[at:])
-    return language
+            automaton.then_group(lambda: automaton.then(unread), 0 if unread else 1, None)
+    _literal(automaton, template[at:])
+    return automaton
 
 
-def _literal(language: Automaton, text: str) -> None:
+def _literal(automaton: Automaton, text: str) -> None:
     for char in text:
-        language.then(chars(char))
+        automaton.then(chars(char))
 
 
 class _Parser:
-    """path-to-regexp's grammar, one token at a time."""
+    """Parses path-to-regexp's grammar, one token at a time. Raises Unsupported."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.out = text, 0, Automaton()
 
-    def language(self) -> Automaton:
+    def automaton(self) -> Automaton:
         while self.at < len(self.text):
             self._token()
-        self.out.then_group(lambda: self.out.then(chars("/#?")), 0, 1)  # one trailing delimiter is tolerated
+        self.out.then_group(lambda: self.out.then(chars("/#?")), 0, 1)  # one trailing delimiter is allowed
         return self.out
 
     def _token(self) -> None:
@@ -124,7 +125,7 @@ class _Parser:
             self.at += 1
             self._braces()
         elif char in "/." and self._parameter_at(self.at + 1):
-            self.at += 1  # the prefix belongs to the parameter, and is repeated or left out with it
+            self.at += 1  # the prefix belongs to the parameter and is repeated or omitted with it
             self._apply(lambda: self._chars(char), self._parameter())
         elif self._parameter_at(self.at):
             self._apply(lambda: None, self._parameter())

@@ -1,4 +1,4 @@
-"""A parser of the regular expressions that may stand in a pattern or in a route's template."""
+"""Parses the regular expressions that a pattern or a route template may contain."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from .automaton import ALL, BEYOND, DIGITS, LINE_ENDS, SPACES, WORDS, Automaton,
 
 
 class Expression:
-    """Parses one regular expression and appends it to a language.
+    """Parses one regular expression and appends it to an automaton.
 
     Knows literals, `.`, classes, `\\d \\w \\s` and their opposites, groups `(...)` and `(?:...)`, `|`, `* + ? {m,n}`
-    (lazy or not: the language is the same). Anything else is Unsupported.
+    (lazy or not: both match the same texts). Anything else is Unsupported.
     """
 
-    def __init__(self, text: str, language: Automaton, *, ignore_case: bool, beyond: bool) -> None:
-        self.text, self.at, self.language = text, 0, language
+    def __init__(self, text: str, automaton: Automaton, *, ignore_case: bool, beyond: bool) -> None:
+        self.text, self.at, self.automaton = text, 0, automaton
         self.ignore_case, self.beyond = ignore_case, BEYOND if beyond else 0
 
     def append(self) -> None:
+        """Append the whole expression. Raises Unsupported."""
         build = self._alternatives()
         if self.at < len(self.text):
             raise Unsupported(f"unexpected {self.text[self.at]!r}")
@@ -28,7 +29,7 @@ class Expression:
         choices = [self._sequence()]
         while self._take("|"):
             choices.append(self._sequence())
-        return choices[0] if len(choices) == 1 else lambda: self.language.then_either(choices)
+        return choices[0] if len(choices) == 1 else lambda: self.automaton.then_either(choices)
 
     def _sequence(self) -> Callable[[], None]:
         parts: list[Callable[[], None]] = []
@@ -55,7 +56,7 @@ class Expression:
         else:
             return atom
         self._take("?")
-        return lambda: self.language.then_group(atom, low, None if unbounded else high)
+        return lambda: self.automaton.then_group(atom, low, None if unbounded else high)
 
     def _bounds(self) -> tuple[int, int, bool]:
         inside, closed, _ = self.text[self.at :].partition("}")
@@ -80,7 +81,7 @@ class Expression:
         if char in "*+?{}^$":
             raise Unsupported(f"unexpected {char!r}")
         mask = self._class() if char == "[" else ALL & ~LINE_ENDS if char == "." else self._literal(char)
-        return lambda: self.language.then(mask)
+        return lambda: self.automaton.then(mask)
 
     def _literal(self, char: str) -> int:
         if char != "\\":

@@ -1,4 +1,4 @@
-"""Which route a request takes: aiohttp's router, and a short way to the usual routes, however many there are."""
+"""Finds the route of a request: with aiohttp's router, and a fast path whose cost does not grow with the number of routes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aiohttp import hdrs, web
 from ..http.targets import AS_IT_STANDS, PLAINEST, malformed
 from .trie import Trie, beginning, shape_of
 
-# Templates that the router compares as they stand, before all others. At a slash in the end one with a parameter may come
-# first ("/x/{tail:.*}" matches "/x/"), and a "%" or "?" is never left in the path that it compares.
+# Templates that the router compares literally, before all others. One with a trailing slash is left out, since a template with
+# a parameter may come first ("/x/{tail:.*}" matches "/x/"); so are "%" and "?", which never remain in the path it compares.
 _PLAIN: Final = re.compile(rf"(?:/[{AS_IT_STANDS}]+)+\Z")
 _ANY_SEGMENT: Final = "[^{}/]+"  # what aiohttp makes of a parameter without an expression
 
 
-class _Branch(NamedTuple):
-    """A template with parameters. `order` is when the router would try it; `names` says which segments they are."""
+class _Candidate(NamedTuple):
+    """A template with parameters: the order in which the router would try it, its routes, and which segments have names."""
 
     order: tuple[int, int]
     routes: Mapping[str, web.AbstractRoute]
@@ -26,7 +26,7 @@ class _Branch(NamedTuple):
 
 
 class _Match(web.UrlMappingMatchInfo):
-    """A match with its application in it and frozen, as aiohttp would have made it in three steps."""
+    """A match that has its application and is frozen, in one step instead of aiohttp's three."""
 
     __slots__ = ()
 
@@ -38,32 +38,33 @@ class _Match(web.UrlMappingMatchInfo):
 
 
 class Resolver:
-    """Asks the router of one application.
+    """Resolves requests to routes of one application.
 
-    The router parses the path, and tries one template after the other of those that begin like it: those with the most fixed
-    segments first, then as they were added. Here templates of whole segments are found by their text, or in a tree, and the
-    same one is chosen. Whatever could be read otherwise takes the long way: an escape, a slash at the end, a method that is
-    not there; and so does a path for which the router would try a template of another kind first.
+    aiohttp's router parses the path and tries the templates with the same beginning one after the other: those with the most
+    fixed segments first, then in the order in which they were added. This class finds templates of whole segments in a
+    dictionary or a trie, and chooses the same one. Everything that could be read in another way is left to the router: an
+    escape, a trailing slash, a method that the template does not have, and a path for which the router would try a template
+    of another kind first.
     """
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
         self._router: Final = app.router
         self._plain: dict[tuple[str, str], web.AbstractRoute] = {}
-        self._tree: Trie[_Branch] = Trie()
+        self._trie: Trie[_Candidate] = Trie()
         self._others: dict[str, int] = {}
-        """Where templates of another kind begin, and the number of the first one there."""
+        """For templates of another kind: their beginnings, and the number of the first one with each."""
         for number, resource in enumerate(app.router.resources()):
             template = resource.canonical
             if isinstance(resource, web.PlainResource) and _PLAIN.match(template) and not malformed(template):
                 for route in resource:
-                    if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which is answered before any route
+                    if route.method != hdrs.METH_OPTIONS:  # it may be a preflight, which no route answers
                         self._plain.setdefault((route.method, template), route)
-            elif not self._grows(resource, template, number):
+            elif not self._add_to_trie(resource, template, number):
                 self._others.setdefault(beginning(template), number)
 
-    def _grows(self, resource: web.AbstractResource, template: str, number: int) -> bool:
-        """Add a template to the tree; False where it is not of whole segments."""
+    def _add_to_trie(self, resource: web.AbstractResource, template: str, number: int) -> bool:
+        """Add a template to the trie; False where it does not consist of whole segments."""
         shape = shape_of(template)
         if shape is None or None not in shape or not isinstance(resource, web.DynamicResource):
             return False
@@ -72,13 +73,13 @@ class Resolver:
         if resource.get_info()["pattern"].pattern != "/".join(
             ["", *(re.escape(text) if text[0] != "{" else f"(?P<{text[1:-1]}>{_ANY_SEGMENT})" for text in segments)]
         ):
-            return False  # a parameter has an expression, which the template does not show
+            return False  # a parameter has an expression that the template does not show
         routes = {route.method: route for route in resource}
-        self._tree.add(shape, _Branch((-shape.index(None), number), routes, names))
+        self._trie.add(shape, _Candidate((-shape.index(None), number), routes, names))
         return True
 
     def at_once(self, request: web.Request) -> web.UrlMappingMatchInfo | None:
-        """The match by the short way; None: ask `resolve`. The target of such a request is well-formed."""
+        """The match by the fast path; None: call `resolve`. A request that gets a match here has a well-formed target."""
         message = request._message
         method, target = message.method, message.path
         route = self._plain.get((method, target))
@@ -88,14 +89,14 @@ class Resolver:
             return None
         path = target.partition("?")[0]
         route = self._plain.get((method, path))
-        return _Match(route, self._app) if route is not None else self._in_tree(method, path)
+        return _Match(route, self._app) if route is not None else self._in_trie(method, path)
 
-    def _in_tree(self, method: str, path: str) -> web.UrlMappingMatchInfo | None:
+    def _in_trie(self, method: str, path: str) -> web.UrlMappingMatchInfo | None:
         segments = path.split("/")[1:]
-        there = [one for one in self._tree.find(segments) if method in one.routes or hdrs.METH_ANY in one.routes]
-        if not there:
+        candidates = [one for one in self._trie.find(segments) if method in one.routes or hdrs.METH_ANY in one.routes]
+        if not candidates:
             return None
-        chosen = min(there) if len(there) > 1 else there[0]
+        chosen = min(candidates) if len(candidates) > 1 else candidates[0]
         if self._others and self._is_preceded(path, chosen.order):
             return None
         match = _Match(chosen.routes.get(method) or chosen.routes[hdrs.METH_ANY], self._app)
@@ -114,7 +115,7 @@ class Resolver:
             path = path.rpartition("/")[0]
 
     async def resolve(self, request: web.Request) -> web.UrlMappingMatchInfo:
-        """The match, which has an `http_exception` where there is no such path or method."""
+        """The match by the router; it has an `http_exception` where there is no such path or method."""
         match = await self._router.resolve(request)
         match.add_app(self._app)
         match.freeze()

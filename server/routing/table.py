@@ -1,4 +1,4 @@
-"""The route table: what may be served at all, and which routes are public (both keys, or none)."""
+"""Builds the route table: checks every route, and decides which ones are public (both the handler and the operator say so)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .trie import Trie, beginning, shape_of
 
 @dataclass(frozen=True, slots=True)
 class RouteRule:
-    """Its access, its template, whether both keys to it are turned, and where its requests are counted."""
+    """The gate's rule for one route: its access, its template, whether it is public, and the counter of its requests."""
 
     access: Access
     template: str
@@ -30,7 +30,7 @@ class RouteRule:
 
     @property
     def words(self) -> str:
-        """The access for people, as `routes` and the OpenAPI document say it."""
+        """The access in words, for `routes` and the OpenAPI document."""
         return self.access.words() if self.public or not self.access.public else "signed in (declared public, not listed)"
 
 
@@ -39,7 +39,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the printed table."""
+    """One line that `routes` prints."""
 
     method: str
     template: str
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(slots=True)
 class RouteTable:
-    """What the gate, `routes` and `explain` know of the routes."""
+    """The routes as the gate, `routes` and `explain` use them. `unused` are default patterns that cover no route."""
 
     rules: dict[web.AbstractRoute, RouteRule] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -64,10 +64,13 @@ def build(
     builtin: Sequence[str],
     metrics: Metrics,
 ) -> RouteTable:
-    """Register the routes and decide which are public. Raises ConfigError for anything that may not be served.
+    """Register the routes in `router` and decide which are public. Raises ConfigError for a route that must not be served.
 
-    `offered` are (plugin, route); `builtin` the plugins whose routes the default patterns may open. That holds too
-    where an operator repeats the defaults to add to them: a plugin's route needs a pattern of its own.
+    offered    (plugin, route) pairs
+    patterns   the setting `public_routes`
+    builtin    the plugins whose routes the default patterns may open. Any other plugin's route needs a pattern of its own,
+               also where the operator repeats the defaults in order to add to them
+    metrics    counts the requests of each route
     """
     table = RouteTable()
     public = [(text, _compile(text)) for text in patterns]
@@ -90,7 +93,6 @@ def build(
                 raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
             table.unused.append(text)
     _refuse_shadows(router)
-    _silence_unknown(router)
     table.rows.sort(key=lambda row: (row.template, row.method))
     return table
 
@@ -103,7 +105,7 @@ def _compile(text: str) -> Pattern:
 
 
 def _checked(plugin: str, route: web.RouteDef) -> Access:
-    """The route's access, once everything about the route may stand."""
+    """The access of a valid route. Raises ConfigError."""
     where = f"plugin {plugin!r}: {route.method} {route.path}"
     if route.method not in METHODS:
         raise ConfigError(f"{where}: the method must be one of {', '.join(sorted(METHODS))}")
@@ -122,30 +124,13 @@ def _checked(plugin: str, route: web.RouteDef) -> Access:
 
 
 def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> list[web.AbstractRoute]:
-    """Add the route; GET brings HEAD with it, under the same access."""
+    """Add the route, and HEAD for every GET with the same access."""
     methods = ["GET", "HEAD"] if route.method == "GET" else [route.method]
     try:
         resource = router.add_resource(route.path, name=route.kwargs.get("name"))
-        return [resource.add_route(method, route.handler, expect_handler=_expect) for method in methods]
+        return [resource.add_route(method, route.handler) for method in methods]
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
-
-
-def _silence_unknown(router: web.UrlDispatcher) -> None:
-    """Where no route matches, aiohttp would send `100 Continue`, or a 417 of its own, before any middleware runs."""
-    resolve = router.resolve
-
-    async def quiet(request: web.Request) -> web.UrlMappingMatchInfo:
-        match = await resolve(request)
-        if match.http_exception is not None:
-            match.route._expect_handler = _expect
-        return match
-
-    object.__setattr__(router, "resolve", quiet)
-
-
-async def _expect(request: web.Request) -> None:
-    """Say nothing yet: `100 Continue` is sent when a handler reads the body, after the gate (RFC 9110 10.1.1)."""
 
 
 def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[str], is_open: bool) -> list[str]:
@@ -154,14 +139,14 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
         return [f"public_routes: {opening[0]!r} also covers {where}, which is not declared @public: it stays locked"]
     if declared and not is_open:
         return [
-            f"{where} is declared @public, but no pattern of the operator's covers it (the default ones open "
-            "built-in routes alone): it stays locked"
+            f"{where} is declared @public, but no pattern in public_routes covers it (the default ones "
+            "open built-in routes only): it stays locked"
         ]
     return []
 
 
 def _refuse_shadows(router: web.UrlDispatcher) -> None:
-    """Two routes of one method where the first takes all that the second could: the second never runs."""
+    """Raise ConfigError where one route matches every path of a later one with its method, so that the later never runs."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for resource in router.resources():
         template = _full_template(resource)
@@ -173,17 +158,17 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
 
 
 def _shadowed(templates: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(a template, one before it that takes all its paths). Of whole segments there may be many: a tree compares them."""
-    tree: Trie[str] = Trie()
+    """Yield (template, an earlier one that matches all its paths). Templates of whole segments are compared in a trie."""
+    trie: Trie[str] = Trie()
     others: list[str] = []
     for number, later in enumerate(templates):
         shape = shape_of(later)
-        found = tree.find(shape) if shape is not None else []
+        found = trie.find(shape) if shape is not None else []
         rest = others if shape is not None else templates[:number]
         yield from ((later, earlier) for earlier in found)
         yield from ((later, earlier) for earlier in rest if later == earlier or shadows(earlier, later))
         if shape is not None:
-            tree.add(shape, later)
+            trie.add(shape, later)
         else:
             others.append(later)
 

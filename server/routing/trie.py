@@ -1,4 +1,4 @@
-"""Route templates of whole segments in a tree: `/api/shops/{id}/orders` is found in as many steps as it has segments."""
+"""A trie of route templates: `/api/shops/{id}/orders` is found in as many steps as it has segments."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..http.targets import AS_IT_STANDS
 
 T = TypeVar("T")
 Shape = tuple[str | None, ...]
-"""The segments of a template, None for a parameter. A path is a shape without parameters."""
+"""The segments of a template, with None for each parameter. A path is a shape without parameters."""
 
-# No escape, so that text and meaning are the same; and neither `.` nor `..`.
+# No escapes, so that the text is its own meaning; and neither `.` nor `..`.
 _LITERAL: Final = re.compile(rf"(?!\.{{1,2}}\Z)[{AS_IT_STANDS}]+\Z")
 _PARAMETER: Final = re.compile(r"\{[_a-zA-Z][_a-zA-Z0-9]*\}\Z")
 
 
 def shape_of(template: str) -> Shape | None:
-    """The shape of a template; None where a segment is neither plain text nor a parameter that takes any segment."""
+    """The shape of a template; None where a segment is neither plain text nor a parameter that matches any segment."""
     shape: list[str | None] = []
     for segment in template.split("/")[1:]:
         if not _LITERAL.match(segment) and not _PARAMETER.match(segment):
@@ -27,7 +27,7 @@ def shape_of(template: str) -> Shape | None:
 
 
 def beginning(template: str) -> str:
-    """The fixed part of a path under which aiohttp's router tries a template, in turn with the others that have it too."""
+    """The fixed part of a path by which aiohttp's router indexes a template; it tries templates with the same one in order."""
     literal, brace, _ = template.partition("{")
     if brace:  # up to the last slash before the parameter
         literal = literal.rpartition("/")[0]
@@ -44,12 +44,13 @@ class _Node(Generic[T]):
 
 
 class Trie(Generic[T]):
-    """Values by shapes."""
+    """Values by shape."""
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
 
     def add(self, shape: Shape, value: T) -> None:
+        """Add a value; a shape may have several."""
         node = self._root
         for segment in shape:
             if segment is not None:
@@ -59,7 +60,7 @@ class Trie(Generic[T]):
         node.values.append(value)
 
     def find(self, shape: Shape | list[str]) -> list[T]:
-        """The values of every shape that takes whatever this one takes: of a path, of all that match it."""
+        """The values of every shape that matches all that this one matches; for a path, of every shape that matches it."""
         nodes = [self._root]
         for segment in shape:
             following = []

@@ -16,12 +16,15 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from ..settings.setting import ConfigError
 
 # One migration at a time in one database; the number means nothing but "Gatepost migrates".
 LOCK = 4716_2026
+SERVING_ROLE: Final = "gatepost_app"
+"""The role that serves, where no URL names another."""
 OUTDATED = "the schema is missing or not this version's: run `migrate`"
 
 
@@ -67,7 +70,7 @@ def mark_of(text: str) -> Mark:
     return Mark(int(found[1]), int(found[2]), hashlib.sha256(text.encode()).hexdigest())
 
 
-async def migrate(connection: Connection, *, serving_role: str = "gatepost_app") -> list[str]:
+async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE) -> list[str]:
     """Run schema.sql as the owner, whose connection this is; all or nothing, and harmless when it has run before.
 
     A newer version's schema is left as it is: ours would put older functions in the place of its own. Returns what is
@@ -93,7 +96,12 @@ async def migrate(connection: Connection, *, serving_role: str = "gatepost_app")
         return await _by_hand(connection, serving_role)
 
 
-async def apply(connection: Connection, sql: str, *, serving_role: str = "gatepost_app") -> None:
+def serving_role_of(url: str) -> str:
+    """The role that DATABASE_URL names; gatepost_app where it names none."""
+    return urlsplit(url).username or SERVING_ROLE
+
+
+async def apply(connection: Connection, sql: str, *, serving_role: str = SERVING_ROLE) -> None:
     """Run a product's own schema as the owner, in one transaction. Its SQL finds the serving role's name in the setting
     `gatepost.serving_role`, so that it can grant to whatever role serves."""
     async with connection.transaction():

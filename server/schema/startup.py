@@ -16,12 +16,11 @@ from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..telemetry.log import LOG
-from .migrate import migrate
+from .migrate import SERVING_ROLE, migrate
 from .pooler import same_place
 from .safety import problems, warnings
 
 NAME: Final = "gatepost"
-SERVING_ROLE: Final = "gatepost_app"
 
 
 class StartFailed(Exception):

@@ -1,1 +1,1 @@
-"""From an application to running processes."""
+"""Runs an application as one process or several: ports, workers, draining, the operations port."""

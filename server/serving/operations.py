@@ -1,6 +1,6 @@
-"""The operations port: is the process alive, should requests be sent to it, what has it counted? Never a tenant's data.
+"""The operations port: liveness, readiness and metrics, never a tenant's data.
 
-Its connections are those of the main port, with the same limits: what the parser refuses is not repeated here either.
+Its connections are of the same class as the main port's: what the parser refuses is not repeated in the answer here either.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Operations:
     """/livez, /readyz and /metrics, on a port or a unix socket of their own."""
 
     def __init__(self, reasons: Callable[[], Awaitable[list[str]]], families: Callable[[], Awaitable[list[Family]]]) -> None:
-        """`reasons()`: why requests should not be sent here; none when they may. `families()`: what was counted."""
+        """`reasons()` returns why no requests should be sent here (empty: they may); `families()` returns the metrics."""
         self._reasons, self._families = reasons, families
         self._runner: web.AppRunner | None = None
         self.draining = False
 
     async def start(self, host: str, port: int) -> None:
-        """Listen, unless the port is 0. Raises ConfigError when it is taken."""
+        """Listen, unless the port is 0. Raises ConfigError when the port is taken."""
         if port == 0:
             return
         try:
@@ -46,10 +46,11 @@ class Operations:
             raise ConfigError(f"ops.port: cannot listen on {host}:{port} ({error.strerror or error})") from error
 
     async def start_unix(self, path: Path) -> None:
-        """Listen on a unix socket: how a worker tells its parent."""
+        """Listen on a unix socket: how the parent asks a worker."""
         await web.UnixSite(await self._serve(), str(path)).start()
 
     async def stop(self) -> None:
+        """Stop listening and close the connections."""
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -61,8 +62,8 @@ class Operations:
         return self._runner
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        """The answer to a request, with the headers that every answer of ours bears."""
-        pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._told}
+        """Answer a request, with the headers that every response has."""
+        pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._metrics_json}
         page = pages.get(request.raw_path.partition("?")[0])
         if page is None:
             response: web.Response = error_response(404)
@@ -87,18 +88,18 @@ class Operations:
     async def _metrics(self) -> web.Response:
         from ..telemetry.prometheus import (
             CONTENT_TYPE,
-            as_text,  # what makes the text takes a megabyte
+            as_text,  # imported when needed: it takes a megabyte
         )
 
         return web.Response(body=as_text(await self._families()), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _told(self) -> web.Response:
-        """For the parent of several workers."""
+    async def _metrics_json(self) -> web.Response:
+        """For the parent of several workers, which adds them up."""
         return answer(as_json(await self._families()))
 
 
 async def families_of(app: web.Application) -> list[Family]:
-    """What this process counted, and how its providers, its pool and its revocations stand."""
+    """The metrics of this process: its counters, its providers' figures, its pool and the age of its revocations."""
     pool, age = app[DATABASE].pool, app[SERVER_DATABASE].revocations.age
     families = [*app[METRICS].families(), *_figures(app)]
     if pool is not None:
@@ -112,45 +113,47 @@ async def families_of(app: web.Application) -> list[Family]:
             gauge("gatepost_pool_waiting", "Requests that have waited for a connection for more than 5 ms.", pool.waiting)
         )
     dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
-    families.append(Family("gatepost_audit_dropped_total", "counter", "Denials missing in the audit log.", (), dropped))
-    families.append(gauge("gatepost_revocation_lag_seconds", "Since the revocations were read.", age, merge="max"))
+    families.append(
+        Family("gatepost_audit_dropped_total", "counter", "Denials that were not written to the audit log.", (), dropped)
+    )
+    families.append(gauge("gatepost_revocation_lag_seconds", "Seconds since the revocations were last read.", age, merge="max"))
     known, pending = app[SERVER_DATABASE].revocations, app[SERVER_DATABASE].pending
     families.append(gauge("gatepost_revocations", "Revocations held in memory.", len(known), merge="max"))
     families.append(gauge("gatepost_endings_pending", "Ends of access to tidy up after.", pending, merge="max"))
     failures = app[REVOCATION_FAILURES]
     families.append(counter("gatepost_revocation_failures_total", "Ends of access not recorded.", "kind", failures))
-    families.append(gauge("gatepost_workers", "Processes that serve.", 1))
-    families.append(gauge("gatepost_up", "1 where anything serves at all.", 1, merge="max"))
+    families.append(gauge("gatepost_workers", "Worker processes.", 1))
+    families.append(gauge("gatepost_up", "1 while at least one process serves.", 1, merge="max"))
     return families
 
 
 def _figures(app: web.Application) -> list[Family]:
-    """What the providers tell of themselves in `figures`. A plugin that fails at it is left out, and said so."""
-    found: dict[str, dict[Labels, list[float]]] = {}
-    for name, provider in app[PROVIDERS]:
+    """The providers' own `figures`. A provider whose `figures` fails is left out, and the failure is logged."""
+    samples_of: dict[str, dict[Labels, list[float]]] = {}
+    for one in app[PROVIDERS]:
         try:
-            figures = {str(figure): float(value) for figure, value in getattr(provider, "figures", dict)().items()}
+            figures = {str(figure): float(value) for figure, value in one.figures().items()}
         except Exception as error:
-            log_failure("provider's figures failed", error, provider=name)
+            log_failure("provider's figures failed", error, provider=one.name)
             continue
         for figure, value in figures.items():
             if figure.isidentifier() and figure.isascii():
-                found.setdefault(figure, {})[(name,)] = [value]
+                samples_of.setdefault(figure, {})[(one.name,)] = [value]
     return [
         Family(
-            f"gatepost_provider_{figure}", "counter" if figure.endswith("_total") else "gauge", "Of a provider.",
+            f"gatepost_provider_{figure}", "counter" if figure.endswith("_total") else "gauge", "Reported by the provider.",
             ("provider",), samples, "sum" if figure.endswith("_total") else "max",
         )
-        for figure, samples in found.items()
+        for figure, samples in samples_of.items()
     ]  # fmt: skip
 
 
 async def reasons_of(app: web.Application) -> list[str]:
-    """Why this process should get no request now: what its providers say, and whether the database answers."""
+    """Why this process should get no requests now: what its providers report, and whether the database answers in 2 seconds."""
     reasons = not_ready(app)
     try:
         async with asyncio.timeout(2), app[DATABASE].connection() as connection:
             await connection.fetchval("SELECT 1")
     except (Unavailable, TimeoutError):
-        reasons.append("the database cannot be asked")
+        reasons.append("the database is unavailable")
     return reasons

@@ -1,10 +1,11 @@
-"""One process: bind, serve, drain."""
+"""One process from start to end: bind the port, serve, drain."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
@@ -19,17 +20,20 @@ from ..settings.sources import Settings
 from ..telemetry.log import LOG
 from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
-from .ports import begin_no_more, take_waiting
+from .ports import take_waiting
 from .supervisor import Supervisor
 from .worker import Worker
 
 Announce: TypeAlias = Callable[[str, int], None]
-"""Told (host, port) when the server is ready to answer."""
-_LAST_WORDS_SECONDS: Final = 0.5
-_HANDSHAKES_SECONDS: Final = 0.05
+"""Called with (host, port) when the server is ready to answer."""
+_GRACE_SECONDS: Final = 0.5
+"""How long an open connection may still bring a request once the server is stopping."""
+_POLL_SECONDS: Final = 0.02
+_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 
 def loop_factory() -> Any:
+    """uvloop's factory of event loops; None (asyncio's own) where it is not installed."""
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -37,110 +41,131 @@ def loop_factory() -> Any:
     return None
 
 
-def _stop_signal() -> asyncio.Event:
+def _stop_signal(kill_children: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. A SIGINT after that (a second Ctrl-C) ends the process at once."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    def interrupted() -> None:
+        if stop.is_set():
+            kill_children()
+            os._exit(_INTERRUPTED)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     return stop
 
 
+def _ignore_hangup(worker: Worker | None) -> None:
+    """Without a handler SIGHUP would end this process. Only the parent of several workers restarts something."""
+
+    def ignore() -> None:
+        if worker is None:
+            LOG.warning("SIGHUP ignored: only a server with several workers restarts without a gap")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ignore)
+
+
 async def serve(app: web.Application, settings: Settings, worker: Worker | None, announce: Announce) -> int:
-    """Serve until SIGTERM or SIGINT, as a server of its own or as one `worker`; the exit status."""
+    """Serve until SIGTERM or SIGINT, as a server of its own or as one `worker`; returns the exit status."""
     stop = _stop_signal()
-    runner = web.AppRunner(app, shutdown_timeout=settings.get("limits.drain_seconds"))
+    _ignore_hangup(worker)
+    seconds: float = settings.get("limits.drain_seconds")
+    grace = min(_GRACE_SECONDS, seconds)
+    runner = web.AppRunner(app, shutdown_timeout=seconds - grace)
     operations = Operations(lambda: reasons_of(app), lambda: families_of(app))
-    sharing: ConnectionBalancer | None = None
+    balancer: ConnectionBalancer | None = None
     try:
         await runner.setup()
-        sharing = _share(runner, worker)
+        balancer = _balancer(runner, worker)
         host, port = settings.get("host"), worker.port if worker else settings.get("port")
         await _bind(web.TCPSite(runner, host, port, reuse_port=worker is not None), host, port)
         if worker is None:
             await operations.start(settings.get("ops.host"), settings.get("ops.port"))
             bound_host, bound_port = runner.addresses[0][:2]
-            _settle()
+            _freeze_memory()
             announce(bound_host, bound_port)
             await stop.wait()
         else:
             await operations.start_unix(worker.ops_socket)
-            _settle()
+            _freeze_memory()
             worker.tell_ready()
-            resting = [] if sharing is None else [_rest_when_unfit(app, sharing)]
+            resting = [] if balancer is None else [_rest_when_unfit(app, balancer)]
             await _first(stop.wait(), worker.until_orphaned(), *resting)
         operations.draining = True
         LOG.info("draining")
-        await _drain(app, runner, sharing)
+        await _drain(app, runner, balancer, grace)
         return 0
     finally:
-        if sharing is not None:
-            sharing.close()
+        if balancer is not None:
+            balancer.close()
         await runner.cleanup()
         await operations.stop()
 
 
-def _settle() -> None:
-    """What is in memory now stays: the collector of reference cycles need not look at it again.
+def _freeze_memory() -> None:
+    """Exempt everything that is in memory now from the collector of reference cycles: it stays.
 
-    It took a twelfth of the time under load, nearly all of it for modules and settings. A request makes hardly a cycle.
+    The collector took a twelfth of the time under load, nearly all of it for modules and settings. A request leaves hardly a
+    cycle.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
-def _share(runner: web.AppRunner, worker: Worker | None) -> ConnectionBalancer | None:
-    """Let connections be handed over between this worker and the others, where there are some."""
+def _balancer(runner: web.AppRunner, worker: Worker | None) -> ConnectionBalancer | None:
+    """Balance connections between this worker and the others; None where there are no others, or it cannot be done."""
     if worker is None or not isinstance(server := runner.server, ConnectionServer):
         return None
     try:
-        sharing = worker.sharing()
-        sharing.open(server.take)
+        balancer = worker.balancer()
+        balancer.open(server.take)
     except (OSError, ValueError) as error:
         LOG.warning("connections are not spread evenly", extra={"fields": {"error": type(error).__name__}})
         return None
-    server.sharing = sharing
-    return sharing
+    server.sharing = balancer
+    return balancer
 
 
-async def _rest_when_unfit(app: web.Application, sharing: ConnectionBalancer) -> None:
-    """Let nobody hand connections to a worker that can only refuse: quick answers would draw them all to it."""
+async def _rest_when_unfit(app: web.Application, balancer: ConnectionBalancer) -> None:
+    """Let no worker hand connections to this one while it can only refuse: quick answers would draw them all here."""
     while True:
-        with contextlib.suppress(Exception):  # a plugin's `not_ready`; the operations port tells of it
-            sharing.rest(bool(not_ready(app)) or app[SERVER_DATABASE].revocations.stale)
+        with contextlib.suppress(Exception):  # a plugin's `not_ready`; the operations port reports it
+            balancer.rest(bool(not_ready(app)) or app[SERVER_DATABASE].revocations.stale)
         await asyncio.sleep(1)
 
 
-async def _drain(app: web.Application, runner: web.AppRunner, sharing: ConnectionBalancer | None) -> None:
-    """Take no new connection; what comes on the open ones for a moment still is answered, and told to come no more.
+async def _drain(app: web.Application, runner: web.AppRunner, balancer: ConnectionBalancer | None, grace: float) -> None:
+    """Accept no new connection, and leave the open ones `grace` seconds for a request that is on its way.
 
-    A client that keeps a connection may have sent its next request just before it could know that we are stopping; and one
-    that the kernel has let in, while we were busy, believes itself served.
+    A client may have sent its next request on a kept connection just before it could know that we are stopping. Its answer
+    ends the connection. `runner.cleanup` then closes the idle connections and waits for the requests that are under way.
     """
     app[DISPATCHER].draining = True
-    if sharing is not None:
-        sharing.leave()
-    listening = [port for site in runner.sites for port in getattr(site._server, "sockets", ())]
-    begin_no_more(listening)
-    await asyncio.sleep(_HANDSHAKES_SECONDS)
-    waiting = take_waiting(listening)
+    if balancer is not None:
+        balancer.leave()
+    waiting = take_waiting(port for site in runner.sites for port in getattr(site._server, "sockets", ()))
     for site in list(runner.sites):
         await site.stop()
-    if (server := runner.server) is not None:
-        for connection in waiting:
-            await asyncio.get_running_loop().connect_accepted_socket(server, connection)
-    await asyncio.sleep(_LAST_WORDS_SECONDS)
+    loop, server = asyncio.get_running_loop(), runner.server
+    if server is None:
+        return
+    for connection in waiting:
+        await loop.connect_accepted_socket(server, connection)
+    end = loop.time() + grace
+    while (server.connections or balancer is not None) and loop.time() < end:  # noqa: ASYNC110 - aiohttp reports no end
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def supervise(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """The parent's part: the embedded Postgres, the operations port, and the children."""
-    stop = _stop_signal()
+    """Run the parent of several workers: the embedded Postgres, the operations port, and the children."""
     supervisor = Supervisor(settings)
+    stop = _stop_signal(supervisor.kill)
     operations = Operations(supervisor.not_ready, supervisor.families)
     storage = app[SERVER_DATABASE]
-    restarts: set[asyncio.Task[None]] = set()  # held, so that none is collected while it runs
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGHUP, lambda: restarts.add(asyncio.create_task(supervisor.restart()))
-    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.restart_soon)
     try:
         await storage.provide()
         await operations.start(settings.get("ops.host"), settings.get("ops.port"))

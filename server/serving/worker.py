@@ -1,4 +1,4 @@
-"""What a child process knows of its place among the workers."""
+"""A child process as one of several workers: its number, its port, and how it reaches its parent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Final
 from .balancing import ConnectionBalancer
 
 VARIABLE: Final = "_GATEPOST_WORKER"
-"""How a child knows that it is one: `<number>,<port>,<descriptor to write to when ready>,<folder of the workers' sockets>`."""
+"""The environment variable that makes a process a worker.
+
+Its value is `<number>,<port>,<descriptor to write to when ready>,<folder of the workers' sockets>`.
+"""
 
 
 class Worker:
-    """What a child process knows of its place."""
+    """One child process of a server with several workers."""
 
     def __init__(self, text: str) -> None:
+        """`text` is the value of the variable VARIABLE."""
         number, port, ready, folder = text.split(",", 3)
         self.number, self.port, self._ready = int(number), int(port), int(ready)
         self._folder = Path(folder)
@@ -25,19 +29,20 @@ class Worker:
 
     @staticmethod
     def here() -> Worker | None:
-        """The worker that this process is; None for a server of its own."""
+        """The worker that this process is; None where it is a server of its own."""
         text = os.environ.get(VARIABLE)
         return Worker(text) if text else None
 
-    def sharing(self) -> ConnectionBalancer:
-        """What spreads connections over the workers. Raises OSError, ValueError."""
+    def balancer(self) -> ConnectionBalancer:
+        """This worker's part in spreading connections evenly. Raises OSError, ValueError."""
         return ConnectionBalancer(self._folder, self.number)
 
     def tell_ready(self) -> None:
+        """Tell the parent that this worker answers requests."""
         os.write(self._ready, b"1")
         os.close(self._ready)
 
     async def until_orphaned(self) -> None:
-        """Returns when the parent is gone, however it went: nobody would ever stop us."""
-        while os.getppid() == self._parent:  # noqa: ASYNC110 - the kernel tells nobody
+        """Return once the parent has ended, however it ended: nothing else would ever stop this process."""
+        while os.getppid() == self._parent:  # noqa: ASYNC110 - nothing else reports it
             await asyncio.sleep(0.5)

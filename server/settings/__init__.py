@@ -1,1 +1,1 @@
-"""Where every setting comes from."""
+"""Finds, converts and checks the settings."""

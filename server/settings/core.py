@@ -1,4 +1,4 @@
-"""The table of the server's own settings: name, kind, default, environment variable, meaning."""
+"""The server's own settings: key, kind, default, bounds, environment variable and meaning."""
 
 from __future__ import annotations
 
@@ -10,19 +10,34 @@ from .setting import Setting
 BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit_log", "docs", "clerk", "api_key")
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
+
+def _seconds(default: float, help: str, *, at_least: float | None = None, at_most: float | None = None) -> Setting:
+    return Setting("float", default, help=help, at_least=at_least, more_than=0 if at_least is None else None, at_most=at_most)
+
+
+def _count(default: int, low: int, high: int, help: str) -> Setting:
+    return Setting("int", default, help=help, at_least=low, at_most=high)
+
+
 CORE: Final[Mapping[str, Setting]] = {
-    "env": Setting("str", "development", help="development (this machine only), test or production"),
-    "host": Setting("str", "127.0.0.1", help="address to serve on"),
-    "port": Setting("int", 8080, help="port to serve on; 0 takes a free one"),
-    "workers": Setting("int", 1, help="processes that share the port"),
+    "env": Setting(
+        default="development",
+        choices=("development", "test", "production"),
+        help="development (this machine only), test or production",
+    ),
+    "host": Setting(default="127.0.0.1", help="address to serve on"),
+    "port": _count(8080, 0, 65535, "port to serve on; 0 takes a free one"),
+    "workers": _count(1, 1, 256, "processes that share the port"),
     "providers": Setting(
-        "list", ("clerk", "api_key"), help="who is asked, in this order: clerk, api_key, oidc, stub, or what a plugin offers"
+        "list",
+        ("clerk", "api_key"),
+        help="providers in the order in which they are asked: clerk, api_key, oidc, stub, or a plugin's",
     ),
     "handlers": Setting(
         "list",
         None,
         example=BUILT_IN,
-        help="which built-in handlers are served; none named: all. clerk is its webhooks, api_key is /api/keys",
+        help="built-in handlers to serve; unset: all. clerk means its webhooks, api_key means /api/keys",
     ),
     "plugins": Setting(
         "list", (), help="plugins to load: entry points of installed packages, or module:<import path>; nothing else runs"
@@ -32,65 +47,67 @@ CORE: Final[Mapping[str, Setting]] = {
         "list",
         None,
         example=("https://app.example.com",),
-        help="origins whose pages may call; none named: Clerk's authorized parties",
+        help="origins whose pages may call the API; unset: Clerk's authorized parties",
     ),
     "trusted_proxies": Setting(
         "list", (), help="networks whose X-Forwarded-For is believed, for limits and logs; unix: a unix socket"
     ),
-    "data_folder": Setting("str", ".gatepost", help="where the server keeps files of its own"),
+    "data_folder": Setting(default=".gatepost", help="folder for the server's own files"),
     "database.url": Setting(
-        "str",
-        None,
         env="DATABASE_URL",
         secret=True,
         example="postgresql://gatepost_app@localhost/gatepost",
-        help="the serving role's URL; none: the embedded Postgres. Keep it out of files that are shared",
+        help="the serving role's URL; unset: the embedded Postgres. Keep it out of shared files",
     ),
     "database.owner_url": Setting(
-        "str",
-        None,
         env="DATABASE_OWNER_URL",
         secret=True,
         example="postgresql://gatepost_owner@localhost/gatepost",
-        help="the owner's URL, for migrate alone: keep it away from where it serves",
+        help="the owner's URL, for migrate alone: keep it away from the machines that serve",
     ),
     "database.direct_url": Setting(
-        "str",
-        None,
         secret=True,
         example="postgresql://gatepost_app@localhost:5432/gatepost",
-        help="the serving role's URL past a pooler, for LISTEN and `check`",
+        help="the serving role's URL that bypasses a pooler, for LISTEN and `check`",
     ),
-    "database.pool_size": Setting("int", 32, help="connections per worker"),
-    "database.pooler": Setting("str", "none", help="none, or transaction (PgBouncer; needs direct_url)"),
-    "database.acquire_seconds": Setting("float", 2.0, help="longest wait for a connection"),
-    "database.statement_seconds": Setting("float", 5.0, help="longest statement"),
-    "revocation.max_staleness": Setting("float", 10.0, help="seconds; with an older revocation feed sessions are a 503"),
-    "audit.denials": Setting("bool", True, help="note 403s of known callers in the audit log"),
-    "audit.retention_days": Setting("int", 400, help="days after which audit entries are deleted, at least 7; 0: never"),
-    "idempotency.keep_seconds": Setting("float", 86400.0, help="how long an answer is kept for a repeated Idempotency-Key"),
-    "ops.host": Setting("str", "127.0.0.1", help="address of the operations port"),
-    "ops.port": Setting("int", 9090, help="port of /livez, /readyz and /metrics; 0: off"),
-    "log.format": Setting("str", "auto", help="json, human, or auto: json in production, human elsewhere"),
-    "log.requests": Setting("bool", False, help="a line for every request that was let in too"),
-    "limits.head_bytes": Setting("int", 16384, help="request line and headers together"),
-    "limits.head_seconds": Setting("float", 10.0, help="longest time for a request's head"),
-    "limits.headers": Setting("int", 128, help="most header lines of a request"),
-    "limits.body_bytes": Setting("int", 1_048_576, help="largest request body"),
-    "limits.body_seconds": Setting("float", 30.0, help="longest time for a request's body"),
-    "limits.json_depth": Setting("int", 64, help="how deep arrays and objects of a JSON body may lie in each other"),
-    "limits.json_values": Setting(
-        "int", 50_000, help="how many values a JSON body may have"
+    "database.pool_size": _count(32, 1, 1000, "connections per worker"),
+    "database.pooler": Setting(
+        default="none", choices=("none", "transaction"), help="none, or transaction (PgBouncer; needs direct_url)"
     ),
-    "limits.connections": Setting("int", 1000, help="client connections of one process; more are answered 503"),
-    "limits.idle_seconds": Setting("float", 75.0, help="how long an idle connection is kept"),
-    "limits.provider_seconds": Setting("float", 5.0, help="longest time a provider may take"),
-    "limits.drain_seconds": Setting("float", 20.0, help="longest time accepted requests have after SIGTERM"),
-    "limits.caller": Setting("str", "auto", help="requests of one caller; off: any number; auto: 6000/minute in production"),
+    "database.acquire_seconds": _seconds(2.0, "longest wait for a connection"),
+    "database.statement_seconds": _seconds(5.0, "longest statement"),
+    "revocation.max_staleness": _seconds(
+        10.0, "seconds; with an older revocation feed sessions are a 503", at_least=0.5
+    ),  # the feed is read every 0.5 s: below that it would always be too old
+    "audit.denials": Setting("bool", True, help="record 403s of known callers in the audit log"),
+    "audit.retention_days": _count(400, 0, 100_000, "days after which audit entries are deleted, at least 7; 0: never"),
+    "idempotency.keep_seconds": _seconds(
+        86400.0, "how long an answer is kept for a repeated Idempotency-Key", at_least=1, at_most=366 * 86400
+    ),
+    "ops.host": Setting(default="127.0.0.1", help="address of the operations port"),
+    "ops.port": _count(9090, 0, 65535, "port of /livez, /readyz and /metrics; 0: off"),
+    "log.format": Setting(
+        default="auto", choices=("auto", "json", "human"), help="json, human, or auto: json in production, human elsewhere"
+    ),
+    "log.requests": Setting("bool", False, help="log every request that was let in, too"),
+    "limits.head_bytes": _count(16384, 1024, 2**20, "request line and headers together"),
+    "limits.head_seconds": _seconds(10.0, "longest time for a request's head"),
+    "limits.headers": _count(128, 1, 10_000, "most header lines of a request"),
+    "limits.body_bytes": _count(1_048_576, 1, 2**31, "largest request body"),
+    "limits.body_seconds": _seconds(30.0, "longest time for a request's body"),
+    "limits.json_depth": _count(64, 1, 256, "deepest nesting of arrays and objects in a JSON body"),
+    "limits.json_values": _count(50_000, 1, 10_000_000, "how many values a JSON body may have"),
+    "limits.connections": _count(1000, 1, 1_000_000, "client connections of one process; more are answered 503"),
+    "limits.idle_seconds": _seconds(75.0, "how long an idle connection is kept"),
+    "limits.provider_seconds": _seconds(5.0, "longest time a provider may take"),
+    "limits.drain_seconds": _seconds(20.0, "longest time that accepted requests have after SIGTERM"),
+    "limits.caller": Setting(default="auto", help="requests of one caller; off: any number; auto: 6000/minute in production"),
     "limits.address": Setting(
-        "str", "auto", help="refused credentials of one client address; off: any number; auto: 3000/minute in production"
+        default="auto", help="refused credentials of one client address; off: any number; auto: 3000/minute in production"
     ),
     "limits.storage": Setting(
-        "str", "memory", secret=True, help="who counts for both: memory, valkey://host:port/db or redis://host:port/db"
+        default="memory", secret=True, help="where both are counted: memory, valkey://host:port/db or redis://host:port/db"
     ),
 }
+SERVER_TABLES: Final = frozenset(key.partition(".")[0] for key in CORE if "." in key)
+"""The tables of the settings file that belong to the server: no plugin may use one of these names."""

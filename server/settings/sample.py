@@ -1,6 +1,6 @@
-"""A settings file with every setting in it, switched off and explained: what `init` writes.
+"""Writes a settings file with every setting explained and commented out: what `init` creates.
 
-It is made of what the server and the loaded plugins declare, so it has no key that they do not know and lacks none.
+It is made from the declarations of the server and the loaded plugins, so it has exactly the keys that they know.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from .sources import env_name
 
 _WIDTH: Final = 120
 _TOP: Final = """\
-# Every setting of Gatepost with its default, or an example where there is none. A key that nobody knows stops the start.
-# The command line and the environment win over this file; the variable stands in brackets, and NAME_FILE names a file.
-# Lines that begin with "#" and a blank are remarks; lines that begin with "#" alone are settings, switched off.
+# Every setting of Gatepost with its default, or an example where there is none. An unknown key prevents startup.
+# The command line and the environment override this file. Each variable is in brackets; NAME_FILE names a file to read.
+# Lines that begin with "# " are comments; lines that begin with "#" alone are settings, commented out.
 """
 
 
 def sample(declared: Mapping[str, Setting], named: list[str] | None = None) -> str:
-    """The text of the file. `named` are plugins whose tables are in it: the setting `plugins` is switched on for them."""
+    """The text of the file for the `declared` settings by key. `named` are the plugins that its setting `plugins` loads."""
     tables: dict[str, list[str]] = {}
     for key in declared:
         tables.setdefault(key.rpartition(".")[0], []).append(key)
-    # TOML: what belongs to no table comes first, and arrays of tables come last of theirs.
+    # TOML: top-level keys come before any table, and arrays of tables after the plain keys of theirs.
     parts = [_TOP.rstrip()]
     for table in sorted(tables, key=bool):
         keys = sorted(tables[table], key=lambda key: declared[key].kind == "tables")
@@ -61,7 +61,7 @@ _EMPTY: Final[Mapping[str, Any]] = {"list": [], "table": {}, "int": 0, "float": 
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML has it, on one line. Texts are JSON's, which TOML's basic strings hold."""
+    """A value in TOML, on one line. JSON's strings are valid TOML basic strings."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }" if value else "{}"
     if isinstance(value, list | tuple):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+KINDS: Final = ("str", "int", "float", "bool", "list", "table", "tables")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of a plugin's table, so that it can be checked, explained and redacted.
+    """One key of a settings table: it can be checked, explained, and redacted.
 
-    kind is `str`, `int`, `float`, `bool`, `list` (of texts), `table` or `tables` (array of tables; file only).
-    env is the variable's name; None: GATEPOST_<PLUGIN>_<KEY>. secret values are never printed, and may be given as a
-    file's name in <ENV>_FILE. required: without a value the start stops, naming the key. example is shown in the file that
-    `init` writes, where there is no default.
+    kind       `str`, `int`, `float`, `bool`, `list` (of texts), `table`, or `tables` (an array of tables; file only)
+    default    the value where none is set
+    env        the environment variable; None: `GATEPOST_<PLUGIN>_<KEY>`
+    secret     the value is never printed. Any value may come from a file that `<ENV>_FILE` names
+    help       one line for the settings page and for the file that `init` writes
+    required   without a value the server refuses to start, naming the key
+    example    what `init` shows where there is no default
+    at_least   the smallest value of an `int` or `float`
+    more_than  a bound that an `int` or `float` must exceed
+    at_most    the largest value of an `int` or `float`
+    choices    the only values of a `str`, or the only words of a `list`
+
+    A value outside the bounds or choices prevents startup. None, where nothing is set, is never checked. Raises ValueError
+    for an unknown kind, and for bounds or choices that the kind cannot have.
     """
 
     kind: str = "str"
@@ -23,7 +36,42 @@ class Setting:
     help: str = ""
     required: bool = False
     example: Any = None
+    at_least: float | None = None
+    more_than: float | None = None
+    at_most: float | None = None
+    choices: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a setting's kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        bounded = any(bound is not None for bound in (self.at_least, self.more_than, self.at_most))
+        if bounded and self.kind not in ("int", "float"):
+            raise ValueError(f"a setting of the kind {self.kind!r} cannot have at_least, more_than or at_most")
+        if self.choices and self.kind not in ("str", "list"):
+            raise ValueError(f"a setting of the kind {self.kind!r} cannot have choices")
+
+    @property
+    def allowed(self) -> str:
+        """The bounds or choices in words, such as `1 to 256` or `one of auto, json, human`; "" for any value."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least} to {self.at_most}"
+        bounds = (("at least", self.at_least), ("more than", self.more_than), ("at most", self.at_most))
+        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+
+    def allows(self, value: Any) -> bool:
+        """Is this value, of the declared kind, within the bounds and choices?"""
+        if value is None:
+            return True
+        if self.choices:
+            return set([value] if isinstance(value, str) else value) <= set(self.choices)
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.more_than is None or value > self.more_than)
+            and (self.at_most is None or value <= self.at_most)
+        )
 
 
 class ConfigError(Exception):
-    """A mistake in the configuration: the start stops with this one line and exit status 2."""
+    """A mistake in the configuration: the server refuses to start, with this one line and exit status 2."""

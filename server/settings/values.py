@@ -1,4 +1,4 @@
-"""A setting's value in the kind that was declared for it, from a text or from what TOML gave."""
+"""Converts a setting's value, from text or TOML, to the kind that was declared for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _TRUTH: Final = {"true": True, "1": True, "yes": True, "on": True, "false": Fals
 
 
 def convert(value: Any, setting: Setting, where: str) -> Any:
-    """A value of the declared kind, from a text (environment, command line) or from what TOML gave."""
+    """The value in the declared kind, from text (environment, command line) or a TOML value.
+
+    `where` names the source in the message of the ConfigError that any other value raises. Bounds are not checked here.
+    """
     kind = setting.kind
     if kind == "list":
         words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
@@ -54,7 +57,7 @@ def _are_tables(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value for people, without the password that a URL in it may have."""
+    """A value as text for people, without the password of a URL in it."""
     if value is None:
         return "(none)"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A Clerk on loopback for tests: really signed tokens, a key set to verify them with, and a Backend API to ask.
+"""A Clerk on loopback for tests: signed session tokens, the key set that verifies them, and the Backend API.
 
 async with LoopbackClerk() as clerk:
     app = build(Settings(environ={}, given={"env": "test", **clerk.settings()}))
@@ -34,14 +34,17 @@ _KINDS: Final[Mapping[str, tuple[str, str, str, str]]] = {
 
 
 class LoopbackClerk:
-    """One instance of Clerk, of the development kind, as far as a server that verifies tokens can see it.
+    """A development instance of Clerk, as a server that verifies tokens sees it.
 
-    mode     how the Backend API answers about machine tokens: `ok`, `500`, `429`, `slow`, `garbage`, `bad key`
-    calls    how often each path was asked; `seen` are the headers and bodies of the machine tokens' requests
+    mode           how the Backend API answers about machine tokens: `ok`, `500`, `429`, `slow`, `garbage`, `bad key`
+    slow_seconds   how long it takes in the mode `slow`
+    retry_after    the header Retry-After in the mode `429`
+    calls          how many requests each path got
+    seen           (headers, body) of each request about a machine token
     """
 
     def __init__(self, *, party: str = "http://localhost:3000", key: rsa.RSAPrivateKey | None = None) -> None:
-        """`party` is the origin that tokens name as their `azp`; `key` signs them (default: one key per process)."""
+        """`party` is the origin in the claim `azp` of tokens; `key` signs them (default: one key per process)."""
         self.party = party
         self.mode = "ok"
         self.slow_seconds = 6.0
@@ -70,17 +73,18 @@ class LoopbackClerk:
 
     @property
     def url(self) -> str:
-        """The origin of both its APIs, which is also the issuer of its tokens."""
+        """The origin of its Frontend and Backend API, and the issuer of its tokens."""
         assert self._server is not None, "use it in `async with`"
         return str(self._server.make_url("")).rstrip("/")
 
     @property
     def publishable_key(self) -> str:
+        """`pk_test_` and the host in base64, as Clerk writes it."""
         host = self.url.removeprefix("http://")
         return "pk_test_" + b64encode(f"{host}$".encode()).decode().rstrip("=")
 
     def settings(self) -> dict[str, Any]:
-        """What a server needs to trust this instance."""
+        """The settings with which a server trusts this instance, by their names in the file."""
         given: dict[str, Any] = {
             "providers": ["clerk"],
             "clerk.secret_key": self.secret_key,
@@ -102,30 +106,33 @@ class LoopbackClerk:
         category: str = CATEGORY,
         **claims: Any,
     ) -> str:
-        """A session token, version 2; `claims` replace or add (`fva=[0, -1]`, `sts="pending"`), None takes away.
+        """A signed session token (Clerk's version 2). `ttl` is in seconds, `now` in Unix seconds.
 
-        `ttl` is in seconds, `now` in Unix seconds.
+        `claims` replace or add claims (`fva=[0, -1]`, `sts="pending"`); None removes one.
         """
         at = int(time.time() if now is None else now)
-        said: dict[str, Any] = {"iss": self.url, "azp": self.party, "sub": user_id, "sid": f"sess_{user_id}", "v": 2}
-        said |= {"iat": at, "nbf": at - 10, "exp": at + int(ttl), "jti": secrets.token_hex(10)}
+        payload: dict[str, Any] = {"iss": self.url, "azp": self.party, "sub": user_id, "sid": f"sess_{user_id}", "v": 2}
+        payload |= {"iat": at, "nbf": at - 10, "exp": at + int(ttl), "jti": secrets.token_hex(10)}
         if org_id is not None:
-            said["fea"], packed = _packed(org_permissions)
-            said["o"] = {"id": org_id, "rol": org_role.removeprefix("org:"), **packed}
-        said = {name: value for name, value in (said | claims).items() if value is not None}
-        return jwt.encode(said, self.key, algorithm="RS256", headers={"kid": KID, "cat": category})
+            payload["fea"], packed = _packed(org_permissions)
+            payload["o"] = {"id": org_id, "rol": org_role.removeprefix("org:"), **packed}
+        payload = {name: value for name, value in (payload | claims).items() if value is not None}
+        return jwt.encode(payload, self.key, algorithm="RS256", headers={"kid": KID, "cat": category})
 
     def cookies(self, token: str, *, client_uat: int = 1, suffixed: bool = True) -> dict[str, str]:
-        """The `Cookie` header of a browser that holds this session; `client_uat` in Unix seconds."""
+        """The `Cookie` header of a browser with this session.
+
+        `client_uat` is in Unix seconds; with `suffixed` each cookie is sent under Clerk's suffixed name too.
+        """
         digest = hashlib.sha1(self.publishable_key.encode(), usedforsecurity=False).digest()
         names = ["", "_" + urlsafe_b64encode(digest).decode()[:8]] if suffixed else [""]
         values = {"__session": token, "__client_uat": str(client_uat), "__clerk_db_jwt": "dvb_1"}
         return {"Cookie": "; ".join(f"{name}{end}={value}" for end in names for name, value in values.items())}
 
     def machine_token(self, subject: str, /, kind: str = "api_key", **changes: Any) -> str:
-        """A new opaque token that the Backend API vouches for. `kind`: api_key, m2m_token or oauth_token.
+        """A new opaque token that the Backend API confirms for `subject`. `kind`: `api_key`, `m2m_token` or `oauth_token`.
 
-        `changes` replace or add members of its answer; None takes one away.
+        `changes` replace or add members of the API's answer; None removes one.
         """
         prefix, object_, _path, _member = _KINDS[kind]
         token, at = prefix + secrets.token_hex(24), int(time.time() * 1000)
@@ -179,7 +186,7 @@ def _error(status: int, code: str, headers: Mapping[str, str] | None = None) -> 
 
 
 def _packed(permissions: Iterable[str]) -> tuple[str | None, dict[str, str]]:
-    """`fea`, and `o`'s `per` and `fpm`, for permissions such as `org:invoices:read`."""
+    """The claim `fea`, and the members `per` and `fpm` of `o`, for permissions such as `org:invoices:read`."""
     pairs = dict.fromkeys(tuple(permission.removeprefix("org:").rsplit(":", 1)) for permission in permissions)
     if not pairs:
         return None, {}

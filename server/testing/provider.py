@@ -1,4 +1,4 @@
-"""The conformance kit for authors of providers: one fixture, and a class whose tests hold a provider to its contract.
+"""The conformance kit for authors of providers: a fixture, and a class whose tests check a provider against its contract.
 
     pytest_plugins = ["server.testing_provider"]                            # in conftest.py
     class TestAcme(ProviderContract):                                       # in a test file
@@ -10,7 +10,7 @@
                 not_mine=[{"Authorization": "Bearer other"}], outage=service.down, slow=service.slow,
             )
 
-Requests are real ones over loopback. Checks that need `outage` or `slow` are skipped where the case has none.
+Requests are real ones over loopback. Tests that need `outage` or `slow` are skipped if the case has none.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ TURNS: Final = 8
 
 @pytest.fixture
 def provider_case() -> ProviderCase:
-    """What is tested. Override it."""
+    """The provider under test. Override it."""
     pytest.fail("define the fixture provider_case: see server.testing_provider", pytrace=False)
 
 
 class ProviderContract(RecallContract):
-    """Inherit it in a class called `Test...` that has a fixture `provider_case`."""
+    """The tests. Inherit it in a class whose name begins with `Test` and that has a fixture `provider_case`."""
 
     pytestmark = pytest.mark.asyncio
 
@@ -54,13 +54,13 @@ class ProviderContract(RecallContract):
                 first, second = await provider.answer(headers), await provider.answer(headers)
                 assert isinstance(first, Identity), f"a known caller got {_name(first)}, not an Identity"
                 assert isinstance(second, Identity), f"a known caller got {_name(second)} the second time"
-                assert _who(first) == _who(second), "the same credential is somebody else the second time"
+                assert _who(first) == _who(second), "the same credential is another identity the second time"
 
-    async def test_what_is_not_its_own_is_left_to_others(self, provider_case: ProviderCase) -> None:
+    async def test_a_credential_of_another_provider_is_none(self, provider_case: ProviderCase) -> None:
         async with opened(provider_case) as provider:
             for headers in [{}, *provider_case.not_mine]:
                 got = await provider.answer(headers)
-                assert got is None, f"{_shown(headers)}: not its own, and the answer is {_name(got)}, not None"
+                assert got is None, f"{_shown(headers)}: another provider's, and the answer is {_name(got)}, not None"
 
     async def test_a_bad_credential_is_rejected_with_a_slug(self, provider_case: ProviderCase) -> None:
         assert provider_case.bad, "the case has no bad credential"
@@ -68,10 +68,10 @@ class ProviderContract(RecallContract):
             for headers in provider_case.bad:
                 got = await provider.answer(headers)
                 assert isinstance(got, CredentialRejected), f"a bad credential got {_name(got)}, not CredentialRejected"
-                assert _SLUG.match(str(got.reason)), f"the reason {got.reason!r} is no slug (lower-case words, hyphens)"
+                assert _SLUG.match(str(got.reason)), f"the reason {got.reason!r} is not a slug (lower-case words, hyphens)"
 
     async def test_an_outage_is_unavailable(self, provider_case: ProviderCase) -> None:
-        """Neither a refusal nor the next provider's turn; and the server starts in spite of it."""
+        """Neither a refusal nor None, which would ask the next provider; and the server starts all the same."""
         if provider_case.outage is None:
             pytest.skip("the case has no outage")
         async with provider_case.outage(), opened(provider_case) as provider:
@@ -92,22 +92,22 @@ class ProviderContract(RecallContract):
                 _usable(await provider.answer(headers))
 
     async def test_it_answers_within_the_time_out(self, provider_case: ProviderCase) -> None:
-        """From a healthy service at once; from a slow one in time, or it lets itself be stopped; never `None` by mistake."""
+        """A healthy service: at once. A slow one: in time, or the call can be cancelled; it must not return None by mistake."""
         async with opened(provider_case) as provider:
             for headers in [{}, *provider_case.not_mine, *provider_case.bad, *provider_case.known]:
                 got, ended = await _bounded(provider, headers, provider_case.seconds)
-                assert ended, "it goes on after its time-out"
-                assert not isinstance(got, TimeoutError), "it needs longer than its time-out"
+                assert ended, "it keeps running after its time-out"
+                assert not isinstance(got, TimeoutError), "it takes longer than its time-out"
         if provider_case.slow is not None:
             async with provider_case.slow(), opened(provider_case) as provider:
                 for headers in provider_case.known:
                     got, ended = await _bounded(provider, headers, 0.2)
-                    assert ended, "it goes on after its time-out"
+                    assert ended, "it keeps running after its time-out"
                     allowed = Identity | Unavailable | TimeoutError
-                    assert isinstance(got, allowed), f"a slow service, and the answer is {_name(got)}"
+                    assert isinstance(got, allowed), f"from a slow service, and the answer is {_name(got)}"
 
     async def test_it_never_blocks_the_event_loop(self, provider_case: ProviderCase) -> None:
-        """Counts the turns of the loop against a thread's: a loop that stands still falls behind, a slow machine does not."""
+        """Compares the turns of the loop with those of a thread: a blocked loop falls behind, a slow machine slows both."""
         slow = provider_case.slow
         with alarm(15):
             async with opened(provider_case) as provider, Pulse() as pulse:
@@ -117,38 +117,38 @@ class ProviderContract(RecallContract):
                 async with slow(), Pulse() as slow_pulse, opened(provider_case) as provider:
                     await provider.answer(provider_case.known[0])
                 pulse.longest = max(pulse.longest, slow_pulse.longest)
-        assert pulse.longest < pulse.most, f"the event loop stood still for {pulse.longest} beats of {pulse.every} s"
+        assert pulse.longest < pulse.most, f"the event loop was blocked for {pulse.longest} beats of {pulse.every} s"
 
     async def test_no_credential_is_shown(self, provider_case: ProviderCase, caplog: pytest.LogCaptureFixture) -> None:
-        """Not in a repr, an exception, a reason for /readyz, nor in the logs at their most talkative."""
+        """Not in a repr, an exception, a reason for /readyz, or the logs at level DEBUG."""
         case = provider_case
         secrets = {*case.secrets, *(one for headers in [*case.known, *case.bad] for one in credentials_in(headers))}
-        said: list[str] = []
+        texts: list[str] = []
         caplog.set_level("DEBUG")
         async with opened(case) as provider:
             for headers in [*case.known, *case.bad]:
-                said += words_of(await provider.answer(headers))
-            said += provider.words()
+                texts += words_of(await provider.answer(headers))
+            texts += provider.words()
         if case.outage is not None:
             async with case.outage(), opened(case) as provider:
-                said += words_of(await provider.answer(case.known[0]))
-                said += provider.words()
-        said += [f"{record.getMessage()} {record.__dict__!r} {record.exc_text}" for record in caplog.records]
-        shown = [text for text in [*said, caplog.text] if any(secret in text for secret in secrets)]
-        # Which text it was, without the text: a failing test's output must not show it either.
+                texts += words_of(await provider.answer(case.known[0]))
+                texts += provider.words()
+        texts += [f"{record.getMessage()} {record.__dict__!r} {record.exc_text}" for record in caplog.records]
+        shown = [text for text in [*texts, caplog.text] if any(secret in text for secret in secrets)]
+        # The message does not quote the text: a failing test's output must not show a credential either.
         assert not shown, f"a credential or secret is shown in {len(shown)} text(s): a repr, an exception or a log line"
 
     async def test_many_callers_at_once(self, provider_case: ProviderCase) -> None:
         async with opened(provider_case) as alone:
-            wanted = [_who(await alone.answer(headers)) for headers in provider_case.known]
-        number = len(wanted)
+            expected = [_who(await alone.answer(headers)) for headers in provider_case.known]
+        number = len(expected)
         async with opened(provider_case) as provider:
             callers = (provider.answer(provider_case.known[at % number]) for at in range(CALLERS))
             got = [_who(one) for one in await asyncio.gather(*callers)]
-        assert got == [wanted[at % number] for at in range(CALLERS)], "callers at the same time do not get their own answers"
+        assert got == [expected[at % number] for at in range(CALLERS)], "simultaneous callers do not get their own answers"
 
     async def test_it_opens_and_closes(self, provider_case: ProviderCase) -> None:
-        """Once each, also in an outage, and nothing of it runs on afterwards."""
+        """Once each, also in an outage; no task of the provider runs on afterwards."""
         before = asyncio.all_tasks()
         async with opened(provider_case) as provider:
             await provider.answer(provider_case.known[0])
@@ -159,7 +159,7 @@ class ProviderContract(RecallContract):
             if not foreign_tasks(before):
                 break
             await asyncio.sleep(0.01)
-        assert not foreign_tasks(before), "a task of it runs on after close()"
+        assert not foreign_tasks(before), "a task of the provider runs on after close()"
 
 
 def _name(got: object) -> str:
@@ -180,19 +180,19 @@ def _usable(got: object) -> None:
 
 
 async def _cancelled(provider: Opened, headers: Headers, turns: int, seconds: float = 0) -> None:
-    """Ask, and cancel after some turns of the loop."""
+    """Ask, and cancel after `turns` turns of the loop, which take `seconds` in total."""
     async with provider.request(headers) as request:
         task = asyncio.ensure_future(cast("Any", provider.authenticate(request)))
         for _ in range(turns):
             await asyncio.sleep(seconds / turns)
         waiting = task.cancel()
         done, _pending = await asyncio.wait({task}, timeout=2)
-        assert done, "it goes on after it was cancelled"
+        assert done, "it keeps running after it was cancelled"
         assert task.cancelled() or not waiting, "it swallows its cancellation"
 
 
 async def _bounded(provider: Opened, headers: Headers, seconds: float) -> tuple[object, bool]:
-    """(the answer within a bound as the server sets it, whether it came to an end)."""
+    """(the answer, within a time-out as the server sets it; whether the call ended)."""
     async with provider.request(headers) as request:
         task = asyncio.ensure_future(within(seconds, provider.authenticate(request)))
         done, _pending = await asyncio.wait({task}, timeout=seconds + 2)

@@ -1,6 +1,6 @@
-"""The part of the conformance kit about what a provider says beforehand: `reads` and `recall`.
+"""The part of the conformance kit about a provider's optional `reads` and `recall`.
 
-With them the gate goes a short way. Nobody may get in by it, or be taken for somebody else, against the word of `authenticate`.
+They let the gate take a shortcut. It must not let in a caller, or give a caller an identity, that `authenticate` would not.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from .stage import Headers, Opened, ProviderCase, opened
 
 
 class RecallContract:
-    """Two checks of `server.testing_provider.ProviderContract`. A provider without `recall` and `reads` passes them."""
+    """Two tests of `server.testing_provider.ProviderContract`. A provider without `recall` and `reads` passes them."""
 
     pytestmark = pytest.mark.asyncio
 
     async def test_recall_never_contradicts_authenticate(self, provider_case: ProviderCase) -> None:
-        """Before anything was proven, afterwards, and with everybody else in memory."""
+        """Before a credential was verified, afterwards, and with every other caller in memory."""
         case = provider_case
         async with opened(case) as provider:
             for _ in range(2):
                 for headers in [{}, *case.not_mine]:
                     got = await _recalled(provider, headers)
-                    assert got is None, f"not its own, and recall gives {_name(got)}: another provider has no turn"
+                    assert got is None, (
+                        f"another provider's credential, and recall returns {_name(got)}: that provider is never asked"
+                    )
                 for headers in case.bad:
                     for _ in range(2):
                         got = await _recalled(provider, headers)
@@ -39,16 +41,16 @@ class RecallContract:
                     early, proven = await _recalled(provider, headers), await provider.answer(headers)
                     for got in (early, await _recalled(provider, headers)):
                         assert got is None or isinstance(got, Identity), f"a known caller is recalled as {_name(got)}"
-                        assert got is None or _all(got) == _all(proven), "recall gives somebody else than authenticate"
+                        assert got is None or _all(got) == _all(proven), "recall returns another identity than authenticate"
 
     async def test_reads_names_the_headers_that_it_reads(self, provider_case: ProviderCase) -> None:
-        """Where no header of `reads` is there, the gate does not ask: a credential elsewhere would be nobody's."""
+        """Without a header of `reads` the gate does not ask the provider: a credential in another header would be ignored."""
         case = provider_case
         async with opened(case) as provider:
             if provider.reads is None:
                 return
             if isinstance(provider.reads, str) or not isinstance(provider.reads, Iterable):
-                raise AssertionError("reads is no list of header names")
+                raise AssertionError("reads is not a list of header names")
             reads = {str(name).lower() for name in provider.reads}
             for headers in [*case.known, *case.bad]:
                 assert reads & {name.lower() for name in headers}, (
@@ -62,14 +64,14 @@ class RecallContract:
 
 
 async def _recalled(provider: Opened, headers: Headers) -> object:
-    """What `recall` makes of these headers: what it raises counts as given, if it may raise that."""
+    """What `recall` returns for these headers, or the CredentialRejected that it raises."""
     async with provider.request(headers) as request:
         try:
             got = provider.recall(request)
         except CredentialRejected as rejected:
             return rejected
         except Exception as error:
-            raise AssertionError(f"recall raised {type(error).__name__}: None means that it does not know") from None
+            raise AssertionError(f"recall raised {type(error).__name__}: it must return None if it does not know") from None
     if inspect.iscoroutine(got):
         got.close()
         raise AssertionError("recall is async: the gate does not wait for it")
@@ -81,7 +83,7 @@ def _name(got: object) -> str:
 
 
 def _all(got: object) -> tuple[Any, ...]:
-    """What access depends on."""
+    """Everything in an identity that access depends on."""
     assert isinstance(got, Identity), f"a known caller got {_name(got)}, not an Identity"
     rights = tuple(got.org_permissions or ()), tuple(got.scopes or ()), got.pending
     return got.provider, got.token_type, got.user_id, got.org_id, got.org_role, got.session_id, got.key_id, *rights

@@ -1,4 +1,4 @@
-"""What the conformance kit stands on: a provider with a house, real requests over loopback."""
+"""The ground of the conformance kit: a provider opened with its server context, and real requests over loopback."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ async def _no_rows(function: str, *args: Any) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderCase:
-    """A provider, and what it makes of whom.
+    """A provider, and what it must make of which headers.
 
     factory    what `register_providers` offers; `settings` is the plugin's whole table, defaults included
-    known      headers of callers whom it knows, one caller each
-    not_mine   headers that are not its own. A request without any credential is added.
-    bad        headers that are its own, and bad
+    known      headers of callers that it knows, one caller each
+    not_mine   headers with another provider's credentials. A request without any credential is added.
+    bad        headers with credentials of its own that are invalid
     outage     `async with outage():` the service that it asks is down; None: it asks none
-    slow       `async with slow():` that service is slow: half a second to some seconds; None: it asks none
-    secrets    further texts that nobody may see: the secrets of its settings
-    query      what `House.query` gives, `async def query(function, *args)`; without it: no rows
-    seconds    the longest that a healthy answer may take
-    name       what `register_providers` calls it; matters to a provider that has `issuers`
+    slow       `async with slow():` that service takes half a second to some seconds; None: it asks none
+    secrets    further texts that must not be shown: the secrets of its settings
+    query      what `House.query` returns, `async def query(function, *args)`; default: no rows
+    seconds    the longest time in seconds that an answer of a healthy service may take
+    name       its name in `register_providers`; matters to a provider that has `issuers`
     """
 
     factory: ProviderFactory
@@ -61,7 +61,7 @@ class ProviderCase:
 
 
 class Opened:
-    """A provider that is open, and requests to show it."""
+    """An open provider, and the requests to ask it about."""
 
     def __init__(self, provider: Provider) -> None:
         self.authenticate = provider.authenticate
@@ -72,7 +72,7 @@ class Opened:
         self._client: aiohttp.ClientSession | None = None
 
     async def answer(self, headers: Headers) -> Identity | Exception | None:
-        """What the provider says to a request with these headers; what it raises is given, not raised."""
+        """What the provider returns for a request with these headers. An exception is returned, not raised."""
         async with self.request(headers) as request:
             try:
                 return await self._provider.authenticate(request)
@@ -80,13 +80,13 @@ class Opened:
                 return error
 
     def words(self) -> list[str]:
-        """What the provider says of itself."""
+        """The texts in which the provider describes itself: repr, str, and its reason for /readyz."""
         said = getattr(self._provider, "not_ready", lambda: None)()
         return [repr(self._provider), str(self._provider), str(said)]
 
     @asynccontextmanager
     async def request(self, headers: Headers) -> AsyncIterator[web.Request]:
-        """A request that really came in, and is answered at the end of the block."""
+        """A request that a server has received; it is answered at the end of the block."""
         assert self._client is not None
         number = str(len(self._held))
         self._held[number] = arrived, released = asyncio.get_running_loop().create_future(), asyncio.Event()
@@ -111,10 +111,12 @@ class Opened:
 
     @asynccontextmanager
     async def on_stage(self) -> AsyncIterator[None]:
+        """The server and the client for `request`, within the block."""
+
         async def hold(request: web.Request) -> web.Response:
             return await self._hold(request)
 
-        # The mark of a route that takes every kind of token, without the check that goes with it.
+        # Marked as a route that accepts every type of token, without the check that goes with it.
         hold.__dict__.update(vars(requires(accepts=sorted(TOKEN_TYPES))(hold)))
         app = web.Application()
         app.router.add_get("/{number}", hold)
@@ -137,7 +139,7 @@ async def opened(case: ProviderCase) -> AsyncIterator[Opened]:
             house.claim_issuer(issuer, case.name)
         try:
             if hasattr(provider, "open"):
-                with suppress(Unavailable, TimeoutError):  # the server starts, and says that it is not ready
+                with suppress(Unavailable, TimeoutError):  # the server starts all the same, and is not ready
                     await asyncio.wait_for(provider.open(house), 30)
             stage = Opened(provider)
             async with stage.on_stage():

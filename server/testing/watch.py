@@ -1,4 +1,4 @@
-"""What the conformance kit watches with: is the event loop blocked, does a task run on, is a credential shown."""
+"""Instruments of the conformance kit: they find a blocked event loop, a task that runs on, and a shown credential."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 LONG_ENOUGH: Final = 16
-"""A word of a header that is shorter is no secret: a scheme, a name."""
+"""Characters. A shorter word of a header is not a secret but a scheme or a name."""
 
 
 def credentials_in(headers: Mapping[str, str]) -> set[str]:
-    """The words of these headers that are long enough to be secrets; of a cookie, its value."""
+    """The words of these headers that are long enough to be secrets; for a cookie its value too."""
     words = {word for value in headers.values() for word in re.split(r"[\s;,]+", value)}
     words |= {word.partition("=")[2] for word in words}
     return {word for word in words if len(word) >= LONG_ENOUGH}
 
 
 def words_of(got: object) -> list[str]:
-    """All that an answer may show of itself in a log."""
+    """Every text by which an answer could appear in a log."""
     if not isinstance(got, BaseException):
         return [repr(got), str(got)]
     return ["".join(traceback.format_exception(got)), str(got), repr(got), str(getattr(got, "detail", ""))]
 
 
 def foreign_tasks(before: set[asyncio.Task[Any]]) -> list[str]:
-    """Tasks that are new since `before` and not aiohttp's own."""
+    """The names of running tasks that are not in `before` and not aiohttp's own."""
     new = asyncio.all_tasks() - before
     codes = [getattr(task.get_coro(), "cr_code", None) for task in new if not task.done()]
     return [code.co_qualname for code in codes if code is not None and "/aiohttp/" not in code.co_filename]
 
 
 class Pulse:
-    """`async with Pulse() as pulse:` how many beats of a thread passed between two turns of the loop, at most."""
+    """`async with Pulse() as pulse:` measures the most beats of a thread between two turns of the loop: `pulse.longest`."""
 
     every = 0.005
     most = 40
-    """Beats, which are 0.2 s or more: far beyond what a busy machine does, far below a blocking call that matters."""
+    """Beats: 0.2 seconds or more, far more than a busy machine causes and far less than a blocking call that matters."""
 
     def __init__(self) -> None:
         self.longest = self._beats = self._seen = 0
@@ -76,7 +76,10 @@ class Pulse:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Break into a call that blocks for ever, such as one to a service in the very loop that it blocks (main thread only)."""
+    """Interrupt a call that blocks for ever, such as one to a service in the same loop. Main thread only.
+
+    Raises AssertionError in the block after `seconds`.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return

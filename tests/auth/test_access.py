@@ -12,8 +12,8 @@ from kits.app import ask, build_app, caller, routes_plugin, serving, stub
 from server import Identity, identity_of, public, requires, signed_in
 from server.auth.access import EVERYDAY_TYPES, Access, access_of, check
 from server.auth.identity import IDENTITY
-from server.http.stamp import OPENED
 from server.http.errors import ApiError, Forbidden, Unauthorized
+from server.http.stamp import OPENED
 from server.settings.setting import ConfigError
 
 

@@ -38,13 +38,13 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def serve_usual(serve: Serve) -> Any:
-    """A server with the bounds that it has unless told otherwise."""
+    """A server with the default limits."""
     usual = {"database.acquire_seconds": 2.0, "database.statement_seconds": 5.0, "database.pool_size": 8}
     return lambda **settings: serve({**usual, **settings}, extra={"these": plugin(*routes)})
 
 
 async def finish(drill: str, traffic: Traffic, db: TestDatabase, since: float, capsys: Any, *also: int) -> None:  # noqa: F811
-    """After the end of a fault: wait until all is well, stop, count, and print the line."""
+    """After the end of a fault: wait until every request succeeds, stop, count, and print the line."""
     await traffic.well(since)
     traffic._stop = True
     await asyncio.gather(*traffic._tasks)
@@ -56,7 +56,7 @@ async def finish(drill: str, traffic: Traffic, db: TestDatabase, since: float, c
 
 
 async def test_a_backend_is_killed(serve_usual: Any, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
-    """Postgres ends every other one with it, and recovers."""
+    """Postgres ends every other backend too, and recovers."""
     async with Traffic(await serve_usual()) as traffic:
         pid = (await db.rows("SELECT pid FROM pg_stat_activity WHERE application_name = 'gatepost' LIMIT 1"))[0]["pid"]
         os.kill(pid, signal.SIGKILL)
@@ -110,7 +110,7 @@ async def test_postgres_only_reads_for_a_while(serve_usual: Any, db: TestDatabas
                 await admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
                 await admin.fetch("SELECT pg_reload_conf()")
         await finish("Postgres only reads (25006), 2 s", traffic, db, time.monotonic(), capsys)
-        assert traffic.answers["GET 200"] > traffic.answers["GET 503"] * 10  # who reads is served throughout
+        assert traffic.answers["GET 200"] > traffic.answers["GET 503"] * 10  # reads are served throughout
 
 
 async def test_there_are_no_connections_left(serve_usual: Any, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
@@ -127,7 +127,7 @@ async def test_there_are_no_connections_left(serve_usual: Any, db: TestDatabase,
 
 
 async def test_a_lock_makes_all_slow(serve_usual: Any, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
-    """Slow for 3 s: within the bound of a statement, so most are answered after all; those without a connection are not."""
+    """Slow for 3 s, within the limit of a statement: most requests are answered late; those without a connection are not."""
     async with Traffic(await serve_usual()) as traffic:
         async with db.server.as_admin(db.name) as admin, admin.transaction():
             await admin.execute("LOCK TABLE data")
@@ -167,7 +167,7 @@ async def test_deadlocks(serve_usual: Any, db: TestDatabase, capsys: Any) -> Non
 
 
 async def test_migrations_between_two_tenants_requests(serve_usual: Any, db: TestDatabase, capsys: Any) -> None:  # noqa: F811
-    """InvalidCachedStatementError, outside and inside of transactions; and ours, run again and again."""
+    """InvalidCachedStatementError, outside and inside transactions, and the server's own migration, run repeatedly."""
     from server.schema.migrate import migrate
 
     client: Client = await serve_usual()
@@ -193,7 +193,7 @@ async def test_migrations_between_two_tenants_requests(serve_usual: Any, db: Tes
         since = time.monotonic()
         await finish("20 migrations between the requests", traffic, db, since, capsys)
         await stars
-    assert set(starred) <= {200, 422, 503}, starred  # a handler that asks for * is told to come again
+    assert set(starred) <= {200, 422, 503}, starred  # a handler that selects * gets a retryable error
 
 
 # A primary that is lost, and its standby ------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ async def test_migrations_between_two_tenants_requests(serve_usual: Any, db: Tes
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[TestDatabase, Fragile, Standby]]:
-    """A primary with one synchronous standby: what was answered is on both."""
+    """A primary with one synchronous standby: every answered write is on both."""
     if not bin_folders():
         pytest.skip("no Postgres here that may be killed")
     primary = Fragile(next(iter(bin_folders().values())))
@@ -231,8 +231,8 @@ async def pair() -> AsyncIterator[tuple[TestDatabase, Fragile, Standby]]:
 async def test_a_standby_takes_over(
     serve: Serve, pair: tuple[TestDatabase, Fragile, Standby], capsys: Any, how: str
 ) -> None:
-    """By a URL with two hosts and target_session_attrs=read-write; once with a primary that dies, once with one that is
-    gone without a word, its connections left open."""
+    """With two hosts in the URL and target_session_attrs=read-write: a primary that dies, and one that disappears with its
+    connections left open."""
     before, primary, standby = pair
     async with link(primary) as one, link(standby) as two:
         url = (f"postgresql://{primary.serving_role}@127.0.0.1:{one.port},127.0.0.1:{two.port}/{before.name}"
@@ -264,7 +264,7 @@ async def _fresh(client: Client) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 160 MB of its own."""
+    """A separate file system of 160 MB."""
     place = tmp_path / "small"
     place.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=0755", "tmpfs", place], capture_output=True, check=False)
@@ -279,7 +279,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_the_disk_of_the_embedded_postgres_is_full(
     small_disk: Path, make_app: MakeApp, serve: Serve, capsys: Any
 ) -> None:
-    """Filled up to the last block by something else, while rows of 100 kB come in; then there is room again."""
+    """Another program fills it to the last block while rows of 100 kB are written; then space is free again."""
     from server.embedded.server import running_socket
 
     client = await serve({"database.url": None, "data_folder": str(small_disk / "gatepost"), "database.pool_size": 4})

@@ -38,12 +38,12 @@ SAID = collections.Counter[Any]
 ME = [("Host", LOCAL), stub("u")]
 
 
-def told(name: str, **figures: Any) -> None:
+def report(name: str, **figures: Any) -> None:
     print(f"drill: {name}: " + ", ".join(f"{word.replace('_', ' ')} {value}" for word, value in figures.items()))
 
 
 class Load:
-    """Callers that ask again and again, each on a connection that is kept; every request ends as a status, `refused` or `lost`."""
+    """Callers that send requests without pause, each on a kept connection; a request ends as a status, `refused` or `lost`."""
 
     def __init__(self, port: int, *paths: str, headers: Any = ME, source: str | None = None, keep: bool = True) -> None:
         self.port, self.paths, self.headers, self.source, self.keep = port, paths or ("/api/me",), headers, source, keep
@@ -105,7 +105,7 @@ async def gone(process: asyncio.subprocess.Process) -> int:
 
 
 async def test_sigterm_at_full_load_loses_no_request(db: TestDatabase, tmp_path: Path) -> None:
-    """Readiness ends first; each connection ends with its answer; what comes later is refused, and may be sent elsewhere."""
+    """Readiness ends first; each connection ends with its answer; later requests are refused and can be sent elsewhere."""
     ops = free_port()
     async with running(db, tmp_path, "--workers", "2", GATEPOST_OPS_PORT=str(ops)) as process:
         port = int((await url_of(process)).rpartition(":")[2])
@@ -124,7 +124,7 @@ async def test_sigterm_at_full_load_loses_no_request(db: TestDatabase, tmp_path:
             assert unready is not None, "readiness never ended while it drained"
             assert await gone(process) == 0
             seconds = time.monotonic() - at
-    told("SIGTERM at full load", callers=60, sent=load.sent, answered=sum(n for end, n in load.ends.items() if isinstance(end, int)),
+    report("SIGTERM at full load", callers=60, sent=load.sent, answered=sum(n for end, n in load.ends.items() if isinstance(end, int)),
          of_them_200=load.ends[200], refused=load.ends["refused"], lost=load.ends["lost"], unready_after=f"{unready * 1000:.0f} ms", gone_after=f"{seconds:.2f} s")  # fmt: skip
     assert load.ends["lost"] == 0
     assert set(load.ends) <= {200, "refused"}
@@ -132,7 +132,7 @@ async def test_sigterm_at_full_load_loses_no_request(db: TestDatabase, tmp_path:
 
 
 async def test_replacing_the_workers_at_full_load_loses_and_refuses_nothing(db: TestDatabase, tmp_path: Path) -> None:
-    """SIGHUP, and half of the callers open a connection for each request: the kernel gives some of them to a worker that leaves."""
+    """SIGHUP while half of the callers open a connection for each request: the kernel gives some to a worker that stops."""
     async with running(db, tmp_path, "--workers", "2") as process:
         port = int((await url_of(process)).rpartition(":")[2])
         before, at = children(process), time.monotonic()
@@ -146,7 +146,7 @@ async def test_replacing_the_workers_at_full_load_loses_and_refuses_nothing(db: 
             await asyncio.sleep(0.5)
         process.terminate()
         assert await gone(process) == 0
-    told("SIGHUP at full load", sent=kept.sent + new.sent, answered_200=kept.ends[200] + new.ends[200], refused=kept.ends["refused"] + new.ends["refused"],
+    report("SIGHUP at full load", sent=kept.sent + new.sent, answered_200=kept.ends[200] + new.ends[200], refused=kept.ends["refused"] + new.ends["refused"],
          lost=kept.ends["lost"] + new.ends["lost"], p99_of_new=new.p99(), replaced_after=f"{seconds:.1f} s")  # fmt: skip
     assert set(kept.ends) == set(new.ends) == {200}
 
@@ -166,7 +166,7 @@ async def test_a_killed_worker_costs_what_it_had_in_hand(db: TestDatabase, tmp_p
             last = max(load.lost_at, default=at) - at
         process.terminate()
         assert await gone(process) == 0
-    told("worker killed", callers=40, sent=load.sent, answered_200=load.ends[200], lost=load.ends["lost"], refused=load.ends["refused"],
+    report("worker killed", callers=40, sent=load.sent, answered_200=load.ends[200], lost=load.ends["lost"], refused=load.ends["refused"],
          replaced_after=f"{replaced:.2f} s", last_loss_after=f"{last:.2f} s")  # fmt: skip
     assert load.ends["lost"] <= 40, "more than one request for each connection"
     assert load.ends["refused"] == 0
@@ -185,7 +185,7 @@ async def take(request: web.Request) -> web.Response:
 
 
 async def test_slow_heads_and_bodies_are_cut_and_others_are_served() -> None:
-    """Two hundred drip heads, a hundred stall in a body, fifty drip one: all are hung up on in time."""
+    """200 clients drip heads, 100 stall in a body, 50 drip a body: all of these connections are closed in time."""
     ends, latest = SAID(), 0.0
     limits = {"limits__head_seconds": 2.0, "limits__body_seconds": 2.0, "limits__idle_seconds": 3.0}
     routes = routes_plugin(web.post("/api/take", signed_in(take)))
@@ -212,7 +212,7 @@ async def test_slow_heads_and_bodies_are_cut_and_others_are_served() -> None:
     async with serving(build_app({"acme": routes}, **limits)) as port, Load(port).of(10) as load:
         flood = [slow(port, kind) for kind, number in (("head", 200), ("stalled body", 100), ("dripped body", 50)) for _ in range(number)]
         await asyncio.gather(*flood)
-    told("slow heads and bodies", slow=len(flood), ends={f"{kind}: {end}": number for (kind, end), number in ends.items()}, last_cut_after=f"{latest:.1f} s",
+    report("slow heads and bodies", slow=len(flood), ends={f"{kind}: {end}": number for (kind, end), number in ends.items()}, last_cut_after=f"{latest:.1f} s",
          good_sent=load.sent, good_200=load.ends[200], good_p99=load.p99())  # fmt: skip
     assert ends == {("head", 408): 200, ("stalled body", 408): 100, ("dripped body", 408): 50}
     assert latest < 8
@@ -220,7 +220,7 @@ async def test_slow_heads_and_bodies_are_cut_and_others_are_served() -> None:
 
 
 async def test_a_flood_of_bad_signatures_beside_good_callers() -> None:
-    """From one address, as fast as they come; the good callers are at another. All of the good ones are served."""
+    """A flood from one address beside good callers at another. Every good caller is served."""
     kid = kit.rsa_key()
     clerk = {"clerk__jwt_key": kit.pem(kid), "clerk__publishable_key": kit.PUBLISHABLE_KEY, "clerk__authorized_parties": [kit.PARTY]}
     head, payload, _ = kit.encode(kit.claims()).split(".")
@@ -244,11 +244,11 @@ async def test_a_flood_of_bad_signatures_beside_good_callers() -> None:
         assert flood.sent > 1_000
         if limit != "off":
             assert flood.ends[401] <= 200, "two windows at most"
-    told("bad signatures", seconds=4, **{f"limit_{limit}": found for limit, found in figures.items()})
+    report("bad signatures", seconds=4, **{f"limit_{limit}": found for limit, found in figures.items()})
 
 
 class Endless:
-    """A key set of as many bytes as anybody takes."""
+    """A key set that sends bytes as long as the client reads."""
 
     def __init__(self) -> None:
         self.given = 0
@@ -275,14 +275,14 @@ async def test_a_key_set_of_100_megabytes_is_not_read() -> None:
             reply = await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {kit.encode(kit.claims())}")])
             health = await client.ask("GET", "/api/health", [("Host", LOCAL)])
             grown = psutil.Process().memory_info().rss - before
-    told("key set of 100 MiB", bytes_sent=endless.given, open_after=f"{opened:.2f} s", a_session=reply.status, health=health.status, memory=f"+{grown / 2**20:.0f} MiB")
+    report("key set of 100 MiB", bytes_sent=endless.given, open_after=f"{opened:.2f} s", a_session=reply.status, health=health.status, memory=f"+{grown / 2**20:.0f} MiB")
     assert (reply.status, health.status) == (503, 200)
     assert endless.given < 16 * 2**20, "what fits into the sockets, and no more"
     assert grown < 64 * 2**20
 
 
 async def test_memory_is_bounded_whatever_strangers_show(db: TestDatabase, tmp_path: Path) -> None:
-    """Distinct forged tokens, key ids and keys from 16,000 addresses: as many again cost no more memory."""
+    """Distinct forged tokens, key ids and keys from 16,000 addresses: the same number again costs no more memory."""
     async with LoopbackClerk() as clerk:
         environment = {"GATEPOST_PROVIDERS": "clerk,api_key", "GATEPOST_TRUSTED_PROXIES": "127.0.0.0/8", "GATEPOST_LIMITS_ADDRESS": "1000/minute", "CLERK_SECRET_KEY": clerk.secret_key,
                        "CLERK_PUBLISHABLE_KEY": clerk.publishable_key, "CLERK_API_URL": clerk.url, "CLERK_AUTHORIZED_PARTIES": clerk.party}  # fmt: skip
@@ -297,7 +297,7 @@ async def test_memory_is_bounded_whatever_strangers_show(db: TestDatabase, tmp_p
                 nonlocal number
                 number += 1
                 credential = f"X-API-Key: {make('live').text}" if number % 8 == 0 else f"Authorization: Bearer {head}.{payload}.{kit.b64(secrets.token_bytes(256))}"
-                if number % 5 == 0:  # a key id of its own
+                if number % 5 == 0:  # with a key id of its own
                     own = kit.b64(json.dumps({"alg": "RS256", "kid": f"k{number}"}).encode())
                     credential = f"Authorization: Bearer {own}.{payload}.AAAA"
                 address = f"2001:db8:0:{number % 16_000:x}::1"
@@ -321,7 +321,7 @@ async def test_memory_is_bounded_whatever_strangers_show(db: TestDatabase, tmp_p
             process.terminate()
             assert await gone(process) == 0
             log = (await logged).decode()
-    told("distinct credentials and addresses", requests=number, ends=dict(ends), seconds=f"{seconds:.0f}", rss_mib=[round(one / 2**20) for one in memory], log_lines=len(log.splitlines()))
+    report("distinct credentials and addresses", requests=number, ends=dict(ends), seconds=f"{seconds:.0f}", rss_mib=[round(one / 2**20) for one in memory], log_lines=len(log.splitlines()))
     assert set(ends) <= {401, 429, 503}
     assert memory[-1] - memory[2] < 8 * 2**20, "it grows with the number of strangers"
     assert len(log.splitlines()) < 25 * (seconds + 5), "a flood fills the log"
@@ -332,7 +332,7 @@ def rss(process: asyncio.subprocess.Process) -> int:
 
 
 def caches(thing: Any, levels: int = 4) -> Mapping[str, int]:
-    """How many entries each container has that a provider of ours holds."""
+    """The number of entries in each container that a built-in provider holds."""
     found: dict[str, int] = {}
     for name in [*getattr(thing, "__dict__", {}), *getattr(type(thing), "__slots__", ())]:
         inner = getattr(thing, name, None)
@@ -344,26 +344,26 @@ def caches(thing: Any, levels: int = 4) -> Mapping[str, int]:
 
 
 async def test_no_container_of_a_provider_grows_with_strangers() -> None:
-    """The same from within: forged tokens, opaque tokens and unknown key ids leave nothing in any container."""
+    """Seen from within: forged tokens, opaque tokens and unknown key ids leave nothing in any container."""
     async with LoopbackClerk() as clerk:
         given = {key.replace(".", "__"): value for key, value in clerk.settings().items()}
         app = build_app({}, **{**given, "providers": ["clerk"]})
         head, payload, _ = clerk.token().split(".")
         async with serving(app) as port, Client(port) as client:
             assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {clerk.token()}")])).status == 200
-            before = {name: caches(provider) for name, provider in app[PROVIDERS]}
+            before = {one.name: caches(one.provider) for one in app[PROVIDERS]}
             for number in range(3_000):
                 own = kit.b64(json.dumps({"alg": "RS256", "kid": f"k{number}", "n": number}).encode())
                 forged = f"{own if number % 2 else head}.{payload}.{kit.b64(secrets.token_bytes(256))}"
                 assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {forged}")])).status == 401
-            after = {name: caches(provider) for name, provider in app[PROVIDERS]}
-    told("containers", forged=3_000, before=sum(before["clerk"].values()), after=sum(after["clerk"].values()), containers=len(after["clerk"]))
+            after = {one.name: caches(one.provider) for one in app[PROVIDERS]}
+    report("containers", forged=3_000, before=sum(before["clerk"].values()), after=sum(after["clerk"].values()), containers=len(after["clerk"]))
     assert len(after["clerk"]) >= 3
     assert sum(after["clerk"].values()) <= sum(before["clerk"].values()) + 5
 
 
 async def test_a_clock_that_jumps(db: TestDatabase, tmp_path: Path) -> None:
-    """The real process, its clock set forward, back and to 1970: tokens are held against the time it is, and nothing else breaks."""
+    """The real process with its clock set forward, back and to 1970: tokens are checked against that time; nothing else breaks."""
     library = next(iter(glob.glob("/usr/lib/*/faketime/libfaketime.so.1")), None)
     if library is None:
         pytest.skip("faketime is not installed")
@@ -397,7 +397,7 @@ async def test_a_clock_that_jumps(db: TestDatabase, tmp_path: Path) -> None:
             assert await at("now again", "+0") == [200, "token-not-active-yet", "token-expired"]
             process.terminate()
             assert await gone(process) == 0
-    told("clock jumps", **{name.replace(" ", "_"): found for name, found in slugs.items()})
+    report("clock jumps", **{name.replace(" ", "_"): found for name, found in slugs.items()})
     assert all(found[3] == 200 and found[4] in (200, 401) for found in slugs.values())
 
 

@@ -1,4 +1,4 @@
-"""The embedded Postgres, on real clusters: its owner, its accidents, its users."""
+"""The embedded Postgres on real clusters: its owner, crashes, and users."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from server.embedded.server import EmbeddedPostgres, running_socket
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 AS_ROOT = os.geteuid() == 0
 
-# A process that owns the Postgres in its first argument until it is killed.
+# A process that owns the Postgres in the folder of its first argument until it is killed.
 OWNER = f"""
 import sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ print(pg.socket, flush=True)
 time.sleep(60)
 """
 
-# Starts its own Postgres in the first argument and says who it is there.
+# Starts its own Postgres in the folder of its first argument and prints its user there.
 ORDINARY = f"""
 import asyncio, json, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ with EmbeddedPostgres(Path(sys.argv[1]), options={FAST!r}) as pg:
     print(json.dumps(asyncio.run(ask(pg))))
 """
 
-# Tries the socket folder in the first argument and says what came of it.
+# Tries to connect through the socket folder of its first argument and prints the result.
 STRANGER = """
 import asyncio, sys
 import asyncpg
@@ -103,7 +103,7 @@ def owner(folder: Path, **more: Any) -> Iterator["subprocess.Popen[str]"]:
 
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can pass through; pytest's own are closed to others."""
+    """A folder that every user can enter; pytest's own folders are closed to other users."""
     folder = Path(tempfile.mkdtemp(prefix="gatepost-test-"))
     folder.chmod(0o755)
     try:
@@ -114,7 +114,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Path]:
-    """The folder of a Postgres made under an odd environment. Each test leaves it whole: making one takes long."""
+    """The folder of a Postgres created under an odd environment. Shared, as creating one is slow: each test leaves it intact."""
     with open_folder() as folder, pytest.MonkeyPatch.context() as patch:
         odd_environment(patch)
         with EmbeddedPostgres(folder / "pg", options=FAST) as pg:
@@ -141,7 +141,7 @@ def odd_environment(patch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def python_of(uid: int, gid: int) -> str | None:
-    """A Python with asyncpg that this user may run."""
+    """A Python with asyncpg that this user is allowed to run."""
     for python in filter(None, (sys.executable, shutil.which("python3", path=os.defpath))):
         with contextlib.suppress(PermissionError):
             if run_as(uid, gid, python, "-c", "import asyncpg, server.embedded.server").returncode == 0:
@@ -209,7 +209,7 @@ async def test_data_is_durable_unless_asked_otherwise(shared: Path) -> None:
 
 async def test_a_second_process_is_told_who_has_the_folder_and_may_connect(shared: Path) -> None:
     with owner(shared) as process:
-        with pytest.raises(PostgresError, match=rf"in use by process {process.pid}$"):
+        with pytest.raises(PostgresError, match=rf"in use by process {process.pid}: stop it, or use another data_folder$"):
             EmbeddedPostgres(shared).start()
         socket = running_socket(shared)
         assert socket is not None
@@ -222,7 +222,7 @@ def test_a_killed_owner_leaves_no_postgres_and_the_next_one_starts(shared: Path)
         assert is_postgres_on(pid, shared / "data")
         process.kill()
         process.wait()
-        with EmbeddedPostgres(shared, options=FAST) as pg:  # at once, while the old one may still be going
+        with EmbeddedPostgres(shared, options=FAST) as pg:  # at once, while the old one may still be stopping
             assert pg.alive()
             assert postmaster(shared) != pid
         assert until(lambda: not is_postgres_on(pid, shared / "data"))
@@ -320,7 +320,7 @@ def test_another_major_version_is_refused_and_nothing_is_touched(shared: Path) -
     real = version.read_text()
     version.write_text("13\n")
     before = {path: path.lstat().st_mtime_ns for path in shared.rglob("data/**/*")}
-    with pytest.raises(PostgresError, match="was made by Postgres 13"):
+    with pytest.raises(PostgresError, match="was created by Postgres 13"):
         EmbeddedPostgres(shared, options=FAST).start()
     assert before == {path: path.lstat().st_mtime_ns for path in shared.rglob("data/**/*")}
     version.write_text(real)
@@ -371,7 +371,7 @@ async def test_root_in_a_folder_closed_to_others_loosens_nothing(tmp_path: Path)
         status = Path(f"/proc/{postmaster(tmp_path / 'pg')}/status").read_text()
         assert "CapEff:\t0000000000000000" in status
         for path in (tmp_path, tmp_path / "pg", pg.socket, pg.socket / ".s.PGSQL.5432"):
-            path.chmod(0o777)  # so that only the question who is there remains
+            path.chmod(0o777)  # so that only Postgres's check of the user remains
         with open_folder() as place:
             open_socket = place / "socket"
             open_socket.mkdir(mode=0o755)
@@ -385,7 +385,7 @@ def test_an_ordinary_user_has_one_too() -> None:
     with open_folder() as home:
         home.chmod(0o777)
         assert json.loads(as_stranger(ORDINARY, str(home / "pg"))) == "postgres"
-        if AS_ROOT:  # and root after it runs it as that user, and takes nothing away
+        if AS_ROOT:  # root then runs it as that user, and leaves the ownership as it is
             with EmbeddedPostgres(home / "pg", options=FAST) as pg:
                 assert asyncio.run(ask(pg.socket, "SELECT 1")) == 1
             assert json.loads(as_stranger(ORDINARY, str(home / "pg"))) == "postgres"
@@ -397,7 +397,7 @@ async def test_another_user_cannot_connect(shared: Path) -> None:
         assert pg.socket.stat().st_mode & 0o777 == 0o700
         assert set(as_stranger(STRANGER, str(pg.socket)).split()) == {"PermissionError"}
         for path in (pg.socket, pg.socket / ".s.PGSQL.5432"):
-            path.chmod(0o777)  # even then Postgres asks who is there
+            path.chmod(0o777)  # even then Postgres checks the user
         refused = as_stranger(STRANGER, str(pg.socket))
         assert set(refused.split()) == {"InvalidAuthorizationSpecificationError"}
 

@@ -129,12 +129,12 @@ def test_one_plugin_under_two_names_is_refused() -> None:
 @pytest.mark.parametrize("given", [None, [], "x", 5, {1: 2}, [("a", "b")]], ids=str)
 def test_these_hooks_give_a_mapping_of_names(hook: str, given: object) -> None:
     said = refusal(plugin(**{hook: lambda: given}))
-    assert f"plugin 'acme': {hook} must give a mapping" in said
+    assert f"plugin 'acme': {hook} must return a mapping" in said
 
 
 @pytest.mark.parametrize(("hook", "what"), [("register_settings", {"key": "str"}), ("register_commands", {"cmd": lambda: 0})])
 def test_these_hooks_give_values_of_the_doors_types(hook: str, what: object) -> None:
-    assert "must give a mapping of names to" in refusal(plugin(**{hook: lambda: what}))
+    assert "must return a mapping of names to" in refusal(plugin(**{hook: lambda: what}))
 
 
 @pytest.mark.parametrize("hook", ["register_providers", "register_settings", "register_commands", "register_handlers"])
@@ -199,7 +199,7 @@ def test_a_factory_that_raises_is_one_line() -> None:
     def raises(settings: Mapping[str, Any]) -> Any:
         raise ValueError("first\nsecond")
 
-    assert "provider 'acme' could not be made: ValueError: first second" in refusal(offers(acme=raises), providers=["acme"])
+    assert "provider 'acme' cannot be created: ValueError: first second" in refusal(offers(acme=raises), providers=["acme"])
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,10 @@ def plain_function(request: web.Request) -> web.Response:
         (web.get("/api/x", View), "not a class"),
         (web.get("/api/x", plain_function), "async def"),
         (web.static("/api/static", "."), "no static routes"),
-        ("/api/x", "must give web.RouteDefs"),
-        (None, "must give web.RouteDefs"),
-        (("GET", "/api/x", handler), "must give web.RouteDefs"),
-        (web.Application(), "must give web.RouteDefs"),
+        ("/api/x", "must return web.RouteDefs"),
+        (None, "must return web.RouteDefs"),
+        (("GET", "/api/x", handler), "must return web.RouteDefs"),
+        (web.Application(), "must return web.RouteDefs"),
         (web.get("/api/x", signed_in(handler), expect_handler=handler), "a name and nothing else"),
         (web.get("api/x", signed_in(handler)), "api/x"),
         (web.get("/api/{x", signed_in(handler)), "/api/{x"),
@@ -318,7 +318,7 @@ def test_what_may_not_be_served_stops_the_start(route: Any, said: str) -> None:
 
 @pytest.mark.parametrize("given", [None, 5, web.Application()], ids=["nothing", "a number", "an application"])
 def test_register_handlers_gives_a_list_of_routes(given: object) -> None:
-    assert "must give web.RouteDefs" in refusal(plugin(register_handlers=lambda: given))
+    assert "must return web.RouteDefs" in refusal(plugin(register_handlers=lambda: given))
 
 
 def test_a_parameter_with_an_expression_may_be_the_organisation() -> None:

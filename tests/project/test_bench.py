@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import graphlib
 import json
 import re
 import subprocess
@@ -28,6 +30,23 @@ import stats  # noqa: E402
 import tables  # noqa: E402
 
 linux = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the benchmarks read Linux's /proc")
+
+
+# Imports -----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_programs_import_each_other_not_even_around_a_corner() -> None:
+    """Imports for the type checker count too. graphlib.CycleError names the circle."""
+    names = {path.stem for path in BENCH.glob("*.py")}
+    graph = {}
+    for path in BENCH.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        graph[path.stem] = imported & names
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) == names
+    assert order.index("stats") < order.index("scale")
 
 
 # Arithmetic --------------------------------------------------------------------------------------------------------------

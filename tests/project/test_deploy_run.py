@@ -260,7 +260,7 @@ async def test_a_pod_without_its_database_is_alive_and_not_ready(world: World, s
             os.kill(pid, signal.SIGSTOP)
         try:
             status, told = await asked(f"{ops}/readyz")
-            assert (status, told["reasons"]) == (503, ["the database cannot be asked"])
+            assert (status, told["reasons"]) == (503, ["the database is unavailable"])
             assert (await asked(f"{ops}/livez"))[0] == 200
             assert (await asked(f"{url}/api/data", signed()))[0] == 503
         finally:

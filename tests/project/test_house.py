@@ -1,4 +1,4 @@
-"""The rules of the house: what is served to whom, who may import what, how long a room may be, what must be documented."""
+"""The rules of the code: what is served to whom, who may import what, how long a module may be, what must be documented."""
 
 import ast
 import importlib
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from server.app import TABLE
 from server.auth.access import access_of
 from server.commands.routes import as_text
 from server.plugins import hookspecs
+from server.plugins.loader import DISTRIBUTION, GROUP
 from server.settings.core import CORE
 from server.settings.setting import Setting
 from server.settings.sources import env_name
@@ -26,6 +28,7 @@ from server.settings.sources import env_name
 PACKAGES = ("server", "providers", "handlers")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MOST_LINES = 220
+BUILT_IN_PLUGINS = [plugin for plugin in metadata.entry_points(group=GROUP) if plugin.dist and plugin.dist.name == DISTRIBUTION]
 DOCS = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
 
 # A change of access is a changed line here, and is seen in review.
@@ -54,8 +57,8 @@ GET     /api/public/docs/{file}     public                                 handl
 GET     /api/public/openapi.json    public                                 handlers.docs.document
 POST    /api/webhooks/clerk         public                                 providers.clerk.webhooks.Receiver.take"""
 
-DOOR = {
-    "Answer", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
+PUBLIC_INTERFACE = {
+    "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
     "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
     "scoped", "signed_in",
 }  # fmt: skip
@@ -116,22 +119,22 @@ def test_the_contracts_of_import_linter_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "rooms"),
+    ("library", "modules"),
     [("asyncpg", {"server/database/driver.py"}), ("pluggy", {"server/plugins/hookspecs.py", "server/plugins/loader.py"})],
 )
-def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:
+def test_a_library_is_imported_by_few_modules(library: str, modules: set[str]) -> None:
     found = {
         str(path.relative_to(ROOT)) for path in SOURCES if any(name.partition(".")[0] == library for name in imports(path))
     }
-    assert found == rooms
+    assert found == modules
 
 
-def test_the_server_knows_no_guest() -> None:
+def test_the_server_imports_no_provider_and_no_handler() -> None:
     for path in (ROOT / "server").rglob("*.py"):
         assert not [name for name in imports(path) if name.partition(".")[0] in ("providers", "handlers")], path
 
 
-def test_guests_come_in_by_the_door_and_ask_for_what_is_promised() -> None:
+def test_providers_and_handlers_import_the_public_interface_alone() -> None:
     for path in SOURCES:
         package = path.relative_to(ROOT).parts[0]
         if package == "server":
@@ -139,7 +142,7 @@ def test_guests_come_in_by_the_door_and_ask_for_what_is_promised() -> None:
         for name in imports(path):
             first, _, rest = name.partition(".")
             if first == "server":
-                assert rest == "" or rest in DOOR, (path, name)
+                assert rest == "" or rest in PUBLIC_INTERFACE, (path, name)
             elif first in PACKAGES:
                 assert first == package, (path, name)
 
@@ -154,9 +157,9 @@ def test_without_its_dependencies_the_program_says_how_to_install_them(words: li
     assert "make install" in done.stderr
 
 
-@pytest.mark.parametrize("room", ["__main__", "installation"])
-def test_the_first_imports_of_the_command_line_are_the_standard_librarys(room: str) -> None:
-    tree = ast.parse((ROOT / "server" / f"{room}.py").read_text("utf-8"))
+@pytest.mark.parametrize("module", ["__main__", "installation"])
+def test_the_first_imports_of_the_command_line_are_the_standard_librarys(module: str) -> None:
+    tree = ast.parse((ROOT / "server" / f"{module}.py").read_text("utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names} | {
         node.module for node in top if isinstance(node, ast.ImportFrom)
@@ -186,10 +189,39 @@ def test_every_module_can_be_imported(package: str) -> None:
             importlib.import_module(found.name)
 
 
+# Folders ---------------------------------------------------------------------------------------------------------------
+
+FOLDERS = {
+    "auth", "commands", "database", "embedded", "gate", "http", "openapi", "plugins", "rate_limits", "routing", "schema", "serving",
+    "settings", "telemetry", "testing",
+}  # fmt: skip
+LOOSE = {"__init__.py", "__main__.py", "app.py", "bounded.py", "installation.py", "py.typed", "single_flight.py", "testing_provider.py"}
+
+
+def test_the_folder_listing_of_the_server_is_the_map() -> None:
+    listed = {path.name for path in (ROOT / "server").iterdir() if path.name != "__pycache__"}
+    assert listed == FOLDERS | LOOSE
+
+
+def test_the_architecture_has_a_row_for_each_folder_and_no_more() -> None:
+    rows = re.findall(r"^\| [0-9]+ \| `(\w+)/` \|", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(FOLDERS)
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS - {"commands", "testing"}))
+def test_a_folder_says_in_one_sentence_what_it_is_for(folder: str) -> None:
+    """And its __init__.py has nothing else, so that importing a folder costs nothing and moves nothing."""
+    body = ast.parse((ROOT / "server" / folder / "__init__.py").read_text("utf-8")).body
+    assert len(body) == 1
+    doc = ast.get_docstring(ast.Module(body=body, type_ignores=[])) or ""
+    assert "\n" not in doc
+    assert re.fullmatch(r"[A-Z].*[.?]", doc), doc
+
+
 # Size and words --------------------------------------------------------------------------------------------------------
 
 
-def test_no_room_is_too_long() -> None:
+def test_no_module_is_too_long() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
         for path in SOURCES
@@ -198,7 +230,7 @@ def test_no_room_is_too_long() -> None:
     assert long == {}
 
 
-def test_every_room_says_what_it_is() -> None:
+def test_every_module_says_what_it_is_for() -> None:
     for path in SOURCES:
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
 
@@ -220,9 +252,9 @@ def test_every_core_setting_is_documented(key: str) -> None:
 
 def settings_of_plugins() -> list[tuple[str, str, Setting]]:
     found = []
-    for plugin in ("clerk", "api_key", "stub"):
-        hook = getattr(importlib.import_module(f"providers.{plugin}"), "register_settings", dict)
-        found += [(plugin, key, setting) for key, setting in hook().items()]
+    for plugin in BUILT_IN_PLUGINS:
+        hook = getattr(plugin.load(), "register_settings", dict)
+        found += [(plugin.name, key, setting) for key, setting in hook().items()]
     return found
 
 
@@ -240,16 +272,16 @@ def test_every_hook_is_documented(hook: str) -> None:
     assert f"`{hook}(" in DOCS
 
 
-@pytest.mark.parametrize("name", sorted(DOOR))
-def test_every_name_of_the_door_is_documented(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(PUBLIC_INTERFACE))
+def test_every_name_of_the_public_interface_is_documented(name: str) -> None:
     assert re.search(rf"`{name}\b", DOCS)
 
 
-def test_the_door_is_what_is_documented() -> None:
-    assert set(server.__all__) == DOOR
-    assert all(hasattr(server, name) for name in DOOR)
-    assert len(server.__all__) == len(DOOR)
+def test_the_public_interface_is_what_is_documented() -> None:
+    assert set(server.__all__) == PUBLIC_INTERFACE
+    assert all(hasattr(server, name) for name in PUBLIC_INTERFACE)
+    assert len(server.__all__) == len(PUBLIC_INTERFACE)
 
 
-def test_every_name_of_the_door_says_what_it_is() -> None:
-    assert not [name for name in DOOR if not getattr(server, name).__doc__]
+def test_every_name_of_the_public_interface_has_a_docstring() -> None:
+    assert not [name for name in PUBLIC_INTERFACE if not getattr(server, name).__doc__]

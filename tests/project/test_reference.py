@@ -31,14 +31,14 @@ def test_what_is_written_from_the_code_is_up_to_date(path: Path) -> None:
     assert path.read_text("utf-8") == reference_pages.WHAT[path](), "run `make docs`"
 
 
-def test_the_door_is_there_whole() -> None:
+def test_the_plugin_api_is_complete() -> None:
     named = [name for names in reference_pages.GROUPS.values() for name in names]
     assert sorted(named) == sorted(server.__all__)
 
 
 def test_a_page_of_reference_holds_no_address_of_an_object() -> None:
-    assert " at 0x" not in reference_pages.door()
-    assert "<class" not in reference_pages.door()
+    assert " at 0x" not in reference_pages.plugin_api()
+    assert "<class" not in reference_pages.plugin_api()
 
 
 async def test_the_table_of_metrics_is_what_is_told(serve: Serve) -> None:
@@ -94,7 +94,7 @@ def test_init_never_writes_over_a_file(folder: Path, capsys: pytest.CaptureFixtu
     (folder / "gatepost.toml").write_text('env = "test"\n')
     (folder / "mine.toml").symlink_to(folder / "nowhere")
     assert run(["init"]) == 2
-    assert capsys.readouterr().err == "gatepost: init: gatepost.toml is there already, and was left as it is\n"
+    assert capsys.readouterr().err == "gatepost: init: gatepost.toml already exists; not overwritten\n"
     assert (folder / "gatepost.toml").read_text("utf-8") == 'env = "test"\n'
     assert run(["init", "mine.toml"]) == 2  # a link that leads nowhere is a file that is there
     assert run(["init", "no/such/folder.toml"]) == 2

@@ -182,8 +182,8 @@ async def test_no_secret_in_what_objects_say_of_themselves(world: World, tmp_pat
     settings = Settings(file=settings_file(world, tmp_path), environ=environment(world, tmp_path) | {"GATEPOST_ENV": "test"}, given={"data_folder": str(tmp_path)})
     app = build(settings)
     seen: list[str] = [repr(settings), str(settings), repr(settings.explain()), repr(app[SETTINGS])]
-    for name, provider in app[PROVIDERS]:
-        seen += [name, *deep(provider, 4)]
+    for one in app[PROVIDERS]:
+        seen += [one.name, *deep(one.provider, 4)]
     seen += [*deep(app[SERVER_DATABASE], 3), *deep(app, 2)]
     assert len(seen) >= 30
     assert not {text[:80] for text in seen if world.secrets.found(text)}

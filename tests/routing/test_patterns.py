@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.http.targets import malformed
 from server.routing.automaton import ALL, Automaton, Unsupported
-from server.routing.patterns import PATH, Pattern, PatternError, shadows, template_language
+from server.routing.patterns import PATH, Pattern, PatternError, shadows, template_automaton
 from server.routing.regex import Expression
 from server.routing.table import _shadowed
 from server.routing.trie import Trie, shape_of
@@ -154,7 +154,7 @@ def test_covers_means_every_path_of_the_template(pattern: str, template: str, ex
 
 
 def test_an_expression_that_we_cannot_read_counts_as_anything_at_all() -> None:
-    assert template_language(r"/x/{y:a(?!b)}").matches("/x/whatever/it/is")
+    assert template_automaton(r"/x/{y:a(?!b)}").matches("/x/whatever/it/is")
     assert not Pattern("/x/a(.*)").covers(r"/x/{y:a(?!b)}")
     assert Pattern("/x/(.*)").covers(r"/x/{y:a(?!b)}")
 
@@ -227,7 +227,7 @@ def test_any_expression_of_a_template_is_read_or_counts_as_anything(text: str) -
     try:
         language(text)
     except Unsupported:
-        assert Automaton.within(Automaton(), template_language("/{x:" + text + "}")) is False or text == ""
+        assert Automaton.within(Automaton(), template_automaton("/{x:" + text + "}")) is False or text == ""
 
 
 NAMES = st.sampled_from(["a", "id", "tail"])
@@ -281,7 +281,7 @@ def test_whatever_aiohttp_routes_to_a_covered_template_matches_the_pattern(
     path = resolved(template, target)
     assume(path is not None)
     assert path is not None
-    assert template_language(template).matches(path), (template, path)
+    assert template_automaton(template).matches(path), (template, path)
     for pattern in patterns:
         if Pattern(pattern).covers(template):
             assert Pattern(pattern).matches(path), (pattern, template, path)
@@ -333,13 +333,13 @@ def test_what_is_refused_at_first_sight_is_not_covered(text: str, template: str)
         pattern = Pattern(text)
     except PatternError:
         assume(False)
-    assert pattern.covers(template) == template_language(template).within(pattern.language, PATH)
+    assert pattern.covers(template) == template_automaton(template).within(pattern.automaton, PATH)
 
 
 @settings(max_examples=600)
 @given(PIECED, PIECED)
 def test_a_template_shadows_another_as_the_automata_say(earlier: str, later: str) -> None:
-    slowly = template_language(later).within(template_language(earlier, unread=0), PATH)
+    slowly = template_automaton(later).within(template_automaton(earlier, unread=0), PATH)
     assert shadows(earlier, later) == slowly
     one, other = shape_of(earlier), shape_of(later)
     if one is not None and other is not None:

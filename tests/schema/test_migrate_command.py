@@ -1,4 +1,4 @@
-"""`python -m server migrate`: ours as the owner, then a product's own tables, and one clear line when it cannot be."""
+"""`python -m server migrate`: the server's schema as the owner, then a product's own tables, and one line for a failure."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ async def command(*words: str) -> int:
     return await asyncio.to_thread(run, list(words))
 
 
-async def test_ours_and_then_ones_own_tables(
+async def test_the_servers_schema_and_then_ones_own_tables(
     settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.sql").write_text(OWN)
-    for _ in range(2):  # again does no harm
+    for _ in range(2):  # a second run changes nothing
         assert await command("migrate", "--schema", "own.sql") == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "migrated"
@@ -57,21 +57,21 @@ async def test_ours_and_then_ones_own_tables(
 async def test_sql_that_fails_changes_nothing_and_is_one_line(
     settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.sql").write_text("CREATE TABLE half (id int);\nCREATE TABEL wrong (id int);")
+    (tmp_path / "own.sql").write_text("CREATE TABLE half (id int);\n\nCREATE TABEL wrong (id int);")
     assert await command("migrate", "--schema", "own.sql") == 1
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
-    assert err[0].startswith("gatepost: migrate: nothing was changed")
+    assert err[0] == 'gatepost: migrate: own.sql, line 3: syntax error at or near "TABEL"; rolled back'
     async with postgres.as_admin(settings) as admin:
         assert await admin.fetchval("SELECT to_regclass('half')") is None
 
 
-async def test_a_file_that_is_not_there_is_a_mistake(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_missing_file_is_a_mistake(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await command("migrate", "--schema", "nowhere.sql") == 2
     assert capsys.readouterr().err == "gatepost: --schema nowhere.sql: cannot be read\n"
 
 
-async def test_without_the_owners_url_it_says_so(
+async def test_the_owners_url_is_required(
     settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DATABASE_OWNER_URL")
@@ -79,8 +79,8 @@ async def test_without_the_owners_url_it_says_so(
     assert "DATABASE_OWNER_URL" in capsys.readouterr().err
 
 
-async def test_for_machines_and_for_whoever_waits(settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is printed is JSON and no more; where it is with several files is told on standard error."""
+async def test_the_result_is_json_and_progress_goes_to_standard_error(settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With several files, each is named on standard error as it begins."""
     (tmp_path / "own.sql").write_text(OWN)
     (tmp_path / "more.sql").write_text("SELECT 1;")
     assert await command("migrate", "--json", "--schema", "own.sql", "--schema", "more.sql") == 0
@@ -91,6 +91,6 @@ async def test_for_machines_and_for_whoever_waits(settings: str, tmp_path: Path,
     assert said.err.splitlines() == ["migrate: schema.sql", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
 
 
-async def test_alone_it_tells_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_files_there_is_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await command("migrate") == 0
     assert capsys.readouterr().err == ""

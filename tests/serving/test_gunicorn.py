@@ -47,7 +47,7 @@ def register_handlers():
 
 @asynccontextmanager
 async def gunicorn(folder: Path, *words: str, **more: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, Path]]:
-    """(the parent, the URL, the file with what it said); killed at the end with its workers."""
+    """(the parent process, its URL, its log file); killed at the end with its workers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,7 +83,7 @@ async def until_answers(process: asyncio.subprocess.Process, url: str, log: Path
 
 
 async def pids(url: str) -> set[int]:
-    """Who answers, over connections of their own."""
+    """The pids of the workers that answer, each asked on a new connection."""
     found = set()
     for _ in range(20):
         async with aiohttp.ClientSession() as client, client.get(f"{url}/api/pid", headers=ALICE) as got:
@@ -133,5 +133,5 @@ async def test_a_mistake_is_one_line_and_the_end(tmp_path: Path, settings: dict[
         assert await asyncio.wait_for(process.wait(), 60) != 0  # 4, or 1 where the other worker was still starting
         said = log.read_text()
         assert any(one.startswith(line) for one in said.splitlines()), said
-        assert "ConfigError" not in said  # no traceback of ours
+        assert "ConfigError" not in said  # no traceback
         assert not (tmp_path / ".gatepost").exists()

@@ -1,14 +1,11 @@
-"""The end of a listening port: who is in stays in, and nobody comes in any more."""
+"""The end of a listening port: connections that the kernel has already made are kept."""
 
-import ctypes
 import socket
-import struct
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from server.serving.ports import begin_no_more, take_waiting
+from server.serving.ports import take_waiting
 
 
 @pytest.fixture
@@ -37,37 +34,6 @@ def test_connections_that_nobody_has_accepted_outlive_the_port(listening: socket
         one.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
-def may_filter() -> bool:
-    """Does the system let this process attach a filter to a socket of its own?"""
-    keep_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF))
-    with socket.socket() as one:
-        try:
-            one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 1, ctypes.addressof(keep_all)))
-        except PermissionError:
-            return False
-    return True
-
-
-def test_a_port_can_stop_beginning_connections_and_keep_those_that_it_has(listening: socket.socket) -> None:
-    if not may_filter():
-        pytest.skip("this kernel lets root alone attach a filter to a socket")
-    before = socket.create_connection(listening.getsockname(), 5)
-    begin_no_more([listening])
-    with pytest.raises(TimeoutError):
-        socket.create_connection(listening.getsockname(), 0.3)
-    (taken,) = take_waiting([listening])
-    before.sendall(b"still here")
-    taken.setblocking(True)
-    assert taken.recv(10) == b"still here"
-    listening.close()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(before.getpeername(), 5)
-    taken.close()
-    before.close()
-
-
 def test_a_port_that_is_closed_already_is_no_error(listening: socket.socket) -> None:
     listening.close()
-    begin_no_more([listening])
     assert take_waiting([listening]) == []

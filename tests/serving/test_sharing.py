@@ -39,9 +39,9 @@ async def asked(connection: Connection) -> bytes:
 
 
 async def held(process: asyncio.subprocess.Process, port: int, number: int) -> list[int]:
-    """How many clients' connections each worker has, as soon as all have that many together."""
+    """The number of client connections of each worker, once they have that many in total."""
     async with asyncio.timeout(10):
-        while sum(counts := _held(process, port)) != number:  # one that is handed over is for a moment in two places
+        while sum(counts := _held(process, port)) != number:  # one that is handed over is counted twice for a moment
             await asyncio.sleep(0.05)
     return counts
 
@@ -50,13 +50,13 @@ def _held(process: asyncio.subprocess.Process, port: int) -> list[int]:
     counts = Counter(dict.fromkeys(children(process), 0))
     for pid in counts:
         for one in psutil.Process(pid).net_connections("tcp"):
-            counts[pid] += bool(one.raddr) and one.laddr.port == port  # those that ended and were not closed yet, too
+            counts[pid] += bool(one.raddr) and one.laddr.port == port  # also those that have ended and are not closed yet
     return sorted(counts.values())
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 async def test_few_connections_are_spread_evenly(db: Any, tmp_path: Path, workers: int) -> None:
-    """By the kernel's hash alone one worker would have many more than another, more often than not."""
+    """By the kernel's hash alone, one worker would usually have many more than another."""
     async with running(db, tmp_path, "--workers", str(workers)) as process, AsyncExitStack() as stack:
         port = urlsplit(await url_of(process)).port
         assert port is not None
@@ -69,7 +69,7 @@ async def test_few_connections_are_spread_evenly(db: Any, tmp_path: Path, worker
             assert set(await asyncio.gather(*map(asked, made))) == {b"200"}
             counts = await held(process, port, len(opened))
             assert counts[-1] - counts[0] <= 4, counts
-        assert set(await asyncio.gather(*map(asked, opened))) == {b"200"}  # each works on where it has come to
+        assert set(await asyncio.gather(*map(asked, opened))) == {b"200"}  # each works on its new worker
         for _, writer in opened[:30]:
             writer.close()
         await held(process, port, len(opened) - 30)
@@ -81,7 +81,7 @@ async def test_few_connections_are_spread_evenly(db: Any, tmp_path: Path, worker
 
 @pytest.mark.long
 async def test_connections_that_come_and_go_while_workers_are_replaced_are_all_answered(db: Any, tmp_path: Path) -> None:
-    """Short connections, so that many are on their way from one worker to another when one of them stops."""
+    """Short connections, so that many are being handed over when a worker stops."""
     async with running(db, tmp_path, "--workers", "3") as process:
         port = urlsplit(await url_of(process)).port
         assert port is not None
@@ -128,15 +128,15 @@ class Worker:
     port: int
     server: ConnectionServer
     stack: AsyncExitStack
-    """ends the connections that were opened to its port"""
+    """The client ends of the connections that were opened to its port."""
 
     @property
     def held(self) -> int:
-        """How many connections it has."""
+        """The number of its connections."""
         return len(self.server._connections)
 
     async def asked(self, times: int) -> None:
-        """So many clients, one after the other, each with a connection to its port that stays open."""
+        """Open that many connections to its port, one after the other, and keep them open."""
         for _ in range(times):
             await ask(self.port, self.stack)
 
@@ -205,7 +205,7 @@ async def test_without_descriptors_no_more_is_handed_over_for_a_while(
     mine, other = two
     real = socket.recv_fds
     await mine.asked(1)
-    with monkeypatch.context() as full:  # as the kernel does it where a process may open no more files
+    with monkeypatch.context() as full:  # as the kernel does at the limit of open files
 
         def none(*given: Any) -> tuple[bytes, list[int], int, Any]:
             said, descriptors, *rest = real(*given)
@@ -230,7 +230,7 @@ async def test_what_was_handed_to_a_busy_worker_is_answered_when_it_has_time(two
         mine.stack.callback(writer.close)
     asking = [asyncio.create_task(asked(connection)) for connection in opened]
     done, waiting = await asyncio.wait(asking, timeout=0.5)
-    assert (len(done), len(waiting)) == (6, 6)  # no more than its part
+    assert (len(done), len(waiting)) == (6, 6)  # no more than its share
     loop.add_reader(busy.sharing._in, busy.sharing._take)
     assert set(await asyncio.gather(*asking)) == {b"200"}
     assert (mine.held, busy.held) == (6, 6)
@@ -245,14 +245,14 @@ async def test_a_worker_that_was_killed_is_handed_nothing(tmp_path: Path) -> Non
         for number in range(4):
             connection = await asyncio.open_connection("127.0.0.1", mine.port)
             mine.stack.callback(connection[1].close)
-            if number % 2:  # every other one was on its way when the worker was killed
+            if number % 2:  # every second one was on its way when the worker was killed
                 dead._in.recv(1)
         dead._in.close()
         while mine.held < 4:
             with contextlib.suppress(asyncio.IncompleteReadError):
                 await mine.asked(1)
         assert mine.held == 4
-        async with worker(tmp_path, 3) as new:  # whoever comes in its place begins with none
+        async with worker(tmp_path, 3) as new:  # its successor begins with none
             await mine.asked(4)
             assert (mine.held, new.held) == (4, 4)
     dead._out.close()

@@ -16,11 +16,14 @@ import aiohttp
 import psutil
 import pytest
 from kits import ROOT
+from kits.pages import free_port
+
+from server.serving.supervisor import hold
 
 
 @asynccontextmanager
 async def running(db: Any, folder: Path, *words: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m server` with these words; killed at the end with everything it started."""
+    """`python -m server` with these arguments; killed at the end with every process that it started."""
     given = {"GATEPOST_ENV": "test", "GATEPOST_PROVIDERS": "stub", "GATEPOST_PORT": "0", "GATEPOST_OPS_PORT": "0",
              "GATEPOST_DATA_FOLDER": str(folder), "DATABASE_URL": db.url, **environment}  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -67,7 +70,7 @@ async def test_one_port_for_all_and_a_dead_worker_is_replaced(db: Any, tmp_path:
         async with asyncio.timeout(20):
             while victim in children(process) or len(children(process)) < 2:
                 await asyncio.sleep(0.05)
-            assert await status(url) == 200  # by the one that lived, or by its new sibling
+            assert await status(url) == 200  # by the surviving worker or the new one
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
@@ -105,7 +108,7 @@ async def test_a_mistake_that_shows_only_in_the_workers_stops_the_start(db: Any,
 
 @pytest.mark.long
 async def test_requests_that_were_accepted_are_answered_while_draining(db: Any, tmp_path: Path) -> None:
-    """SIGTERM under load: every request that was sent on an open connection before it gets its answer."""
+    """SIGTERM under load: every request that was sent before it on an open connection is answered."""
     async with running(db, tmp_path, "--workers", "2") as process:
         url = await url_of(process)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=20)) as client:
@@ -117,7 +120,7 @@ async def test_requests_that_were_accepted_are_answered_while_draining(db: Any, 
             await asyncio.sleep(0)
             process.terminate()
             answers = await asyncio.gather(*under_way)
-        # A connection that was opened too late is refused, which a client may repeat; none was accepted and lost.
+        # A connection that was opened too late is refused, and the client can retry; none was accepted and lost.
         assert set(answers) <= {200, "refused"}
         assert 200 in answers
         assert await asyncio.wait_for(process.wait(), 20) == 0
@@ -132,7 +135,7 @@ async def _get(client: aiohttp.ClientSession, url: str, headers: dict[str, str])
 
 
 async def test_sighup_replaces_every_worker_and_loses_no_request(db: Any, tmp_path: Path) -> None:
-    """Connections that are kept open and used all the while: each request is answered with 200."""
+    """Kept connections that are used all the time: each request is answered with 200."""
     async with running(db, tmp_path, "--workers", "2") as process:
         url = await url_of(process)
         before, over, answers = children(process), asyncio.Event(), []
@@ -170,6 +173,39 @@ async def test_a_mistake_that_came_into_the_settings_keeps_the_old_workers(db: A
         async with asyncio.timeout(20):
             while b"the old ones stay" not in await process.stderr.readline():
                 pass
-            while children(process) != before:  # the new one has still to end
+            while children(process) != before:  # the new worker has not ended yet
                 await asyncio.sleep(0.05)
         assert await status(url) == 200
+
+
+async def test_readyz_names_the_workers_by_their_numbers_after_a_restart(db: Any, tmp_path: Path) -> None:
+    ops = f"http://127.0.0.1:{free_port()}"
+    async with running(db, tmp_path, "--workers", "2", GATEPOST_OPS_PORT=ops.rpartition(":")[2]) as process:
+        await url_of(process)
+        before = children(process)
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(40):
+            while children(process) & before or len(children(process)) != 2:
+                await asyncio.sleep(0.05)
+        stopped = max(children(process), key=lambda pid: psutil.Process(pid).create_time())
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            async with aiohttp.ClientSession() as client, client.get(f"{ops}/readyz") as got:
+                assert (got.status, (await got.json())["reasons"]) == (503, ["worker 3: does not answer"])
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+
+
+async def test_a_task_that_has_ended_is_not_kept() -> None:
+    tasks: set[asyncio.Task[None]] = set()
+    over = asyncio.Event()
+
+    async def work() -> None:
+        await over.wait()
+
+    hold(tasks, work())
+    assert len(tasks) == 1
+    over.set()
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(0)
+    assert tasks == set()

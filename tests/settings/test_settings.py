@@ -366,11 +366,51 @@ def test_a_secret_number_in_a_file_of_its_own_is_not_repeated(tmp_path: Path) ->
         ({"limits.head_seconds": 0}, "limits.head_seconds"),
         ({"limits.provider_seconds": -1}, "limits.provider_seconds"),
         ({"database.acquire_seconds": 0.0}, "database.acquire_seconds"),
+        ({"revocation.max_staleness": 0}, "revocation.max_staleness: must be at least 0.5, not 0.0"),
+        ({"revocation.max_staleness": -1}, "revocation.max_staleness: must be at least 0.5, not -1.0"),
+        ({"log.format": "xml"}, "log.format: must be one of auto, json, human, not xml"),
+        ({"audit.retention_days": 6}, "audit.retention_days"),
+        ({"idempotency.keep_seconds": 0.5}, "idempotency.keep_seconds: must be 1 to 31622400, not 0.5"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(given: dict[str, Any], about: str) -> None:
     said = refusal(**given)
     assert about in said.partition(" ")[0] + said
+
+
+def test_a_refused_value_names_its_key_and_its_source(tmp_path: Path) -> None:
+    assert refusal(environ={"GATEPOST_OPS_PORT": "70000"}) == "ops.port: must be 0 to 65535, not 70000 (environment GATEPOST_OPS_PORT)"
+    assert refusal(tmp_path, "workers = 0\n") == f"workers: must be 1 to 256, not 0 (file {tmp_path}/gatepost.toml)"
+
+
+BOUNDED = {
+    "ratio": (Setting("float", 0.5, more_than=0, at_most=1), "0", "more than 0 and at most 1"),
+    "tries": (Setting("int", 3, at_least=1), "0", "at least 1"),
+    "mode": (Setting("str", "fast", choices=("fast", "safe")), "slow", "one of fast, safe"),
+    "kinds": (Setting("list", ("a",), choices=("a", "b")), "a,c", "one of a, b"),
+    "pin": (Setting("int", secret=True, at_least=1000), "77", "at least 1000"),
+}
+
+
+@pytest.mark.parametrize("key", BOUNDED)
+def test_a_plugin_s_setting_has_bounds_and_choices_too(key: str) -> None:
+    setting, bad, allowed = BOUNDED[key]
+    settings = Settings(environ={f"GATEPOST_ACME_{key.upper()}": bad}, given={})
+    with pytest.raises(ConfigError) as caught:
+        settings.declare("acme", {key: setting})
+    assert str(caught.value).startswith(f"acme.{key}: must be {allowed}")
+    assert (", not " in str(caught.value)) is not setting.secret
+    fine = Settings(environ={}, given={})
+    fine.declare("acme", {key: setting})
+    assert fine.table("acme")[key] == (list(setting.default) if setting.kind == "list" else setting.default)
+
+
+@pytest.mark.parametrize(
+    "declared", [{"kind": "number"}, {"kind": "str", "at_least": 1}, {"kind": "bool", "at_most": 1}, {"kind": "int", "choices": ("1",)}]
+)
+def test_a_setting_that_cannot_be_checked_cannot_be_declared(declared: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="setting"):
+        Setting(**declared)
 
 
 def test_production_with_a_database_may_serve_anybody() -> None:

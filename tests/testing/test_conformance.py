@@ -35,7 +35,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-# Our own -----------------------------------------------------------------------------------------------------------------
+# Built-in providers -----------------------------------------------------------------------------------------------------------------
 
 
 class TestStub(ProviderContract):
@@ -56,7 +56,7 @@ class TestStaticKeys(ProviderContract):
 
 
 class Keys:
-    """The database as the provider of API keys sees it."""
+    """The database, as the API key provider queries it."""
 
     def __init__(self, **known: str) -> None:
         self.known = {hashlib.sha256(key.encode()).digest(): user for user, key in known.items()}
@@ -165,7 +165,7 @@ class TestOidc(ProviderContract):
 
 
 class Service:
-    """What the providers below ask."""
+    """The service that the providers below ask."""
 
     def __init__(self) -> None:
         self.down, self.seconds = False, 0.0
@@ -258,7 +258,7 @@ class ForgetsTheSecondTime(Good):
         return None if again else super().identity(token)
 
 
-@broken("what_is_not_its_own_is_left_to_others", "CredentialRejected, not None")
+@broken("a_credential_of_another_provider_is_none", "CredentialRejected, not None")
 class RefusesEverybody(Good):
     async def not_mine(self, token: str) -> Any:
         raise CredentialRejected
@@ -270,7 +270,7 @@ class LeavesTheBadToOthers(Good):
         return None
 
 
-@broken("a_bad_credential_is_rejected_with_a_slug", "no slug")
+@broken("a_bad_credential_is_rejected_with_a_slug", "is not a slug")
 class SaysWhyInProse(Good):
     async def refuse(self, token: str) -> Any:
         raise CredentialRejected("No such token!")
@@ -324,7 +324,7 @@ class TakesSlownessForNotMine(Good):
                 return await super().authenticate(request)
 
 
-@broken("it_answers_within_the_time_out", "goes on after its time-out")
+@broken("it_answers_within_the_time_out", "keeps running after its time-out")
 class CannotBeStopped(Good):
     async def ask(self) -> None:
         for _ in range(30 if self.service.seconds else 0):
@@ -332,13 +332,13 @@ class CannotBeStopped(Good):
                 await asyncio.sleep(0.1)
 
 
-@broken("it_never_blocks_the_event_loop", "stood still")
+@broken("it_never_blocks_the_event_loop", "was blocked")
 class BlocksWhileItWaits(Good):
     async def ask(self) -> None:
         time.sleep(self.service.seconds)
 
 
-@broken("it_never_blocks_the_event_loop", "stood still")
+@broken("it_never_blocks_the_event_loop", "was blocked")
 class BlocksWhenItOpens(Good):
     async def open(self, house: Any) -> None:
         time.sleep(self.service.seconds)
@@ -394,7 +394,7 @@ class ClosesOnlyWhatWasOpened(Good):
 
 
 class Remembering(Good):
-    """Like the good one, and knows again whom it has proven."""
+    """The good one, which remembers the callers that it has verified."""
 
     reads: Any = ("Authorization",)
 
@@ -432,21 +432,21 @@ class RemembersTheRefused(Remembering):
         raise CredentialRejected
 
 
-@broken("recall_never_contradicts_authenticate", "somebody else than authenticate")
+@broken("recall_never_contradicts_authenticate", "another identity than authenticate")
 class RecallsTheLastOne(Remembering):
     def recall(self, request: web.Request) -> Any:
         known = "good_" in request.headers.get("Authorization", "") and "bad" not in request.headers["Authorization"]
         return next(iter(self.proven.values()), None) if known else None
 
 
-@broken("recall_never_contradicts_authenticate", "somebody else than authenticate")
+@broken("recall_never_contradicts_authenticate", "another identity than authenticate")
 class RecallsMoreRights(Remembering):
     def recall(self, request: web.Request) -> Any:
         found = super().recall(request)
         return found and Identity(provider="good", user_id=found.user_id, org_id="org_1", org_role="org:admin")
 
 
-@broken("recall_never_contradicts_authenticate", "another provider has no turn")
+@broken("recall_never_contradicts_authenticate", "that provider is never asked")
 class RecallRefusesOthers(Remembering):
     def recall(self, request: web.Request) -> Any:
         if "Authorization" in request.headers and "good_" not in request.headers["Authorization"]:
@@ -480,7 +480,7 @@ class ReadsAnotherHeader(Remembering):
     reads = ("X-Good",)
 
 
-@broken("reads_names_the_headers_that_it_reads", "no list of header names")
+@broken("reads_names_the_headers_that_it_reads", "not a list of header names")
 class ReadsAText(Remembering):
     reads = "Authorization"
 

@@ -1,4 +1,4 @@
-"""To-do lists of organisations: whoever acts in one sees its list, adds to it and completes what is on it."""
+"""To-do lists of organisations: a caller active in one sees its list, adds to-dos and completes them."""
 
 from __future__ import annotations
 

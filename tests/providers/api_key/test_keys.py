@@ -90,7 +90,7 @@ def bad(got: Got) -> set[str]:
 
 def counted(client: Client) -> list[str]:
     """The functions that the provider of this server calls from now on."""
-    house = next(provider for name, provider in client.app[PROVIDERS] if name == "api_key")._managed._house
+    house = next(one.provider for one in client.app[PROVIDERS] if one.name == "api_key")._managed._house
     asked, call = [], house._call
 
     async def counting(function: str, *args: Any) -> Any:
@@ -526,7 +526,7 @@ async def test_an_unknown_key_is_remembered_as_such(keys: Client) -> None:
 async def test_whoever_tries_keys_is_slowed_and_the_owner_is_not(keys: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     known, never_seen = await new(keys, ALICE), await new(keys, ALICE)
     await me(keys, known)
-    book = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")._managed
+    book = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")._managed
     asked, begun = counted(keys), time.monotonic()
     for number in range(3):
         got = await asyncio.gather(*(keys.get("/api/me", bearer(make("test").text)) for _ in range(throttle.ALLOWANCE * 2)))
@@ -550,6 +550,7 @@ async def test_whoever_tries_keys_is_slowed_and_the_owner_is_not(keys: Client, m
 
 def test_debts_run_out_and_are_paid_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
+    monkeypatch.setattr(throttle, "_MOST", 3)
     book = throttle.Throttle(lambda: now)
     assert {book.charge("a") for _ in range(throttle.ALLOWANCE)} == {0.0}
     book.pay_back("a")
@@ -558,7 +559,6 @@ def test_debts_run_out_and_are_paid_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert book.charge("b") == 0
     now += 100
     assert book._debt("a") == 0
-    monkeypatch.setattr(throttle, "_MOST", 3)
     for name in "cdefg":
         book.charge(name)
     assert list(book._debts) == ["e", "f", "g"]
@@ -579,20 +579,21 @@ async def test_strangers_take_few_connections() -> None:
     assert most == throttle.AT_ONCE
 
 
-async def test_the_memory_is_bounded(keys: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_is_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed, "MOST", 3)
+    keys = await serve()
     for _ in range(6):
         await me(keys, await new(keys, ALICE))
         await keys.get("/api/me", bearer(make("test").text))
-    provider = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")._managed
+    provider = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")._managed
     assert [len(each) for each in (provider._known, provider._unknown, provider._worked)] == [3, 3, 3]
-    assert provider._asking == {}
+    assert len(provider._flight) == 0
 
 
 async def test_with_a_stale_feed_a_managed_key_is_a_503_known_or_not(keys: Client) -> None:
     row, another = await new(keys, ALICE), await new(keys, ALICE)
     await me(keys, row)
-    house = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")._managed._house
+    house = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")._managed._house
     house._revocations._max_staleness = -1.0
     for one in (row, another):
         got = await keys.get("/api/me", bearer(one))
@@ -602,7 +603,7 @@ async def test_with_a_stale_feed_a_managed_key_is_a_503_known_or_not(keys: Clien
 async def test_without_the_database_it_is_a_503(keys: Client) -> None:
     row, asked = await new(keys, ALICE), counted(keys)
     await me(keys, row)
-    house = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")._managed._house
+    house = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")._managed._house
 
     async def down(*_: Any) -> Any:
         raise ConnectionError("secret-host")
@@ -616,7 +617,7 @@ async def test_without_the_database_it_is_a_503(keys: Client) -> None:
 
 async def test_a_client_that_hangs_up_cancels_nobodys_lookup(keys: Client) -> None:
     row = await new(keys, ALICE)
-    provider = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")
+    provider = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")
     gate, call = asyncio.Event(), provider._managed._house._call
 
     async def slow(function: str, *args: Any) -> Any:
@@ -692,7 +693,7 @@ async def test_the_way_in_as_administrator_asks_for_the_role_itself(serve: Serve
 
 async def test_last_used_at_is_written_without_a_write_per_request(keys: Client, db: TestDatabase) -> None:
     row, asked = await new(keys, ALICE), counted(keys)
-    provider = next(provider for name, provider in keys.app[PROVIDERS] if name == "api_key")
+    provider = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")
     for _ in range(50):
         await me(keys, row)
     assert asked == ["key_by_hash"]
@@ -740,7 +741,7 @@ async def test_a_read_only_database_still_authenticates(serve: Serve, db: TestDa
         try:
             client = await serve()
             await me(client, row)
-            provider = next(provider for name, provider in client.app[PROVIDERS] if name == "api_key")
+            provider = next(one.provider for one in client.app[PROVIDERS] if one.name == "api_key")
             with caplog.at_level(logging.WARNING):
                 await provider._usage.flush()
             assert "not written" in caplog.text

@@ -306,7 +306,7 @@ async def test_a_flood_of_different_bad_tokens_leaves_connections_free(tokens, c
 
 
 async def test_the_caches_are_bounded(tokens, clerk) -> None:
-    tokens._bad._limit = 10
+    tokens._bad._entries.most = 10
     for n in range(30):
         await ask(tokens, f"ak_{n}")
     assert len(tokens._bad) == 10

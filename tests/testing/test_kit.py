@@ -1,0 +1,61 @@
+"""The test kit's database: a product's own schema runs in it just as `migrate --schema` runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.schema.migrate import migrate
+from tests.conftest import url_of
+from tests.schema.test_migrate_command import OWN
+
+pytest_plugins = ["pytester"]
+
+CONFTEST = f"""
+import pytest
+
+pytest_plugins = ["server.testing"]
+
+
+@pytest.fixture(scope="session")
+def gatepost_schema():
+    return [{OWN!r}, "DO $$ BEGIN ASSERT current_setting('row_security') = 'off'; END $$"]
+"""
+TESTS = """
+from server.database.connections import direct_connection
+
+
+async def test_it_is_granted_to_the_role_that_serves(gatepost_database_url):
+    async with direct_connection({"dsn": gatepost_database_url}) as connection:
+        assert await connection.fetchval("SELECT has_table_privilege('notes', 'SELECT')")
+"""
+
+
+def _passes(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(TESTS)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto").assert_outcomes(passed=1)
+
+
+@pytest.fixture
+async def named(postgres: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """TEST_DATABASE_URL and its owner's, of a database that is migrated."""
+    name = await postgres.create_database("gp_kit")
+    async with postgres.as_admin(name) as admin:
+        await migrate(admin, serving_role=postgres.serving_role)
+    monkeypatch.setenv("TEST_DATABASE_URL", url_of(postgres, postgres.serving_role, name))
+    monkeypatch.setenv("TEST_DATABASE_OWNER_URL", url_of(postgres, postgres.admin, name))
+    yield
+    await postgres.drop_database(name)
+
+
+@pytest.mark.usefixtures("named")
+async def test_own_tables_on_a_database_that_is_named(pytester: pytest.Pytester) -> None:
+    _passes(pytester)
+
+
+@pytest.mark.long
+def test_own_tables_on_the_embedded_postgres(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_DATABASE_URL", raising=False)
+    _passes(pytester)
