@@ -17,7 +17,7 @@ Step = Callable[[], Awaitable[Any]]
 
 
 class _Socket(asyncio.Transport):
-    """Takes what is written, and wakes whoever waits for it."""
+    """Takes what is written, and wakes the task that waits for it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class Issuer:
         return _signed(self._key, _claims(number))
 
     def forged(self, number: int) -> str:
-        """The same, signed by somebody else."""
+        """The same, signed with another key."""
         return _signed(self._other, _claims(number))
 
     def verify_us(self, repetitions: int = 20, batch: int = 100) -> float:
@@ -58,7 +58,7 @@ class Issuer:
 
 
 def garbage(number: int) -> str:
-    """What nobody has signed: an empty word, random text, a token cut short, two segments."""
+    """Unsigned tokens: an empty text, random text, a token cut short, two segments."""
     junk = secrets.token_urlsafe(60)
     return ("abc.def", junk, f"eyJ{junk}.{junk}", f"{junk}.{junk}.{junk}", "null", f"eyJhbGciOiJub25lIn0.{junk}.")[number % 6]
 

@@ -1,4 +1,4 @@
-"""The physical limit: aiohttp, uvloop and asyncpg with NO lock at all. Whoever says who they are is believed.
+"""The physical limit: aiohttp, uvloop and asyncpg with NO lock at all. It trusts whatever the client claims to be.
 
 The same rows from the same kind of table (without row-level security, read by its owner), a pool as large as the connections,
 no reset of a connection between two requests, JSON by msgspec with Postgres's jsonb passed through. What Gatepost costs is

@@ -147,7 +147,7 @@ def _whole(data: bytes) -> int | None:
 
 
 def drip(job: Job) -> dict[str, Any]:
-    """Clients that never come to the end of their head. Whoever is hung up on comes again."""
+    """Clients that never finish their head. A client that is disconnected connects again."""
     began = time.monotonic()
     end, again = began + job.seconds, 0
     head = job.requests[0]

@@ -58,7 +58,7 @@ async def application(stage: Stage, more: Mapping[str, Any] | None = None) -> As
 
 
 class Open:
-    """Stands in for the gate and lets everybody in as the same caller. `seen` are the requests, where somebody wants them."""
+    """Replaces the gate and admits every request as the same caller. `seen` collects the requests, if given."""
 
     def __init__(self, gate: Any, identity: Identity, seen: list[web.Request] | None = None) -> None:
         self._identity, self._seen = identity, seen

@@ -64,37 +64,37 @@ def _row(lock: str, with_it: Cost, without: Cost) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def _database(url: str) -> AsyncIterator[tuple[Database, Path]]:
-    """Gatepost's database room with one connection, and where the kernel says how much CPU its session has had."""
-    room = Database(size=1, acquire_seconds=5, statement_seconds=30, pooled=False)
-    await room.open({"dsn": url})
+    """Gatepost's Database with one connection, and the file with the CPU time of its session."""
+    database = Database(size=1, acquire_seconds=5, statement_seconds=30, pooled=False)
+    await database.open({"dsn": url})
     try:
-        async with room.connection() as connection:
+        async with database.connection() as connection:
             pid = await connection.fetchval("SELECT pg_backend_pid()")
-        yield room, Path(f"/proc/{pid}/schedstat")
+        yield database, Path(f"/proc/{pid}/schedstat")
     finally:
-        await room.close()
+        await database.close()
 
 
-def _statements(room: Database, callers: Iterator[str], where: str, *names: str) -> dict[str, Step]:
+def _statements(database: Database, callers: Iterator[str], where: str, *names: str) -> dict[str, Step]:
     def arguments() -> tuple[Scope, tuple[Any, ...]]:
         caller = next(callers)
         return (caller, "", ""), (caller, _END, None, 51)
 
     async def read() -> None:
         scope, args = arguments()
-        await room.read(scope, PAGE, args)
+        await database.read(scope, PAGE, args)
 
     async def no_where() -> None:
         scope, args = arguments()
-        await room.read(scope, NO_WHERE, args)
+        await database.read(scope, NO_WHERE, args)
 
     async def plain() -> None:
-        async with room.connection() as connection:
+        async with database.connection() as connection:
             await connection.fetchval(PLAIN, *arguments()[1])
 
     async def scoped() -> None:
         scope, args = arguments()
-        async with room.scoped(scope) as db:
+        async with database.scoped(scope) as db:
             await db.fetchval(PLAIN, *args)
 
     steps: dict[str, Step] = {"read": read, "no_where": no_where, "plain": plain, "scoped": scoped}

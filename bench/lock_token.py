@@ -1,4 +1,4 @@
-"""A token that nobody has seen before, check by check. Part of locks.py."""
+"""A new token, check by check. Part of locks.py."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def busy_seconds() -> float:
 
 
 def wait_quiet(longest: float) -> None:
-    """Wait for half a second in which nobody else needs the machine, `longest` seconds at the most."""
+    """Wait for half a second in which no other process needs the machine, `longest` seconds at the most."""
     end = time.monotonic() + longest
     while time.monotonic() < end:
         busy, began = busy_seconds(), time.monotonic()
@@ -119,7 +119,7 @@ class Child:
         return int(port)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL to whoever does not go."""
+        """SIGTERM, then SIGKILL to a process that does not end."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:

@@ -139,7 +139,7 @@ class Postgres:
                 await admin.execute("VACUUM ANALYZE data")
 
     async def copy_open(self) -> None:
-        """Make `open`: the locked database as it is now, with row-level security switched off. Nobody may be connected."""
+        """Make `open`: the locked database as it is now, with row-level security switched off. No connection may be open."""
         async with self.admin() as admin:
             await admin.execute(f"CREATE DATABASE {self.open} TEMPLATE {self.locked}")
             await admin.execute(f"GRANT CONNECT ON DATABASE {self.open} TO {self.serving}")

@@ -1,4 +1,4 @@
-"""What every benchmark stands on: Postgres with rows in it, the two servers, and one measurement of one of them."""
+"""What every benchmark needs: Postgres with rows in it, the two servers, and one measurement of one of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from providers.api_key.key_format import Key, make
 from server.settings.core import CORE
 
 HERE = Path(__file__).resolve().parent
-# On, and counting, but out of reach: what they cost is measured, and nobody is turned away. Only what this version has.
+# On, and counting, but out of reach: their cost is measured, and no request is refused. Only settings that this version has.
 FAR = {
     key: value
     for key, value in {"limits.caller": "100000000/minute", "limits.address": "100000000/minute"}.items()
@@ -100,7 +100,7 @@ class Stage:
         env: Mapping[str, str] | None = None,
         far: bool = True,
     ) -> Iterator[Child]:
-        """Gatepost with production's settings. `far`: limits that count but turn nobody away. `keys` are static ones."""
+        """Gatepost with production's settings. `far`: limits that count but refuse no request. `keys` are static ones."""
         given = self.settings(settings, far=far)
         file = self.folder / f"gatepost-{time.monotonic_ns()}.toml"
         file.write_text(_toml(given, keys))

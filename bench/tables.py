@@ -49,7 +49,7 @@ def _ratios(result: Mapping[str, Any]) -> str:
 
 
 def _absolute(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Medians over the rounds, for whoever wants to know what the ratios are of."""
+    """Medians over the rounds: the absolute values behind the ratios."""
     lines = []
     for name, server in dict.fromkeys((row["case"], row["server"]) for row in rows):
         mine = [row for row in rows if (row["case"], row["server"]) == (name, server)]

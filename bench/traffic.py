@@ -134,7 +134,7 @@ def connections(book: Book) -> None:
 
 
 def neighbours(book: Book) -> list[dict[str, Any]]:
-    """How long the others wait while nobody, many slow clients, or one heavy tenant is beside them."""
+    """How long the others wait alone, beside many slow clients, and beside one heavy tenant."""
     stage, args = book.stage, book.args
     fill(stage, CALLERS, 20)
     asyncio.run(stage.postgres.fill(1, min(args.most, 100_000), _HEAVY, (stage.postgres.locked,)))

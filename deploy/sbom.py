@@ -27,7 +27,7 @@ def plain(name: str) -> str:
 
 
 def needed(root: str) -> set[str]:
-    """The names of `root` and of all that it needs here at run time, with the extras that are asked for on the way."""
+    """The names of `root` and of all that it needs here at run time, including requested extras."""
     seen: set[tuple[str, str]] = set()
     waiting = [(root, "")]
     while waiting:
@@ -48,7 +48,7 @@ def pruned(whole: dict[str, Any], root: str = "gatepost") -> dict[str, Any]:
     kept = [part for part in whole["components"] if plain(part["name"]) in names]
     refs = {part["bom-ref"] for part in kept}
     (about,) = [part for part in kept if plain(part["name"]) == root]
-    # Where this checkout lies is nobody's business.
+    # The path of this checkout does not belong in the file.
     about = {key: value for key, value in about.items() if key != "externalReferences"} | {"type": "application"}
     edges = [
         {"ref": edge["ref"], "dependsOn": [ref for ref in edge.get("dependsOn", ()) if ref in refs]}

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from server import answer, body, check_if_match, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+from server import (
+    answer,
+    body,
+    check_if_match,
+    describe,
+    entity_tag,
+    hookimpl,
+    identity_of,
+    page,
+    read,
+    requires,
+    row_id,
+    scoped,
+)  # fmt: skip
 
 routes = web.RouteTableDef()
 Name = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
@@ -24,11 +36,9 @@ UPDATE = f"""UPDATE data SET name = coalesce($3, name), payload = coalesce($4, p
              WHERE user_id = $1 AND id = $2 RETURNING {COLUMNS}"""
 DELETE = "DELETE FROM data WHERE org_id = $1 AND id = $2 RETURNING id"
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.IGNORECASE)
-
 
 class NewRow(BaseModel):
-    """What a client may say of a new row; the server owns the rest."""
+    """A new row as the client sends it; the server sets the other columns."""
 
     model_config = ConfigDict(extra="forbid")
     name: Name
@@ -36,7 +46,7 @@ class NewRow(BaseModel):
 
 
 class Change(BaseModel):
-    """What a client may change; at least one of them."""
+    """The fields to change; at least one of them."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
     name: Name = Field(default_factory=str)  # a default that is no default of the schema: it could not be sent
@@ -63,21 +73,14 @@ class DataRow(BaseModel):
 
 
 class Deleted(BaseModel):
-    """It is gone."""
+    """The row was deleted."""
 
     model_config = ConfigDict(extra="forbid")
     success: Literal[True]
 
 
-def row_id(request: web.Request) -> str:
-    """The path's `{id}`; what is no uuid names no row."""
-    if not _UUID.match(request.match_info["id"]):
-        raise web.HTTPNotFound
-    return request.match_info["id"]
-
-
 def found(row: str | None) -> str:
-    """The row's JSON; 404 where there is none for this caller, whoever else may have it."""
+    """The row's JSON. Raises HTTPNotFound where this caller has no such row, also when another caller has it."""
     if row is None:
         raise web.HTTPNotFound
     return row

@@ -1,4 +1,4 @@
-"""Is the process alive? The one thing that strangers may ask."""
+"""Whether the process is alive: the one public route for anonymous callers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ routes = web.RouteTableDef()
 
 
 class Health(BaseModel):
-    """The process lives."""
+    """The process is alive."""
 
     model_config = ConfigDict(extra="forbid")
     status: Literal["ok"]

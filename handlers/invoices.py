@@ -1,9 +1,8 @@
-"""Invoices of the active organisation, for those who have the permission."""
+"""Invoices of the active organisation, for callers that have the permission."""
 
 from __future__ import annotations
 
 import json
-import re
 from datetime import date
 from decimal import Decimal
 from typing import Annotated
@@ -12,19 +11,17 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, row_id, scoped
 
 routes = web.RouteTableDef()
 
-# An amount leaves as it came, a decimal text: a JSON number may pass through a float on its way.
+# An amount is a decimal text in both directions: a JSON number may pass through a float on its way.
 COLUMNS = "id, organization_id, created_by, customer, amount::text AS amount, currency, due_on, memo, created_at, updated_at"
 PAGE = f"""SELECT {COLUMNS} FROM invoices
            WHERE organization_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
 ONE = f"SELECT {COLUMNS} FROM invoices WHERE organization_id = $1 AND id = $2"
 INSERT = f"""INSERT INTO invoices (organization_id, created_by, customer, amount, currency, due_on, memo)
              VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {COLUMNS}"""
-
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.IGNORECASE)
 
 
 def _a_date(text: str) -> str:
@@ -33,7 +30,7 @@ def _a_date(text: str) -> str:
 
 
 class NewInvoice(BaseModel):
-    """What a client may say of a new invoice; the server owns the rest."""
+    """A new invoice as the client sends it; the server sets the other columns."""
 
     model_config = ConfigDict(extra="forbid")
     customer: Annotated[str, Field(strict=True, min_length=1, max_length=200)]
@@ -71,10 +68,8 @@ async def list_invoices(request: web.Request) -> web.Response:
 @requires(permission="org:invoices:read")
 @describe(returns=Invoice, headers=["ETag"], summary="Get an invoice")
 async def get_invoice(request: web.Request) -> web.Response:
-    if not _UUID.match(request.match_info["id"]):
-        raise web.HTTPNotFound
     async with scoped(request) as db:
-        row = await db.row(ONE, identity_of(request).org_id, request.match_info["id"])
+        row = await db.row(ONE, identity_of(request).org_id, row_id(request))
     if row is None:
         raise web.HTTPNotFound
     return answer(row, headers={"ETag": entity_tag(row)})

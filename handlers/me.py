@@ -1,4 +1,4 @@
-"""Who am I? The caller's own identity as the server sees it; no database."""
+"""The caller's own identity as the server sees it; no database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIELDS = (
 
 
 class Me(BaseModel):
-    """The caller; null where the credential does not say."""
+    """The caller; a field is null where the credential does not state it."""
 
     model_config = ConfigDict(extra="forbid")
     provider: str

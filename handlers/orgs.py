@@ -20,7 +20,7 @@ INSERT = f"INSERT INTO org_data (organization_id, created_by, name, payload) VAL
 
 
 class NewOrgRow(BaseModel):
-    """What a client may say of a new row; the server owns the rest."""
+    """A new row as the client sends it; the server sets the other columns."""
 
     model_config = ConfigDict(extra="forbid")
     name: Annotated[str, Field(strict=True, min_length=1, max_length=200)]

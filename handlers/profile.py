@@ -1,4 +1,4 @@
-"""What webhooks told us: the caller's own profile, and the members of the active organisation."""
+"""What webhooks reported: the caller's own profile, and the members of the active organisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = """SELECT m.id, m.organization_id, m.user_id, m.role, m.permissions, u.us
 
 
 class Profile(BaseModel):
-    """What Clerk has told of the caller."""
+    """What Clerk has reported about the caller."""
 
     model_config = ConfigDict(extra="forbid")
     id: str
@@ -39,7 +39,7 @@ class Profile(BaseModel):
 
 
 class Member(BaseModel):
-    """What Clerk has told of a member of the organisation."""
+    """What Clerk has reported about a member of the organisation."""
 
     model_config = ConfigDict(extra="forbid")
     id: str
@@ -57,11 +57,11 @@ class Member(BaseModel):
 
 @routes.get("/api/me/profile")
 @requires(user=True)
-@describe(returns=Profile, refusals={404: "Clerk has not told of this user."}, summary="Get one's own profile")
+@describe(returns=Profile, refusals={404: "Clerk has not reported this user."}, summary="Get one's own profile")
 async def profile(request: web.Request) -> web.Response:
     rows = await read(request, PROFILE, identity_of(request).user_id)
     if not rows.number:
-        raise web.HTTPNotFound  # Clerk has not told us of this user (yet)
+        raise web.HTTPNotFound  # Clerk has not reported this user (yet)
     return answer(rows.first(1)[1])
 
 

@@ -18,6 +18,7 @@ from .http.client_address import client_address, client_network, is_local
 from .http.describe import describe
 from .http.errors import Unavailable
 from .http.pagination import page
+from .http.row_id import row_id
 from .openapi.document import openapi_document
 from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
 from .settings.setting import Setting
@@ -27,5 +28,5 @@ __all__ = [
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
     "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
     "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
-    "raw_body", "read", "requires", "revocation_failed", "scoped", "signed_in",
+    "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """`python -m server`: serve, or one of the other commands.
 
-Before this runs, the package has checked that its dependencies are installed (server/installation.py): if not, one line says how
-to install them.
+Before this runs, the package has checked that its dependencies are installed (server/installation.py). If they are not, one
+line says how to install them.
 """
 
 from __future__ import annotations

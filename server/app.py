@@ -40,9 +40,9 @@ from .telemetry.metrics import Metrics
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?\Z")
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
-SERVER_DATABASE: Final = web.AppKey("storage", ServerDatabase)
+SERVER_DATABASE: Final = web.AppKey("server_database", ServerDatabase)
 LIMITS: Final = web.AppKey("limits", Limits)
-DISPATCHER: Final = web.AppKey("front", Dispatcher)
+DISPATCHER: Final = web.AppKey("dispatcher", Dispatcher)
 METRICS: Final = web.AppKey("metrics", Metrics)
 AUDIT: Final = web.AppKey("audit", Audit)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from server import CredentialRejected, Identity
 
 from ..jwt.strict_json import freeze, read_object
+from ..jwt.texts import is_plain_text
 
 # Clerk's documents say milliseconds, its types for OAuth tokens say seconds. No token expires in 1973 or in 5138.
 _MILLISECONDS_FROM: Final = 1e11
@@ -85,7 +86,7 @@ def _check_alive(said: Mapping[str, Any], expires: float | None, now: float) -> 
 
 def _text(said: Mapping[str, Any], name: str) -> str:
     value = said.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 255 or not value.isprintable() or " " in value:
+    if not is_plain_text(value) or " " in value:
         raise _odd(f"{name} is missing or not a plain text")
     return value
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from server import CredentialRejected, Identity
 
 from ..jwt.strict_json import freeze
+from ..jwt.texts import is_plain_text
 from ..jwt.times import Times, read_times
 from .permissions import OddPermissions, unpack
 from .settings import ClerkSettings
@@ -69,7 +70,7 @@ def _text(members: Mapping[str, Any], name: str) -> str | None:
     if name not in members:
         return None
     value = members[name]
-    if not isinstance(value, str) or not 0 < len(value) <= 255 or not value.isprintable() or value.isspace():
+    if not is_plain_text(value):
         raise _reject("token-claims", f"{name} is not 1 to 255 characters of printable text")
     return value
 

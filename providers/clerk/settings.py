@@ -8,11 +8,11 @@ from binascii import Error as Base64Error
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from server import Setting
 
 from ..jwt.jwk import Key, from_pem
+from ..jwt.texts import is_safe_url
 
 API_URL: Final = "https://api.clerk.com"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -80,7 +80,6 @@ class ClerkSettings:
     jwt_key: Key | None = field(default=None, repr=False)
     api_url: str = API_URL
     machine_secret_key: str | None = field(default=None, repr=False)
-    webhook_signing_secret: str | None = field(default=None, repr=False)
     authorized_parties: frozenset[str] = frozenset()
     audience: frozenset[str] = frozenset()
     issuers: frozenset[str] = frozenset()
@@ -105,13 +104,13 @@ class ClerkSettings:
         issuers = _words(table, "issuer")
         for issuer in issuers:
             _url("clerk.issuer", issuer)
+        _text(table, "webhook_signing_secret", _SECRETS, "must be one line")  # the webhooks' route reads the keys in it
         return ClerkSettings(
             secret_key=secret,
             publishable_key=publishable,
             jwt_key=_pem(table),
             api_url=api_url,
             machine_secret_key=_text(table, "machine_secret_key", _TOKEN, "must be one word"),
-            webhook_signing_secret=_text(table, "webhook_signing_secret", _SECRETS, "must be one line"),
             authorized_parties=_origins(table),
             audience=_words(table, "audience"),
             issuers=issuers or (frozenset({frontend}) if frontend else frozenset()),
@@ -173,16 +172,8 @@ def _frontend(publishable_key: str) -> str:
 
 def _url(name: str, value: str) -> str:
     """An https URL, or http on this machine, without the slash at its end."""
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, urlsplit("")
-    plain = value.isascii() and value.isprintable() and "@" not in parts.netloc
-    if not host or not plain or parts.query or parts.fragment:
-        raise ValueError(f"{name} must be a URL such as https://api.example.com")
-    if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
-        raise ValueError(f"{name} must start with https:// (http:// only for this machine)")
+    if not is_safe_url(value) or "?" in value:
+        raise ValueError(f"{name} must be a URL such as https://api.example.com (http:// only for this machine)")
     return value.rstrip("/")
 
 

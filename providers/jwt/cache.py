@@ -1,4 +1,4 @@
-"""Verified tokens, so that a token's signature is proven once and not at every request."""
+"""A cache of verified tokens, so that a signature is verified once and not at every request."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ class TokenCache(Generic[T]):
     An entry stops counting
     - at the token's `exp`, by the time that each `get` is given, so a clock that was wrong does no lasting harm;
     - before its `not_before`, should the clock go back;
-    - as soon as `generation` is another number than at the last call: a key left the key set, so all are forgotten;
-    - by `clear`, for whoever changes settings while running (a provider's settings do not change: a new provider has
-      a new cache).
+    - as soon as `generation` is another number than at the last call: a key left the key set, so all are forgotten.
+    Settings need no such rule: they do not change while a provider lives, and a new provider has a new cache.
     Nothing else is remembered: what can change while a token lives (revocation, route, origin, peer) is checked on
-    every request by those who know it. A miss says nothing about a token; it only means: verify it.
+    every request by the code that knows it. A miss says nothing about a token; it only means: verify it.
     """
 
     def __init__(self, limit: int = 10_000) -> None:
@@ -57,11 +56,11 @@ class TokenCache(Generic[T]):
         return entry.value
 
     def figures(self) -> dict[str, float]:
-        """How often it knew a token, for the metrics."""
+        """Hits, misses and the number of cached tokens, for the metrics."""
         return {"cache_hits_total": self.hits, "cache_misses_total": self.misses, "cache_tokens": len(self)}
 
     def recall(self, digest: bytes, generation: int, now: float) -> T | None:
-        """As `get`, for who will ask `get` after a miss: a miss is not counted here."""
+        """As `get`, for a caller that calls `get` after a miss: a miss is not counted here."""
         self._follow(generation)
         entry = self._entries.get(digest)
         if entry is None or not entry.not_before <= now < entry.expires:
@@ -73,10 +72,6 @@ class TokenCache(Generic[T]):
         """Keep what was verified. `generation` is the key set's at the time when its key was looked up."""
         self._follow(generation)
         self._entries.put(digest, entry)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
 
     def _follow(self, generation: int) -> None:
         if generation != self._generation:

@@ -13,9 +13,9 @@ from ..jwt.cache import TokenCache, Verified
 from ..jwt.jwks import KeySet
 from ..jwt.signature import prove
 from ..jwt.strict_json import Malformed, read_object
+from ..jwt.texts import is_loopback_http, is_safe_url
 from . import claims
 from .settings import IssuerSettings
-from .table_reader import is_loopback_http, is_safe
 
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _FETCH_SECONDS: Final = 5.0
@@ -99,7 +99,7 @@ async def _discover(house: House, issuer: str) -> str:
         raise Unavailable(f"{url}: it describes another issuer")
     found = said.get("jwks_uri")
     # Only the operator may send us to this machine for a remote issuer's keys (`jwks_uri`), never the remote itself.
-    if not isinstance(found, str) or not is_safe(found) or (is_loopback_http(found) and not is_loopback_http(issuer)):
+    if not isinstance(found, str) or not is_safe_url(found) or (is_loopback_http(found) and not is_loopback_http(issuer)):
         raise Unavailable(f"{url}: its jwks_uri is not a URL that starts with https://")
     return found
 

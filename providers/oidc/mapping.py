@@ -8,6 +8,7 @@ from typing import Any, Final
 from server import CredentialRejected, Identity
 
 from ..jwt.strict_json import freeze
+from ..jwt.texts import is_plain_text
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
@@ -46,7 +47,7 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: flo
         provider=NAME,
         token_type="access_token",
         scopes=scopes,
-        session_id=session if _is_text(session) else None,
+        session_id=session if is_plain_text(session) else None,
         claims=freeze(claims),
         issued_at=issued_at,
         **fields,
@@ -111,13 +112,9 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
     value = lookup(claims, name)
     if value is None or value == "":
         return None
-    if not _is_text(value):
+    if not is_plain_text(value):
         raise _odd(name, "is not 1 to 255 characters of printable text")
-    return str(value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
+    return value
 
 
 def _words(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+from ..jwt.texts import is_safe_url
 
 
 class Members:
@@ -62,11 +61,11 @@ class Members:
         return float(value)
 
     def url(self, name: str, *, query: bool = False) -> str | None:
-        """A URL that `is_safe`, exactly as it was written."""
+        """A URL that is safe (`is_safe_url`), exactly as it was written."""
         value = self.text(name)
         if value is None:
             return None
-        if not is_safe(value):
+        if not is_safe_url(value):
             raise self.mistake(name, "must be a URL that starts with https:// (http:// only for this machine)")
         if "?" in value and not query:
             raise self.mistake(name, "must have no query")
@@ -76,20 +75,3 @@ class Members:
         if not isinstance(value, str) or not value.isprintable() or value.strip() != value or not (value or empty):
             raise self.mistake(name, "must be a text (or, where several are allowed, a list of texts), and not empty")
         return value
-
-
-def is_safe(url: str) -> bool:
-    """https, or http on this machine, with a host, and without user, password or fragment (OpenID Discovery 1.0, 3)."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if not host or not url.isascii() or not url.isprintable() or " " in url or "\\" in url or "@" in parts.netloc or "#" in url:
-        return False
-    return url.startswith("https://") or is_loopback_http(url)
-
-
-def is_loopback_http(url: str) -> bool:
-    """http without TLS, which only this machine is spoken to with."""
-    return url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK

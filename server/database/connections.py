@@ -1,4 +1,4 @@
-"""Postgres: connections, the scope of one transaction, and one meaning for every way a database can fail.
+"""Postgres: connections, the scope of one transaction, and the exceptions that a failure of the database becomes.
 
 Every statement of a handler runs with the caller's user, organisation and (only
 where the route's access proves an administrator) admin organisation set for that transaction alone.
@@ -27,8 +27,8 @@ Writer: TypeAlias = tuple[str, str]
 NO_WRITER: Final[Writer] = ("", "")
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 _IDLE_MORE: Final = 30.0
-_SETTLE_SECONDS: Final = 1.0
-_IGNORED: Final = "what answers there ignores start-up parameters, as a pooler does; see database.pooler"
+_RESET_SECONDS: Final = 1.0
+_IGNORED: Final = "the server at this URL ignores start-up parameters, as a pooler does; see database.pooler"
 
 
 class Database:
@@ -41,7 +41,7 @@ class Database:
         self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE_AND_WRITER
         self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
-        self._settling: set[asyncio.Task[None]] = set()
+        self._resets: set[asyncio.Task[None]] = set()
         self._doubtful: set[Any] = set()
         self._hosts: Hosts[Any] | None = None
 
@@ -57,7 +57,7 @@ class Database:
             **connect,
             "server_settings": settings,
             "statement_cache_size": 0 if self._pooled else 1024,
-            "max_cached_statement_lifetime": 0,  # a statement stays prepared; what the schema changes under it is told apart
+            "max_cached_statement_lifetime": 0,  # a statement stays prepared; a change of the schema under it is noticed
             "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
         }
         hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
@@ -69,7 +69,7 @@ class Database:
     async def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        await asyncio.gather(*self._resets, return_exceptions=True)
 
     @property
     def pool(self) -> Pool[Any] | None:
@@ -78,7 +78,7 @@ class Database:
 
     @property
     def set_scope(self) -> str:
-        """Sets a scope ($1 to $3) and a writer ($4, $5) for one transaction, and what else a transaction has to bring."""
+        """The SQL that sets a scope ($1 to $3), a writer ($4, $5) and the limits of one transaction."""
         return self._set_scope
 
     @asynccontextmanager
@@ -124,48 +124,48 @@ class Database:
         return self._pool
 
     def failed(self, connection: Any, error: BaseException) -> BaseException:
-        """What a failure on a connection that stays lent means to the caller.
+        """The exception for the caller, after a failure on a connection that stays lent.
 
-        A connection to a server that is going away or only reads is not used again. After a time-out, a cancellation or a
-        value that could not be sent it is not known where the connection stands (a statement may still run, or be half
-        sent): that is found out when it is given back.
+        A connection to a server that is shutting down or read-only is not used again. After a time-out, a cancellation or
+        a value that could not be sent the connection's state is unknown (a statement may still run, or be half sent): it
+        is reset when it is given back.
         """
-        means = driver.translate_error(error) if isinstance(error, Exception) else error
+        translated = driver.translate_error(error) if isinstance(error, Exception) else error
         if driver.ends_the_server(error):
             self._leave(connection)
-        if not driver.is_server_error(error) and not (means is error and isinstance(error, Exception)):
+        if not driver.is_server_error(error) and not (translated is error and isinstance(error, Exception)):
             self._doubtful.add(connection)
-        return means
+        return translated
 
     def _back_after(self, connection: Any, error: BaseException) -> BaseException:
-        """Give a connection back on which this was raised; what it means to the caller."""
-        means = self.failed(connection, error)
+        """Give back a connection on which `error` was raised; returns the exception for the caller."""
+        translated = self.failed(connection, error)
         self._back(connection)
-        return means
+        return translated
 
     def _back(self, connection: Any) -> None:
-        """Give a connection back; a doubtful one is brought to its beginning first, and nobody waits for that."""
+        """Give a connection back; one in an unknown state is reset first, in the background."""
         if connection not in self._doubtful or connection.is_closed():
             self._doubtful.discard(connection)
             self._opened.release(connection)
             return
-        task = asyncio.get_running_loop().create_task(self._settle(connection))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        task = asyncio.get_running_loop().create_task(self._reset(connection))
+        self._resets.add(task)
+        task.add_done_callback(self._resets.discard)
 
     def _leave(self, connection: Any) -> None:
-        """The server at the other end is no use any more: neither are the other connections to it.
+        """Close a connection to a server that is of no more use, and the idle ones with it.
 
-        One that is new says that there is no better server to be had: it stays (it may read), else every write would open
-        a connection.
+        A new connection is kept: that it is new shows that no better server was found, and it may still read. Else every
+        write would open a connection.
         """
         if self._hosts is not None and not self._hosts.is_new(connection):
             connection.terminate()
             self._opened.expire()
 
-    async def _settle(self, connection: Any) -> None:
+    async def _reset(self, connection: Any) -> None:
         try:
-            await driver.reset(connection, _SETTLE_SECONDS)
+            await driver.reset(connection, _RESET_SECONDS)
         finally:
             self._doubtful.discard(connection)
             self._opened.release(connection)
@@ -179,12 +179,12 @@ class Database:
             await connection.execute(self._set_scope, *scope, *writer)
             yield Scoped(connection)
             if await connection.execute("COMMIT") != "COMMIT":
-                # Postgres makes a rollback of it where a statement has failed: the caller must not be told of success.
+                # Postgres turns COMMIT into a rollback where a statement has failed: that must not look like success.
                 raise RuntimeError("a failed statement was passed over, so nothing was committed")
         except BaseException as error:
             if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
                 with suppress(Exception):  # then it is closed, or still in the transaction, and not lent again
-                    await connection.execute("ROLLBACK", timeout=_SETTLE_SECONDS)
+                    await connection.execute("ROLLBACK", timeout=_RESET_SECONDS)
             raise self._back_after(connection, error) from None
         self._back(connection)
 
@@ -209,5 +209,5 @@ async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) 
     try:
         yield connection
     finally:
-        with suppress(Exception):  # one that no longer answers is dropped, else whoever reads on it would never get another
-            await connection.close(timeout=_SETTLE_SECONDS)
+        with suppress(Exception):  # one that no longer answers is dropped, else its reader would never get another
+            await connection.close(timeout=_RESET_SECONDS)

@@ -1,4 +1,4 @@
-"""asyncpg: a connection, and what its exceptions mean. The only room that knows it."""
+"""asyncpg: a connection, and the translation of its exceptions. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..http.errors import ApiError, Conflict, Forbidden, Unavailable, Unprocessa
 
 # Classes that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
 NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
-# The server at the other end only reads, or is going away: the connection is of no more use.
+# The server is read-only or shutting down: the connection is of no more use.
 NOT_AGAIN: Final = ("25006", "57P")
 _KNOWN: Final[dict[str, type[ApiError]]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
 
 
-def meaning_of(state: str, name: str) -> Exception | None:
-    """The answer to an error with this state; None where it is a mistake in the SQL. `name` is the error's, for the log."""
+def error_for_state(state: str, name: str) -> Exception | None:
+    """The exception for an error with this SQLSTATE; None for a mistake in the SQL. `name`: of the error, for the log."""
     if state == "42501":  # a policy or a grant said no: the row would be another tenant's
         return Forbidden("organization")
     if state in _KNOWN:
@@ -71,43 +71,43 @@ async def connect(**arguments: Any) -> Connection:
 
 
 def another_host_may_do(error: Exception) -> bool:
-    """Could another host of the URL serve, where this one failed to? Not where it refused who we are."""
+    """Whether another host of the URL may serve where this one failed. False where the host refused our credentials."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(NOT_NOW)
     return isinstance(error, OSError | asyncpg.InternalClientError)
 
 
 def is_still_cancelling(connection: Any) -> bool:
-    """Did its last borrower give up while a query ran? asyncpg is still telling Postgres."""
+    """Whether asyncpg is still cancelling, in Postgres, a query that the connection's last user abandoned."""
     return bool(connection._protocol is None or connection._protocol._is_cancelling())
 
 
 def must_discard(connection: Any) -> bool:
-    """May nobody else have this one? It still cancels; or asyncpg believes that a transaction is open, whatever Postgres says.
+    """Must this connection be discarded? It still cancels, or asyncpg believes that it is in a transaction.
 
-    That belief stays where a BEGIN was given up before it was answered. The next transaction would then be taken for one
-    inside of it.
+    asyncpg keeps that belief where a BEGIN was abandoned before Postgres answered. It would then treat the next transaction
+    as a nested one.
     """
     return is_still_cancelling(connection) or connection._top_xact is not None
 
 
 def is_server_error(error: BaseException) -> bool:
-    """Did Postgres itself say this? Some of its errors asyncpg raises by itself (a value that it cannot send)."""
+    """Did the server report this error? Some Postgres errors asyncpg raises by itself (a value that it cannot send)."""
     return isinstance(error, asyncpg.PostgresError) and error.severity is not None
 
 
 def ends_the_server(error: BaseException) -> bool:
-    """Does this say that the server at the other end goes away, or only reads?"""
+    """Whether the error means that the server is shutting down or is read-only."""
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(NOT_AGAIN)
 
 
 def translate_error(error: Exception) -> Exception:
-    """What the caller of the database is to be told (no text of Postgres); an exception that is not its own is itself."""
+    """The exception for the caller, without any text of Postgres. One that comes from elsewhere is returned as it is."""
     if isinstance(error, asyncpg.PostgresError):
         state, name = error.sqlstate or "", type(error).__name__
         if isinstance(error, asyncpg.InvalidCachedStatementError):
             return Unavailable(f"database: {name} ({state})")
-        return meaning_of(state, name) or error
+        return error_for_state(state, name) or error
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return ValueError("not a Postgres URL that can be used")
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
@@ -118,7 +118,7 @@ def translate_error(error: Exception) -> Exception:
 
 
 async def reset(connection: Any, seconds: float) -> None:
-    """Bring a connection back to its beginning, or throw it away. Its statement is cancelled in Postgres, too."""
+    """Reset a connection, or close it where that fails within `seconds` a step. Its statement is cancelled in Postgres, too."""
     try:
         with suppress(asyncpg.PostgresError):  # the transaction may have failed
             await connection.execute("SELECT", timeout=seconds)  # waits for what is being cancelled

@@ -27,19 +27,19 @@ C = TypeVar("C", bound=Poolable)
 PROMPT: Final = 10
 """Connections that are lent without waiting."""
 PATIENCE: Final = 0.005
-"""Seconds after which whoever waits gets one beyond these, where there is one."""
+"""Seconds after which a waiting request gets a connection beyond these, where there is one."""
 
 
 class Pool(Generic[C]):
-    """At most `size` connections, opened when they are needed, and no more in use at a time than do any good.
+    """At most `size` connections, opened when they are needed, with a lower limit on how many are in use at once.
 
     Each connection is a process of Postgres. Thirty that take turns on a few cores spend a third more on the same queries
     than ten do, because none finds its memory in the processor's caches. So no more than `PROMPT` are lent at once, and the
-    others wait for these. Whoever has waited for `PATIENCE` seconds, as behind slow queries, gets one more.
+    others wait for these. A request that has waited for `PATIENCE` seconds, as behind slow queries, gets one more.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
-        """`busy(connection)`: is it still occupied with something that its last borrower gave up on?"""
+        """`busy(connection)` is true while the connection is occupied with work that its last user abandoned."""
         self._connect, self._size, self._busy = connect, size, busy
         self._idle: list[C] = []
         self._waiting: deque[tuple[asyncio.Future[C | None], float]] = deque()
@@ -73,11 +73,6 @@ class Pool(Generic[C]):
         late = asyncio.get_running_loop().time() - PATIENCE
         return sum(since <= late and not waiter.done() for waiter, since in self._waiting)
 
-    @property
-    def queued(self) -> int:
-        """All requests that wait for a connection."""
-        return sum(not waiter.done() for waiter, _ in self._waiting)
-
     def take(self) -> C | None:
         """A connection that is idle, at once; None: `acquire` one."""
         return self._take() if len(self._lent) + self._opening < PROMPT else None
@@ -102,15 +97,15 @@ class Pool(Generic[C]):
                 except Exception:
                     if not self._lent:
                         raise
-                    # More are not to be had now; one of those that there are will come back.
+                    # No more can be opened now; one of the open ones will be returned.
             handed = await self._wait()
             if handed is not None:
                 return handed
-            prompt = True  # it was woken to help itself
+            prompt = True  # it was woken to take one itself
         raise ConnectionError("the pool is closed")
 
     def release(self, connection: C) -> None:
-        """Take a connection back: to the longest waiter, or to the idle ones. One that is not clean is thrown away."""
+        """Take a connection back: it goes to the longest waiter or to the idle ones. One that is not clean is closed."""
         if connection not in self._lent:
             return
         if self._closed or self._busy(connection) or connection.is_in_transaction():
@@ -121,30 +116,30 @@ class Pool(Generic[C]):
         while self._waiting and (len(self._lent) <= PROMPT or self._is_late()):
             waiter, _ = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_result(connection)  # it stays lent, to somebody else
+                waiter.set_result(connection)  # it stays lent, to another request
                 return
         self._lent.discard(connection)
         self._idle.append(connection)
 
     def _is_late(self) -> bool:
-        """Has whoever waits the longest waited for too long?"""
+        """Whether the longest waiter has waited for `PATIENCE` seconds."""
         return asyncio.get_running_loop().time() - self._waiting[0][1] >= PATIENCE
 
     def discard(self, connection: C) -> None:
-        """Throw a lent connection away; somebody who waits may open another in its place."""
+        """Close a lent connection; a waiting request may open another in its place."""
         self._lent.discard(connection)
         if not connection.is_closed():
             connection.terminate()
         self._wake_one()
 
     def expire(self) -> None:
-        """Throw the idle ones away: what holds of one that was lent holds of them too."""
+        """Close the idle connections: what is true of a failed one is true of them too."""
         for connection in self._idle:
             connection.terminate()
         self._idle.clear()
 
     def close(self) -> None:
-        """End every connection, lent ones too, and send those who wait away."""
+        """Close every connection, lent ones too; those who wait get a ConnectionError."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

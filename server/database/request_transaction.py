@@ -1,7 +1,7 @@
-"""One transaction for all that one request does in the database.
+"""One transaction for everything that one request does in the database.
 
-What its handler opens by `scoped` and `read` joins it, each as a savepoint under its own scope: it can fail by itself, and
-it counts only when the whole transaction is committed. That makes an effect and the note of it one thing.
+Each `scoped` and `read` of its handler becomes a savepoint under its own scope: it can fail by itself, and it counts only
+when the whole transaction is committed. So an effect and the record of it are committed together or not at all.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .statements import SET_SCOPE, Scoped
 
 
 class Savepoint:
-    """A stretch of work under one scope, inside another one (`above`) or outermost."""
+    """A block of work under one scope, inside another savepoint (`above`) or outermost."""
 
     __slots__ = ("above", "closed", "scope", "turn")
 
     def __init__(self, scope: tuple[str, str, str], above: Savepoint | None) -> None:
         self.scope, self.above = scope, above
         self.turn = asyncio.Lock()
-        """Held by a statement of this block while it runs, and by a block inside it for all of its life."""
+        """Held by a statement of this savepoint while it runs, and by an inner savepoint for all of its life."""
         self.closed = False
 
     def within(self, other: Savepoint) -> bool:
-        """Is this `other`, or somewhere inside it?"""
+        """Whether this is `other`, or is inside it at any depth."""
         block: Savepoint | None = self
         while block is not None and block is not other:
             block = block.above
         return block is other
 
     def must_be_open(self) -> None:
-        """Raises RuntimeError once the block, or one around it, is over: its transaction is not there any more."""
+        """Raises RuntimeError once this savepoint, or one around it, is closed: its transaction is over."""
         block: Savepoint | None = self
         while block is not None:
             if block.closed:
@@ -46,14 +46,14 @@ class Savepoint:
             block = block.above
 
     async def close(self) -> None:
-        """Wait for what is still inside; nothing comes in any more."""
+        """Close to new work, after the work in progress has ended."""
         async with self.turn:
             self.closed = True
 
 
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Savepoint | None] = ContextVar("innermost block", default=None)
-"""The block that the running code stands in, or has left last. A task that is started in a block stands in it too."""
+"""The savepoint that the running code is in, or has left last. A task that is started in a savepoint is in it too."""
 
 
 class Undone(Exception):
@@ -70,27 +70,27 @@ class RequestTransaction:
 
     @property
     def itself(self) -> Scoped:
-        """The transaction, outside of any block that has joined it, under the scope that it was opened with."""
+        """The transaction outside of any savepoint, under the scope that it was opened with."""
         return Scoped(_Turns(self, self.root))
 
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
-        """A block that joins: undone when it raises, kept when the whole transaction is. As `Database.scoped`.
+        """A savepoint: rolled back when it raises, committed with the whole transaction. As `Database.scoped`.
 
         The writer is the transaction's: it is one request's.
         """
-        async with self._joining(scope) as block:
+        async with self._savepoint(scope) as block:
             yield Scoped(_Turns(self, block))
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
-        """One SELECT that joins. As `Database.read`."""
+        """One SELECT, in a savepoint. As `Database.read`."""
         statement = self._database.statement(sql, len(args))
-        async with self._joining(scope) as block:
-            self._set = scope  # the statement says it itself
+        async with self._savepoint(scope) as block:
+            self._set = scope  # the statement sets it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
 
     @asynccontextmanager
-    async def _joining(self, scope: Scope) -> AsyncIterator[Savepoint]:
+    async def _savepoint(self, scope: Scope) -> AsyncIterator[Savepoint]:
         above = self._here()
         async with above.turn:
             above.must_be_open()
@@ -98,16 +98,16 @@ class RequestTransaction:
             _innermost.set(block)
             try:
                 async with self._connection.transaction():
-                    self._set = None  # each block says its scope anew, whatever SQL has run before it
+                    self._set = None  # each savepoint sets its scope anew, whatever SQL has run before it
                     async with self.left(block):
                         yield block
             except BaseException as error:
-                self._set = None  # the savepoint has taken its settings along
+                self._set = None  # the rollback of the savepoint has undone its settings
                 raise self._database.failed(self._connection, error) from None
 
     @asynccontextmanager
     async def left(self, block: Savepoint) -> AsyncIterator[None]:
-        """At the end nothing enters `block` any more; what is inside is waited for, or may not go on where it has failed."""
+        """At the end, close the savepoint to new work and wait for work in progress; after a failure that work is refused."""
         try:
             yield
         except BaseException:
@@ -122,20 +122,20 @@ class RequestTransaction:
                 await block.close()
         except BaseException:
             block.closed = True
-            self._connection.terminate()  # somebody still holds a savepoint of it: it must not be lent to anybody else
+            self._connection.terminate()  # a task still holds a savepoint of it: it must not be lent again
             raise
 
     async def run(self, block: Savepoint, method: str, sql: str, *args: Any) -> Any:
-        """Run a statement of this block when it is its turn, under its scope."""
+        """Run a statement of this savepoint when it is its turn, under its scope."""
         here = self._here()
         async with (here if here.within(block) else block).turn:
             block.must_be_open()
             return await self._run(block.scope, method, sql, *args)
 
     async def last(self, sql: str, *args: Any) -> None:
-        """Run a statement outside of any block, after all that has joined: nothing joins any more.
+        """Run a statement outside of any savepoint, after all of them: no new one can be opened.
 
-        Raises what the end of a block would.
+        Raises what the end of a savepoint would.
         """
         await self._alone(self.root)
         try:
@@ -150,7 +150,7 @@ class RequestTransaction:
         return await getattr(self._connection, method)(sql, *args)
 
     def _here(self) -> Savepoint:
-        """The innermost open block around the running code; the root where that is none of this transaction."""
+        """The innermost open savepoint around the running code; the root where that is none of this transaction's."""
         here = _innermost.get()
         if here is None or not here.within(self.root):
             return self.root
@@ -160,39 +160,39 @@ class RequestTransaction:
 
 
 class _Turns:
-    """A connection as a block sees it: `Scoped` asks four things of one."""
+    """A connection as a savepoint sees it: the four methods that `Scoped` uses."""
 
-    __slots__ = ("_block", "_joined")
+    __slots__ = ("_block", "_transaction")
 
-    def __init__(self, joined: RequestTransaction, block: Savepoint) -> None:
-        self._joined, self._block = joined, block
+    def __init__(self, transaction: RequestTransaction, block: Savepoint) -> None:
+        self._transaction, self._block = transaction, block
 
     async def fetch(self, sql: str, *args: Any) -> Any:
-        return await self._joined.run(self._block, "fetch", sql, *args)
+        return await self._transaction.run(self._block, "fetch", sql, *args)
 
     async def fetchrow(self, sql: str, *args: Any) -> Any:
-        return await self._joined.run(self._block, "fetchrow", sql, *args)
+        return await self._transaction.run(self._block, "fetchrow", sql, *args)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
-        return await self._joined.run(self._block, "fetchval", sql, *args)
+        return await self._transaction.run(self._block, "fetchval", sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> Any:
-        return await self._joined.run(self._block, "execute", sql, *args)
+        return await self._transaction.run(self._block, "execute", sql, *args)
 
 
 JOINED: Final = web.RequestKey("joined", RequestTransaction)
-"""Set while a request's work in the database joins one transaction."""
+"""Set while a request's work in the database is one transaction."""
 
 
 @asynccontextmanager
 async def one_transaction(
     database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
 ) -> AsyncIterator[RequestTransaction | None]:
-    """A transaction to join, under this scope and of this writer; None where somebody else has `lock` (64 bits), for which
-    nobody waits.
+    """A request's transaction, under this scope and of this writer; None where another transaction holds `lock` (64 bits): it
+    is not waited for.
 
     Committed at the end; rolled back when the block raises. `Undone` rolls back and is not raised further.
-    Raises Unavailable, also when the commit fails: then nothing is there, or all of it.
+    Raises Unavailable, also when the commit fails: then nothing was applied, or all of it.
     """
     try:
         async with database.connection() as connection, connection.transaction():
@@ -202,8 +202,8 @@ async def one_transaction(
             if not free:
                 yield None
                 return
-            joined = RequestTransaction(database, connection, scope)
-            async with joined.left(joined.root):
-                yield joined
+            transaction = RequestTransaction(database, connection, scope)
+            async with transaction.left(transaction.root):
+                yield transaction
     except Undone:
         pass

@@ -1,4 +1,4 @@
-"""Whose rows: the caller's scope for the database, and the two ways a handler reaches it."""
+"""The caller's scope for the database, and the two functions by which a handler uses it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DATABASE: Final = web.AppKey("database", Database)
 def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
     """(user, organisation, admin organisation) of the caller; empty texts where there is none.
 
-    The admin organisation is there where the route's access requires the role org:admin. `admin=True` asks for it on a
-    route that serves others too: it is a 403 `role` unless this caller has the role, whatever the handler believes.
+    The admin organisation is set where the route's access requires the role org:admin. `admin=True` sets it on a route
+    that serves other callers too, and raises Forbidden (403 `role`) unless this caller has the role.
     """
     identity = request.get(IDENTITY)
     if admin and (identity is None or not identity.has(role="org:admin")):
@@ -36,26 +36,28 @@ def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
 
 
 def writer_of(request: web.Request) -> Writer:
-    """(actor, request id): what the audit log notes of who writes; empty texts where there is none."""
+    """(actor, request id): what the audit log records about the writer; empty texts where there is none."""
     identity = request.get(IDENTITY)
     return (identity.audited_as if identity is not None else "", request.get(REQUEST_ID, ""))
 
 
 async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:
-    """Run one SELECT under the caller's scope in one round trip; its rows as JSON made by Postgres.
+    """Run one SELECT under the caller's scope in one round trip; returns its rows as a JSON array that Postgres makes.
 
-    Pass identities as arguments (`identity_of(request).user_id`), never the client's word for them.
-    `admin`: as in `scoped`.
+    `sql` uses `$1`, `$2`, … for `args`. Take identities from `identity_of(request)`, never from what the client sends.
+    `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return await database.read(scope_of(request, admin=admin), sql, args)
 
 
 def scoped(request: web.Request, *, admin: bool = False) -> Any:
-    """`async with scoped(request) as db:` one transaction under the caller's scope, committed before the answer.
+    """`async with scoped(request) as db:` one transaction under the caller's scope, committed at the end of the block.
 
-    `admin=True`: as the organisation's administrator, on a route that serves others too; 403 `role` unless the caller
-    is one. Where the route's access requires the role org:admin this is so without being asked.
+    `db` has `fetch`, `fetchrow`, `fetchval`, `execute` and `row`. The transaction is rolled back when the block raises.
+    `admin=True`: as the organisation's administrator, on a route that serves other callers too. Where the route's access
+    requires the role org:admin that is the default. Raises Forbidden (403 `role`) unless the caller is an administrator,
+    Unavailable (503) without a database.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return database.scoped(scope_of(request, admin=admin), writer_of(request))

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-# Three settings, always all three, always for this transaction alone: what an earlier borrower left does not matter.
-SET_SCOPE: Final = (
-    "SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),"
-    " set_config('gatepost.admin_org_id', $3, true)"
-)
-# And what the audit log notes of whoever writes, where something may be written.
-SET_SCOPE_AND_WRITER: Final = (
-    f"{SET_SCOPE}, set_config('gatepost.actor', $4, true), set_config('gatepost.request_id', $5, true)"
-)
+SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
+"""The settings that the policies read, in the order of a `Scope`."""
+WRITER_SETTINGS: Final = ("gatepost.actor", "gatepost.request_id")
+"""The settings that the audit log reads, in the order of a `Writer`."""
+SETTINGS: Final = SCOPE_SETTINGS + WRITER_SETTINGS
+
+
+def _set_local(names: tuple[str, ...], first: int = 1) -> list[str]:
+    """An expression for each setting, which sets it for this transaction alone to the argument `$first` and those after it."""
+    return [f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, first)]
+
+
+# Always all three, always for this transaction alone: what an earlier user of the connection left does not matter.
+SET_SCOPE: Final = f"SELECT {', '.join(_set_local(SCOPE_SETTINGS))}"
+# And what the audit log notes of the writer, where something may be written.
+SET_SCOPE_AND_WRITER: Final = f"SELECT {', '.join(_set_local(SETTINGS))}"
 # Behind a transaction pooler a connection has no settings of its own: each transaction brings what the others get at the
 # start of a connection.
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
@@ -43,13 +50,11 @@ def one_statement(sql: str, arguments: int, first: str = "") -> str:
     """
     if not _READ_ONLY.match(sql) or _WRITES.search(re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", sql)):
         raise ValueError("read() runs one SELECT; writes go through scoped()")
-    user, org, admin = (f"${arguments + n}" for n in (1, 2, 3))
+    scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
     # The alias is one that no column has (else row_to_json would take the column); the line's end closes a comment.
     return (
         "SELECT CASE WHEN "  # noqa: S608 - the handler's own SQL
-        f"{first and f'{first} IS NOT NULL AND '}set_config('gatepost.user_id', {user}, true) IS NOT NULL"
-        f" AND set_config('gatepost.org_id', {org}, true) IS NOT NULL"
-        f" AND set_config('gatepost.admin_org_id', {admin}, true) IS NOT NULL"
+        f"{first and f'{first} IS NOT NULL AND '}{scope}"
         f" THEN (SELECT coalesce(string_agg(row_to_json(gatepost_row)::text, E'\\x1e'), '')"
         f" FROM (\n{sql.strip().rstrip(';')}\n) AS gatepost_row) END"
     )

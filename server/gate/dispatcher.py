@@ -34,7 +34,7 @@ class Dispatcher:
         self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
-        """Set when the server is about to stop: each connection then ends with the answer to its last request (RFC 9112 9.6)."""
+        """Set when the server is about to stop: each connection then ends with its last response (RFC 9112 9.6)."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The answer to a request, whatever happens."""

@@ -52,10 +52,6 @@ class Forbidden(ApiError):
     status = 403
 
 
-class NotFound(ApiError):
-    status = 404
-
-
 class RequestTimeout(ApiError):
     status = 408
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
+from .inventory import DEFINER_FUNCTIONS, SEARCH_PATH, TRIGGER_FUNCTIONS, sql_array
 from .migrate import Connection
-from .safety import LISTED_FUNCTIONS, SEARCH_PATH, ask, seen_by
+from .safety import ask, seen_by
 
 # Ours, and no oracles: the server draws both at random, a client chooses neither.
 _OURS: Final = "('idempotency_keys_pkey', 'api_keys_pkey', 'api_keys_hash_key', 'api_keys_previous_hash_key')"
-_OUR_TRIGGERS: Final = (
-    "('gatepost_key_lineage', 'gatepost_key_told', 'gatepost_membership_told', 'gatepost_audited', 'gatepost_append_only')"
-)
+_OUR_TRIGGERS: Final = sql_array(tuple(name.removesuffix("()") for name in (*TRIGGER_FUNCTIONS, "public.gatepost_audited()")))
 _LOOK_ALIKE: Final = "('tenant', 'tenant_id', 'owner', 'owner_id', 'account_id', 'workspace_id', 'team_id', 'organisation_id')"
 
 # A unique index is one where each of its columns can be chosen by the client: written by the role, without a default of
@@ -60,7 +59,8 @@ SELECT format('the table %s has a column %I and no policy; if that names a tenan
 UNION ALL
 SELECT format('the trigger %I on %s runs %s with the rights of %I', tgname, c.name, proname, pg_get_userbyid(proowner))
   FROM pg_trigger JOIN tables c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid
- WHERE NOT tgisinternal AND prosecdef AND proname NOT IN {_OUR_TRIGGERS}
+ WHERE NOT tgisinternal AND prosecdef AND NOT EXISTS (SELECT FROM unnest({_OUR_TRIGGERS}) AS ours (name)
+                                                WHERE p.oid = to_regproc(ours.name))
 """  # noqa: S608
 
 _LOOSE: Final = """
@@ -75,7 +75,7 @@ SELECT format('%I.%I', nspname, proname) AS name, pg_get_userbyid(proowner) AS o
 async def warnings(connection: Connection) -> list[str]:
     """A sentence for each; `connection` must be the serving role's, outside any request's transaction."""
     found = await ask(connection, _CONSTRAINTS) + await ask(connection, _RIGHTS)
-    listed = {signature.partition("(")[0] for signature in LISTED_FUNCTIONS}
+    listed = {signature.partition("(")[0] for signature in DEFINER_FUNCTIONS}
     for row in await connection.fetch(_LOOSE):
         if row["name"] not in listed:  # of those it is a problem already
             found.append(

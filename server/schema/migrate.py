@@ -1,9 +1,9 @@
-"""Bring a database to the schema of this version, and tell whether it is there. Knows no database library.
+"""Bring a database to this version's schema, and read which schema it has. Imports no database library.
 
-Two numbers stand in schema.sql, and `migrate` notes them in the database:
+Two numbers are in schema.sql, and `migrate` records them in the database:
 
     revision     goes up with every release that changes the file; a higher one is newer
-    generation   goes up only when servers of before cannot work with the new schema
+    generation   goes up only when older servers cannot work with the new schema
 
 So a server may serve from its own schema, and from a newer one of its own generation: migrate first, then replace the
 servers one by one. It refuses an older schema, one of another generation, and another text under its own number.
@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 from ..settings.setting import ConfigError
 
-# One migration at a time in one database; the number means nothing but "Gatepost migrates".
+# One migration at a time in one database; the number identifies Gatepost's migrations and means nothing else.
 LOCK = 4716_2026
 SERVING_ROLE: Final = "gatepost_app"
-"""The role that serves, where no URL names another."""
+"""The serving role's name where no URL names another."""
 OUTDATED = "the schema is missing or not this version's: run `migrate`"
 
 
@@ -37,7 +37,7 @@ class Mark(NamedTuple):
 
 
 class Connection(Protocol):
-    """What is used here of an open database connection; asyncpg's has it."""
+    """The part of an open database connection that is used here; asyncpg's connection has it."""
 
     async def execute(self, query: str, *args: Any) -> Any: ...
 
@@ -55,11 +55,6 @@ def schema_text() -> str:
         if path.is_file():
             return path.read_text(encoding="utf-8")
     raise FileNotFoundError("schema.sql is neither in the package nor beside it")
-
-
-def checksum() -> str:
-    """What gatepost_meta holds once this version's schema.sql has run."""
-    return hashlib.sha256(schema_text().encode()).hexdigest()
 
 
 def mark_of(text: str) -> Mark:
@@ -112,7 +107,7 @@ async def apply(connection: Connection, sql: str, *, serving_role: str = SERVING
 
 
 async def mark_in(connection: Connection) -> Mark | None:
-    """The newest mark in this database; None where there is none. The serving role may ask."""
+    """The newest mark in this database; None where there is none. The serving role may read it."""
     readable = await connection.fetchval(
         "SELECT coalesce(has_table_privilege(to_regclass('public.gatepost_meta')::oid, 'SELECT'), false)"
     )
@@ -124,11 +119,6 @@ async def mark_in(connection: Connection) -> Mark | None:
         " FROM (SELECT id, to_jsonb(m) AS j FROM public.gatepost_meta m) AS marks ORDER BY id DESC LIMIT 1"
     )
     return Mark(*rows[0]) if rows else None
-
-
-async def is_current(connection: Connection) -> bool:
-    """Whether the database has exactly this version's schema. The serving role may ask."""
-    return await mark_in(connection) == mark_of(schema_text())
 
 
 def is_newer(found: Mark | None, mine: Mark) -> bool:
@@ -151,7 +141,7 @@ def trouble_with(found: Mark | None, mine: Mark) -> str | None:
 
 
 async def _by_hand(connection: Connection, serving_role: str) -> list[str]:
-    """What a migration cannot or must not do itself."""
+    """The remarks for the operator: what a migration cannot or must not do itself."""
     database = await connection.fetchval("SELECT current_database()")
     todo = []
     if not await _has_password(connection, serving_role):

@@ -1,34 +1,16 @@
-"""Is the serving role as weak as it has to be, and is every tenant's table locked? Asked of the catalogs, as that role."""
+"""Checks the catalogs, as the serving role: the role must have no right too many, and every tenant's table must be locked."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import Final
 
-from ..database.statements import SET_SCOPE
+from ..database.statements import SET_SCOPE, SETTINGS
+from .inventory import DEFINER_FUNCTIONS, HELPER_ROLES, SEARCH_PATH
 from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
 from .safety_sql import COMMON, FUNCTIONS, QUESTIONS, READABLE, USES_ARGUMENT
 
-# Every function that may run with another role's rights, and whose. A definer function that is not here is a hole.
-LISTED_FUNCTIONS: Final[dict[str, str]] = {
-    "public.key_by_hash(bytea)": "gatepost_auth",
-    "public.touch_keys(text[], timestamp with time zone[])": "gatepost_auth",
-    "public.key_owner_ended(text, text)": "gatepost_auth",
-    "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
-    "public.revocations_since(xid8)": "gatepost_sync",
-    "public.sweep_ended(integer)": "gatepost_sync",
-    "public.prune_sync()": "gatepost_sync",
-    "public.prune_idempotency(integer)": "gatepost_sync",
-    "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
-    "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], integer[], text[])": (
-        "gatepost_audit"
-    ),
-    "public.audit_prune(integer, integer)": "gatepost_audit",
-    "public.gatepost_audited()": "gatepost_audit",
-}
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
-SETTINGS: Final = ("user_id", "org_id", "admin_org_id", "actor", "request_id")
-SEARCH_PATH: Final = "search_path=pg_catalog, pg_temp"
 
 
 async def problems(connection: Connection) -> list[str]:
@@ -39,13 +21,8 @@ async def problems(connection: Connection) -> list[str]:
     mark, mine = await mark_in(connection), mark_of(schema_text())
     trouble = trouble_with(mark, mine)
     async with connection.transaction():
-        # Behind a pooler an earlier one may have left a setting; asked for is what a connection begins with.
-        await connection.execute(
-            "".join(
-                f"SET LOCAL gatepost.{name} TO DEFAULT;"
-                for name in ("user_id", "org_id", "admin_org_id", "actor", "request_id")
-            )
-        )
+        # Behind a pooler an earlier client may have left a setting; what counts is the value that a connection begins with.
+        await connection.execute("".join(f"SET LOCAL {name} TO DEFAULT;" for name in SETTINGS))
         found = [trouble] if trouble else []
         for question in QUESTIONS:
             found += await ask(connection, question)
@@ -87,12 +64,12 @@ async def _functions(connection: Connection, *, newer: bool) -> list[str]:
 
     A newer schema may have more of them; those are known by their owner, a role that nobody can be, and their search_path.
     """
-    names = [signature.partition("(")[0].partition(".")[2] for signature in LISTED_FUNCTIONS]
+    names = [signature.partition("(")[0].partition(".")[2] for signature in DEFINER_FUNCTIONS]
     found, seen = [], set()
     for signature, owner, config, definer in await connection.fetch(FUNCTIONS, names):
-        wanted = LISTED_FUNCTIONS.get(signature)
+        wanted = DEFINER_FUNCTIONS.get(signature)
         if wanted is None:
-            known = newer and owner in LISTED_FUNCTIONS.values() and SEARCH_PATH in (config or "").split("; ")
+            known = newer and owner in HELPER_ROLES and SEARCH_PATH in (config or "").split("; ")
             if definer and not known:
                 found.append(f"the function {signature} runs with the rights of {owner} and is not on the list")
             continue
@@ -103,4 +80,4 @@ async def _functions(connection: Connection, *, newer: bool) -> list[str]:
             found.append(f"the function {signature} has no pinned search_path")
         if not definer:
             found.append(f"the function {signature} is not SECURITY DEFINER, so it finds nothing")
-    return found + [f"the function {missing} is missing" for missing in LISTED_FUNCTIONS if missing not in seen]
+    return found + [f"the function {missing} is missing" for missing in DEFINER_FUNCTIONS if missing not in seen]

@@ -1,10 +1,13 @@
-"""The questions that the start and `check` ask the catalogs. Each gives one column, a sentence per problem."""
+"""The queries that the start and `check` run on the catalogs. Each returns one column, a sentence per problem."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# What every question starts with:
+from ..database.statements import SETTINGS
+from .inventory import AUDITED_TABLES, HELPER_ROLES, sql_array
+
+# What every query starts with:
 # me: the role; tables: what it can touch outside the system's schemas and what has tenants, by the name of a column ($1) or by
 # a policy (its own, or that of a table it is a part of); tenants: the columns that name one.
 COMMON: Final = r"""
@@ -34,8 +37,8 @@ tenants AS (SELECT c.oid AS relid, c.name, a.attnum, a.attname
                               AND said ~ ('\(' || word || '\)?(::\w+)? = NULLIF\(current_setting\(''gatepost\.')))
 """
 
-# The role itself: what it is, what it belongs to, what it owns, and who really sits at the other end.
-_ROLE: Final = """
+# The role itself: its attributes, memberships and possessions, the session's own role, and default values of the settings.
+_ROLE: Final = f"""
 SELECT format('the role %I has the attribute %s', rolname, word)
   FROM pg_roles, LATERAL (VALUES ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls), ('CREATEROLE', rolcreaterole),
        ('CREATEDB', rolcreatedb), ('REPLICATION', rolreplication)) AS attributes (word, has)
@@ -55,22 +58,24 @@ SELECT format('the role %I owns %s', rolname, pg_describe_object(classid, objid,
    AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 UNION ALL
 SELECT format('%s has a default value (%L), so a query without a caller runs as that one', name, current_setting(name, true))
-  FROM unnest(ARRAY['gatepost.user_id', 'gatepost.org_id', 'gatepost.admin_org_id', 'gatepost.actor', 'gatepost.request_id'])
+  FROM unnest({sql_array(SETTINGS)})
        AS settings (name)
  WHERE current_setting(name, true) <> ''
-"""
+"""  # noqa: S608 - names of our own
 
-# The roles whose policies may be open because nobody can be them.
-_HELPERS: Final = """
+# The helper roles, whose policies may be open because no one can be them. A superuser has every right in any case; and since
+# Postgres 16 the creator of a role is a member that neither inherits from it nor can take it on: that is no problem.
+_HELPERS: Final = f"""
 SELECT format('the role %I has the attribute %s', rolname, word)
-  FROM pg_roles, LATERAL (VALUES ('LOGIN', rolcanlogin), ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls))
-       AS attributes (word, has)
- WHERE rolname IN ('gatepost_auth', 'gatepost_sync') AND has
+  FROM pg_roles, LATERAL (VALUES ('LOGIN', rolcanlogin), ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls),
+       ('CREATEROLE', rolcreaterole)) AS attributes (word, has)
+ WHERE rolname = ANY ({sql_array(HELPER_ROLES)}) AND has
 UNION ALL
 SELECT format('the role %I has the rights of %I', r.rolname, h.rolname) FROM pg_roles r, pg_roles h, me
- WHERE h.rolname IN ('gatepost_auth', 'gatepost_sync') AND r.oid NOT IN (h.oid, me.oid) AND NOT r.rolsuper
-   AND pg_has_role(r.oid, h.oid, 'USAGE')
-"""
+ WHERE h.rolname = ANY ({sql_array(HELPER_ROLES)}) AND r.oid NOT IN (h.oid, me.oid) AND NOT r.rolsuper
+   AND pg_has_role(r.oid, h.oid,
+                   CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'USAGE, SET' ELSE 'MEMBER' END)
+"""  # noqa: S608
 
 # Rights that no policy restrains, to the role or to PUBLIC.
 _RIGHTS: Final = """
@@ -152,10 +157,10 @@ SELECT format('%s has the rule %I, which runs with its owner''s rights', name, r
    AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
 """
 
-# Every write to our tables leaves an entry, and nobody writes to the log.
-_AUDIT: Final = """
+# Every write to the audited tables leaves an entry, and the serving role cannot write to the log.
+_AUDIT: Final = f"""
 SELECT format('writes to the table public.%I are not audited: its trigger is missing or off', tables.name)
-  FROM unnest(ARRAY['data', 'org_data', 'invoices', 'api_keys']) AS tables (name)
+  FROM unnest({sql_array(AUDITED_TABLES)}) AS tables (name)
  WHERE (SELECT coalesce(bit_or(tgtype::int), 0) & 28 FROM pg_trigger
          WHERE tgrelid = to_regclass('public.' || tables.name) AND tgfoid = to_regprocedure('public.gatepost_audited()')
            AND tgtype & 1 = 1 AND tgenabled IN ('O', 'A') AND tgqual IS NULL) <> 28
@@ -169,7 +174,7 @@ SELECT format('the role %I has %s on the audit log', rolname, word)
   FROM me, tables, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
  WHERE tables.oid = to_regclass('public.audit_log')
    AND CASE word WHEN 'DELETE' THEN has_table_privilege(tables.oid, word) ELSE has_any_column_privilege(tables.oid, word) END
-"""
+"""  # noqa: S608
 
 QUESTIONS: Final = (_ROLE, _HELPERS, _RIGHTS, _TABLES, _AROUND, _AUDIT)
 READABLE: Final = "SELECT name FROM tables WHERE has_any_column_privilege(oid, 'SELECT') "

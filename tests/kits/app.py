@@ -51,7 +51,7 @@ def build_app(extra: dict[str, object] | None = None, **given: Any) -> web.Appli
 
 def without_storage(app: web.Application) -> None:
     """Nothing is opened for the database; nobody is revoked, and that stays so."""
-    app.cleanup_ctx[:] = [one for one in app.cleanup_ctx if one.__name__ != "_storage"]  # type: ignore[attr-defined]
+    app.cleanup_ctx[:] = [one for one in app.cleanup_ctx if one.__name__ != "_open_database"]  # type: ignore[attr-defined]
     app[SERVER_DATABASE].revocations.replace([], math.inf)
 
 

@@ -59,7 +59,7 @@ POST    /api/webhooks/clerk         public                                 provi
 
 PUBLIC_INTERFACE = {
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
-    "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires",
+    "check_if_match", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id",
     "scoped", "signed_in",
 }  # fmt: skip
 
@@ -228,6 +228,24 @@ def test_no_module_is_too_long() -> None:
         if (lines := len(path.read_text("utf-8").splitlines())) > MOST_LINES
     }
     assert long == {}
+
+
+# Turns of phrase that readers stumbled over. Code, comments and messages say it plainly (CONTRIBUTING.md).
+STUMBLING = re.compile(
+    r"\b(?:[Ww]hoever|stops? the start|stands? there|(?:may|can) ?not stand|the [Dd]oor|[Nn]obody\b[^.\n]*\bthe other one)\b"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_uses_a_phrase_that_readers_stumble_over(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert [f"{text.count(chr(10), 0, hit.start()) + 1}: {hit[0]}" for hit in STUMBLING.finditer(text)] == []
+
+
+def test_the_phrases_are_found() -> None:
+    for phrase in ("whoever asks", "It stops the start.", "a name stands there twice", "a field cannot stand", "by the door"):
+        assert STUMBLING.search(phrase), phrase
+    assert not STUMBLING.search("the doorway stands in the standard place, however it starts")
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -16,7 +16,7 @@ import pytest
 from kits.postgres import TABLES, Server, cluster, database  # noqa: F401
 
 from server.schema import safety
-from server.schema.migrate import is_current, migrate
+from server.schema.migrate import mark_in, mark_of, migrate, schema_text
 
 SETTINGS = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -322,7 +322,7 @@ async def test_migrating_again_changes_nothing(cluster: Server, database: str, a
             async with cluster.connected(user, database) as connection:
                 todo = await migrate(connection, serving_role=cluster.serving_role)
                 assert any("BYPASSRLS" in line for line in todo)
-                assert await is_current(connection)
+                assert await mark_in(connection) == mark_of(schema_text())
             assert await _shape(admin) == before
         assert await admin.fetchval("SELECT count(*) FROM gatepost_meta") == 1
         assert await admin.fetchval("SELECT count(*) FROM data") == 5
@@ -339,9 +339,9 @@ async def test_a_first_migration_by_either_kind_of_owner(cluster: Server, superu
     name = await cluster.create_database(f"first_{cluster.run}_{superuser}".lower(), owner=owner)
     try:
         async with cluster.connected(owner, name) as connection:
-            assert not await is_current(connection)
+            assert await mark_in(connection) != mark_of(schema_text())
             await migrate(connection, serving_role=cluster.serving_role)
-            assert await is_current(connection)
+            assert await mark_in(connection) == mark_of(schema_text())
         async with cluster.connected(cluster.serving_role, name) as connection:
             assert await safety.problems(connection) == []
     finally:
@@ -365,7 +365,7 @@ async def test_another_name_for_the_serving_role(cluster: Server) -> None:  # no
         async with cluster.connected(cluster.owner_role, name) as owner:
             with pytest.raises(asyncpg.RaiseError):
                 await migrate(owner, serving_role=cluster.owner_role)
-            assert await is_current(owner)
+            assert await mark_in(owner) == mark_of(schema_text())
     finally:
         await cluster.drop_database(name)
 

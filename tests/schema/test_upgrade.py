@@ -171,9 +171,9 @@ def version(folder: Path, text: str) -> Path:
     for name in ("server", "providers", "handlers"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "schema.sql").write_text(text)
-    safety_py, known = folder / "server" / "safety.py", '    "public.prune_sync()": "gatepost_sync",\n'
-    assert known in safety_py.read_text()
-    safety_py.write_text(safety_py.read_text().replace(known, known + '    "public.later()": "gatepost_auth",\n'))
+    inventory, known = folder / "server" / "schema" / "inventory.py", '    "public.prune_sync()": "gatepost_sync",\n'
+    assert known in inventory.read_text()
+    inventory.write_text(inventory.read_text().replace(known, known + '    "public.later()": "gatepost_auth",\n'))
     return folder
 
 

@@ -51,6 +51,7 @@ async def kept(url: str) -> Opened:
     return reader, writer
 
 
+# The bounds below are for a busy machine; on an idle one each of these ends takes less than a second.
 async def seconds_until_end(process: asyncio.subprocess.Process, within: float = 20, status: int = 0) -> float:
     started = time.monotonic()
     assert await asyncio.wait_for(process.wait(), within) == status
@@ -70,7 +71,7 @@ async def test_a_body_that_is_still_coming_is_awaited_and_answered(db: Any, tmp_
         response = await asyncio.wait_for(reader.read(), 5)
         assert response.startswith(b"HTTP/1.1 201")
         assert b"Connection: close" in response
-        assert await seconds_until_end(process) < 2
+        assert await seconds_until_end(process) < 5
 
 
 @WORKERS
@@ -81,7 +82,7 @@ async def test_idle_connections_hold_nothing(db: Any, tmp_path: Path, workers: s
         connections += [await opened(url), await opened(url, head("GET", "/api/me")[:20])]
         await asyncio.sleep(0.1)
         process.terminate()
-        assert await seconds_until_end(process) < 2
+        assert await seconds_until_end(process) < 5
         for reader, _ in connections:
             await asyncio.wait_for(reader.read(), 1)
 
@@ -113,7 +114,7 @@ async def test_a_body_that_never_comes_holds_the_process_for_drain_seconds(db: A
         _open = await opened(await url_of(process), head("POST", "/api/data", len(BODY)) + BODY[:10])
         await asyncio.sleep(0.2)
         process.terminate()
-        assert 1.8 < await seconds_until_end(process) < 4
+        assert 1.8 < await seconds_until_end(process) < 8
 
 
 async def test_answers_that_nobody_reads_hold_the_process_for_drain_seconds(db: Any, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ async def test_answers_that_nobody_reads_hold_the_process_for_drain_seconds(db: 
             writer.write(head("GET", "/api/public/openapi.json"))
         await asyncio.sleep(1)
         process.terminate()
-        assert 1.8 < await seconds_until_end(process) < 4
+        assert 1.8 < await seconds_until_end(process) < 8
 
 
 @WORKERS
@@ -139,7 +140,7 @@ async def test_a_second_interrupt_ends_it_at_once(db: Any, tmp_path: Path, worke
         await asyncio.sleep(1)
         assert process.returncode is None
         process.send_signal(signal.SIGINT)
-        assert await seconds_until_end(process, status=130) < 1
+        assert await seconds_until_end(process, status=130) < 3
         for _ in range(100):
             if not any(Path(f"/proc/{pid}").exists() for pid in started):
                 break
@@ -158,4 +159,4 @@ async def test_sighup_does_not_end_a_single_process(db: Any, tmp_path: Path) -> 
                 assert line
         await kept(url)
         process.terminate()
-        assert await seconds_until_end(process) < 2
+        assert await seconds_until_end(process) < 5

@@ -1,0 +1,30 @@
+"""Whether a claim or a setting is a text or a URL that can be used."""
+
+from __future__ import annotations
+
+from typing import Final, TypeGuard
+from urllib.parse import urlsplit
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def is_plain_text(value: object) -> TypeGuard[str]:
+    """Whether `value` is a text of 1 to 255 printable characters, not only spaces: it can be stored and logged as it is."""
+    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
+
+
+def is_safe_url(url: str) -> bool:
+    """https, or http on this machine, with a host, and without user, password or fragment (OpenID Discovery 1.0, 3)."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host or not url.isascii() or not url.isprintable() or " " in url or "\\" in url or "@" in parts.netloc or "#" in url:
+        return False
+    return url.startswith("https://") or is_loopback_http(url)
+
+
+def is_loopback_http(url: str) -> bool:
+    """Whether `url` is http without TLS to this machine, the only one to which plain http is permitted."""
+    return url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK
