@@ -1,7 +1,7 @@
 -- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
 -- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
 --
--- generation 1, revision 1
+-- generation 2, revision 2
 --
 -- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
 -- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/schema/migrate.py.
@@ -167,6 +167,20 @@ ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS rotated_by_key      text     CHECK
 CREATE INDEX IF NOT EXISTS api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS api_keys_live_by_org ON api_keys (org_id) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS api_keys_live_by_ancestor ON api_keys USING gin (depends_on) WHERE revoked_at IS NULL;
+-- Keys from before: what they depend on follows from what made them. One that hangs deeper than the bound is revoked. The owner
+-- sees rows for this moment alone; FORCE comes again below, in the same transaction.
+ALTER TABLE api_keys NO FORCE ROW LEVEL SECURITY;
+WITH RECURSIVE line (id, ancestor, next, deep) AS (
+    SELECT k.id, k.created_by_key, m.created_by_key, 1 FROM api_keys AS k LEFT JOIN api_keys AS m ON m.id = k.created_by_key
+     WHERE k.created_by_key IS NOT NULL AND k.depends_on = '{}'
+    UNION ALL
+    SELECT l.id, l.next, m.created_by_key, l.deep + 1 FROM line AS l LEFT JOIN api_keys AS m ON m.id = l.next
+     WHERE l.next IS NOT NULL AND l.deep < 12),
+found AS (SELECT id, array_agg(ancestor ORDER BY deep) AS ancestors, max(deep) AS deep, bool_or(deep = 12 AND next IS NOT NULL) AS cut
+            FROM line GROUP BY id)
+UPDATE api_keys AS k
+   SET depends_on = f.ancestors, depth = f.deep, revoked_at = CASE WHEN f.cut THEN coalesce(k.revoked_at, now()) ELSE k.revoked_at END
+  FROM found AS f WHERE k.id = f.id;
 
 
 -- Triggers ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from kits.webhooks import SETTINGS, deliver, empty, membership, organization_del
 from server.app import SERVER_DATABASE
 from server.auth import revocation_feed
 from server.auth.revocation import Revocations
+from server.schema.migrate import migrate
 from tests.conftest import ADMIN_A, ALICE, ALICE_ALONE, Client, Serve, TestDatabase, stub
 
 STATIC = {"X-API-Key": "gp_the-static-key-of-alice"}
@@ -137,6 +138,24 @@ async def test_a_key_that_rotates_itself_goes_on(two: tuple[Client, Client]) -> 
         assert got.status == 200, got
         row = got.json()
         assert await status_of(two[0], bearer(row)) == 200
+
+
+async def test_keys_from_before_depend_on_what_made_them(two: tuple[Client, Client], db: TestDatabase) -> None:
+    """A schema in which nothing of the kind was stored; chains had no bound then."""
+    async with db.server.as_admin(db.name) as admin:
+        await admin.execute("ALTER TABLE api_keys DISABLE TRIGGER lineage")
+        await admin.execute("INSERT INTO api_keys (id, hash, name, user_id, created_by, created_by_key) SELECT 'k' || n, sha256(convert_to('k' || n, 'UTF8')), 'k',"
+                            " 'alice', 'alice', CASE WHEN n = 0 THEN 'static:of_alice' ELSE 'k' || (n - 1) END FROM generate_series(0, 30) AS n")  # fmt: skip
+        await admin.execute("ALTER TABLE api_keys ENABLE TRIGGER lineage")
+    async with db.server.connected(db.server.owner_role, db.name) as owner:
+        await migrate(owner, serving_role=db.server.serving_role)
+    rows = {row["id"]: row for row in await db.rows("SELECT id, depends_on, depth, revoked_at FROM api_keys")}
+    assert rows["k0"]["depends_on"] == ["static:of_alice"]
+    assert rows["k2"]["depends_on"] == ["k1", "k0", "static:of_alice"]
+    assert [rows[f"k{n}"]["revoked_at"] is not None for n in (0, 2, 11, 12, 30)] == [False, False, False, True, True]
+    await db.rows("UPDATE api_keys SET revoked_at = now() WHERE id = 'k0'")
+    [found] = await db.rows("SELECT * FROM key_by_hash(sha256(convert_to('k9', 'UTF8')))")
+    assert found["ended"]
 
 
 # Keys of the settings ----------------------------------------------------------------------------------------------------
