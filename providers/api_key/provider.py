@@ -112,9 +112,12 @@ class ApiKeyProvider:
 
 
 def credential(request: web.Request) -> str | None:
-    """The key that a request shows, or None where it shows none. What X-API-Key holds is ours whatever it looks like."""
+    """The key that a request shows, or None where it shows none; an empty X-API-Key is none.
+
+    Any other value of X-API-Key is taken for a key, whatever it looks like.
+    """
     shown = request.headers.get("X-API-Key")
-    if shown is None:
+    if not shown:
         scheme, _, shown = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() != "bearer" or not shown.startswith(PREFIX):
             return None

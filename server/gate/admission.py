@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from aiohttp import hdrs, web
-from multidict import istr
 
 from ..auth.access import check
 from ..auth.identity import IDENTITY, CredentialRejected, Identity
@@ -19,7 +18,7 @@ from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
 from ..http.stamp import OPENED, REQUEST_ID
-from ..plugins.providers import LoadedProvider
+from ..plugins.providers import LoadedProvider, credential_headers
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
 from ..routing.table import RouteRule
@@ -29,7 +28,6 @@ from ..telemetry.metrics import Metrics
 from .deadline import within
 from .idempotency import KEY, once
 
-_API_KEY: Final = istr("X-API-Key")
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 _HANDLERS_WORD: Final = Forbidden("handler")
 
@@ -53,6 +51,7 @@ class Gate:
         """`denied` are told of every request that is turned away."""
         self._rules = dict(rules)
         self._asked = list(providers)
+        self._credentials = credential_headers(providers)
         self._seconds = provider_seconds
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
@@ -107,7 +106,13 @@ class Gate:
     def _shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
         headers = request.headers
-        shown = len(headers.getall(hdrs.AUTHORIZATION, ())) + len(headers.getall(_API_KEY, ()))
+        shown = 0
+        for name in self._credentials:
+            if name in headers:
+                values = headers.getall(name)
+                shown += len(values)
+                if "" in values and name != hdrs.AUTHORIZATION:
+                    shown -= values.count("")  # a proxy or a client that has no key may send the header all the same
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
         if self._address_limit is not None and self._address_limit.refusals and (shown or hdrs.COOKIE in headers):

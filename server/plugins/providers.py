@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
@@ -87,6 +88,19 @@ class LoadedProvider:
             with suppress(Exception):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._close()
+
+
+def credential_headers(providers: Iterable[LoadedProvider]) -> tuple[istr, ...]:
+    """The headers that can hold a credential: Authorization, X-API-Key, and what the providers list in `reads`. Never Cookie.
+
+    Every browser sends cookies that are not credentials, so Cookie alone shows none.
+    """
+    names = {name.lower(): istr(name) for name in (hdrs.AUTHORIZATION, "X-API-Key")}
+    for one in providers:
+        for name in one.reads or ():
+            if name.lower() != "cookie":
+                names.setdefault(name.lower(), istr(name))
+    return tuple(names.values())
 
 
 def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:

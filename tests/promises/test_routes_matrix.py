@@ -286,12 +286,17 @@ async def test_no_header_but_a_credential_says_who_or_where_one_is(client: Clien
 
 async def test_two_credentials_in_headers_are_a_400_wherever_credentials_are_read(client: Client) -> None:
     pairs = [[("Authorization", ALICE["Authorization"])] * 2, [("X-API-Key", ROBOT_A["X-API-Key"])] * 2,
-             [*ALICE.items(), ("X-API-Key", "")], [("Authorization", "Bearer x"), ("X-API-Key", "y")]]  # fmt: skip
+             [*ALICE.items(), ("X-API-Key", "x")], [("Authorization", "Bearer x"), ("X-API-Key", "y")]]  # fmt: skip
     for pair in pairs:
         for path in ("/api/me", "/api/nothing"):
             got = await client.get(path, pair)  # type: ignore[arg-type]
             refused(got, 400, {"error": "Bad Request", "reason": "credentials-ambiguous"})
         assert (await client.get("/api/health", pair)).status == 200  # type: ignore[arg-type]
+
+
+async def test_an_empty_api_key_is_no_credential(client: Client) -> None:
+    assert (await client.get("/api/me", [*ALICE.items(), ("X-API-Key", "")])).status == 200  # type: ignore[arg-type]
+    unauthorized(await client.get("/api/me", {"X-API-Key": ""}), "credential-missing")
 
 
 # Providers -------------------------------------------------------------------------------------------------------------

@@ -433,6 +433,35 @@ async def test_nothing_is_verified_for_an_address_with_too_many() -> None:
     assert provider.asked == 10
 
 
+class ReadsItsOwnHeader(Refuses):
+    reads = ("X-Acme-Key", "Cookie")
+
+
+async def test_a_credential_in_a_providers_own_header_is_one_like_any_other() -> None:
+    provider, own = ReadsItsOwnHeader(), ("x-acme-key", "x")
+    app = build_app({"x": provider_plugin(acme=provider)}, providers=["acme"], limits__address="3/day")
+    async with serving(app) as port:
+        got = [await ask(port, "GET", "/api/me", own) for _ in range(5)]
+        assert [one.status for one in got] == [401] * 3 + [429] * 2
+        assert provider.asked == 3
+        for two in ((own, own), (own, ("Authorization", "Bearer x")), (own, ("X-API-Key", "x"))):
+            refused = await ask(port, "GET", "/api/me", *two)
+            assert (refused.status, refused.json["reason"]) == (400, "credentials-ambiguous")
+        assert (await ask(port, "GET", "/api/me", ("X-Acme-Key", ""))).json["reason"] == "credential-rejected", "nothing to verify"
+
+
+async def test_a_credential_that_no_provider_takes_is_refused_and_not_missing() -> None:
+    class Passes:
+        reads = ("X-Acme-Key",)
+
+        async def authenticate(self, request: web.Request) -> Identity | None:
+            return None
+
+    async with serving(build_app({"x": provider_plugin(acme=Passes())}, providers=["acme"])) as port:
+        for headers, reason in (([("X-Acme-Key", "x")], "rejected"), ([("X-Acme-Key", "")], "missing"), ([], "missing")):
+            assert (await ask(port, "GET", "/api/me", *headers)).json["reason"] == f"credential-{reason}"
+
+
 async def test_refusals_at_one_process_count_at_the_other(redis: Redis) -> None:
     given = {"limits__address": "20/day", "limits__storage": redis.url}
     bad = ("Authorization", "Bearer x")
