@@ -20,6 +20,7 @@ from ..auth.identity import IDENTITY, Identity
 from ..database.request_transaction import JOINED, RequestTransaction, Undone, one_transaction
 from ..database.scope import DATABASE, scope_of, writer_of
 from ..http.bodies import raw_body
+from ..http.describe import is_secret, mark_secret
 from ..http.errors import BadRequest, Conflict, Unprocessable
 from ..http.protocol import Handler
 from ..http.response import STANDARD_HEADERS
@@ -30,7 +31,6 @@ MOST_BYTES: Final = 262_144  # of an answer that is kept; schema.sql knows the n
 _KEPT_HEADERS: Final = (hdrs.CONTENT_TYPE, hdrs.ETAG, hdrs.LINK, hdrs.LOCATION)
 _BARE: Final = re.compile(r"[!#-~][!-~]{0,254}\Z")
 _QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"\Z')  # a String of RFC 8941 3.3.3, here without blanks
-_SECRET: Final = "__answers_secret__"
 _LOOK: Final = """SELECT fingerprint, status, headers::text, body, withheld, expires_at <= now() AS expired
                   FROM idempotency_keys WHERE hash = $1"""
 _FORGET: Final = "DELETE FROM idempotency_keys WHERE hash = $1"
@@ -44,7 +44,7 @@ def answers_secret(handler: H) -> H:
 
     Stands above or below the decorator that declares the access.
     """
-    setattr(handler, _SECRET, True)
+    mark_secret(handler)
     return handler
 
 
@@ -127,7 +127,7 @@ def _kept(request: web.Request, response: web.StreamResponse) -> tuple[int, str,
     """(status, headers, body, why there is no body, for how many seconds) of what is kept of an answer."""
     seconds = request.app[KEEP_SECONDS]
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-    if getattr(request.match_info.handler, _SECRET, False):
+    if is_secret(request.match_info.handler):
         return response.status, "{}", None, "secret", seconds
     body = response.body if isinstance(response, web.Response) else None
     if body is None and isinstance(response, web.Response):

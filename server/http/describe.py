@@ -11,6 +11,7 @@ from aiohttp import web
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__description__"
+_SECRET: Final = "__answers_secret__"
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
@@ -91,6 +92,16 @@ def description_of(handler: object) -> Description | None:
     """What was said of this handler, or None. The wrapper that declares the access carries it on."""
     description = getattr(handler, _MARK, None)
     return description if isinstance(description, Description) else None
+
+
+def mark_secret(handler: object) -> None:
+    """Record that the responses of this handler hold a secret; see `answers_secret`."""
+    setattr(handler, _SECRET, True)
+
+
+def is_secret(handler: object) -> bool:
+    """Does a response of this handler hold a secret that is shown once?"""
+    return getattr(handler, _SECRET, False) is True
 
 
 def hold_to(request: web.Request, word: str, value: object) -> None:

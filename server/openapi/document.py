@@ -66,7 +66,7 @@ def document(table: RouteTable, providers: Iterable[LoadedProvider]) -> dict[str
     named = schemas.components()
     paths: dict[str, dict[str, Any]] = {}
     for route, name in zip(routes, _names(routes), strict=True):
-        made = operation(route.method, route.rule, name, route.description, schemas, schemes)
+        made = operation(route.method, route.rule, name, route.handler, schemas, schemes)
         _put(paths, route, made)
     used = {name for operations in paths.values() for made in operations.values() for one in made["security"] for name in one}
     return {

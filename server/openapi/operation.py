@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ..auth.access import Access
-from ..http.describe import Description
+from ..http.describe import Description, description_of, is_secret
 from ..routing.table import RouteRule
 from .components import Error, header_refs, parameter_ref, refusal, response_ref
 from .schemas import Schemas
@@ -16,7 +16,6 @@ from .security import Schemes, fitting
 ACCESS: Final = "x-gatepost-access"
 _WITH_BODY: Final = (408, 411, 413, 415, 422)
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
-_WITHOUT_IDEMPOTENCY: Final = re.compile(r"/api/keys(?:/|\Z)")  # an answer there holds a secret, which is not kept
 _ONE_OF: Final = ("role", "permission", "feature", "plan", "organization", "reverification")
 
 
@@ -25,12 +24,11 @@ def path_of(template: str) -> str:
     return _PARAMETER.sub(r"{\1}", template)
 
 
-def operation(
-    method: str, rule: RouteRule, name: str, description: Description | None, schemas: Schemas, schemes: Schemes
-) -> dict[str, Any]:
-    """The operation of one route. `name` is the handler's; `schemas` knows all types of the description."""
+def operation(method: str, rule: RouteRule, name: str, handler: object, schemas: Schemas, schemes: Schemes) -> dict[str, Any]:
+    """The operation of one route. `name` is its `operationId`; `schemas` knows all types of the handler's description."""
+    description = description_of(handler)
     said = description or Description()
-    again = method == "POST" and not rule.public and not _WITHOUT_IDEMPOTENCY.match(rule.template)
+    again = method == "POST" and not rule.public and not is_secret(handler)  # a secret is not kept for a repeat
     made: dict[str, Any] = {
         "summary": said.summary or name.strip("_").replace("_", " ").capitalize(),
         "description": "\n\n".join(filter(None, [said.text, f"**Access:** {rule.words}"])),
@@ -91,7 +89,7 @@ def _responses(
         words = said.refusals.get(status)
         found[str(status)] = refusal(status, schemas.of(Error, "serialization"), words) if words else response_ref(status)
     if not said.answers:
-        found["default"] = {"description": "The handler says no more of its answers.", "headers": header_refs()}
+        found["default"] = {"description": "No further responses are documented.", "headers": header_refs()}
     return found
 
 

@@ -21,7 +21,7 @@ from kits import ROOT
 from kits.app import build_app, provider_plugin, routes_plugin
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from server import answer, body, check_if_match, describe, page, requires, signed_in
+from server import answer, answers_secret, body, check_if_match, describe, page, requires, signed_in
 from server.app import TABLE
 from server.http.describe import description_of
 from server.openapi.document import DOCUMENT
@@ -118,6 +118,27 @@ def test_parameters_and_headers() -> None:
     shared = document(build_app())["components"]["responses"]
     assert set(shared["ServiceUnavailable"]["headers"]) == {"Retry-After", "X-Request-Id"}
     assert all("X-Request-Id" in one["headers"] for one in shared.values())
+
+
+def test_a_plugins_route_that_answers_a_secret_takes_no_idempotency_key() -> None:
+    @signed_in
+    @answers_secret
+    async def below(request: web.Request) -> web.Response:
+        return answer({})
+
+    @answers_secret
+    @signed_in
+    async def above(request: web.Request) -> web.Response:
+        return answer({})
+
+    @signed_in
+    async def keysmith(request: web.Request) -> web.Response:
+        return answer({})
+
+    routes = [web.post("/api/tokens", below), web.post("/api/tokens/{id}", above), web.post("/api/keys/report", keysmith)]
+    told = operations(with_plugin(*routes))
+    kept = {path for (_, path), one in told.items() if any("Idempotency-Key" in p.get("$ref", "") for p in one.get("parameters", ()))}
+    assert kept == {"/api/keys/report"}
 
 
 def test_only_what_is_served_is_in_it() -> None:
