@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a client that does not know whether its POST was done sends it again, and it is done once.
+"""`Idempotency-Key`: a client that does not know whether its POST succeeded can repeat it, and it takes effect once.
 
-The answer is kept in the transaction of the effect itself: there is either both or neither. Whoever repeats the request
-gets the kept answer, after the gate has let them in again. The header is that of draft-ietf-httpapi-idempotency-key-header.
+The response is stored in the same transaction as the effect: both are committed or neither is. A repeated request gets the
+stored response, after the gate has admitted it again. The header is that of draft-ietf-httpapi-idempotency-key-header.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..http.response import STANDARD_HEADERS
 
 KEY: Final = "Idempotency-Key"
 KEEP_SECONDS: Final = web.AppKey("idempotency_keep_seconds", float)
-MOST_BYTES: Final = 262_144  # of an answer that is kept; schema.sql knows the number too
+MOST_BYTES: Final = 262_144  # of a response that is stored; the same number is in schema.sql
 _KEPT_HEADERS: Final = (hdrs.CONTENT_TYPE, hdrs.ETAG, hdrs.LINK, hdrs.LOCATION)
 _BARE: Final = re.compile(r"[!#-~][!-~]{0,254}\Z")
-_QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"\Z')  # a String of RFC 8941 3.3.3, here without blanks
+_QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"\Z')  # a String of RFC 8941 3.3.3, here without spaces
 _LOOK: Final = """SELECT fingerprint, status, headers::text, body, withheld, expires_at <= now() AS expired
                   FROM idempotency_keys WHERE hash = $1"""
 _FORGET: Final = "DELETE FROM idempotency_keys WHERE hash = $1"
@@ -40,25 +40,26 @@ H = TypeVar("H", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 
 def answers_secret(handler: H) -> H:
-    """The answer of this handler holds a secret that is shown once: it is never kept. A repeat is a 409.
+    """Mark a handler whose response contains a secret that is shown once: the response is never stored, a repeat gets 409.
 
-    Stands above or below the decorator that declares the access.
+    Goes above or below the decorator that declares the access.
     """
     mark_secret(handler)
     return handler
 
 
 async def once(request: web.Request, handler: Handler, template: str) -> web.StreamResponse:
-    """Answer a POST that bears `Idempotency-Key`: by its handler the first time, from what was kept after that.
+    """Respond to a POST that has an `Idempotency-Key`: from its handler the first time, then from the stored response.
 
-    For a request that the gate has let through. Raises (as answers) 400 for a header that is no key, what `raw_body`
-    raises but 411 (a handler that wants a body says so itself), 409 while the same key is under way or where the answer
-    was not kept, 422 for another request with this key, and 503, which leaves nothing behind.
+    For a request that the gate has admitted; `template` is the route's path. Raises an ApiError, which becomes the
+    response: 400 for an invalid key, what `raw_body` raises except 411 (a handler that needs a body raises it itself),
+    409 while a request with the same key is in progress or if its response was not stored, 422 if the key was used for
+    a different request, and 503, after which nothing has been stored.
     """
     key, identity = _key(request), request[IDENTITY]
     scope = scope_of(request)
     if not (identity.user_id or identity.org_id):
-        raise BadRequest("idempotency-key-unowned")  # no tenant, so there is no row that could be this caller's
+        raise BadRequest("idempotency-key-unowned")  # no tenant, so no row can belong to this caller
     body = await raw_body(request) if request.body_exists else b""
     name, fingerprint = _name(identity, request.method, template, key), _fingerprint(request, key, body)
     response: Any = None
@@ -73,11 +74,11 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
         if not isinstance(response, web.StreamResponse) or response.status >= 400:
             raise Undone
         await _keep(joined, name, identity.user_id, identity.org_id, fingerprint, *_kept(request, response))
-    return response  # what is no answer at all is a 500 further out
+    return response  # the dispatcher turns anything but a response into a 500
 
 
 async def _look(joined: RequestTransaction, name: bytes) -> Mapping[str, Any] | None:
-    """What was kept under this name. What has expired is taken away, to make room."""
+    """What is stored under this name, or None. An expired row is deleted, so that the name can be used again."""
     kept = await joined.itself.fetchrow(_LOOK, name)
     if kept is not None and kept["expired"]:
         await joined.itself.execute(_FORGET, name)
@@ -89,7 +90,7 @@ async def _keep(joined: RequestTransaction, *row: Any) -> None:
     try:
         await joined.last(_KEEP, *row)
     except Conflict:
-        # Somebody was faster. The lock prevents that, but where the database's default isolation reads an old snapshot.
+        # Another request was faster. The lock prevents this unless the database's default isolation reads an old snapshot.
         raise _under_way() from None
 
 
@@ -100,7 +101,7 @@ async def _run(request: web.Request, handler: Handler, joined: RequestTransactio
     except web.HTTPException as raised:
         if raised.status >= 400:
             raise
-        # An answer that was raised, a redirect: what was done before it stays. Of its headers what means something.
+        # A response that was raised, such as a redirect: its effects stay. Only its meaningful headers are kept.
         return web.Response(
             status=raised.status, headers={n: raised.headers[n] for n in _KEPT_HEADERS[1:] if n in raised.headers}
         )
@@ -109,7 +110,7 @@ async def _run(request: web.Request, handler: Handler, joined: RequestTransactio
 
 
 def _again(request: web.Request, kept: Mapping[str, Any], fingerprint: bytes) -> web.Response:
-    """The kept answer. The second lock is asked again, for the handler that has it does not run."""
+    """The stored response. The second lock is checked here, because the handler that checks it does not run."""
     access = access_of(request.match_info.handler)
     if access is not None:
         check(access, request[IDENTITY], request.match_info)
@@ -124,7 +125,7 @@ def _again(request: web.Request, kept: Mapping[str, Any], fingerprint: bytes) ->
 
 
 def _kept(request: web.Request, response: web.StreamResponse) -> tuple[int, str, bytes | None, str | None, float]:
-    """(status, headers, body, why there is no body, for how many seconds) of what is kept of an answer."""
+    """What is stored of a response: (status, headers, body, why there is no body, lifetime in seconds)."""
     seconds = request.app[KEEP_SECONDS]
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     if is_secret(request.match_info.handler):
@@ -133,12 +134,12 @@ def _kept(request: web.Request, response: web.StreamResponse) -> tuple[int, str,
     if body is None and isinstance(response, web.Response):
         body = b""
     if response.prepared or not isinstance(body, bytes | bytearray) or len(body) > MOST_BYTES:
-        return response.status, "{}", None, "answer", seconds  # too large, or not whole: done all the same, and never twice
+        return response.status, "{}", None, "answer", seconds  # too large, or streamed: the key still prevents a second run
     return response.status, json.dumps(headers), bytes(body), None, seconds
 
 
 def _key(request: web.Request) -> str:
-    """The client's key: 1 to 255 visible ASCII characters, bare or as a quoted string, which is the same key."""
+    """The client's key: 1 to 255 visible ASCII characters. Bare or as a quoted string, it is the same key."""
     given = request.headers.getall(KEY)
     if len(given) == 1:
         if _BARE.match(given[0]):
@@ -151,16 +152,16 @@ def _key(request: web.Request) -> str:
 
 
 def _name(identity: Identity, method: str, template: str, key: str) -> bytes:
-    """The row's name: SHA-256 over who, where and the client's key. Nobody comes to another one's name by any key.
+    """The row's name: SHA-256 of the caller, the route and the client's key, so no key leads to another caller's row.
 
-    A key of an organisation has no user: then it is the key itself that asks, so two of them are two callers.
+    An organisation's API key has no user: the key itself is then the caller, so two such keys are two callers.
     """
     caller = (identity.provider, identity.user_id, identity.org_id, None if identity.user_id else identity.key_id)
     return hashlib.sha256(json.dumps([*caller, method, template, key]).encode()).digest()
 
 
 def _fingerprint(request: web.Request, key: str, body: bytes) -> bytes:
-    """What makes two requests the same: path, query, content type and body. The client's key is in it as salt."""
+    """SHA-256 of what must be equal in a repeated request: path, query, content type and body; the client's key is the salt."""
     head = [key, request.rel_url.raw_path_qs, request.headers.getall(hdrs.CONTENT_TYPE, [])]
     return hashlib.sha256(json.dumps(head).encode() + b"\0" + body).digest()
 
@@ -170,8 +171,8 @@ def _under_way() -> Conflict:
 
 
 class _OtherRequest(Unprocessable):
-    """The key was used before, with another request."""
+    """The key was already used for a different request."""
 
     def __init__(self) -> None:
-        super().__init__([{"field": KEY, "message": "was used with another request"}])
+        super().__init__([{"field": KEY, "message": "was already used for a different request"}])
         self.reason = "idempotency-key-reused"

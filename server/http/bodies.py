@@ -1,4 +1,4 @@
-"""Request bodies: JSON that can mean only one thing, within the limits, checked against a model."""
+"""Request bodies: unambiguous JSON within the limits, validated against a model."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .stamp import OPENED
 
 T = TypeVar("T")
 BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
-"""(largest body in bytes, longest time in seconds, how deep JSON may be, how many values it may have)"""
+"""(maximum body size in bytes, maximum time in seconds, maximum depth of the JSON, maximum number of values in it)"""
 UNPROVEN_BYTES: Final = 256 * 1024
-"""The largest body from a caller who has proven nothing."""
+"""The largest body, in bytes, that is read from a caller without a verified credential."""
 MOST_FIELDS: Final = 100
-"""How many bad fields an error lists, and..."""
+"""How many invalid fields an error lists."""
 LONGEST_FIELD: Final = 200
-"""... how many characters of a field's path."""
+"""How many characters of a field's path, and of its message, an error includes."""
 _PATHS_PER_BYTE: Final = 16
-"""The paths of all values together may be so many times as long as the largest body: an error names each by its path."""
+"""Limit on the total length of all values' paths, in multiples of the largest body: a validation error contains the paths."""
 
 _INTEGER: Final = 2**63
 
 
 async def body(request: web.Request, model: type[T]) -> T:
-    """The request's JSON body as an instance of `model`: a pydantic model, or any type pydantic can check.
+    """The request's JSON body as an instance of `model`: a pydantic model, or any type pydantic can validate.
 
-    Raises (as answers) 411 without a length, 413, 415 for another content type, 408 when it takes too long, 400 for
-    what is not JSON that every reader reads alike, and 422 that lists every bad field. Raises TypeError in a handler
-    that is described (`describe`) with another model.
+    Raises an ApiError, which becomes the response: 411 without a length, 413 if the body is too large, 415 for another
+    content type or encoding, 408 if it is not received in time, 400 if it is not unambiguous JSON (RFC 7493), and 422
+    with every invalid field. Raises TypeError if the handler is described (`describe`) with another model.
     """
     hold_to(request, "body", model)
     limit, _, depth, values = request.app[BODY_LIMITS]
     data = _parse(await _read(request), depth)
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
     if _too_many(data, values, _PATHS_PER_BYTE * limit):
-        raise Unprocessable(bad or [{"field": "", "message": f"must not have more than {values} values, or that long names"}])
+        raise Unprocessable(bad or [{"field": "", "message": f"must not have more than {values} values, or overlong names"}])
     try:
         checked = _adapter(cast("Hashable", model)).validate_python(data)
     except pydantic.ValidationError as error:
@@ -54,9 +54,9 @@ async def body(request: web.Request, model: type[T]) -> T:
 
 
 async def raw_body(request: web.Request) -> bytes:
-    """The request's body, byte for byte and of any type: for whoever checks a signature over it.
+    """The request's body as the bytes that were sent, of any content type: for example to verify a signature over it.
 
-    Raises (as answers) 411 without a length, 413, 415 for a content encoding, 408 when it takes too long, 400.
+    Raises an ApiError, which becomes the response: 411, 413, 415 (a content encoding), 408 as `body` does, and 400.
     """
     return await _read(request, any_type=True)
 
@@ -64,7 +64,7 @@ async def raw_body(request: web.Request) -> bytes:
 async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
     limit, seconds, *_ = request.app[BODY_LIMITS]
     if OPENED in request:
-        limit = request._client_max_size = min(limit, UNPROVEN_BYTES)  # of a body without a length, too
+        limit = request._client_max_size = min(limit, UNPROVEN_BYTES)  # also limits a body without a length
     if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
         raise LengthRequired
     if (request.content_length or 0) > limit:
@@ -74,7 +74,7 @@ async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
-            if expected and request.can_read_body:  # not a second time, where the body was read already
+            if expected and request.can_read_body:  # not again if the body has already been read
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0
             return await request.read()
@@ -93,7 +93,7 @@ def _is_json(request: web.Request) -> bool:
 
 
 def _parse(raw: bytes, depth: int) -> Any:
-    """One JSON value; BadRequest for anything that two readers could take differently (RFC 7493, I-JSON)."""
+    """One JSON value. Raises BadRequest for anything that two parsers could read differently (RFC 7493, I-JSON)."""
     try:
         data = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_float, parse_int=_int
@@ -117,7 +117,7 @@ def _refuse(text: str) -> Any:
 
 
 def _float(text: str) -> float:
-    # Postgres keeps JSON numbers as decimals: 1e308 would come back as 309 digits.
+    # Postgres stores JSON numbers as decimals: 1e308 would come back as 309 digits.
     number = float(text)
     if not math.isfinite(number) or (number != 0 and not 1e-30 <= abs(number) < _INTEGER):
         raise ValueError("number out of range")
@@ -132,7 +132,7 @@ def _int(text: str) -> int:
 
 
 def _too_odd(data: Any, depth: int) -> bool:
-    """Too deep, or a text that is not Unicode (a lone surrogate)."""
+    """Whether the data is nested too deeply or contains a string that is not valid Unicode (a lone surrogate)."""
     if isinstance(data, str):
         return not data.isascii() and not _is_unicode(data)
     if isinstance(data, dict):
@@ -151,31 +151,31 @@ def _is_unicode(text: str) -> bool:
 
 
 def _too_many(data: Any, values: int, paths: int) -> bool:
-    """Are there more values than this, or longer paths to all of them? A validation error names each by its path."""
+    """Whether there are more than `values` values, or their paths (which errors contain) exceed `paths` characters."""
     left, length = values, paths
-    waiting: list[tuple[Any, int]] = [(data, 0)]
-    while waiting:
-        value, here = waiting.pop()
+    pending: list[tuple[Any, int]] = [(data, 0)]
+    while pending:
+        value, here = pending.pop()
         left -= 1
         length -= here
         if left < 0 or length < 0:
             return True
         if isinstance(value, dict):
-            waiting += [(one, here + len(key)) for key, one in value.items()]
+            pending += [(one, here + len(key)) for key, one in value.items()]
         elif isinstance(value, list):
-            waiting += [(one, here) for one in value]
+            pending += [(one, here) for one in value]
     return False
 
 
 def _nul(data: Any) -> list[str]:
-    """The places of texts with a NUL, which Postgres cannot keep; no more than an error lists."""
+    """The paths of strings that contain NUL, which Postgres cannot store; at most MOST_FIELDS of them."""
     found: list[str] = []
     _find_nul(data, [], found)
     return found
 
 
 def _find_nul(data: Any, path: list[Any], found: list[str]) -> None:
-    """Paths are built for what is found alone: the cost is that of looking at each value once."""
+    """Append to `found`. A path is built only for a hit, so the cost is one look at each value."""
     if len(found) >= MOST_FIELDS:
         return
     if isinstance(data, str):
@@ -198,7 +198,7 @@ def _find_nul(data: Any, path: list[Any], found: list[str]) -> None:
 
 
 def _field(path: Iterable[Any]) -> str:
-    """A field's path as errors name it, cut where it is too long."""
+    """A field's path as errors show it, truncated to LONGEST_FIELD characters."""
     named, length = [], 0
     for part in path:
         text = str(part)[: LONGEST_FIELD + 1]
@@ -210,7 +210,7 @@ def _field(path: Iterable[Any]) -> str:
 
 
 def _fields(error: pydantic.ValidationError) -> list[dict[str, str]]:
-    """The bad fields, the first ones where there are many."""
+    """The invalid fields, at most MOST_FIELDS of them."""
     found = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_FIELDS]
     return [{"field": _field(one["loc"]), "message": one["msg"][:LONGEST_FIELD]} for one in found]
 

@@ -1,4 +1,4 @@
-"""How many connections one process takes, and what happens when descriptors run out all the same."""
+"""How many connections one process accepts, and what it logs when file descriptors run out."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Final
 
 from ..telemetry.log import LOG
 
-# What asyncio says when an accept fails, and when it tries again on a port that was closed meanwhile.
+# What asyncio logs when an accept fails, and when it retries on a port that has been closed in the meantime.
 _ACCEPT: Final = ("socket.accept() out of system resource", "Exception in callback BaseSelectorEventLoop._start_serving(")
 _RESERVE: Final = 64
-"""descriptors for all that is neither a client nor a database connection: key sets, logs, the loop, the operations port"""
+"""Descriptors for everything but client and database connections: key sets, logs, the event loop, the operations port."""
 
 
 def room_for(connections: int, others: int) -> int:
-    """How many client connections this process can really take, at most `connections`, beside `others`.
+    """How many client connections this process can accept, at most `connections`, if it needs `others` descriptors besides.
 
-    A low soft limit of descriptors is raised as far as the hard one lets it; where that is not enough, there is a warning.
+    A soft limit of descriptors that is too low is raised as far as the hard limit allows; if that is not enough, the
+    shortage is logged as a warning.
     """
     try:
         import resource
-    except ImportError:  # no such limits on this system
+    except ImportError:  # this system has no such limits
         return connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections + others + _RESERVE
@@ -40,7 +41,7 @@ def room_for(connections: int, others: int) -> int:
 
 
 class _AcceptErrors(logging.Filter):
-    """asyncio logs every accept that fails for want of descriptors, thousands a second. One a second says the same."""
+    """Lets one accept error a second through: without descriptors, asyncio logs thousands a second."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -61,5 +62,5 @@ _filter = _AcceptErrors()
 
 
 def bound_accept_errors() -> None:
-    """Let asyncio's log of failing accepts through once a second, whoever writes the log. May be called again."""
+    """Limit asyncio's log of failed accepts to one line a second, for every log handler. Can be called repeatedly."""
     logging.getLogger("asyncio").addFilter(_filter)

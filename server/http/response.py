@@ -1,8 +1,8 @@
-"""An answer in JSON whose head is bytes from the start: what nearly every request of ours ends with.
+"""JSON responses whose head is kept as bytes: the response to nearly every request.
 
-aiohttp builds a dictionary of headers for each answer, fills in what is missing and writes it out again. Ours are always
-the same but for a few, so the common part of a head is made once for each status, and an answer is one write of bytes.
-Whoever looks at `headers` gets aiohttp's dictionary as usual, and the answer then goes aiohttp's way.
+aiohttp builds a dictionary of headers for each response, fills in what is missing and serializes it. Here nearly all headers
+are always the same, so the common part of the head is made once per status, and a response is a single write of bytes.
+Code that reads `headers` gets aiohttp's dictionary as usual; aiohttp then sends the response.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ STANDARD_HEADERS: Final = CIMultiDict(
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     }
 )
-"""On every answer, unless a handler chose otherwise. Copied, never changed."""
-# RFC 9110's names, where Python's older tables still have those of RFC 2616.
+"""On every response, unless the handler sets other values. Copied, never modified."""
+# The phrases of RFC 9110, where older versions of Python still have those of RFC 2616.
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
-# RFC 9110 5.5: no control character in a field but the tab. A line's end would begin a header of somebody else's choice.
+# RFC 9110 5.5: no control character in a field except the tab. A line end would allow header injection.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
-# With one of these in a handler's hands the common head is not the right one.
+# If a handler sets one of these, the common head does not apply.
 _SET_BY_US: Final = frozenset({*map(str.lower, STANDARD_HEADERS), "connection", "content-length", "date", "transfer-encoding"})
 
 
 @lru_cache(maxsize=128)
 def phrase(status: int) -> str:
-    """The reason phrase of a status, as RFC 9110 names it."""
+    """The reason phrase of a status (RFC 9110 15), or `Error` for an unknown status."""
     if status in _PHRASES:
         return _PHRASES[status]
     try:
@@ -52,12 +52,15 @@ def phrase(status: int) -> str:
 
 
 class JsonResponse(web.Response):
-    """A complete JSON answer. `more` are headers beside the standard ones, or in their place.
+    """A complete JSON response.
 
-    `lines` are such headers as bytes, each with its end: the server's own, not checked again.
+    body    the JSON text as UTF-8 bytes; it is sent as it is, not validated
+    status  the HTTP status
+    more    headers to add to the standard ones or to replace them; ValueError for a control character in an added one
+    lines   further headers as bytes, each ending in CRLF; for the server's own use, not checked
     """
 
-    # What aiohttp's own constructor would set, as attributes of the class: it is not called, that is the point.
+    # What aiohttp's constructor would set, as class attributes: to save time, it is not called.
     _zlib_executor_size = 1024
     _zlib_executor = None
 
@@ -75,16 +78,16 @@ class JsonResponse(web.Response):
 
     @property
     def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
-        """The headers as aiohttp keeps them, made when somebody asks; from then on they are the truth."""
-        made = self._dictionary
-        if made is None:
-            made = self._dictionary = STANDARD_HEADERS.copy()
+        """The headers as aiohttp keeps them, built on first access; from then on they are authoritative."""
+        headers = self._dictionary
+        if headers is None:
+            headers = self._dictionary = STANDARD_HEADERS.copy()
             if self._request_id:
-                made["X-Request-Id"] = self._request_id
+                headers["X-Request-Id"] = self._request_id
             if self._cacheable:
-                del made["Cache-Control"]
-            _put(made, self._lines)
-        return made
+                del headers["Cache-Control"]
+            _put(headers, self._lines)
+        return headers
 
     def _with(self, more: Mapping[str, str]) -> None:
         if any(name.lower() in _SET_BY_US for name in more):
@@ -93,19 +96,19 @@ class JsonResponse(web.Response):
             self._lines += b"".join(_line(name, value) for name, value in more.items())
 
     def add(self, lines: bytes) -> None:
-        """Add header lines, each with its end. They are the server's own, not checked again."""
+        """Add header lines as bytes, each ending in CRLF. For the server's own headers: they are not checked."""
         if self._dictionary is None:
             self._lines += lines
         else:
             _put(self._dictionary, lines)
 
     def stamp(self, request_id: str, cacheable: bool) -> bool:
-        """Note what every answer bears; False where the dictionary has to be told instead."""
+        """Set the request id and whether the response is cacheable. False if `headers` must be set instead."""
         self._request_id, self._cacheable = request_id, cacheable
         return self._dictionary is None
 
     def as_bytes(self, request: web.BaseRequest) -> bytes | None:
-        """The whole answer, head and body; None where aiohttp has to write it (HEAD, no body, HTTP/1.0, a dictionary)."""
+        """The whole response, head and body; None if aiohttp must send it (HEAD, no body, HTTP/1.0, `headers` in use)."""
         if self._dictionary is not None or self._cookies is not None or self._compression or self._chunked:
             return None
         message = request._message
@@ -140,14 +143,17 @@ def _put(headers: CIMultiDict[str], lines: bytes) -> None:
 
 @lru_cache(maxsize=128)
 def _head(status: int, cacheable: bool) -> bytes:
-    """The status line and the standard headers."""
+    """The status line and the standard headers, as bytes."""
     kept = {name: value for name, value in STANDARD_HEADERS.items() if not (cacheable and name == "Cache-Control")}
     lines = [f"HTTP/1.1 {status} {phrase(status)}", *(f"{name}: {value}" for name, value in kept.items())]
     return "\r\n".join(lines).encode() + b"\r\n"
 
 
 def last_words(status: int, request_id: str, lines: bytes = b"") -> bytes:
-    """A whole answer for a connection that ends with it, where no request was understood. `lines`: further header lines."""
+    """The whole error response, as bytes, to a connection that is then closed because no request could be parsed.
+
+    `lines` are further header lines, each ending in CRLF.
+    """
     body = json.dumps({"error": phrase(status)}).encode()
     last = b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b\r\n" % (len(body), request_id.encode(), lines)
     return _head(status, False) + last + body

@@ -10,29 +10,32 @@ from aiohttp import web
 from .response import SERVER, STANDARD_HEADERS, JsonResponse
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
-"""Our name for this request, in the answer and in the log."""
+"""The id of this request, in the response and in the log."""
 
 
 OPENED: Final = web.RequestKey("opened", bool)
-"""On requests to public routes: it is not known who is calling."""
+"""Set on requests to public routes: their credentials are not read, so the caller is unknown."""
 
 _ID_LENGTH: Final = 24
 _ids: list[str] = []
 
 
 def new_request_id() -> str:
-    """24 characters that name one request in answers and logs. A counter would tell strangers how busy we are."""
+    """24 hexadecimal characters that identify one request in responses and logs.
+
+    They are random: a counter would tell clients how busy the server is.
+    """
     if not _ids:
         drawn = os.urandom(_ID_LENGTH // 2 * 512).hex()
         _ids.extend(drawn[start : start + _ID_LENGTH] for start in range(0, len(drawn), _ID_LENGTH))
     return _ids.pop()
 
 
-os.register_at_fork(after_in_child=_ids.clear)  # two processes that share names would confuse whoever reads their logs
+os.register_at_fork(after_in_child=_ids.clear)  # two processes with the same ids would make their logs ambiguous
 
 
 def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
-    """Put the headers on an answer that every answer bears. `cacheable`: it is a public success."""
+    """Set the headers that every response has. `cacheable`: it is a successful response of a public route."""
     if isinstance(response, JsonResponse) and response.stamp(request_id, cacheable):
         return
     headers = response.headers

@@ -1,6 +1,6 @@
-"""Is this request target one that everybody reads alike? And does the request come from this very machine?
+"""Refuses request targets that two parsers could read differently.
 
-A target that two parsers can read differently is how a gate is walked around, so it is refused before any decision.
+Such a target is a way around the gate, so it is refused before any decision is made.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 AS_IT_STANDS: Final = r"A-Za-z0-9_~!$&'()*+,;=:@.-"
-"""The characters of a path that everybody reads as they stand, for a set in a regular expression (RFC 3986 3.3, no escape)."""
+"""The path characters that need no escape (RFC 3986 3.3), as the contents of a set in a regular expression."""
 # The common case in one match: a path of plain segments, none of them `.` or `..`, and a query without escapes.
 _NO_DOTS: Final = r"(?!\.{1,2}(?:[/?;]|\Z))"
 _QUERY: Final = rf"(?:\?[/?{AS_IT_STANDS}]*)?\Z"
 _PLAIN: Final = re.compile(rf"(?:/{_NO_DOTS}[{AS_IT_STANDS}]*)+{_QUERY}")
 PLAINEST: Final = re.compile(rf"(?:/{_NO_DOTS}[{AS_IT_STANDS}]+)+{_QUERY}")
-"""The same without empty segments, so without a slash at the path's end too. Nothing that it matches is malformed."""
+"""The same without empty segments, so without a trailing slash either. No target that it matches is malformed."""
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ENCODED_TRICK: Final = re.compile(r"%(?:2[fF]|2[eE]|5[cC]|25)")
 _DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
-# C0 and C1 controls, DEL, and the two separators that regular expressions of other languages read as a line's end.
+# C0 and C1 controls, DEL, and the two separators that regular expressions of other languages treat as line ends.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?\Z")
 
 
 def malformed(target: str) -> bool:
-    """True for a raw request target that gets 400 whoever sends it.
+    """Whether a raw request target is refused with 400, for every caller.
 
-    Bad escapes, escapes that are not UTF-8, encoded or plain dot segments, encoded slashes, backslashes and percent
-    signs in the path, NUL and control characters anywhere, a raw blank, backslash, `#` or non-ASCII character.
+    Refused are: invalid escapes, escapes that are not UTF-8, encoded or plain dot segments, encoded slashes, backslashes
+    and percent signs in the path, NUL and control characters anywhere, and a raw space, backslash, `#` or non-ASCII character.
     """
     return not _PLAIN.match(target) and _malformed_at_length(target)
 
@@ -44,7 +44,7 @@ def _malformed_at_length(target: str) -> bool:
 
 
 def _origin_form(target: str) -> str:
-    """The path and query of an absolute-form target (RFC 9112 3.2.2); anything but a plain host is left as is."""
+    """The path and query of an absolute-form target (RFC 9112 3.2.2). A target without a plain host is returned unchanged."""
     scheme, separator, rest = target.partition("://")
     if separator and scheme.lower() in ("http", "https"):
         authority, slash, path = rest.partition("/")

@@ -1,4 +1,4 @@
-"""The parts that every operation of the OpenAPI document shares: errors, parameters, headers."""
+"""The components that all operations of the OpenAPI document share: errors, parameters and headers."""
 
 from __future__ import annotations
 
@@ -11,82 +11,82 @@ from ..http.response import phrase
 
 
 class BadField(BaseModel):
-    """One field of a request that cannot stand."""
+    """One invalid field of a request."""
 
-    field: Annotated[str, Field(description="Its place, with dots: `payload.name`.")]
+    field: Annotated[str, Field(description="The path of the field, separated by dots: `payload.name`.")]
     message: str
 
 
 class Error(BaseModel):
-    """Every error has this form."""
+    """The body of every error."""
 
     model_config = ConfigDict(extra="allow")
-    error: Annotated[str, Field(description="The status in words.")]
+    error: Annotated[str, Field(description="The reason phrase of the status.")]
     # A default_factory: the member may be missing, and is never null.
-    reason: str = Field(default_factory=str, pattern=r"^[a-z]+(-[a-z]+)*$", description="A word for programs.")
-    fields: list[BadField] = Field(default_factory=list, description="Of a 422: every bad field.")
+    reason: str = Field(default_factory=str, pattern=r"^[a-z]+(-[a-z]+)*$", description="A code for programs.")
+    fields: list[BadField] = Field(default_factory=list, description="For a 422: every invalid field.")
 
 
 WORDS: Final = {
-    400: "What was sent could be read in two ways: a malformed target, JSON with a member twice, two credentials "
+    400: "The request is malformed or ambiguous: an invalid target, JSON with a duplicate member, or two credentials "
     "(`credentials-ambiguous`).",
-    401: "No credential (`credential-missing`) or a refused one (`credential-rejected`, `token-expired`, `session-revoked` "
-    "and others).",
-    403: "The caller is known and may not. `reason` says what is missing: `role`, `permission`, `plan`, `feature`, `scope`, "
-    "`organization`, `user` or `reverification`.",
-    404: "There is no such row for this caller. Another tenant's row and a missing one look alike.",
-    408: "The body took too long.",
-    409: "A request with the same `Idempotency-Key` is still under way.",
-    411: "A body without a length.",
-    412: "The row is not the one that `If-Match` names.",
+    401: "The credential is missing (`credential-missing`) or was refused (`credential-rejected`, `token-expired`, "
+    "`session-revoked` and others).",
+    403: "The caller is known but not allowed to do this. `reason` names what is missing: `role`, `permission`, `plan`, "
+    "`feature`, `scope`, `organization`, `user` or `reverification`.",
+    404: "No such row exists for this caller. Another tenant's row and a missing row get the same response.",
+    408: "The body was not received in time.",
+    409: "A request with the same `Idempotency-Key` is still in progress.",
+    411: "The request has neither `Content-Length` nor `Transfer-Encoding`.",
+    412: "The current `ETag` of the row does not match `If-Match`.",
     413: "The body is too large.",
     415: "The body is not `application/json` in UTF-8, or it is compressed.",
-    422: "Some fields cannot stand; all of them are listed.",
+    422: "One or more fields are invalid; every invalid field is listed.",
     429: "Too many requests.",
-    431: "The head of the request is too large.",
-    503: "The database, a key set or a provider cannot be asked. Nothing was half done: try again.",
+    431: "The request head is too large.",
+    503: "The database, a key set or a provider is unavailable. Nothing was partially applied; retry.",
 }
 _HEADERS_OF: Final = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
 
 HEADERS: Final = {
-    "ETag": "Names this state of the row, for `If-Match`.",
-    "Link": 'The next page, `<...>; rel="next"`; missing on the last one.',
-    "Location": "Where the new row is.",
-    "Retry-After": "Seconds to wait before the next try.",
+    "ETag": "Identifies the current version of the row, for `If-Match`.",
+    "Link": 'The next page: `<...>; rel="next"`. Absent on the last page.',
+    "Location": "The URL of the new row.",
+    "Retry-After": "Seconds to wait before retrying.",
     "WWW-Authenticate": "The challenge (RFC 6750 3).",
-    "X-Request-Id": "Names this request in the server's logs.",
+    "X-Request-Id": "Identifies this request in the server's logs.",
 }
 
 PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "limit": {
-        "name": "limit", "in": "query", "description": "The most rows of a page.",
+        "name": "limit", "in": "query", "description": "The maximum number of rows in a page.",
         "schema": {"type": "integer", "minimum": 1, "maximum": LARGEST_LIMIT, "default": DEFAULT_LIMIT},
     },
     "cursor": {
-        "name": "cursor", "in": "query", "description": "Where the page begins: the `cursor` of a `Link`.",
+        "name": "cursor", "in": "query", "description": "Where the page begins: the `cursor` of a `Link` header.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 512},
     },
     "If-Match": {
-        "name": "If-Match", "in": "header", "description": "Change the row only if this `ETag` is still its own.",
+        "name": "If-Match", "in": "header", "description": "Change the row only if its `ETag` still has this value.",
         "schema": {"type": "string"},
     },
     "Idempotency-Key": {
         "name": "Idempotency-Key", "in": "header",
-        "description": "A word of the client's own that names this request, so that it may be repeated: nothing is done twice.",
+        "description": "A client-chosen key that makes the request safe to retry.",
         "schema": {"type": "string"},
     },
 }  # fmt: skip
 
 
 def header_components() -> dict[str, Any]:
-    """`components.headers`."""
+    """The document's `components.headers`."""
     return {name: _header(name, words) for name, words in HEADERS.items()}
 
 
 def header_refs(*names: str) -> dict[str, Any]:
-    """A response's `headers`; every response bears the request id."""
-    wanted = sorted({*names, "X-Request-Id"})
-    return {name: {"$ref": f"#/components/headers/{name}"} if name in HEADERS else _header(name) for name in wanted}
+    """A response's `headers`: those named, and `X-Request-Id`, which every response has."""
+    included = sorted({*names, "X-Request-Id"})
+    return {name: {"$ref": f"#/components/headers/{name}"} if name in HEADERS else _header(name) for name in included}
 
 
 def parameter_ref(name: str) -> dict[str, str]:
@@ -95,12 +95,12 @@ def parameter_ref(name: str) -> dict[str, str]:
 
 
 def response_components(schema: dict[str, Any]) -> dict[str, Any]:
-    """`components.responses`: the errors that many operations share. `schema` is that of Error."""
+    """The document's `components.responses`: the errors that many operations share. `schema` is that of Error."""
     return {_named(status): refusal(status, schema) for status in WORDS}
 
 
 def response_ref(status: int) -> dict[str, str]:
-    """A reference to one of them."""
+    """A reference to the shared response of this error status."""
     return {"$ref": f"#/components/responses/{_named(status)}"}
 
 
@@ -109,12 +109,12 @@ def _named(status: int) -> str:
 
 
 def refusal(status: int, schema: dict[str, Any], words: str | None = None) -> dict[str, Any]:
-    """The response of one error status, said in full; `words` are a handler's own."""
-    said = {**schema, "properties": {"error": {"const": phrase(status)}}}
+    """The full response object for one error status. `words` replaces the standard description."""
+    body = {**schema, "properties": {"error": {"const": phrase(status)}}}
     return {
         "description": words or WORDS[status],
         "headers": header_refs(*_HEADERS_OF.get(status, ())),
-        "content": {"application/json": {"schema": said}},
+        "content": {"application/json": {"schema": body}},
     }
 
 

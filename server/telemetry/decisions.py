@@ -1,4 +1,4 @@
-"""What happened to a request, told once, to whoever listens: logs now; metrics and the audit of denials alike."""
+"""The outcome of a request, reported once to every listener: the logs and the audit of denials."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from .log import LOG
 
 
 class Decision(NamedTuple):
-    """What became of one request. `route` is the template, never the path; `detail` is for logs alone.
+    """The outcome of one request.
 
-    outcome   `unauthorized`, `forbidden` or another status where the gate turned it away; else the answer's status
-    `client` is the address behind the trusted proxies, `inbound_request_id` what the nearest of them named the request.
+    route               the template, never the path
+    outcome             `unauthorized`, `forbidden` or another status if the gate denied it; otherwise the response's status
+    detail              for logs only
+    seconds             how long the request took
+    client              the address behind the trusted proxies
+    inbound_request_id  the request id that the nearest trusted proxy sent
     """
 
     request_id: str
@@ -35,20 +39,21 @@ Listener: TypeAlias = Callable[[Decision], None]
 
 
 class DenialListener(Protocol):
-    """Who is told of requests that the gate turned away."""
+    """Receives the requests that the gate denied."""
 
     def hears(self, *, known: bool, status: int) -> bool:
-        """Is it told of this one at all? Asked once for each, before anything is put together: refusing must stay cheap."""
+        """Whether it wants this denial. Called once per denial, before a Decision is built: a denial must stay cheap."""
 
     def __call__(self, decision: Decision) -> None:
-        """Take it."""
+        """Record one denial."""
 
 
 class DenialLog:
-    """A line for each request that was turned away, with the full reason. Allowed requests make no line.
+    """Logs one line for each denied request, with the full reason. Admitted requests are not logged here.
 
-    Whoever is turned away can come again as often as they like, and a line costs more than the refusal. So lines are bounded:
-    so many a second for strangers and callers beyond their rate, more for known callers; then one says how many there were.
+    A denied client can retry as often as it likes, and a line costs more than the denial. The number of lines per second is
+    therefore limited: one limit for unknown callers and callers over their rate, a higher one for known callers. Another line
+    then says how many more were denied.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class DenialLog:
         self._strangers, self._known = _Bound(strangers_per_second, clock), _Bound(known_per_second, clock)
 
     def hears(self, *, known: bool, status: int) -> bool:
-        """All of what is turned away, but only so often."""
+        """True for every denial within the limit of lines per second."""
         return (self._known if known and status != 429 else self._strangers).allows()
 
     def __call__(self, decision: Decision) -> None:
@@ -66,7 +71,7 @@ class DenialLog:
 
 
 class _Bound:
-    """So many lines a second; the first one of a later second is told with how many there were more."""
+    """At most `limit` lines a second. The first line of a later second also logs how many were left out."""
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self._limit, self._clock = limit, clock
@@ -83,7 +88,7 @@ class _Bound:
 
 
 class RequestLog:
-    """A line for each request that was answered after it was let in, where the setting `log.requests` asks for it."""
+    """Logs one line for each admitted request, if the setting `log.requests` is on."""
 
     def __call__(self, decision: Decision) -> None:
         fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}

@@ -365,7 +365,7 @@ async def test_another_request_with_the_same_key_is_a_422(acme: Client, db: Test
         got = await acme.post(path, {**keyed(ALICE), **more}, data=sent)
         assert (got.status, got.json()) == (422, {
             "error": "Unprocessable Content", "reason": "idempotency-key-reused",
-            "fields": [{"field": "Idempotency-Key", "message": "was used with another request"}],
+            "fields": [{"field": "Idempotency-Key", "message": "was already used for a different request"}],
         })  # fmt: skip
     assert replayed(await acme.post("/raw?a=1", keyed(ALICE), data=b"one"))
     assert await names(db) == before == ["raw"]
