@@ -15,6 +15,7 @@ from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
 from .http.bodies import body, raw_body
 from .http.client_address import client_address, client_network, is_local
+from .http.cors import checked_origin
 from .http.describe import describe
 from .http.errors import Unavailable
 from .http.pagination import page
@@ -26,7 +27,7 @@ from .single_flight import SingleFlight
 
 __all__ = [
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "client_address",
-    "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public",
-    "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
+    "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
+    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document",
+    "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
 ]  # fmt: skip

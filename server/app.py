@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +19,12 @@ from .gate.idempotency import KEEP_SECONDS
 from .http import protocol
 from .http.bodies import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
-from .http.cors import Cors
+from .http.cors import Cors, checked_header, checked_origin
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, LoadedProvider, opened
+from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, opened
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
 from .routing.table import RouteTable
@@ -37,7 +36,6 @@ from .telemetry.decisions import DenialLog, RequestLog
 from .telemetry.log import LOG
 from .telemetry.metrics import Metrics
 
-_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?\Z")
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
 SERVER_DATABASE: Final = web.AppKey("server_database", ServerDatabase)
@@ -76,7 +74,11 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     metrics = Metrics()
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
-    cors = Cors(_origins(settings, providers))
+    cors = Cors(
+        _origins(settings, providers),
+        headers=(*credential_headers(providers), *_checked(settings, "cors_headers", checked_header)),
+        exposed=_checked(settings, "cors_exposed", checked_header),
+    )
     app[DOCUMENT] = openapi.make(table, providers)
     server_database, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
@@ -128,15 +130,15 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
 
 def _origins(settings: Settings, providers: list[LoadedProvider]) -> list[str]:
     if settings.get("cors_origins") is not None:
-        return _checked_origins(settings.words("cors_origins"))
+        return _checked(settings, "cors_origins", checked_origin)
     return [origin for one in providers for origin in one.authorized_parties]
 
 
-def _checked_origins(origins: list[str]) -> list[str]:
-    for origin in origins:
-        if not _ORIGIN.match(origin):
-            raise ConfigError(f"cors_origins: {origin!r} is not an origin (scheme://host[:port], lower case, no path)")
-    return origins
+def _checked(settings: Settings, key: str, check: Callable[[str], str]) -> list[str]:
+    try:
+        return [check(word) for word in settings.words(key)]
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 async def _open_database(app: web.Application) -> AsyncIterator[None]:

@@ -44,7 +44,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Rows": ("read", "scoped"),
     "Requests and responses": ("body", "raw_body", "row_id", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight", "revocation_failed"),
-    "Hooks, settings, commands": ("hookimpl", "Setting", "Command", "CommandContext"),
+    "Hooks, settings, commands": ("hookimpl", "Setting", "checked_origin", "Command", "CommandContext"),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from server import Setting
+from server import Setting, checked_origin
 
 from ..jwt.jwk import Key, from_pem
 from ..jwt.texts import is_safe_url
@@ -20,8 +20,6 @@ _SECRET_KEY: Final = re.compile(r"sk_(?:test|live)_[\x21-\x7e]+")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 _SECRETS: Final = re.compile(r"[\x20-\x7e]+")  # several while they are rotated; webhooks.py takes them apart
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
-# What browsers send as Origin (RFC 6454 6.2): lower case, no path, no slash at the end, also for app schemes.
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#@,*\\]+")
 
 TABLE: Final[Mapping[str, Setting]] = {
     "secret_key": Setting(
@@ -190,8 +188,10 @@ def _words(table: Mapping[str, Any], name: str) -> frozenset[str]:
 def _origins(table: Mapping[str, Any]) -> frozenset[str]:
     origins = _words(table, "authorized_parties")
     for origin in sorted(origins):
-        if not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"clerk.authorized_parties: {origin!r} is not an origin such as https://app.example.com")
+        try:
+            checked_origin(origin)
+        except ValueError as error:
+            raise ValueError(f"clerk.authorized_parties: {error}") from None
     return origins
 
 

@@ -1,5 +1,6 @@
 """Cross-origin requests: an exact list, the same preflight for every path, and errors that a page may read."""
 
+import re
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from aiohttp import web
 from kits.app import Reply, ask, build_app, provider_plugin, routes_plugin, serving, stub
 
-from server import Identity, signed_in
+from server import Identity, checked_origin, signed_in
 from server.settings.setting import ConfigError
 
 LISTED = "https://app.example.com"
@@ -52,7 +53,8 @@ async def test_a_preflight_is_the_same_for_every_path(port: int) -> None:
         "access-control-allow-origin": LISTED,
         "access-control-allow-credentials": "true",
         "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
-        "access-control-allow-headers": "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-API-Key",
+        "access-control-allow-headers": "Authorization, baggage, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, MCP-Protocol-Version, "
+        "sentry-trace, traceparent, tracestate, X-API-Key, X-Requested-With",
         "access-control-expose-headers": "ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id",
         "access-control-max-age": "600",
     }
@@ -137,11 +139,61 @@ async def test_a_malformed_target_is_a_400_before_any_preflight(port: int) -> No
     "origin",
     ["*", "null", "app.example.com", "https://*.example.com", "https://app.example.com/", "https://app.example.com/x", "https://", "ftp://app.example.com",
      "https://App.example.com", "HTTPS://app.example.com", "https://app.example.com?x", "https://u:p@app.example.com", "https://app.example.com#x",
-     "https://app.example.com:port", "https://app example.com"],
+     "https://app.example.com:port", "https://app example.com", "https://app.example.com:0443", "https://app.example.com:65536",
+     "https://app.example.com:", "file://x", "wss://app.example.com", "Capacitor://localhost", "capacitor://localhost/", "https://a.example\n", "https://b\u00fccher.example"],
 )  # fmt: skip
 def test_what_is_no_origin_cannot_be_listed(origin: str) -> None:
     with pytest.raises(ConfigError, match="cors_origins"):
         build_app(cors_origins=[origin])
+
+
+@pytest.mark.parametrize(
+    ("origin", "right"),
+    [("https://app.example.com:443", "https://app.example.com"), ("http://localhost:80", "http://localhost"), ("https://[::1]:443", "https://[::1]")],
+)
+def test_a_default_port_is_refused_with_the_right_form(origin: str, right: str) -> None:
+    with pytest.raises(ConfigError, match="cors_origins") as caught:
+        build_app(cors_origins=[origin])
+    assert str(caught.value).endswith(f"write {right!r}")
+    with pytest.raises(ValueError, match=re.escape(f"write {right!r}")):
+        checked_origin(origin)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["capacitor://localhost", "ionic://localhost", "chrome-extension://abc", "https://x.example:80", "http://x.example:443", "http://[::1]:5173"],
+)
+async def test_an_app_is_an_origin_like_a_site(origin: str) -> None:
+    assert checked_origin(origin) == origin
+    async with serving(build_app(cors_origins=[origin])) as port:
+        assert (await ask(port, "GET", "/api/health", ("Origin", origin))).headers["access-control-allow-origin"] == origin
+
+
+async def test_headers_are_added_to_the_built_in_lists() -> None:
+    class OwnHeader:
+        reads = ("X-Acme-Key", "Cookie", "authorization")
+
+        async def authenticate(self, request: web.Request) -> Identity | None:
+            return None
+
+    app = build_app({"acme": provider_plugin(acme=OwnHeader())}, providers=["acme"], cors_origins=[LISTED],
+                    cors_headers=["X-Tenant", "content-type"], cors_exposed=["X-Total", "etag"])  # fmt: skip
+    async with serving(build_app(cors_origins=[LISTED])) as plain, serving(app) as port:
+        allowed = {number: (await preflight(number, "/x", LISTED)).headers["access-control-allow-headers"].lower().split(", ") for number in (plain, port)}
+        assert set(allowed[port]) - set(allowed[plain]) == {"x-acme-key", "x-tenant"}
+        assert "cookie" not in allowed[port]
+        assert len(set(allowed[port])) == len(allowed[port])
+        for target in ("/api/health", "/api/%2e%2e"):
+            told = {number: (await ask(number, "GET", target, ("Origin", LISTED))).headers["access-control-expose-headers"].lower().split(", ") for number in (plain, port)}
+            assert set(told[port]) - set(told[plain]) == {"x-total"}
+            assert len(set(told[port])) == len(told[port])
+
+
+@pytest.mark.parametrize("name", ["X Tenant", "X-Tenant, X-Other", "*", "X-Tenant:", "X\r\nSet-Cookie"])
+def test_what_is_no_header_cannot_be_listed(name: str) -> None:
+    for setting in ("cors_headers", "cors_exposed"):
+        with pytest.raises(ConfigError, match=setting):
+            build_app(**{setting: [name]})
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ async def test_a_header_goes_before_the_cookie_and_never_falls_back() -> None:
             (("Authorization", "Basic YTpi"), PRE),
             (("Authorization", ""), PRE),
             (("X-API-Key", "whatever"), PRE),
-            (("X-API-Key", ""), PRE),
+            (("X-API-Key", ""), "credential-missing"),
         ]:
             got = await app_kit.ask(port, "GET", "/x/who", jar, header)
             assert (got.status, got.json["reason"]) == (401, reason), header

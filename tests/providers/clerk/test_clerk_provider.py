@@ -200,6 +200,8 @@ async def test_no_secret_in_any_repr_log_line_or_exception(house, caplog) -> Non
                 [" https://a.example"],
                 [7],
                 ["https://u@a.example"],
+                ["https://a.example:443"],
+                ["http://localhost:80"],
             )
         ],
         *[("audience", v) for v in ("api", [""], [7], [" a"])],
@@ -233,7 +235,7 @@ def test_settings_read_well() -> None:
     front = ClerkSettings.read({"publishable_key": "pk_test_Zm9vLWJhci0xMy5jbGVyay5hY2NvdW50cy5kZXYk"})
     assert front.jwks_url == "https://foo-bar-13.clerk.accounts.dev/.well-known/jwks.json"
     assert ClerkSettings.read({"api_url": "http://[::1]:80/"}).api_url == "http://[::1]:80"
-    assert ClerkSettings.read({"authorized_parties": ["chrome-extension://abc", "http://localhost:3000"]}).configured
+    assert ClerkSettings.read({"authorized_parties": ["chrome-extension://abc", "capacitor://localhost", "http://localhost:3000"]}).configured
 
 
 def test_keys_of_two_instances_are_a_mistake() -> None:
