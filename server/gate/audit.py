@@ -1,9 +1,9 @@
-"""The audit log's denials and its age: what the gate denied is written in the background, and old entries are forgotten.
+"""Writes the gate's denials to the audit log in the background, and deletes old entries.
 
-Writes need nothing here: a trigger in schema.sql notes them. A denial must never delay or fail a request, so it goes
-into memory, of bounded size, and from there to Postgres about once a second. Denials alike (the same caller, route and
-reason) that come before it is written are one entry that says how many: a caller who is refused a thousand times a
-second cannot fill the log.
+Changes to rows are not handled here: a trigger in schema.sql records them. A denial must never delay or fail a request, so
+it goes into a bounded buffer in memory, and from there to Postgres about once a second. Equal denials (the same caller,
+route and reason) in the buffer become one entry with a count: a caller who is denied a thousand times a second cannot fill
+the log.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Call = Callable[..., Awaitable[list[Mapping[str, Any]]]]
 
 
 class Denials:
-    """403s of known callers that wait to be written. What does not fit is counted, and said once a minute at most."""
+    """A buffer of 403s of known callers. Those that do not fit are counted and logged at most once a minute."""
 
     def __init__(self, call: Call, *, most: int = MOST_WAITING, clock: Callable[[], float] = time.monotonic) -> None:
-        """`call(function, *args)` runs a listed database function; `most` different denials wait at the same time."""
+        """`call(function, *args)` runs a listed database function; `most` is the number of different denials held."""
         self._call, self._most, self._clock = call, most, clock
         self._waiting: dict[tuple[str | None, ...], tuple[datetime, str, int]] = {}
         self._lost, self._say_at = 0, clock()
@@ -48,17 +48,17 @@ class Denials:
         return len(self._waiting)
 
     def hears(self, *, known: bool, status: int) -> bool:
-        """A stranger's denial, and every one that is no 403, leaves no entry."""
+        """True for a 403 of a known caller; other denials are not recorded."""
         return known and status == 403
 
     def __call__(self, decision: Decision) -> None:
-        """Take one decision of the gate."""
+        """Add one denial to the buffer."""
         target = f"{decision.method} {decision.route}"
         key = (decision.org_id, decision.user_id, decision.actor, decision.provider, target, decision.reason)
         self._add(key, (datetime.now(UTC), decision.request_id, 1))
 
     def _add(self, key: tuple[str | None, ...], new: tuple[datetime, str, int]) -> None:
-        """The first of several alike gives time and request id."""
+        """Equal denials are counted; the first one sets the time and the request id."""
         known = self._waiting.get(key)
         if known is not None:
             self._waiting[key] = (known[0], known[1], min(known[2] + new[2], MOST_TIMES))
@@ -74,20 +74,20 @@ class Denials:
             self.say_lost()
 
     def say_lost(self) -> None:
-        """Log how many denials were not noted since this was last said."""
+        """Log how many denials were lost since this was last logged."""
         if self._lost:
             LOG.warning("denials were not noted in the audit log", extra={"fields": {"count": self._lost}})
             self._lost, self._say_at = 0, self._clock() + 60
 
     def give_up(self) -> None:
-        """Count all that still waits as lost, and say so."""
+        """Count everything in the buffer as lost, and log it."""
         lost = sum(times for _, _, times in self._waiting.values())
         self._lost, self.dropped = self._lost + lost, self.dropped + lost
         self._waiting.clear()
         self.say_lost()
 
     async def write(self) -> None:
-        """Write all that waits, a batch at a time. Raises Unavailable, and then keeps what was not written."""
+        """Write the buffer to Postgres in batches. Raises Unavailable; what was not written then stays in the buffer."""
         while self._waiting:
             batch = [(key, self._waiting.pop(key)) for key in list(self._waiting)[:BATCH]]
             try:
@@ -96,7 +96,7 @@ class Denials:
                 for key, value in batch:
                     self._add(key, value)
                 raise
-            except Exception as error:  # Postgres takes none of it, and would not the next time either
+            except Exception as error:  # Postgres refuses this batch, and would refuse it again
                 log_failure("denials were refused by the audit log", error)
                 self._lose(sum(times for _, (_, _, times) in batch))
 
@@ -107,10 +107,10 @@ class Denials:
 
 
 class Audit:
-    """What one server does for the audit log: it writes denials and forgets old entries, as long as it runs."""
+    """One process's background work for the audit log: writing denials and deleting old entries."""
 
     def __init__(self, call: Call, *, denials: bool, retention_days: int) -> None:
-        """`call(function, *args)` runs a listed database function; `retention_days` 0: nothing is ever forgotten."""
+        """`call(function, *args)` runs a listed database function; `retention_days` 0 keeps entries forever."""
         self._call, self._days = call, retention_days
         self._denials = Denials(call) if denials else None
         self._prune_at = time.monotonic() + PRUNE_SECONDS
@@ -118,7 +118,7 @@ class Audit:
 
     @property
     def listeners(self) -> list[Denials]:
-        """Who is to be told by the gate."""
+        """The listeners for the gate's denials."""
         return [] if self._denials is None else [self._denials]
 
     @property
@@ -127,7 +127,7 @@ class Audit:
         return self._denials.dropped if self._denials is not None else 0
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
-        """A context of the application in which entries are written; at its end what waits is written, if that is quick."""
+        """The application's cleanup context: entries are written while it is open, and what is left when it closes."""
         task = asyncio.create_task(self._run())
         try:
             yield
@@ -135,7 +135,7 @@ class Audit:
             await self._finish(task)
 
     async def _finish(self, task: asyncio.Task[None]) -> None:
-        """Let a write that is under way end, and write what waits: within two seconds, or say how much is lost."""
+        """Finish a write in progress and write the rest, within FLUSH_SECONDS in all; log how much is lost after that."""
         self._stop.set()
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(FLUSH_SECONDS):
@@ -146,7 +146,7 @@ class Audit:
             self._denials.give_up()
 
     async def prune(self) -> int:
-        """Forget what is older than the setting says, in small steps that hold no lock for long; how many entries."""
+        """Delete entries older than `retention_days`, in small steps that hold no lock for long. Returns their number."""
         total = 0
         while self._days:
             rows = await self._call("audit_prune", self._days, PRUNE_BATCH)
@@ -173,14 +173,14 @@ class Audit:
                 pause = LONGEST_PAUSE
 
     async def _told_to_stop(self, seconds: float) -> bool:
-        """Wait so long, or until the server stops."""
+        """Wait for this time or until the server stops. Returns whether it is stopping."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
         return self._stop.is_set()
 
     async def _prune_sometimes(self) -> None:
-        """Every server does, and it does not matter which comes first."""
+        """Every process does this; it does not matter which one is first."""
         if time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_SECONDS
             await self.prune()

@@ -1,4 +1,4 @@
-"""Waiting with a bound, at no cost where nothing waits."""
+"""A timeout that costs nothing when there is nothing to wait for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 @types.coroutine
 def within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Await `coroutine` for at most `seconds`; TimeoutError after that.
+    """Await `coroutine` for at most `seconds` and return its result. Raises TimeoutError after that.
 
-    Most authentications answer from memory without waiting for anything. Setting and clearing a timer for each of them
-    would cost more than the answer, so the timer starts only at the first thing that is really waited for.
+    Most authentications are decided from memory, without waiting. Setting and clearing a timer for each of them would cost
+    more than the decision, so the timer starts only when the coroutine first waits.
     """
     try:
         waiting = coroutine.send(None)
@@ -26,16 +26,16 @@ def within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, 
     try:
         result = yield from _rest(coroutine, waiting)
     except BaseException as error:
-        _at_once(bound.__aexit__(type(error), error, error.__traceback__))  # raises TimeoutError where it was the bound
+        _at_once(bound.__aexit__(type(error), error, error.__traceback__))  # raises TimeoutError if the time is up
         raise
     _at_once(bound.__aexit__(None, None, None))
-    if bound.expired():  # it was told to stop and went on: too late all the same
+    if bound.expired():  # it was cancelled and went on: still too late
         raise TimeoutError
     return result
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any, T]:
-    """Drive a coroutine that waits already: hand what it waits for to the loop, and the loop's word back to it."""
+    """Drive a coroutine that is already waiting: pass what it awaits to the event loop, and the outcome back to it."""
     while True:
         thrown: BaseException | None = None
         try:
@@ -49,7 +49,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any
 
 
 def _at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Run a coroutine that never waits (asyncio.timeout's do not) to its end."""
+    """Run a coroutine that never waits, such as those of asyncio.timeout, to its end."""
     try:
         coroutine.send(None)
     except StopIteration:

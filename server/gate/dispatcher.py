@@ -1,6 +1,6 @@
-"""The outermost layer of every request: its id, malformed targets, cross-origin answers, and errors as JSON.
+"""The outermost layer of every request: its id, malformed targets, cross-origin headers, and errors as JSON.
 
-Preflights are answered here, before the gate: the same for every path, and nothing runs.
+Preflights are handled here, before the gate: the response is the same for every path, and no handler runs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ _VERSIONS = frozenset({(1, 0), (1, 1)})
 
 
 class Dispatcher:
-    """Turns whatever is raised into the contract's JSON, and stamps every answer. Nothing passes it unturned."""
+    """Passes each request to the gate and returns its response with the standard headers.
+
+    Every exception becomes a JSON error response.
+    """
 
     def __init__(self, lookup: Resolver, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
-        """`served` is told of every request that took a route and was let in; None: nobody asks."""
+        """`served` receives a Decision for every request that was routed and admitted; None: no Decision is made."""
         self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
-        """Set when the server is about to stop: each connection then ends with its last response (RFC 9112 9.6)."""
+        """Set when the server is about to stop: each connection is then closed after its last response (RFC 9112 9.6)."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """The answer to a request, whatever happens."""
+        """The response to a request, also when its handler fails or returns something that is not a response."""
         started = time.perf_counter()
         request_id = new_request_id()
         request[REQUEST_ID] = request_id
@@ -81,27 +84,27 @@ class Dispatcher:
     def _tell(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
         identity = request.get(IDENTITY)
         if self._served is None or (identity is None and not rule.public):
-            return  # the gate has told of it
+            return  # the gate has reported it already
         who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
-        told = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
-        self._served(Decision(*told))
+        fields = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
+        self._served(Decision(*fields))
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
-        # A 304 speaks for a 200 that is kept, and would forbid the keeping (RFC 9111 4.3.4).
+        # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).
         cacheable = rule is not None and rule.public and (response.status < 300 or response.status == 304)
         stamp(response, request_id, cacheable=cacheable)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)
-        if self.draining and not request.protocol._messages:  # else the requests behind this one would get no answer
+        if self.draining and not request.protocol._messages:  # otherwise pipelined requests would get no response
             response.force_close()
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
 
 
 def _sendable(response: object) -> web.StreamResponse:
-    """A handler's answer that is none of ours, as it can be sent. One of ours that was sent before, to whomever, cannot."""
+    """A handler's result as a response that can be sent: 500 for a non-response, or a JsonResponse that was already sent."""
     if not isinstance(response, web.StreamResponse) or type(response) is JsonResponse:
         return error_response(500)
-    if isinstance(response, web.HTTPException):  # returned where it should have been raised
+    if isinstance(response, web.HTTPException):  # returned instead of raised
         return from_http(response)
     return response

@@ -1,7 +1,7 @@
-"""What happens before any middleware: the head's limits, and errors of the parser in our shape.
+"""The HTTP connection: limits on request heads, and parser errors as JSON.
 
-aiohttp answers a malformed head with a text that repeats it, credentials and all, and logs it too. Here such an answer
-is the contract's JSON, and the log has the kind of mistake only.
+aiohttp responds to a malformed head with a text that repeats it, credentials included, and logs it too. Here the response
+is a JSON error, and the log contains only the type of the error.
 """
 
 from __future__ import annotations
@@ -28,24 +28,27 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HandOver(Protocol):
-    """What spreads connections over several workers, as one connection knows it."""
+    """What a connection needs of the balancer that spreads connections over several workers."""
 
     def came(self, transport: asyncio.BaseTransport) -> bool:
-        """Count a new connection; False where another worker has it now, and this one's end of it is to be dropped."""
+        """Count a new connection. False if another worker has taken it over: this worker must then drop it."""
 
     def add(self, number: int) -> None:
-        """Count connections that came from another worker (1), or ended (-1)."""
+        """Count a connection that came from another worker (1) or ended (-1)."""
 
 
 class Connection(RequestHandler):
-    """One connection. Counts the bytes and the seconds of a head that has not come to its end."""
+    """One client connection. Bytes come in, and each complete request is passed to the server's handler.
+
+    Limits the size and the duration of an incomplete request head: 431 or 408, and the connection is closed.
+    """
 
     __slots__ = ("_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing")
 
     def __init__(
         self, manager: ConnectionServer, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
     ) -> None:
-        """`most`: connections that are served at the same time. `handed`: this one comes from another worker."""
+        """`head_bytes` and `head_seconds` limit a head, `most` open connections. `handed`: it comes from another worker."""
         super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
         self._most, self._sharing, self._handed = most, manager.sharing, handed
         self._head_limit, self._head_seconds = head_bytes, head_seconds
@@ -57,7 +60,7 @@ class Connection(RequestHandler):
             if self._handed:
                 self._sharing.add(1)
             elif not self._sharing.came(transport):
-                self._sharing = self._manager = None  # it is another worker's now
+                self._sharing = self._manager = None  # it belongs to another worker now
                 transport.abort()  # type: ignore[attr-defined]
                 return
         super().connection_made(transport)
@@ -65,7 +68,7 @@ class Connection(RequestHandler):
             self._refuse(503, b"Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
-        # Before the first head nobody waits yet: the task that will has not run.
+        # Before the first head nothing waits for messages yet: the task that will has not run.
         idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
         waiting = len(self._messages)
         try:
@@ -74,15 +77,15 @@ class Connection(RequestHandler):
             LOG.info("request refused", extra={"fields": {"status": 400, "error": type(error).__name__}})
             self._refuse(400)
             return
-        come = len(self._messages) - waiting
+        received = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
-        if come > 0 and size > self._head_limit:
-            for number in range(waiting, waiting + come):
+        if received > 0 and size > self._head_limit:
+            for number in range(waiting, waiting + received):
                 self._weigh_head(number)
         if not idle:
-            # Perhaps the other request's body, perhaps the next head's first half: counted, and weighed when it is whole.
-            self._busy_bytes = len(data) if come > 0 else self._busy_bytes + len(data)
-        elif come > 0:
+            # Part of the current request's body or of the next head: counted now, checked when the head is complete.
+            self._busy_bytes = len(data) if received > 0 else self._busy_bytes + len(data)
+        elif received > 0:
             if self._head_bytes or self._busy_bytes or self._head_timer is not None:
                 self._head_done()
         elif data:
@@ -96,9 +99,9 @@ class Connection(RequestHandler):
             self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, 408)
 
     def _weigh_head(self, number: int) -> None:
-        """The head came whole, with much beside it: was it the head that was large, or the body behind it?"""
+        """Refuse a complete head that is over the limit; the bytes counted so far can include bodies."""
         message = self._messages[number][0]
-        if not isinstance(message, _ErrInfo):  # the C parser has a class of its own for messages
+        if not isinstance(message, _ErrInfo):  # the C parser has its own class of messages
             total = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
             if total > self._head_limit:
                 self._messages[number] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
@@ -116,7 +119,7 @@ class Connection(RequestHandler):
             self._head_timer = None
 
     def _refuse(self, status: int, lines: bytes = b"") -> None:
-        """Answer a head that never ends, and hang up. `lines` are further header lines."""
+        """Send an error response without a request, and close. `lines` are further header lines."""
         self._head_done()
         if self.transport is not None:
             self.transport.write(last_words(status, new_request_id(), lines))
@@ -125,7 +128,7 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; of ours, in one write. The second value: has the client gone?"""
+        """Send a response, a JsonResponse in one write. The second value returned is whether the client has disconnected."""
         if type(resp) is JsonResponse and not self._upgraded and not self._paused and request._post is None:
             data = resp.as_bytes(request)
             if data is not None:
@@ -140,12 +143,12 @@ class Connection(RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """An error of the parser (or of our own layers), without a word of what was sent."""
+        """The response to an error of the parser or of the server; it contains nothing that the client sent."""
         if isinstance(exc, LineTooLong) or "many headers" in str(message).lower():
             status = 431
         LOG.info("request refused", extra={"fields": {"status": status, "error": type(exc).__name__}})
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way already")
+            raise ConnectionError("a response has already been started")
         response = error_response(status)
         stamp(response, new_request_id())
         response.force_close()
@@ -153,7 +156,7 @@ class Connection(RequestHandler):
 
 
 class Request(web.Request):
-    """aiohttp's, whose `get` and `in` look into the dictionary themselves: as a mapping's they go round by an exception."""
+    """aiohttp's request with direct `get` and `in`: those inherited from Mapping raise and catch an exception per miss."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return self._state.get(key, default)
@@ -163,16 +166,16 @@ class Request(web.Request):
 
 
 class ConnectionServer(DrainingServer):
-    """aiohttp's server with our connections."""
+    """aiohttp's server, which makes a Connection for each client and drains when it shuts down."""
 
     sharing: HandOver | None = None
-    """Set where several workers share a port."""
+    """The connection balancer, if several workers share a port."""
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
 
     async def take(self, connection: socket.socket) -> None:
-        """Serve a connection that another worker has handed over."""
+        """Serve an open connection that another worker has handed over."""
         made = partial(Connection, self, loop=self._loop, handed=True, **self._kwargs)
         await self._loop.connect_accepted_socket(made, connection)
 
@@ -188,15 +191,18 @@ def install(
     connections: int,
     descriptors: int,
 ) -> None:
-    """Make whatever serves `app` (our own runner, a test server, gunicorn's worker) serve it through Wire.
+    """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
 
-    `headers` is the largest number of header lines, `connections` that of connections; `descriptors` are needed beside them.
+    head_bytes, head_seconds  the largest size and the longest duration of a request head
+    headers, connections      the maximum number of header lines of a request, and of open connections
+    idle_seconds              how long a connection without a request stays open
+    descriptors               file descriptors that the process needs besides those of its connections
     """
 
     def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
         app._set_loop(loop)
         app.freeze()
-        # Deadlines are ours to choose, whatever the runner's defaults are (AppRunner keeps idle connections an hour).
+        # The timeouts are ours, not the runner's defaults (AppRunner keeps idle connections for an hour).
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
