@@ -1,1 +1,1 @@
-"""The routes that come with the server. Each file is a plugin like any stranger's, and imports only the door."""
+"""The routes that come with the server. Each module is a plugin and imports only the public interface of `server`."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page to read and try it. Everything that the page needs is served here."""
+"""Serves the OpenAPI document and a page to read and try it, with every file that the page needs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ routes = web.RouteTableDef()
 _FOLDER: Final = Path(__file__).parent / "assets"
 _TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css", "icon.svg")
-"""What is served of the folder; the licences beside them are for whoever has the package."""
+"""The files of the folder that are served; the licences beside them come with the package and are not served."""
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Scripts and styles of this server alone, none inline; the page can ask this server and no other."""
-_AGAIN: Final = "no-cache"  # kept, and asked for again with its ETag
-_FOREVER: Final = "public, max-age=31536000, immutable"  # RFC 8246: under a name that says which version it is
+"""Only scripts and styles from this server, none inline; the page can send requests to this server and no other."""
+_AGAIN: Final = "no-cache"  # cached, and revalidated with its ETag
+_FOREVER: Final = "public, max-age=31536000, immutable"  # RFC 8246: the URL holds the version
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent. `read` gives its content: the files are large, and hardly ever asked for."""
+    """A file as it is sent. `read` returns its bytes, which are not kept: the files are large and rarely requested."""
 
     read: Callable[[], bytes]
     content_type: str
@@ -38,12 +38,12 @@ class Asset:
 
     @property
     def version(self) -> str:
-        """Stands in the page's links: other content has another address."""
+        """The query value in the page's links: changed content has a new URL."""
         return self.etag.strip('"')
 
 
 def asset(read: Callable[[], bytes], content_type: str) -> Asset:
-    """An Asset with a strong entity tag of its content."""
+    """Returns an Asset with a strong entity tag: 16 hexadecimal digits of the content's SHA-256."""
     return Asset(read, content_type, f'"{hashlib.sha256(read()).hexdigest()[:16]}"')
 
 
@@ -52,7 +52,7 @@ def _read(name: str) -> Asset:
 
 
 def page_of(assets: Mapping[str, Asset]) -> Asset:
-    """The page, with the versions of its files in its links."""
+    """Returns the HTML page, with the versions of its files in its links."""
     text = (_FOLDER / "page.html").read_text("utf-8")
     for name, one in assets.items():
         text = text.replace(f'"docs/{name}"', f'"docs/{name}?v={one.version}"')
@@ -64,7 +64,7 @@ _PAGE: Final = page_of(_ASSETS)
 
 
 def sent(request: web.Request, what: Asset, keep: str) -> web.Response:
-    """200, or 304 to whoever has it already (RFC 9110 13.1.2)."""
+    """Returns 200 with the asset, or 304 if If-None-Match matches its ETag (RFC 9110 13.1.2). `keep` is the Cache-Control."""
     headers = {
         "Content-Type": what.content_type,
         "Content-Security-Policy": POLICY,
@@ -112,7 +112,7 @@ async def docs(request: web.Request) -> web.Response:
     summary="A file of the page",
 )
 async def docs_file(request: web.Request) -> web.Response:
-    """One of a fixed list: no path of a file system is made of what was asked."""
+    """Serves one file of a fixed list: the requested name never becomes a file system path."""
     found = _ASSETS.get(request.match_info["file"])
     if found is None:
         raise web.HTTPNotFound

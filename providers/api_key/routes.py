@@ -1,6 +1,6 @@
-"""The routes of API keys: make, list, rotate and revoke one's own, and for an administrator the organisation's.
+"""The routes of API keys: a user creates, lists, rotates and revokes their own keys, an administrator the organisation's.
 
-A key never has more rights than whoever makes or rotates it, and one that a key has made never outlives its maker.
+A key never has more rights than the caller that creates or rotates it. A key that was created by a key never outlives it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .static import static_keys
 
 
 class Refused(Exception):
-    """An answer other than success, raised inside a transaction to roll it back."""
+    """An error response, raised inside a transaction to roll it back. `members` are the members of its JSON body."""
 
     def __init__(self, status: int, **members: Any) -> None:
         super().__init__(status)
@@ -46,20 +46,21 @@ class Refused(Exception):
 
 
 class Keys:
-    """The four routes, with the settings of one server."""
+    """The four routes under /api/keys, with the settings of one server."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._scopes = frozenset(settings["scopes"] or ())
         self._most = {"user": settings["max_per_user"], "organization": settings["max_per_organization"]}
         self._statics = {key.id: key.expires_at for key in static_keys(settings["keys"]).values()}
-        self._env = "production"  # until the provider is opened; a key that says `live` is the safer mistake
+        self._env = "production"  # until the provider is opened; a wrong `live` in a key is the safer mistake
 
     def opened(self, house: House) -> None:
-        """What the provider of the same server was told."""
+        """Called when the provider of the same server is opened: takes the environment from the house."""
         self._env = house.env
 
     def routes(self) -> Iterable[web.RouteDef]:
-        """Sessions and API keys only: what another issuer vouches for is not ours to turn into a lasting credential."""
+        """The route definitions. They accept session tokens and API keys only: another issuer's short-lived token must not be
+        exchanged for a long-lived credential."""
         known = requires(accepts=["session_token", "api_key"])
         return [
             web.get("/api/keys", known(self.list_keys)),
@@ -121,12 +122,12 @@ class Keys:
         returns=NewSecret,
         summary="Give a key a new secret",
         refusals={
-            403: "The key has more than whoever asks. `reason` says of what.",
+            403: "The key has more rights than the caller. `reason` names what exceeds them.",
             409: "The key has expired.",
         },
     )
     async def rotate_key(self, request: web.Request) -> web.Response:
-        how = await body(request, Rotation) if request.body_exists else Rotation()  # it may be left out
+        how = await body(request, Rotation) if request.body_exists else Rotation()  # the body is optional
         caller, key = identity_of(request), make(self._env, request.match_info["id"])
         if parse(key.text) is None:  # no id of ours
             raise web.HTTPNotFound
@@ -152,7 +153,7 @@ class Keys:
         return web.Response(status=204)
 
     async def _may_rotate(self, db: Any, caller: Identity, row: Mapping[str, Any] | None) -> None:
-        """A new secret is a new key: whoever gets it must have what it may do. Raises Refused, HTTPNotFound."""
+        """Checks that the caller has every right of the key, whose new secret it will know. Raises Refused, HTTPNotFound."""
         if row is None:
             raise web.HTTPNotFound
         if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
@@ -161,12 +162,12 @@ class Keys:
         if reason is None:
             end = await self._end(db, caller, None)
             if end is not None and (row["expires_at"] is None or row["expires_at"] > end):
-                reason = "scope"  # it lives longer than the key that asks
+                reason = "scope"  # the key outlives the calling key
         if reason is not None:
             raise Refused(403, error="Forbidden", reason=reason)
 
     async def _end(self, db: Any, caller: Identity, wanted: datetime | None, *, makes: bool = False) -> datetime | None:
-        """When a key that this caller makes ends: as wanted, but not after the key that makes it. Raises Refused."""
+        """Returns when a key created by this caller expires: at `wanted`, but never after the calling key. Raises Refused."""
         if caller.token_type != "api_key":
             return wanted
         if caller.key_id in self._statics:
@@ -185,30 +186,30 @@ class Keys:
         return own if wanted is None else wanted
 
     def _maker(self, caller: Identity) -> str | None:
-        """What `created_by_key` records: the key that makes this one, if one does."""
+        """Returns the value of `created_by_key`: the id of the calling key (`static:` before a static key's), or None."""
         if caller.token_type != "api_key":
             return None
         return f"{STATIC}{caller.key_id}" if caller.key_id in self._statics else caller.key_id
 
 
 def administers(request: web.Request) -> bool:
-    """Does the caller administer the active organisation? `scoped` and `read` ask the same again."""
+    """Whether the caller administers the active organisation. `scoped` and `read` check this again."""
     return identity_of(request).has(role="org:admin")
 
 
 def owners(request: web.Request) -> tuple[str | None, str | None]:
-    """The arguments of MINE."""
+    """Returns the two arguments of `MINE`: the user, and the organisation if the caller administers it."""
     caller = identity_of(request)
     return caller.user_id, caller.org_id if administers(request) else None
 
 
 def forbidden(reason: str) -> web.Response:
-    """403 with this slug."""
+    """Returns a 403 with this `reason`."""
     return answer({"error": "Forbidden", "reason": reason}, 403)
 
 
 def shown(row: str | None, key: Key, status: int) -> web.Response:
-    """The row with the secret, this once."""
+    """Returns the row with its secret, which is shown only once. Raises HTTPNotFound without a row."""
     if row is None:
         raise web.HTTPNotFound
     return answer({**json.loads(row), "secret": key.text}, status)

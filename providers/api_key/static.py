@@ -1,4 +1,4 @@
-"""Static keys: `[[api_key.keys]]` in the settings. Nothing stands there that could be used as a key."""
+"""Static keys: `[[api_key.keys]]` in the settings. Only hashes are there, so the settings hold no usable key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MEMBERS = frozenset({"id", "hash", "user_id", "org_id", "org_slug", "org_role",
 
 @dataclass(frozen=True, slots=True)
 class StaticKey:
-    """One `[[api_key.keys]]`: the digest of the key, whose it is, and until when (Unix seconds, or None)."""
+    """One `[[api_key.keys]]`: the key's SHA-256, its owner, and when it expires (Unix seconds; None: never)."""
 
     digest: bytes
     identity: Identity
@@ -30,13 +30,13 @@ class StaticKey:
 
 
 def static_keys(tables: Iterable[Mapping[str, Any]] | None) -> dict[bytes, StaticKey]:
-    """The keys by their digests. Raises ValueError for one that is not well described."""
+    """Returns the keys by their digests. Raises ValueError for an invalid or duplicate one."""
     keys: dict[bytes, StaticKey] = {}
     ids: set[str] = set()
     for number, table in enumerate(tables or ()):
         key = _static_key(number, table)
         if key.id in ids or key.digest in keys:
-            raise ValueError(f"api_key.keys: the id or the hash of {key.id!r} stands there twice")
+            raise ValueError(f"api_key.keys: duplicate id or hash ({key.id!r})")
         ids.add(key.id)
         keys[key.digest] = key
     return keys
@@ -53,12 +53,12 @@ def _static_key(number: int, table: Mapping[str, Any]) -> StaticKey:
     if hashed is None:
         raise ValueError(f"{where}: hash must be 'sha256:' and 64 hexadecimal digits (`python -m server keys hash`)")
     if table.get("user_id") is None and table.get("org_id") is None:
-        raise ValueError(f"{where}: it must belong to a user_id, an org_id, or both")
+        raise ValueError(f"{where}: user_id, org_id or both are required")
     texts = {name: _text(where, table, name) for name in ("user_id", "org_id", "org_slug", "org_role")}
     lists = {name: _list(where, table, name) for name in ("org_permissions", "scopes")}
     if texts["org_id"] is None and (texts["org_role"] or lists["org_permissions"]):
-        raise ValueError(f"{where}: a role or permissions without an org_id")
-    # The operator vouches for it whenever the server starts: what was revoked before that start does not touch it.
+        raise ValueError(f"{where}: org_role and org_permissions require org_id")
+    # The operator confirms the key at every start of the server, so revocations from before the start do not apply to it.
     said: dict[str, Any] = {**texts, **lists, "key_id": table["id"], "issued_at": time.time()}
     identity = Identity(provider="api_key", token_type="api_key", **said)
     return StaticKey(bytes.fromhex(hashed[1]), identity, _moment(where, table.get("expires_at")))
@@ -79,7 +79,7 @@ def _list(where: str, table: Mapping[str, Any], name: str) -> Sequence[str] | No
 
 
 def _moment(where: str, value: object) -> float | None:
-    """Unix seconds of `expires_at`: a TOML date and time with an offset, or the same as a text (RFC 3339)."""
+    """Returns `expires_at` in Unix seconds. It is a TOML date, a TOML time with an offset, or a string (RFC 3339)."""
     if value is None:
         return None
     try:

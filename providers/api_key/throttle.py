@@ -1,11 +1,11 @@
-"""Slows whoever tries one unknown key after the other, and locks nobody out.
+"""Slows a client that tries one unknown key after another, and locks no client out.
 
-Guessing 256 bits is hopeless; what is protected here is the database. Each lookup of a secret that this worker has not
-seen succeed is charged to the client's address, and what turns out to be a key is paid back, so that only failures count.
-Debts run out with time. Beyond the allowance each lookup from there waits, up to a second, and then goes on: it is never
-refused, so whoever shares an address (a proxy, an office) with a guesser gets in a second late the first time. The second
-time not even that: a secret that has worked here is remembered by its digest, which nobody can guess, and does not wait.
-Few lookups of strangers run at the same time, so that they never take all connections from those who are known.
+Guessing 256 bits is hopeless; this protects the database. Each lookup of a secret that has not yet worked on this worker
+is charged to the client's address. If it is a valid key the charge is paid back, so that only failures count. Debts decay
+with time. Beyond the allowance each lookup from that address waits, at most a second, and is never refused: a client that
+shares an address (a proxy, an office) with a guesser waits up to a second the first time. After that it does not wait: a
+secret that has worked is remembered by its digest, which cannot be guessed. Only a few lookups of unknown secrets run at
+the same time, so that they never take all connections from known clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST: Final = 10_000
 
 
 class Throttle:
-    """Debts by client address, in lookups. Bounded: the addresses that were quiet the longest are forgotten first."""
+    """Debts by client address, in lookups. Bounded: the addresses that were idle longest are dropped first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class Throttle:
 
     @asynccontextmanager
     async def turn(self, address: str) -> AsyncIterator[None]:
-        """Charge one lookup, wait as long as the address has to, and hold one of the few places for strangers."""
+        """Charge one lookup, wait as long as the address must, and hold one of the few slots for unknown secrets."""
         wait = self.charge(address)
         if wait > 0:
             await asyncio.sleep(wait)
@@ -43,13 +43,13 @@ class Throttle:
             yield
 
     def charge(self, address: str) -> float:
-        """Charge one lookup; how many seconds it has to wait."""
+        """Charge one lookup; returns how many seconds it must wait."""
         debt = min(self._debt(address) + 1, ALLOWANCE + PER_SECOND * LONGEST_WAIT)
         self._put(address, debt)
         return max((debt - ALLOWANCE) / PER_SECOND, 0.0)
 
     def pay_back(self, address: str) -> None:
-        """It was a key after all."""
+        """Take back the charge of a lookup that found a key."""
         self._put(address, max(self._debt(address) - 1, 0.0))
 
     def _debt(self, address: str) -> float:

@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, Identity
 
-from ..jwt import jws as strict
+from ..jwt import jws
 from ..jwt.strict_json import Malformed
 from .settings import ClerkSettings
 
@@ -181,18 +181,18 @@ def _seconds(value: str | None) -> int:
 
 
 def _unproven(token: str | None) -> _Unproven | None:
-    segments = strict.split(token) if token else None
+    segments = jws.split(token) if token else None
     if segments is None:
         return None
     try:
-        return _decoder.decode(strict.decode(segments.payload))
+        return _decoder.decode(jws.decode(segments.payload))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malformed):
         return None
 
 
 def _number(said: _Unproven | None, name: str) -> float:
     value: Any = getattr(said, name, None)
-    return float(value) if type(value) in (int, float) and abs(value) < strict.MAX_DATE else 0.0
+    return float(value) if type(value) in (int, float) and abs(value) < jws.MAX_DATE else 0.0
 
 
 def _refused(detail: str) -> CredentialRejected:

@@ -12,12 +12,12 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
 
-from ..jwt import jws as strict
+from ..jwt import jws
 from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
 from ..jwt.cache import TokenCache, Verified
 from ..jwt.jwk import RSA
 from ..jwt.jwks import Keys, KeySet, StaticKeys
-from ..jwt.signature import prove
+from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
 from . import development_key as development
 from . import session
@@ -37,7 +37,7 @@ class ClerkProvider:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
         self._settings = ClerkSettings.read(table)
         self._clock = clock
-        self._headers = strict.HeaderReader(RSA)
+        self._headers = jws.HeaderReader(RSA)
         self._cache: TokenCache[Identity] = TokenCache()
         self._cookies = CookieReader(self._settings)
         self._machine: MachineTokens | None = None
@@ -136,7 +136,7 @@ class ClerkProvider:
         identity = await self._by_token(request, cookie.token, keys)
         if identity is not None:
             self._cookies.check(cookie, identity)
-        elif strict.split(cookie.token) is None:
+        elif jws.split(cookie.token) is None:
             raise CredentialRejected("credential-rejected", "the session cookie holds no JWT")
         return identity
 
@@ -146,19 +146,19 @@ class ClerkProvider:
         if known is not None:
             self._check_peer(request)
             return known
-        segments = strict.split(token)
+        segments = jws.split(token)
         if segments is None:
             return None
         return await self._verify(request, digest, segments, keys)
 
-    async def _verify(self, request: web.Request, digest: bytes, segments: strict.Segments, keys: Keys) -> Identity | None:
+    async def _verify(self, request: web.Request, digest: bytes, segments: jws.Segments, keys: Keys) -> Identity | None:
         try:
             # Whose it says it is matters only where somebody else has issuers too; else nothing of it is read before the proof.
             if self._is_anothers(segments):
                 return None
             self._check_peer(request)
-            header, generation = await prove(segments, keys, self._headers)
-            claims = strict.claims(strict.decode(segments.payload))
+            header, generation = await verify(segments, keys, self._headers)
+            claims = jws.claims(jws.decode(segments.payload))
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         now = self._clock()
@@ -166,10 +166,10 @@ class ClerkProvider:
         self._cache.put(digest, generation, Verified(identity, times.begins(self._settings.leeway), times.expires))
         return identity
 
-    def _is_anothers(self, segments: strict.Segments) -> bool:
+    def _is_anothers(self, segments: jws.Segments) -> bool:
         if self._house is None or not self._house.has_issuers_beside(NAME):
             return False
-        issuer = strict.unproven_issuer(strict.decode(segments.payload))
+        issuer = jws.unverified_issuer(jws.decode(segments.payload))
         return isinstance(issuer, str) and self._house.issuer_of(issuer) not in (None, NAME)
 
     def _check_peer(self, request: web.Request) -> None:

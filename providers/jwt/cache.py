@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Verified(NamedTuple, Generic[T]):
-    """What a verified token says. `value` must be frozen: many requests share it.
+    """The content of a verified token. `value` must be frozen: many requests share it.
 
-    It holds from `not_before` (inclusive, the permitted skew already taken off) until `expires` (exclusive: the
+    It is valid from `not_before` (inclusive, the permitted clock skew already subtracted) until `expires` (exclusive: the
     token's own `exp`, no skew added), both Unix seconds.
     """
 
@@ -22,15 +22,15 @@ class Verified(NamedTuple, Generic[T]):
 
 
 class TokenCache(Generic[T]):
-    """At most `limit` verified tokens under SHA-256 of their text, the oldest dropped first. Tokens are not kept.
+    """At most `limit` verified tokens by the SHA-256 of their text, the oldest dropped first. The tokens are not kept.
 
-    An entry stops counting
-    - at the token's `exp`, by the time that each `get` is given, so a clock that was wrong does no lasting harm;
-    - before its `not_before`, should the clock go back;
-    - as soon as `generation` is another number than at the last call: a key left the key set, so all are forgotten.
-    Settings need no such rule: they do not change while a provider lives, and a new provider has a new cache.
-    Nothing else is remembered: what can change while a token lives (revocation, route, origin, peer) is checked on
-    every request by the code that knows it. A miss says nothing about a token; it only means: verify it.
+    An entry is no longer used
+    - from the token's `exp` on, by the `now` of each `get`, so that a wrong clock does no lasting harm;
+    - before its `not_before`, in case the clock goes back;
+    - when `generation` differs from the last call's: a key left the key set, so all entries are dropped.
+    Settings need no such rule: they do not change while a provider is open, and a new provider has a new cache.
+    Nothing else is cached: what can change during a token's life (revocation, route, origin, peer) is checked on
+    every request by the code that owns it. A miss says nothing about a token except that it must be verified.
     """
 
     def __init__(self, limit: int = 10_000) -> None:
@@ -42,7 +42,7 @@ class TokenCache(Generic[T]):
         return len(self._entries)
 
     def get(self, digest: bytes, generation: int, now: float) -> T | None:
-        """The value for this `digest_of` a token, where it was put under this generation and `now` is in bounds."""
+        """Returns the value stored for this digest under this generation if it is valid at `now` (Unix seconds)."""
         self._follow(generation)
         entry = self._entries.get(digest)
         if entry is None or now < entry.not_before:
@@ -56,7 +56,7 @@ class TokenCache(Generic[T]):
         return entry.value
 
     def figures(self) -> dict[str, float]:
-        """Hits, misses and the number of cached tokens, for the metrics."""
+        """Returns the hits, the misses and the number of cached tokens, for the metrics."""
         return {"cache_hits_total": self.hits, "cache_misses_total": self.misses, "cache_tokens": len(self)}
 
     def recall(self, digest: bytes, generation: int, now: float) -> T | None:
@@ -69,7 +69,7 @@ class TokenCache(Generic[T]):
         return entry.value
 
     def put(self, digest: bytes, generation: int, entry: Verified[T]) -> None:
-        """Keep what was verified. `generation` is the key set's at the time when its key was looked up."""
+        """Store a verified token. `generation` is the key set's at the time when its key was looked up."""
         self._follow(generation)
         self._entries.put(digest, entry)
 

@@ -1,4 +1,4 @@
-"""One public key: made from a JWK or a PEM, fit for use or refused, and bound to the algorithms it may serve."""
+"""Reads a public key from a JWK or a PEM, refuses a weak or odd one, and binds it to the algorithms it may verify."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BY_CURVE: Final[Mapping[str, tuple[str, ...]]] = {
     "P-521": ("ES512",),
     "Ed25519": ("EdDSA",),
 }
-# RFC 7518 6: these members are the private half. A key whose private half was published proves nothing.
+# RFC 7518 6: these members are the private half. A signature by a key whose private half was published proves nothing.
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _MIN_BITS: Final = 2048
 _MAX_BITS: Final = 8192
@@ -36,27 +36,27 @@ _PUBLIC_ARMOUR: Final = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY"})
 
 
 class OddKey(Exception):
-    """A key that is not used. The message says why, in words that hold nothing of the key."""
+    """A key that is not used. The message says why and contains nothing of the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A public key and its verifiers, one per algorithm that it may serve. `material` tells two keys apart."""
+    """A public key and its verifiers, one per algorithm that it may serve. Two keys are the same if `material` is equal."""
 
     kid: str | None
     material: tuple[str, ...]
     verifiers: Mapping[str, tuple[Algorithm, Any]] = field(repr=False)
 
     def verify(self, alg: str, signing_input: bytes, signature: bytes) -> bool:
-        """Was `signing_input` signed with this key's private half under `alg`? An `alg` not its own: False."""
+        """Whether `signature` is one of `signing_input` by this key under `alg`. False for an `alg` that it may not serve."""
         verifier = self.verifiers.get(alg)
         return verifier is not None and bool(verifier[0].verify(signing_input, verifier[1], signature))
 
 
 def from_jwk(jwk: object, algorithms: Collection[str]) -> Key:
-    """The key that a member of a key set describes (RFC 7517 4), for those of `algorithms` that its type allows.
+    """Returns the key of one member of a key set (RFC 7517 4), for those of `algorithms` that its type allows.
 
-    A member's own `alg` narrows them to one. Raises OddKey for a member that must be skipped.
+    A member's own `alg` limits it to that one. Raises OddKey for a member that must be skipped.
     """
     if not isinstance(jwk, dict):
         raise OddKey("it is not an object")
@@ -75,9 +75,9 @@ def from_jwk(jwk: object, algorithms: Collection[str]) -> Key:
 
 
 def from_pem(text: str, algorithms: Collection[str] = RSA) -> Key:
-    """The RSA key in a PEM, whatever an environment variable did to it: `\\n` escapes, no newlines, no armour lines.
+    """Returns the RSA key in a PEM. Accepts what environment variables do to it: `\\n` escapes, no newlines, no armour lines.
 
-    Raises ValueError, never with the text, for anything but one public RSA key of 2048 bits or more.
+    Raises ValueError, whose message never contains the text, for anything but one public RSA key of 2048 to 8192 bits.
     """
     text = text.replace("\\r", "").replace("\\n", "\n").strip()
     labels = set(_ARMOUR.findall(text))
@@ -97,10 +97,10 @@ def from_pem(text: str, algorithms: Collection[str] = RSA) -> Key:
 
 
 def read_set(raw: bytes, algorithms: Collection[str]) -> tuple[dict[str, Key], set[str]]:
-    """The usable keys of a key set's JSON (RFC 7517 5) by kid, and a line for the log about each that is not used.
+    """Returns the usable keys of a key set's JSON (RFC 7517 5) by kid, and a log line about each that is not used.
 
-    Raises Malformed when it is no key set. When usable members share a kid, none of them is used: the set does not
-    say which one is meant.
+    Raises Malformed if it is not a key set. If usable members share a kid, none of them is used: the set does not say
+    which one is meant.
     """
     members = read_object(raw, "key set").get("keys")
     if not isinstance(members, list):
@@ -153,7 +153,7 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> tuple[str, ...]:
 def _verifier(public: dict[str, Any], algorithm: str) -> tuple[Algorithm, Any]:
     try:
         made = jwt.PyJWK(public, algorithm=algorithm)
-    except Exception:  # one odd member must never spoil the set, whatever the library makes of it
+    except Exception:  # one odd member must never spoil the set, whatever the library raises
         # Not chained: the library's messages quote the member.
         raise OddKey("it is malformed") from None
     return made.Algorithm, made.key

@@ -1,4 +1,4 @@
-"""The keys that tokens may be signed with: fixed ones, or a set that is fetched and kept fresh in the background."""
+"""The keys that verify tokens: fixed ones, or a key set that is fetched and refreshed in the background."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ _RETRY: Final = 5.0
 
 
 class Keys(Protocol):
-    """What a verifier asks of its keys. `get` and `generation` never wait; `find` may."""
+    """The keys of a verifier. `get` and `generation` never wait; `find` may."""
 
     def get(self, kid: str | None) -> Key | None:
-        """The key, where it is known and fresh."""
+        """Returns the key if it is known and fresh."""
 
     async def find(self, kid: str | None) -> Key | None:
-        """The key; None: there is no such key. Raises Unavailable when that cannot be known."""
+        """Returns the key, or None if there is no such key. Raises Unavailable if that cannot be determined."""
 
     def generation(self) -> int:
-        """Changes whenever a key stops being trusted: what was verified under another number counts no more."""
+        """Changes whenever a key stops being trusted. What was verified under another number must be verified again."""
 
     def not_ready(self) -> str | None:
-        """Why no token can be verified now, or None."""
+        """Returns why no token can be verified now, or None."""
 
     def figures(self) -> dict[str, float]:
-        """Age and fetches, for the metrics."""
+        """Returns the age of the keys and the number of fetches, for the metrics."""
 
     async def open(self) -> None:
-        """Start; never raises because a service cannot be reached."""
+        """Start. An unreachable service is not an error."""
 
     async def close(self) -> None:
         """Stop."""
 
 
 class StaticKeys:
-    """One key that never changes. `kid` None: whatever a token says its kid is."""
+    """One key that never changes. With `kid` None it serves tokens of any kid."""
 
     def __init__(self, key: Key, kid: str | None = None) -> None:
         self._key = key
         self._kid = kid
 
     def get(self, kid: str | None) -> Key | None:
-        """The key, unless it is bound to another kid."""
+        """Returns the key, or None if it is bound to another kid."""
         return self._key if self._kid is None or kid == self._kid else None
 
     async def find(self, kid: str | None) -> Key | None:
@@ -67,7 +67,7 @@ class StaticKeys:
         return None
 
     def figures(self) -> dict[str, float]:
-        """There is nothing to tell."""
+        """Always empty."""
         return {}
 
     async def open(self) -> None:
@@ -80,15 +80,16 @@ class StaticKeys:
 class KeySet:
     """A JSON Web Key Set (RFC 7517 5) from a service, kept in memory.
 
-    fetch        brings the set's JSON; raises anything when it cannot. It bounds its own time and size
+    fetch        returns the set's JSON; may raise any exception. It must bound its own time and size
     algorithms   the `alg` values that its keys may serve
     name         what the log calls it
-    refresh, cooldown, max_stale, and `clock`'s answers are seconds. The clock must be monotonic
+    refresh, cooldown and max_stale are in seconds. `clock` returns seconds and must be monotonic
 
-    A known kid costs no fetch, whatever the signature. An unknown kid fetches at most once per `cooldown`, however
-    many ask; meanwhile the answer is "no such key" if the last fetch succeeded and Unavailable if it failed: an
-    outage is a 503, never a 401. Keys outlive an outage by at most `max_stale`; a key that a successful fetch no
-    longer brings is dropped at once. Members with the same kid are all dropped: the set does not say which is meant.
+    A known kid costs no fetch, whatever the signature. Unknown kids cause at most one fetch per `cooldown`, however
+    many requests bring them; until then the result is "no such key" if the last fetch succeeded, and Unavailable if it
+    failed: an outage is a 503, never a 401. Keys are used for at most `max_stale` after the last successful fetch. A key
+    that a successful fetch no longer contains is dropped at once. Members with the same kid are all dropped: the set
+    does not say which is meant.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class KeySet:
         self._keys: Mapping[str, Key] = {}
         self._generation = 0
         self._stale_at = self._asked_at = float("-inf")
-        self._failure: str | None = "the keys were not fetched yet"
+        self._failure: str | None = "the keys have not been fetched yet"
         self._flight: SingleFlight[None, None] = SingleFlight(f"fetch {name}")
         self._loop: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
@@ -117,12 +118,12 @@ class KeySet:
         self._fetches = self._failures = 0
 
     def get(self, kid: str | None) -> Key | None:
-        """The key, where it is known and fresh."""
+        """Returns the key if it is known and fresh."""
         key = self._keys.get(kid) if kid is not None else None
         return key if key is not None and self._clock() < self._stale_at else None
 
     async def find(self, kid: str | None) -> Key | None:
-        """The key, after a fetch if need be; None: there is no such key. Raises Unavailable during an outage."""
+        """Returns the key, after a fetch if needed; None if there is no such key. Raises Unavailable during an outage."""
         key = self.get(kid)
         if key is not None or kid is None:
             return key
@@ -136,30 +137,30 @@ class KeySet:
         return self.get(kid)
 
     def generation(self) -> int:
-        """Changes when a key leaves the set, and when an outage has outlived `max_stale`."""
+        """Changes when a key leaves the set, and when an outage has lasted longer than `max_stale`."""
         if self._keys and self._clock() >= self._stale_at:
             self._take({})
         return self._generation
 
     def not_ready(self) -> str | None:
-        """Why no token can be verified now: never fetched, or stale beyond the bound."""
+        """Returns why no token can be verified now (never fetched, or too old), or None."""
         if self._keys and self._clock() < self._stale_at:
             return None
         return f"{self._name}: {self._failure or 'the keys are too old'}"
 
     def figures(self) -> dict[str, float]:
-        """Seconds since the last good fetch (none before it), fetches, and those that failed."""
+        """Returns seconds since the last successful fetch (absent before it), fetches, and failed fetches."""
         age = {} if self._fetched_at is None else {"keyset_age_seconds": self._clock() - self._fetched_at}
         return {"keyset_fetches_total": self._fetches, "keyset_failures_total": self._failures, **age}
 
     async def open(self) -> None:
-        """Fetch once, succeed or not, and keep the set fresh until `close`."""
+        """Fetch once, then refresh the set until `close`. A failed fetch is not an error."""
         if self._loop is None:
             await self._refreshed()
             self._loop = asyncio.create_task(self._keep_fresh(), name=f"refresh {self._name}")
 
     async def close(self) -> None:
-        """Stop refreshing and drop a fetch that is under way."""
+        """Stop refreshing and cancel a fetch in progress."""
         if self._loop is not None:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -169,13 +170,13 @@ class KeySet:
 
     async def _keep_fresh(self) -> None:
         while True:
-            # With no key at all nobody can be let in, so ask again soon; with old ones there is time.
+            # Without any key no caller can be verified, so fetch again soon; with old keys there is time.
             delay = self._refresh if self._failure is None else self._cooldown if self._keys else _RETRY
             await self._sleep(min(delay, self._refresh))
             await self._refreshed()
 
     async def _refreshed(self) -> None:
-        """Fetch, or wait for the fetch under way."""
+        """Fetch, or wait for the fetch in progress."""
         with contextlib.suppress(RuntimeError):  # cancelled by `close`: the keys stay as they are
             await self._flight.run(None, self._fly)
 
@@ -184,7 +185,7 @@ class KeySet:
         self._fetches += 1
         try:
             keys = self._read(await self._fetch())
-        except Exception as error:  # whatever went wrong, the keys that we have stay
+        except Exception as error:  # whatever went wrong, the present keys stay
             self._failures += 1
             self._failure = str(error) if isinstance(error, Unavailable | Malformed) else type(error).__name__
             log.warning("%s: the keys cannot be refreshed: %s", self._name, self._failure)
@@ -201,7 +202,7 @@ class KeySet:
 
     def _read(self, raw: bytes) -> dict[str, Key]:
         keys, odd = read_set(raw, self._algorithms)
-        for line in sorted(odd - self._logged):  # a member that stays odd is not news at every refresh
+        for line in sorted(odd - self._logged):  # each odd member is logged once, not at every refresh
             log.warning("%s: %s", self._name, line)
         self._logged = odd
         if not keys:

@@ -1,7 +1,7 @@
-"""Read a compact JWS so that it can mean only one thing, before and after its signature is proven.
+"""Reads a compact JWS (RFC 7515) strictly, so that it has only one reading before and after verification.
 
-The signature is the business of PyJWT and cryptography. This file settles what they leave open: encodings with two
-readings, duplicate members, odd headers, numbers that are not numbers.
+PyJWT and cryptography verify the signature. This module decides what they leave open: encodings with two readings,
+duplicate members, odd headers, numbers that are not numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SEGMENTS: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_
 # RFC 4648 3.5: the bits that are left over in the last character must be zero, else one text has several spellings.
 _LAST: Final = {0: None, 1: frozenset(), 2: frozenset("AQgw"), 3: frozenset("AEIMQUYcgkosw048")}
 _PADDING: Final = ("", "===", "==", "=")
-# RFC 7515 4.1.11 (crit), RFC 7797 (b64), RFC 7516 (enc, zip): they change what is signed, and we know none of it.
+# RFC 7515 4.1.11 (crit), RFC 7797 (b64), RFC 7516 (enc, zip): they change what is signed, and none is supported.
 _REFUSED: Final = ("crit", "b64", "enc", "zip")
 _REMEMBERED: Final = 256
 
@@ -38,7 +38,7 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that passed every rule. `members` is all of it, for what a provider reads beyond alg, kid and typ."""
+    """A header that passed every rule. `members` holds all of it, for what a provider reads besides alg, kid and typ."""
 
     alg: str
     kid: str | None
@@ -53,9 +53,9 @@ _issuer_decoder: Final = msgspec.json.Decoder(_Issuer)
 
 
 def split(token: str) -> Segments | None:
-    """The segments of a text that is shaped like a JWT; None for any other text (an opaque token, garbage).
+    """Returns the segments of a text shaped like a JWT; None for any other text (an opaque token, garbage).
 
-    Shaped like one: at most 16 KiB, exactly three segments of the base64url alphabet without padding, the first of
+    The shape: at most 16 KiB, exactly three segments of the base64url alphabet without padding, the first of
     which starts like a JSON object does (`{` is encoded as `e`).
     """
     if len(token) > MAX_BYTES or token[:1] != "e":
@@ -65,7 +65,7 @@ def split(token: str) -> Segments | None:
 
 
 def decode(segment: str) -> bytes:
-    """The bytes of one canonical, unpadded base64url segment that `split` has let through. Raises Malformed."""
+    """Returns the bytes of one segment from `split`. Raises Malformed unless it is canonical, unpadded base64url."""
     rest = len(segment) % 4
     allowed = _LAST[rest]
     if allowed is not None and segment[-1] not in allowed:
@@ -73,10 +73,10 @@ def decode(segment: str) -> bytes:
     return a2b_base64(segment.replace("-", "+").replace("_", "/") + _PADDING[rest])
 
 
-def unproven_issuer(payload: bytes) -> object:
-    """What a decoded payload says `iss` is, before anything is proven: good for choosing who verifies, and no more.
+def unverified_issuer(payload: bytes) -> object:
+    """Returns the `iss` of a decoded payload before verification: use it only to choose who verifies the token.
 
-    Raises Malformed when the payload is no JSON object.
+    It may be any JSON value; None if absent. Raises Malformed if the payload is not a JSON object.
     """
     try:
         return _issuer_decoder.decode(payload).iss
@@ -85,16 +85,16 @@ def unproven_issuer(payload: bytes) -> object:
 
 
 def claims(payload: bytes) -> dict[str, Any]:
-    """The whole of a decoded payload, strictly read. Call it after the signature was proven. Raises Malformed."""
+    """Returns the claims of a decoded payload, strictly read. Call it after verification. Raises Malformed."""
     return read_object(payload, "payload")
 
 
 class HeaderReader:
-    """Reads headers under one set of rules, and knows again those that came with a good signature.
+    """Reads headers under one set of rules, and caches those that came with a valid signature.
 
-    algorithms   the `alg` values that are allowed; `none` and HMAC have no business here
-    types        the `typ` values that are allowed, compared exactly; None among them: it may be absent. None in place
-                 of them all: any text or none, for who judges `members["typ"]` after the signature was proven
+    algorithms   the allowed `alg` values; `none` and HMAC raise ValueError
+    types        the allowed `typ` values, compared exactly; None among them: it may be absent. None instead of the
+                 collection: any text or none, for a caller that checks `members["typ"]` after verification
     """
 
     def __init__(self, algorithms: Collection[str], types: Collection[str | None] | None = (None, "JWT")) -> None:
@@ -105,12 +105,12 @@ class HeaderReader:
         self._known: dict[str, Header] = {}
 
     def read(self, segment: str) -> Header:
-        """The header of an encoded segment. `jku`, `jwk`, `x5u`, `x5c` are never looked at. Raises Malformed."""
+        """Returns the header of an encoded segment. Ignores `jku`, `jwk`, `x5u` and `x5c`. Raises Malformed."""
         known = self._known.get(segment)
         return known if known is not None else self._check(read_object(decode(segment), "header"))
 
     def remember(self, segment: str, header: Header) -> None:
-        """Know this segment again. Only for headers whose signature was proven: else strangers fill the memory."""
+        """Cache this segment's header. Only after verification: otherwise any client could fill the cache."""
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[segment] = header
@@ -132,7 +132,7 @@ class HeaderReader:
 
 
 def numeric_date(members: Mapping[str, Any], name: str) -> float | None:
-    """The NumericDate `name` (RFC 7519 2: seconds since 1970) or None when the member is absent.
+    """Returns the NumericDate `name` (RFC 7519 2: seconds since 1970), or None if the member is absent.
 
     Raises Malformed for anything but a plain finite JSON number from 0 to 2**40.
     """

@@ -1,4 +1,4 @@
-"""Prove a token's signature with one of an issuer's keys."""
+"""Verifies a token's signature with one of an issuer's keys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .jwks import Keys
 from .jws import Header, HeaderReader, Segments, decode
 
 
-async def prove(segments: Segments, keys: Keys, headers: HeaderReader) -> tuple[Header, int]:
-    """The header of a token whose signature is good, and the generation of the keys under which it is.
+async def verify(segments: Segments, keys: Keys, headers: HeaderReader) -> tuple[Header, int]:
+    """Returns the header of a token with a valid signature, and the generation of the keys that verified it.
 
-    Raises Malformed and CredentialRejected for any other token, Unavailable where there are no keys to be had.
+    Raises Malformed or CredentialRejected for any other token, Unavailable if the keys cannot be fetched.
     """
     header = headers.read(segments.header)
     signature = decode(segments.signature)

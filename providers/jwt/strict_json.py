@@ -1,4 +1,4 @@
-"""JSON with one reading: UTF-8, no duplicate members at any depth, finite numbers, bounded depth. And its freezing."""
+"""Reads JSON with only one reading (UTF-8, no duplicate members, finite numbers, bounded depth), and freezes it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 MAX_DEPTH: Final = 32
-MAX_DIGITS: Final = 4300  # as many as Python converts before it refuses
+MAX_DIGITS: Final = 4300  # Python's own limit for converting a text to an integer
 
 
 class Malformed(Exception):
-    """What was read breaks a rule. The message names the rule, never the value: it goes to the log."""
+    """The input breaks a rule. The message is logged, so it names the rule and never the value."""
 
     @property
     def detail(self) -> str:
@@ -23,16 +23,16 @@ class Malformed(Exception):
 
 
 def read_object(raw: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `raw`; `what` names it in the message of Malformed."""
+    """Returns the JSON object in `raw`. Raises Malformed, whose message calls the input `what`."""
     value = _plain(raw)
     return value if value is not None else _read_slowly(raw, what)
 
 
 def _plain(raw: bytes) -> dict[str, Any] | None:
-    """The object, where it is written as compactly as can be; None: look closer.
+    """Returns the object if it is in compact form; None if the slower checks must decide.
 
-    What comes out of a decoder and an encoder byte for byte as it went in has no second reading: a duplicate member,
-    a mark at the start or a number out of range would not come back.
+    Input that decoding and encoding reproduce byte for byte has no second reading: a duplicate member, a byte order
+    mark or a number out of range would not be reproduced.
     """
     try:
         value = msgspec.json.decode(raw)
@@ -52,7 +52,7 @@ def _read_slowly(raw: bytes, what: str) -> dict[str, Any]:
         raise Malformed(f"the {what} is not JSON") from None
     if type(value) is not dict:
         raise Malformed(f"the {what} is not a JSON object")
-    # Rare characters decide whether the slower checks can matter at all.
+    # These rare characters show whether the slower checks are needed at all.
     if b"\\u" in raw and _has_surrogate(value):
         raise Malformed(f"the {what} holds half a character")
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _too_deep(value):
@@ -61,9 +61,9 @@ def _read_slowly(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def freeze(value: Any) -> Any:
-    """The same JSON value, read-only at every depth: objects become mapping proxies, arrays become tuples.
+    """Returns the JSON value read-only at every depth: objects become mapping proxies, arrays become tuples.
 
-    One verified payload serves many requests; a handler that changes it would change it for all of them.
+    It also changes `value`. One verified payload serves many requests, so no handler must be able to change it.
     """
     if type(value) is dict:
         for name, member in value.items():

@@ -1,4 +1,4 @@
-"""Whether a claim or a setting is a text or a URL that can be used."""
+"""Checks whether a claim or a setting is a usable text or URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_plain_text(value: object) -> TypeGuard[str]:
 
 
 def is_safe_url(url: str) -> bool:
-    """https, or http on this machine, with a host, and without user, password or fragment (OpenID Discovery 1.0, 3)."""
+    """Whether `url` is https (or http to this machine) with a host, no user, password or fragment (OpenID Discovery 1.0, 3)."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

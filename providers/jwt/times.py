@@ -1,4 +1,4 @@
-"""When a proven token holds: exp, nbf and iat (RFC 7519 4.1.4 to 4.1.6)."""
+"""Checks when a verified token is valid: exp, nbf and iat (RFC 7519 4.1.4 to 4.1.6)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .strict_json import Malformed
 
 
 class Times(NamedTuple):
-    """A token's own times, Unix seconds; None where it has none."""
+    """A token's own times in Unix seconds; None for a missing one."""
 
     expires: float
     not_before: float | None
     issued: float | None
 
     def begins(self, leeway: float) -> float:
-        """From when on it holds, the permitted skew (seconds) taken off; 0 where it does not say."""
+        """Returns when it becomes valid (Unix seconds), with `leeway` (seconds) subtracted; 0 without nbf and iat."""
         starts = [start for start in (self.not_before, self.issued) if start is not None]
         return max(starts) - leeway if starts else 0.0
 
 
 def read_times(claims: Mapping[str, Any], now: float, *, leeway: float, longest: float, setting: str) -> Times:
-    """The times of a token that holds `now` (Unix seconds). Raises CredentialRejected with the reason.
+    """Returns the times of a token that is valid at `now` (Unix seconds). Raises CredentialRejected with the reason.
 
     leeway    how far the clocks may differ, in seconds
-    longest   how long a token may live at the most, in seconds; 0: as long as it likes. `setting` is what says so.
-    The order of the checks is that of Clerk's own verifier, so that a token with several faults gets the same one named.
+    longest   the longest permitted life of a token, in seconds; 0: no limit. `setting` is the name of its setting
+    The checks are in the order of Clerk's own verifier, so that a token with several faults gets the same reason.
     """
     try:
         expires = numeric_date(claims, "exp")
@@ -48,7 +48,7 @@ def read_times(claims: Mapping[str, Any], now: float, *, leeway: float, longest:
         raise CredentialRejected("token-claims", "nbf is after exp")
     if issued is not None and issued > expires:
         raise CredentialRejected("token-claims", "iat is after exp")
-    # Without iat the time that is left is the least that the token can have been made for.
+    # Without iat, the remaining time is the shortest life that the token can have.
     if longest and expires - (issued if issued is not None else now) > longest:
         raise CredentialRejected("token-claims", f"the token lives longer than {setting}")
     return Times(expires, not_before, issued)

@@ -8,10 +8,10 @@ from typing import Final
 
 from server import CredentialRejected, House, Identity, Unavailable
 
-from ..jwt import jws as strict
+from ..jwt import jws
 from ..jwt.cache import TokenCache, Verified
 from ..jwt.jwks import KeySet
-from ..jwt.signature import prove
+from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed, read_object
 from ..jwt.texts import is_loopback_http, is_safe_url
 from . import claims
@@ -30,7 +30,7 @@ class Issuer:
         self.settings = settings
         self._clock = clock
         # Any typ is read here and judged after the signature was proven, so that its reason can be told.
-        self._headers = strict.HeaderReader(settings.algorithms, types=None)
+        self._headers = jws.HeaderReader(settings.algorithms, types=None)
         self._cache: TokenCache[Identity] = TokenCache()
         self._keys: KeySet | None = None
 
@@ -65,13 +65,13 @@ class Issuer:
         """As `known`, before it."""
         return self._cache.recall(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
-    async def verify(self, digest: bytes, segments: strict.Segments, payload: bytes) -> Identity:
+    async def verify(self, digest: bytes, segments: jws.Segments, payload: bytes) -> Identity:
         """The caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
         if self._keys is None:
             raise Unavailable(f"{self.settings.issuer} is not open")
         try:
-            header, generation = await prove(segments, self._keys, self._headers)
-            said = strict.claims(payload)
+            header, generation = await verify(segments, self._keys, self._headers)
+            said = jws.claims(payload)
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         identity, times = claims.read(header.members, said, self.settings, self._clock())

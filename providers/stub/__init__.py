@@ -1,4 +1,4 @@
-"""A provider that believes what it is told: for development on one's own machine, and for tests.
+"""A provider that accepts any stated identity without proof, for development on the same machine and for tests.
 
 `Authorization: Stub user_id="user_1", org_id="org_1", org_role="org:admin", org_permissions="org:invoices:read"`
 """
@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Provider, Setting, hookimpl, is_local
 
-# RFC 9110 11.2: auth-param = token "=" ( token / quoted-string ), a comma between two.
+# RFC 9110 11.2: auth-param = token "=" ( token / quoted-string ), separated by commas.
 _PARAM = re.compile(
     r"""\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\\x00-\x1f\x7f]|\\[ -~])*)"|([!#$%&'*+.^_`|~0-9A-Za-z:-]+))\s*(?:,|\Z)"""
 )
@@ -21,7 +21,7 @@ _KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "sessi
 
 
 class StubProvider:
-    """Takes a caller's word for it, from this machine alone, and never in production."""
+    """Accepts the identity in `Authorization: Stub …`, from this machine only and never in production."""
 
     reads = (hdrs.AUTHORIZATION,)
 
@@ -30,15 +30,15 @@ class StubProvider:
 
     @property
     def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
-        """For the OpenAPI document. As a header, since pages to try an API know no `http` scheme but Basic and Bearer."""
+        """For the OpenAPI document. Declared as a header, since API pages support no `http` scheme but Basic and Bearer."""
         words = 'For development: `Stub user_id="user_1", org_id="org_1", org_role="org:admin"`, the whole value of the header.'
         scheme = {"type": "apiKey", "in": "header", "name": "Authorization", "description": words}
         return {"stub": {**scheme, "x-gatepost-token-types": ["session_token"]}}
 
     async def open(self, house: House) -> None:
-        """Raises ValueError in production: the start stops."""
+        """Raises ValueError outside of development and test: the server refuses to start."""
         if house.env not in ("development", "test"):
-            raise ValueError(f"the stub believes anybody; it is for development and test, not for {house.env}")
+            raise ValueError(f"the stub provider accepts any caller: it is for development and test, not for {house.env}")
         self._allowed = True
 
     async def authenticate(self, request: web.Request) -> Identity | None:
@@ -47,34 +47,34 @@ class StubProvider:
             return None
         if not self._allowed or not is_local(request):
             raise CredentialRejected("credential-rejected", "a development credential from elsewhere than this machine")
-        said = _parse(params)
+        fields = _parse(params)
         try:
             return Identity(
                 provider="stub",
                 token_type="session_token",
-                user_id=said["user_id"],
-                org_id=said.get("org_id"),
-                org_slug=said.get("org_slug"),
-                org_role=said.get("org_role"),
-                org_permissions=said["org_permissions"].split() if "org_permissions" in said else None,
-                session_id=said.get("session_id"),
+                user_id=fields["user_id"],
+                org_id=fields.get("org_id"),
+                org_slug=fields.get("org_slug"),
+                org_role=fields.get("org_role"),
+                org_permissions=fields["org_permissions"].split() if "org_permissions" in fields else None,
+                session_id=fields.get("session_id"),
             )
         except ValueError as error:
             raise CredentialRejected("credential-rejected", str(error)) from None
 
 
 def _parse(text: str) -> dict[str, str]:
-    said: dict[str, str] = {}
+    fields: dict[str, str] = {}
     at = 0
     while at < len(text):
         match = _PARAM.match(text, at)
-        if match is None or match[1] not in _KNOWN or match[1] in said:
-            raise CredentialRejected("credential-rejected", "not well-formed auth-params, or one unknown or twice")
-        said[match[1]] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+        if match is None or match[1] not in _KNOWN or match[1] in fields:
+            raise CredentialRejected("credential-rejected", "malformed auth-params, or an unknown or repeated one")
+        fields[match[1]] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
         at = match.end()
-    if "user_id" not in said:
+    if "user_id" not in fields:
         raise CredentialRejected("credential-rejected", "user_id is missing")
-    return said
+    return fields
 
 
 @hookimpl

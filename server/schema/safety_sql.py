@@ -1,4 +1,4 @@
-"""The queries that the start and `check` run on the catalogs. Each returns one column, a sentence per problem."""
+"""The queries that startup and `check` run on the catalogs. Each returns one column, a sentence per problem."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ..database.statements import SETTINGS
 from .inventory import AUDITED_TABLES, HELPER_ROLES, sql_array
 
 # What every query starts with:
-# me: the role; tables: what it can touch outside the system's schemas and what has tenants, by the name of a column ($1) or by
-# a policy (its own, or that of a table it is a part of); tenants: the columns that name one.
+# me: the role; tables: those that it can access outside the system's schemas and that hold tenants' rows, by the name of a
+# column ($1) or by a policy (its own, or that of a table it is a part of); tenants: the columns that name a tenant.
 COMMON: Final = r"""
 WITH me AS (SELECT oid, rolname FROM pg_roles WHERE rolname = current_user),
 schemas AS (SELECT oid, nspname FROM pg_namespace
@@ -57,14 +57,14 @@ SELECT format('the role %I owns %s', rolname, pg_describe_object(classid, objid,
  WHERE refclassid = 'pg_authid'::regclass AND refobjid = me.oid AND deptype = 'o'
    AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 UNION ALL
-SELECT format('%s has a default value (%L), so a query without a caller runs as that one', name, current_setting(name, true))
+SELECT format('%s has a default value (%L), so a query without a caller runs as that tenant', name, current_setting(name, true))
   FROM unnest({sql_array(SETTINGS)})
        AS settings (name)
  WHERE current_setting(name, true) <> ''
 """  # noqa: S608 - names of our own
 
-# The helper roles, whose policies may be open because no one can be them. A superuser has every right in any case; and since
-# Postgres 16 the creator of a role is a member that neither inherits from it nor can take it on: that is no problem.
+# The helper roles, whose policies may be open because no one can log in as them. A superuser has every right in any case.
+# Since Postgres 16 the creator of a role is a member that neither inherits from it nor can set it: that is no problem.
 _HELPERS: Final = f"""
 SELECT format('the role %I has the attribute %s', rolname, word)
   FROM pg_roles, LATERAL (VALUES ('LOGIN', rolcanlogin), ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls),
@@ -77,7 +77,7 @@ SELECT format('the role %I has the rights of %I', r.rolname, h.rolname) FROM pg_
                    CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'USAGE, SET' ELSE 'MEMBER' END)
 """  # noqa: S608
 
-# Rights that no policy restrains, to the role or to PUBLIC.
+# Rights of the role or of PUBLIC that no policy restricts.
 _RIGHTS: Final = """
 SELECT format('the role %I has %s on the table %s', rolname, word, name)
   FROM me, (SELECT c.oid, format('%I.%I', nspname, relname) AS name
@@ -104,26 +104,28 @@ SELECT format('the role %I can read %s.%I', rolname, name, attname)
  WHERE relname = 'api_keys' AND attname IN ('hash', 'previous_hash') AND has_column_privilege(tables.oid, attnum, 'SELECT')
 """
 
-# Row-level security of every table that has tenants.
+# Row-level security of every table that holds tenants' rows.
 _TABLES: Final = r"""
 SELECT format('the table %s has %s', name, fault)
   FROM tables, LATERAL (VALUES
        ('rows of another server, which row-level security does not reach', relkind = 'f'),
-       ('no row-level security: ENABLE it', relkind <> 'f' AND NOT relrowsecurity),
-       ('row-level security that its owner is free of: FORCE it', relkind <> 'f' AND NOT relforcerowsecurity),
+       (format('no row-level security: run ALTER TABLE %s ENABLE ROW LEVEL SECURITY', name),
+        relkind <> 'f' AND NOT relrowsecurity),
+       (format('row-level security that does not bind its owner: run ALTER TABLE %s FORCE ROW LEVEL SECURITY', name),
+        relkind <> 'f' AND NOT relforcerowsecurity),
        ('no policy', relkind <> 'f' AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)))
        AS faults (fault, found)
  WHERE found
 UNION ALL
 SELECT format('the policy %I on %s %s: %s', polname, name, fault, said)
   FROM policies, LATERAL (VALUES
-       ('does not depend on who is asking',
+       ('does not depend on the caller',
         said !~ 'current_setting\(''gatepost\.' OR said ~* '\mOR true\M'
         OR 'true' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))),
-       ('takes an empty setting for somebody: NULLIF(current_setting(name, true), '''')',
+       ('takes an empty setting for a caller: write NULLIF(current_setting(name, true), '''')',
         regexp_count(said, 'current_setting\(''gatepost\.')
         <> regexp_count(said, 'NULLIF\(current_setting\(''gatepost\.\w+''::text, true\), ''''::text\)')),
-       ('looks at no column of the row, so whoever has the setting has all rows',
+       ('looks at no column of the row, so a caller with the setting has all rows',
         said ~ 'current_setting\(''gatepost\.' AND NOT EXISTS (
             SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = policies.oid
                                       AND d.refclassid = 'pg_class'::regclass AND d.refobjid = polrelid AND d.refobjsubid > 0)))
@@ -141,14 +143,14 @@ SELECT DISTINCT format('the table %s is partitioned by %I, which its policies us
                 WHERE d.classid = 'pg_policy'::regclass AND d.refobjid = tables.oid AND d.refobjsubid = a.attnum)
 """
 
-# What runs, or has run, with somebody else's rights.
+# What runs, or has run, with another role's rights.
 _AROUND: Final = """
 SELECT format('the view %s reads with its owner''s rights: set security_invoker', name) FROM relations c
  WHERE relkind = 'v'
    AND NOT EXISTS (SELECT FROM pg_options_to_table(reloptions) WHERE option_name = 'security_invoker' AND option_value::boolean)
    AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
 UNION ALL
-SELECT format('the role %I can touch the materialised view %s, which no policy guards', rolname, name) FROM me, relations
+SELECT format('the role %I can access the materialised view %s, which no policy protects', rolname, name) FROM me, relations
  WHERE relkind = 'm'
 UNION ALL
 SELECT format('%s has the rule %I, which runs with its owner''s rights', name, rulename)

@@ -31,7 +31,7 @@ PROBLEMS = {
     "a table of ours is not locked": ("ALTER TABLE data DISABLE ROW LEVEL SECURITY", "the table public.data has no row-level security"),
     "a table that only a policy names is not locked": (
         "ALTER TABLE users DISABLE ROW LEVEL SECURITY", "the table public.users has no row-level security"),
-    "nor forced": ("ALTER TABLE organizations NO FORCE ROW LEVEL SECURITY", "the table public.organizations has row-level security that its owner"),
+    "nor forced": ("ALTER TABLE organizations NO FORCE ROW LEVEL SECURITY", "the table public.organizations has row-level security that does not bind its owner: run"),
     "a stranger's table is not locked": (
         "CREATE TABLE notes (organization_id text); GRANT SELECT ON notes TO @APP", "the table public.notes has no row-level security"),
     "policies without row-level security": (
@@ -45,13 +45,13 @@ PROBLEMS = {
         NOTES + f"CREATE POLICY more ON notes FOR SELECT USING ({OWN} IS NOT NULL)", "the policy more on public.notes looks at no column"),
     "without NULLIF": (
         NOTES + "ALTER POLICY own ON notes USING (user_id = current_setting('gatepost.user_id', true))",
-        "the policy own on public.notes takes an empty setting for somebody"),
+        "the policy own on public.notes takes an empty setting for a caller"),
     "without missing_ok": (
         NOTES + "ALTER POLICY own ON notes USING (user_id = NULLIF(current_setting('gatepost.user_id'), ''))",
-        "the policy own on public.notes takes an empty setting for somebody"),
+        "the policy own on public.notes takes an empty setting for a caller"),
     "one NULLIF of two": (
         NOTES + f"ALTER POLICY own ON notes USING (user_id = {OWN} OR name = current_setting('gatepost.org_id', true))",
-        "the policy own on public.notes takes an empty setting for somebody"),
+        "the policy own on public.notes takes an empty setting for a caller"),
     "an open check": (NOTES + "CREATE POLICY more ON notes FOR INSERT WITH CHECK (true)", "the policy more on public.notes does not depend on"),
     "a view with its owner's rights": ("CREATE VIEW all_data AS TABLE data; GRANT SELECT ON all_data TO @APP", "the view public.all_data"),
     "a materialised view": ("CREATE MATERIALIZED VIEW old AS TABLE data; GRANT SELECT ON old TO @APP", "the materialised view public.old"),

@@ -390,7 +390,7 @@ async def test_an_unfinished_migration_leaves_nothing(cluster: Server) -> None: 
 
 SABOTAGE = {
     "no row-level security": ("ALTER TABLE data DISABLE ROW LEVEL SECURITY", "the table public.data has no row-level security"),
-    "not forced": ("ALTER TABLE invoices NO FORCE ROW LEVEL SECURITY", "the table public.invoices has row-level security that its owner is free of"),
+    "not forced": ("ALTER TABLE invoices NO FORCE ROW LEVEL SECURITY", "the table public.invoices has row-level security that does not bind its owner: run"),
     "open policy": ("CREATE POLICY open ON org_data USING (true)", "the policy open on public.org_data"),
     "open to the role": ("CREATE POLICY open ON data FOR DELETE TO @APP USING (1 = 1)", "the policy open on public.data"),
     "open check": ("CREATE POLICY open ON data FOR INSERT TO @APP WITH CHECK (true)", "the policy open on public.data"),

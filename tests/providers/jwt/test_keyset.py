@@ -166,7 +166,7 @@ async def test_cold_and_unreachable_is_503_and_not_ready_and_heals() -> None:
 
 async def test_before_open_nothing_is_ready() -> None:
     source = Source(kit.jwk(K1, "k1"))
-    assert source.keys.not_ready() == "the set: the keys were not fetched yet"
+    assert source.keys.not_ready() == "the set: the keys have not been fetched yet"
     assert source.keys.get("k1") is None
 
 
