@@ -67,7 +67,7 @@ async def _run(args: argparse.Namespace, context: CommandContext) -> int:
         if args.action == "revoke" and args.id == "-":
             await _name_owner(connection, args)
         if args.user is None and args.org is None:
-            raise ValueError("whose? --user, --org or both")
+            raise ValueError("specify --user, --org or both")
         async with connection.transaction():
             await connection.execute(_SCOPE, args.user or "", args.org or "", args.org or "")
             return await _ACTIONS[args.action](args, context, connection)

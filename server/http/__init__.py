@@ -1,1 +1,1 @@
-"""One request, one response."""
+"""HTTP: connections, request bodies, responses and errors."""

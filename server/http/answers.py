@@ -1,4 +1,4 @@
-"""Answers that succeed: JSON made by Postgres or by a handler, entity tags, and the headers that every answer bears."""
+"""Successful responses: JSON made by Postgres or by a handler, and entity tags."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .errors import PreconditionFailed
 from .response import JsonResponse
 
 ROW_END: Final = "\x1e"
-"""Stands between two rows' JSON as Postgres sends them: a control character, which no JSON text can hold unescaped."""
+"""Separates the rows' JSON as Postgres sends it: a control character, which JSON cannot contain unescaped."""
 
 
 class Rows(str):
-    """A JSON array made by Postgres. `number` rows are in it; `first(n)` is an array of the first n."""
+    """A JSON array made by Postgres, as text. `number` is the number of its rows."""
 
     __slots__ = ("_separated", "number")
     number: int
@@ -31,7 +31,7 @@ class Rows(str):
         return self
 
     def first(self, rows: int) -> tuple[str, str]:
-        """(the first rows as a JSON array, the last of them as a JSON object)."""
+        """Returns (the first `rows` rows as a JSON array, the last of these as a JSON object)."""
         kept = self._separated.split(ROW_END)[:rows]
         return f"[{','.join(kept)}]", kept[-1]
 
@@ -46,22 +46,28 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonResponse:
-    """A JSON answer. A text (or bytes) counts as JSON already, which is what `read` and `scoped` give; the rest is encoded."""
+    """A JSON response. `str` and `bytes` are sent as they are: `read` and `scoped` return JSON text. Anything else is encoded.
+
+    `headers` are added to the standard headers or replace them. Raises TypeError for data that has no JSON form.
+    """
     raw = data if isinstance(data, bytes) else data.encode() if isinstance(data, str) else _encoder.encode(data)
     return JsonResponse(raw, status, headers)
 
 
 def entity_tag(text: str) -> str:
-    """A strong entity tag (RFC 9110 8.8.3) of a row's JSON."""
+    """A strong entity tag (RFC 9110 8.8.3) for a row's JSON text."""
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
 def check_if_match(request: web.Request, text: str) -> None:
-    """412 unless the request's `If-Match`, where there is one, names this row as it is now (RFC 9110 13.1.1)."""
+    """Raise PreconditionFailed (412) if the request has an `If-Match` that does not match `text`, the row's current JSON.
+
+    RFC 9110 13.1.1. Raises TypeError if the handler is described (`describe`) without `if_match`.
+    """
     hold_to(request, "if_match", True)
-    wanted = request.headers.getall("If-Match", ())
-    if not wanted:
+    lines = request.headers.getall("If-Match", ())
+    if not lines:
         return
-    tags = {tag.strip() for line in wanted for tag in line.split(",")}
+    tags = {tag.strip() for line in lines for tag in line.split(",")}
     if "*" not in tags and entity_tag(text) not in tags:
         raise PreconditionFailed

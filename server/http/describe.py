@@ -1,4 +1,4 @@
-"""What a handler takes and gives, as data on the handler: the OpenAPI document says it, and the handler is held to it."""
+"""Descriptions of a handler's input and output, for the OpenAPI document; the handler must conform to its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One handler's words; see `describe`."""
+    """The description of one handler; see `describe`."""
 
     body: Any = None
     body_optional: bool = False
@@ -47,21 +47,21 @@ def describe(
     text: str | None = None,
     tags: Iterable[str] = (),
 ) -> Callable[[F], F]:
-    """Say what a handler takes and gives. It stands below `@routes`, above or below the access; it wraps nothing.
+    """Describe a handler's input and output. Goes below `@routes`, above or below the access decorator; wraps nothing.
 
-    body           the type that the handler gives to `body`: a pydantic model, or any type pydantic can check
+    body           the type that the handler passes to `body`: a pydantic model, or any type pydantic can validate
     body_optional  the body may be left out
-    returns        the type of the 200's body; `answers={201: Row, 204: None}` says other statuses (None: no body)
-    refusals       statuses from 400 on that only this handler knows of, each with when it is given: `{409: "..."}`.
-                   Those that follow from the access, the path, a body or a page need not be said.
-    page           it calls `page`: `?limit`, `?cursor` and a `Link` to the next page
-    if_match       it calls `check_if_match`
-    headers        what a success bears: `ETag`, `Location`, or others by name
-    content_type   of the successes' bodies
+    returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body)
+    refusals       statuses from 400 on that are specific to this handler, each with its cause: `{409: "..."}`.
+                   Those that follow from the access, the path, a body or a page are added automatically.
+    page           the handler calls `page`: `?limit`, `?cursor` and a `Link` to the next page
+    if_match       the handler calls `check_if_match`
+    headers        headers of a success: `ETag`, `Location`, or others by name
+    content_type   the content type of the successes' bodies
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
 
-    What is said here binds: `body`, `page` and `check_if_match` raise TypeError in a handler that is described otherwise.
-    Raises TypeError at import for a description that cannot be meant.
+    The description is enforced: `body`, `page` and `check_if_match` raise TypeError in a handler that is described otherwise.
+    Raises TypeError at import for a contradictory or incomplete description.
     """
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
@@ -89,7 +89,7 @@ def describe(
 
 
 def description_of(handler: object) -> Description | None:
-    """What was said of this handler, or None. The wrapper that declares the access carries it on."""
+    """The description of this handler, or None. The wrapper of the access decorator passes it on."""
     description = getattr(handler, _MARK, None)
     return description if isinstance(description, Description) else None
 
@@ -105,9 +105,9 @@ def is_secret(handler: object) -> bool:
 
 
 def hold_to(request: web.Request, word: str, value: object) -> None:
-    """Raise TypeError where the handler of this request is described, and `word` of it says something else than `value`.
+    """Raise TypeError if the handler of this request is described and the member `word` of its description is not `value`.
 
-    Otherwise the document would lie to those who read it.
+    Otherwise the OpenAPI document would be wrong.
     """
     description = description_of(request.match_info.handler)
     if description is not None and getattr(description, word) != value:

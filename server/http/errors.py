@@ -1,4 +1,4 @@
-"""Every refusal as a value: its status, its body in the contract's shape, and the headers that belong to it."""
+"""Error responses as exceptions: their status, JSON body and headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from .response import JsonResponse, phrase
 
 
 class ApiError(Exception):
-    """An answer other than success. `reason` is a slug for the caller, `more` further members of the body."""
+    """An error response, to be raised. The class sets the status.
+
+    reason   a code for programs, such as `key-limit`; the body's member `reason`
+    headers  further headers of the response
+    more     further members of the body
+    """
 
     status = 500
 
@@ -27,7 +32,7 @@ class ApiError(Exception):
         self.more = more
 
     def response(self) -> JsonResponse:
-        """The answer to send."""
+        """The response to send."""
         return error_response(self.status, self.reason, self.headers, self.more)
 
 
@@ -36,7 +41,7 @@ class BadRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    """401 with a challenge (RFC 6750 3): who are you?"""
+    """401 with a challenge (RFC 6750 3). `detail` goes to the log only."""
 
     status = 401
 
@@ -83,7 +88,7 @@ class UnsupportedMediaType(ApiError):
 
 
 class Unprocessable(ApiError):
-    """422 with every bad field: `fields` is a list of `{"field": "a.b", "message": "..."}`."""
+    """422 with every invalid field: `fields` is a list of `{"field": "a.b", "message": "..."}`."""
 
     status = 422
 
@@ -103,7 +108,7 @@ class ServiceUnavailable(ApiError):
 
 
 def challenge(reason: str) -> str:
-    """The `WWW-Authenticate` of a 401. Without a credential there is no error to name (RFC 6750 3.1)."""
+    """The `WWW-Authenticate` of a 401. Without a credential it contains no error code (RFC 6750 3.1)."""
     return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
 
 
@@ -115,7 +120,7 @@ def _challenge_line(reason: str) -> bytes:
 def error_response(
     status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
 ) -> JsonResponse:
-    """An error in the contract's shape: `{"error": PHRASE, "reason": SLUG, ...}`."""
+    """An error response with the body `{"error": PHRASE, "reason": SLUG, ...}`."""
     body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
     return JsonResponse(body, status, headers)
 
@@ -130,10 +135,10 @@ def _body(status: int, reason: str | None) -> bytes:
 
 
 def from_http(raised: web.HTTPException) -> web.Response:
-    """What a handler or the router raised, as an answer of our own; aiohttp would drop the connection over an exception.
+    """The response for an HTTPException that a handler or the router raised; aiohttp would close the connection.
 
-    A redirect, or what else is no error, keeps its headers and cookies but not its text. An error becomes JSON, and of its
-    headers only those that mean something to a client stay.
+    A status below 400, such as a redirect, keeps its headers and cookies but not its text. An error becomes JSON and keeps
+    only `Allow`, `Retry-After` and `WWW-Authenticate`.
     """
     if raised.status < 400:
         about_the_text = ("content-type", "content-length")
@@ -152,12 +157,12 @@ def from_http(raised: web.HTTPException) -> web.Response:
 
 
 class Unavailable(Exception):
-    """Something that has to be asked (a key set, the database, a provider's service) cannot be: 503.
+    """The database, a key set or a provider's service is unavailable: 503.
 
     `retry_after` is in seconds and becomes the `Retry-After` header. The message goes to the log only.
     """
 
     def __init__(self, message: str = "", *, retry_after: int = 1) -> None:
         super().__init__(message)
-        given: object = retry_after  # a plugin's word: it may be anything
+        given: object = retry_after  # set by plugins: it can be anything
         self.retry_after = given if isinstance(given, int) else 1

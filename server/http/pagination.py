@@ -1,4 +1,4 @@
-"""Lists a page at a time: `?limit` and an opaque `?cursor`, newest first, and the way to the next page."""
+"""Pagination of lists, newest first: `?limit`, an opaque `?cursor`, and a `Link` to the next page."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _CURSOR_BYTES: Final = 512
 
 
 class Page:
-    """Where a list goes on. A query that it fits: `... AND (created_at, id) < ($n, $n+1) ORDER BY created_at DESC,
+    """A position in a list. Use it with a query such as `... AND (created_at, id) < ($n, $n+1) ORDER BY created_at DESC,
     id DESC LIMIT $n+2`, with `*page.args` as the last arguments. The rows must have `created_at` and `id`.
 
-    A cursor carries a position and nothing else: whose rows are listed is the query's scope, never the cursor's.
+    A cursor contains a position and nothing else: the query's scope decides whose rows are listed, never the cursor.
     """
 
     def __init__(self, request: web.Request, limit: int, created_at: datetime, key: Any) -> None:
         self._request = request
         self.limit = limit
-        # One row more than asked tells whether there is a next page.
+        # One more row than the limit shows whether there is a next page.
         self.args = (created_at, key, limit + 1)
 
     def answer(self, rows: Rows) -> web.Response:
-        """200 with the rows; `Link: <...>; rel="next"` where there are more."""
+        """A 200 with the rows, and `Link: <...>; rel="next"` if there are more."""
         if rows.number <= self.limit:
             return answer(rows)
         kept, end = rows.first(self.limit)
@@ -46,10 +46,11 @@ class Page:
 
 
 def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
-    """Read `?limit` (1 to 200, default 50) and `?cursor`; 422 for a bad one. The first page starts at the end of time.
+    """Read `?limit` (1 to 200 rows, default 50) and `?cursor`. Without a cursor, the page is the first one.
 
-    `key` makes an id from what stands in the cursor and raises ValueError for a bad one: UUID, int, str.
-    Raises TypeError in a handler that is described (`describe`) as one without pages.
+    `key` converts the id in the cursor and raises ValueError for an invalid one: UUID, int or str.
+    Raises Unprocessable (422) for an invalid limit or cursor, and TypeError if the handler is described (`describe`)
+    without `page`.
     """
     hold_to(request, "page", True)
     query = request.query

@@ -1,4 +1,4 @@
-"""The id of a row in a path."""
+"""Reads the id of a row from a request's path."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 
 def row_id(request: web.Request, name: str = "id") -> str:
-    """The UUID in the path's parameter `{id}` (or `{name}`), as the client wrote it.
+    """The UUID in the path parameter `{id}` (or `{name}`), as the client wrote it.
 
-    Raises HTTPNotFound (404 `not_found`) when it is no UUID: then it names no row.
+    Raises HTTPNotFound (404 `not_found`) if it is not a UUID, because no row has such an id.
     """
     text = request.match_info[name]
     if not _UUID.match(text):

@@ -1,4 +1,4 @@
-"""JSON Schemas of all the types that handlers name, with one name for each in the document's components."""
+"""JSON Schemas of all types that handlers are described with, each under a unique name in the document's components."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mode = Literal["validation", "serialization"]
 
 
 class Schemas:
-    """Takes types first (`add`), then gives their schemas (`of`): pydantic finds names that do not collide, all at once."""
+    """Collects types (`add`), makes all schemas at once (`components`) so that names are unique, then returns each (`of`)."""
 
     def __init__(self) -> None:
         self._adapters: list[tuple[str, Mode, Any, pydantic.TypeAdapter[Any]]] = []
@@ -22,9 +22,9 @@ class Schemas:
         self._found: dict[tuple[str, Mode], dict[str, Any]] = {}
 
     def add(self, where: str, kind: Any, mode: Mode) -> None:
-        """`where` names the handler in an error. `validation` is for what is taken, `serialization` for what is given.
+        """Add a type. `where` names the handler in an error; `mode` is `validation` for input, `serialization` for output.
 
-        Raises ConfigError for a type that pydantic does not know.
+        Raises ConfigError for a type that pydantic does not support.
         """
         if self._key(kind, mode) is not None:
             return
@@ -36,7 +36,7 @@ class Schemas:
         self._where.append(where)
 
     def components(self) -> dict[str, Any]:
-        """The named schemas, in the order of their names. Raises ConfigError for a type without a JSON Schema."""
+        """The named schemas, sorted by name. Raises ConfigError for a type without a JSON Schema."""
         inputs = [(number, mode, adapter) for number, mode, _, adapter in self._adapters]
         try:
             self._found, defined = pydantic.TypeAdapter.json_schemas(inputs, ref_template=_PLACE)
@@ -46,14 +46,14 @@ class Schemas:
         return dict(sorted(defined.get("$defs", {}).items()))
 
     def of(self, kind: Any, mode: Mode) -> dict[str, Any]:
-        """The schema of a type that was added, once `components` has been called."""
+        """The schema of an added type. Call `components` first. Raises KeyError for a type that was not added."""
         key = self._key(kind, mode)
         if key is None:
             raise KeyError(f"{kind!r} was not added")
         return self._found[key]
 
     def _blame(self) -> None:
-        """Ask each type alone, to say whose it is."""
+        """Raise ConfigError for the first type that has no schema, naming its handler."""
         for where, (_, mode, _, adapter) in zip(self._where, self._adapters, strict=True):
             try:
                 adapter.json_schema(mode=mode)
@@ -66,5 +66,5 @@ class Schemas:
 
 
 def _no_schema(where: str, error: Exception) -> ConfigError:
-    said = str(error).strip().partition("\n")[0]
-    return ConfigError(f"{where}: @describe names a type without a JSON Schema: {said}")
+    first = str(error).strip().partition("\n")[0]
+    return ConfigError(f"{where}: @describe names a type without a JSON Schema: {first}")

@@ -1,4 +1,4 @@
-"""The credentials that the loaded providers take, as OpenAPI's security schemes, and which of them a route takes."""
+"""The credentials that the loaded providers accept, as OpenAPI security schemes, and those that a route accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..plugins.providers import LoadedProvider
 from ..settings.setting import ConfigError
 
 TOKEN_TYPES: Final = "x-gatepost-token-types"
-"""Of a scheme: the token types that a credential of this kind can be. Without it: any."""
+"""Extension of a scheme: the token types that its credentials can have. Without it: any type."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+\Z")  # OpenAPI 3.1.1, 4.8.7.2
 _NEEDS: Final = {
     "apiKey": ("name", "in"),
@@ -25,14 +25,14 @@ Schemes = dict[str, dict[str, Any]]
 
 
 def schemes_of(providers: Iterable[LoadedProvider]) -> Schemes:
-    """What `security_schemes` of each provider says. Raises ConfigError for what is no scheme, or a name that is taken.
+    """The `security_schemes` of all providers, by name. Raises ConfigError for an invalid scheme or a duplicate name.
 
-    A provider that says nothing is shown as one that reads the header `Authorization`: an empty list would mean that
-    no credential is needed.
+    A provider without schemes is documented as reading the header `Authorization`: an empty list would mean that no
+    credential is needed.
     """
     found: Schemes = {}
     for one in providers:
-        schemes = one.security_schemes or {one.name: _unsaid(one.name)}
+        schemes = one.security_schemes or {one.name: _default(one.name)}
         if not isinstance(schemes, Mapping):
             raise ConfigError(f"provider {one.name!r}: security_schemes must be a mapping of names to schemes")
         for name, scheme in schemes.items():
@@ -44,17 +44,17 @@ def schemes_of(providers: Iterable[LoadedProvider]) -> Schemes:
 
 
 def fitting(schemes: Schemes, access: Access) -> list[dict[str, list[str]]]:
-    """A route's `security`: any one of the schemes whose token types it takes; all of them where it takes none."""
-    taken = [name for name, scheme in schemes.items() if _takes(access, scheme.get(TOKEN_TYPES))]
-    return [{name: []} for name in taken or schemes]
+    """A route's `security`: any one of the schemes whose token types it accepts, or all schemes if none fits."""
+    accepted = [name for name, scheme in schemes.items() if _takes(access, scheme.get(TOKEN_TYPES))]
+    return [{name: []} for name in accepted or schemes]
 
 
 def _takes(access: Access, types: list[str] | None) -> bool:
     return types is None or not access.accepts.isdisjoint(types)
 
 
-def _unsaid(provider: str) -> dict[str, Any]:
-    words = f"Whatever the provider `{provider}` takes, as the whole value of the header."
+def _default(provider: str) -> dict[str, Any]:
+    words = f"A credential of the provider `{provider}`, as the whole value of the header."
     return {"type": "apiKey", "in": "header", "name": "Authorization", "description": words}
 
 

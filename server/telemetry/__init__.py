@@ -1,1 +1,1 @@
-"""What the operator is told: log lines and metrics."""
+"""Log lines and metrics for the operator."""

@@ -1,4 +1,4 @@
-"""How log lines look and where they go: standard error, JSON for machines or plain lines for people."""
+"""Log output to standard error, as JSON or as plain lines for people."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import msgspec
 def start_logging(format: str) -> None:
     """Send every log line to standard error. `format` is `json` or `human`.
 
-    Of a library's lines the message stays; an exception is named by its type alone, for its text may hold whatever a
-    client or Postgres has put there.
+    Lines of libraries keep their message; an exception is logged by its type only, because its text can contain data from
+    a client or from Postgres.
     """
-    import structlog  # only where lines are written: every room imports this one for LOG
+    import structlog  # not at the top: every module imports this one for LOG
     from structlog.stdlib import ProcessorFormatter
 
     last = _as_json if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -38,7 +38,7 @@ def start_logging(format: str) -> None:
 
 
 def _fields(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What came along with the line: our own lines carry a dictionary."""
+    """Add the line's fields: the server's own lines have a dictionary of them."""
     record: logging.LogRecord = event["_record"]
     return {"logger": record.name, **event, **getattr(record, "fields", {})}
 
@@ -48,7 +48,7 @@ def _plain(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
 
 
 def _readable(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """For people: the time of day, and no name of a logger that is ours."""
+    """For people: only the time of day, and no logger name for the server's own lines."""
     event["timestamp"] = event.pop("time")[11:19]
     if str(event.get("logger", "")).partition(".")[0] == LOG.name:
         event.pop("logger", None)
@@ -61,7 +61,7 @@ def _as_json(logger: Any, method: str, event: Mapping[str, Any]) -> str:
 
 
 class _NoTexts(logging.Filter):
-    """Foreign libraries log exceptions whole, with whatever a client or Postgres put into them: keep the type only."""
+    """Keeps only the type of exceptions: libraries log them whole, with data from a client or from Postgres."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "asyncio":
@@ -74,7 +74,7 @@ class _NoTexts(logging.Filter):
 
 
 def _first_words(text: str) -> str:
-    """What happened, of asyncio's line: behind it come the `repr` of a task with its exception, or a callback's arguments."""
+    """The start of asyncio's line; after it come the `repr` of a task with its exception, or a callback's arguments."""
     first = text.partition("\n")[0]
     return first.partition("(")[0] if first.startswith("Exception in callback") else first
 
@@ -83,6 +83,9 @@ LOG: Final = logging.getLogger("gatepost")
 
 
 def log_failure(message: str, error: BaseException, **fields: Any) -> None:
-    """Log an exception by its type and the places it passed. Never its text: that may hold a row or a credential."""
+    """Log an exception by its type and the last eight places of its traceback.
+
+    Its text is never logged: it can contain a row or a credential.
+    """
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
     LOG.error(message, extra={"fields": {**fields, "error": type(error).__name__, "places": places}})

@@ -1,7 +1,7 @@
-"""What is counted of requests and callers: plain numbers in memory, so that counting costs next to nothing.
+"""Metrics of requests and credentials, kept as plain numbers in memory so that counting costs almost nothing.
 
-How they are shown is the business of server/telemetry/prometheus.py. Labels are templates, statuses and names of providers:
-never a path, an address, a user or an organisation.
+server/telemetry/prometheus.py renders them. Labels are route templates, statuses and provider names: never a path, an
+address, a user or an organisation.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Final, NamedTuple
 import msgspec
 
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the durations that are counted together, in seconds."""
+"""Upper bounds of the histogram's buckets, in seconds."""
 NO_ROUTE: Final = "(none)"
-"""Stands for the template where no route was taken: an unknown path, a preflight, a malformed request."""
+"""The template of requests without a route: an unknown path, a preflight, a malformed request."""
 
 Labels = tuple[str, ...]
 
 
 class Family(NamedTuple):
-    """One metric with all its labels; plain data, so that a worker can tell its parent.
+    """One metric with all its samples, as plain data that a worker can send to its parent.
 
-    kind    counter, gauge or histogram; a histogram's sample is its buckets' counts (not added up), then the sum
-    merge   how the workers' samples become one: sum or max
+    kind    counter, gauge or histogram; a histogram's sample is the count of each bucket (not cumulative), then the sum
+    merge   how the workers' samples are combined: sum or max
     """
 
     name: str
@@ -47,28 +47,28 @@ class Tally:
         self.seconds = 0.0
 
     def add(self, status: int, seconds: float) -> None:
-        """Count one answer."""
+        """Count one response that took `seconds`."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
         self.seconds += seconds
 
 
 class Metrics:
-    """All that one process counts."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self.authentications: Counter[tuple[str, str]] = Counter()
-        """By provider (`none`: nobody was shown a credential of theirs) and outcome."""
+        """By provider (`none`: no credential, or one that no provider recognises) and outcome."""
         self.limited: Counter[str] = Counter()
-        """Requests that a limit turned away, by the kind of limit."""
+        """Requests denied by a limit, by the kind of limit."""
 
     def tally(self, method: str, template: str) -> Tally:
-        """Where to count the requests of one route. Called once for each; methods that HTTP does not know share one."""
+        """The Tally for one method and template. Called once per route, not per request; requests without a route share one."""
         return self._tallies.setdefault((method, template), Tally())
 
     def families(self) -> list[Family]:
-        """What was counted so far."""
+        """Everything counted so far."""
         requests: dict[Labels, list[float]] = {
             (route, method, str(status)): [float(number)]
             for (method, route), tally in self._tallies.items()
@@ -121,35 +121,35 @@ def merged(parts: Iterable[Iterable[Family]]) -> list[Family]:
 
 
 class Counts:
-    """What the workers of one parent have counted, those that are gone included: a counter must not go back."""
+    """The metrics of all workers of one parent, including those that have ended: a counter must not decrease."""
 
     def __init__(self) -> None:
         self._last: dict[int, list[Family]] = {}
         self._gone: list[Family] = []
 
     def update(self, worker: int, families: list[Family]) -> None:
-        """Take a living worker's word."""
+        """Replace what is known of a running worker."""
         self._last[worker] = families
 
     def retire(self, worker: int) -> None:
-        """A worker has died: what it had counted when it was last asked stays, what it was is over."""
+        """Keep the last known counters and histograms of a worker that has ended; drop its gauges."""
         counted = [family for family in self._last.pop(worker, []) if family.kind != "gauge"]
         self._gone = merged([self._gone, counted])
 
     def total(self) -> list[Family]:
-        """All of it as one process would tell it."""
+        """The metrics of all workers, combined as if they were one process."""
         return merged([*self._last.values(), self._gone])
 
 
 def as_json(families: Iterable[Family]) -> bytes:
-    """For the parent of several workers."""
+    """Families as JSON, for the parent of several workers."""
     return msgspec.json.encode([[*family[:4], list(family.samples.items()), family.merge] for family in families])
 
 
 def from_json(raw: bytes) -> list[Family]:
-    """What `as_json` has written. Raises ValueError for anything else."""
-    told = msgspec.json.decode(raw, type=list[tuple[str, str, str, list[str], list[tuple[list[str], list[float]]], str]])
+    """The families in the output of `as_json`. Raises ValueError for anything else."""
+    decoded = msgspec.json.decode(raw, type=list[tuple[str, str, str, list[str], list[tuple[list[str], list[float]]], str]])
     return [
         Family(name, kind, help, tuple(labels), {tuple(values): numbers for values, numbers in samples}, merge)
-        for name, kind, help, labels, samples, merge in told
+        for name, kind, help, labels, samples, merge in decoded
     ]

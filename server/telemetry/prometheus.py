@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them. Loaded when somebody reads them, which no process that has a parent is asked for."""
+"""Metrics in the text format of Prometheus. Imported only when they are read, and never in a worker with a parent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BOUNDS: Final = [*(str(bound) for bound in BUCKETS), "+Inf"]
 
 
 def as_text(families: Iterable[Family]) -> bytes:
-    """The text format of Prometheus."""
+    """Families in the text format of Prometheus, as bytes."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(list(families)))
     return generate_latest(registry)
