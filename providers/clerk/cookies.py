@@ -1,7 +1,7 @@
-"""Session tokens in cookies: Clerk's rules for a browser on the app's own origin. The answer is never a redirect.
+"""Reads session tokens from cookies by Clerk's rules for a browser on the app's own origin; never redirects.
 
-The token itself is verified like one in the header. What is settled here is which of the cookies counts, whether the
-request may be served by a cookie at all, and whether the token is as new as the browser's last sign-in or sign-out.
+The token itself is verified like one in the header. This module decides which of the cookies counts, whether a cookie may
+authenticate the request at all, and whether the token is as new as the browser's last sign-in or sign-out.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class CookieToken(NamedTuple):
     client_uat: int
 
 
-class _Unproven(msgspec.Struct):
-    """What a token says before anything is proven: good for choosing between two cookies, and no more."""
+class _Unverified(msgspec.Struct):
+    """Claims of a token before verification, used only to choose between two cookies."""
 
     iss: Any = None
     iat: Any = None
     exp: Any = None
 
 
-_decoder: Final = msgspec.json.Decoder(_Unproven)
+_decoder: Final = msgspec.json.Decoder(_Unverified)
 
 
 class CookieReader:
@@ -63,10 +63,10 @@ class CookieReader:
         self._warned = False
 
     def read(self, request: web.Request, now: float) -> CookieToken | None:
-        """The token to verify; None: no session cookie of ours. `now` is in Unix seconds.
+        """Returns the token to verify; None without a session cookie of this instance. `now` is in Unix seconds.
 
-        Raises CredentialRejected when Clerk's rules refuse what the cookies say together; the detail is Clerk's name
-        for the reason.
+        Raises CredentialRejected if Clerk's rules refuse the combination of cookies; the detail is Clerk's name for the
+        reason.
         """
         if hdrs.COOKIE not in request.headers:
             return None
@@ -88,13 +88,13 @@ class CookieReader:
         return CookieToken(token, uat)
 
     def check(self, cookie: CookieToken, identity: Identity) -> None:
-        """What a proven token must also fulfil when a cookie brought it; to be asked at every request.
+        """Check what a verified token from a cookie must also fulfil; call it on every request.
 
         Raises CredentialRejected.
         """
         if identity.claims is None or "azp" not in identity.claims:
-            # A page on a sibling subdomain can plant its own instance's cookie; azp is what tells (the lenient switch
-            # is for header tokens, which no browser sends by itself).
+            # A page on a sibling subdomain can plant its own instance's cookie; azp reveals it (the lenient
+            # setting is for header tokens, which no browser sends by itself).
             if self._settings.authorized_parties:
                 raise CredentialRejected("token-authorized-party", "azp is missing in a cookie's token")
             self._warn_once()
@@ -104,7 +104,7 @@ class CookieReader:
             raise CredentialRejected("session-revoked", "session-token-iat-before-client-uat")
 
     def _check_method(self, request: web.Request) -> None:
-        """A browser sends cookies along with other sites' requests too, so what changes data needs a known Origin."""
+        """A browser sends cookies with other sites' requests too, so a request that may change data needs a known Origin."""
         if request.method in _SAFE:
             return
         origins = request.headers.getall(hdrs.ORIGIN, ())
@@ -115,7 +115,7 @@ class CookieReader:
         """Clerk's order of precedence between the plain cookies and the suffixed; the first rule that applies."""
         session, uat = jar.get(SESSION), jar.get(CLIENT_UAT)
         other_session, other_uat = jar.get(SESSION + suffix), jar.get(CLIENT_UAT + suffix)
-        plain, other = _unproven(session), _unproven(other_session)
+        plain, other = _unverified(session), _unverified(other_session)
         if session and (plain is None or not plain.iss):
             return False
         if plain is not None and self._is_foreign(plain.iss):
@@ -141,16 +141,16 @@ class CookieReader:
 
 
 def suffix(publishable_key: str) -> str:
-    """What Clerk appends to the names of an instance's cookies: eight characters of the key's SHA-1."""
+    """Returns what Clerk appends to an instance's cookie names: 8 base64url characters of the publishable key's SHA-1."""
     digest = hashlib.sha1(publishable_key.encode(), usedforsecurity=False).digest()
     return urlsafe_b64encode(digest).decode()[:8]
 
 
 def parse(headers: Iterable[str], names: frozenset[str]) -> dict[str, str]:
-    """The cookies with these exact names. They are split first and percent-decoded then, once, and the values alone.
+    """Returns the values of the cookies with these exact names. Only values are percent-decoded, once, after splitting.
 
-    Raises CredentialRejected when a name comes twice: whoever can set a cookie for a parent domain could otherwise
-    choose which one counts. Also for escapes that say nothing.
+    Raises CredentialRejected for a repeated name (a site that can set a cookie for a parent domain could otherwise choose
+    which one counts) and for malformed percent-encoding.
     """
     found: dict[str, str] = {}
     for pair in (pair for header in headers for pair in header.split(";")):
@@ -176,11 +176,11 @@ def _decoded(value: str) -> str:
 
 
 def _seconds(value: str | None) -> int:
-    """`__client_uat`: digits, or signed out (0)."""
+    """Returns `__client_uat` in Unix seconds; 0 (signed out) if it is missing or not digits."""
     return int(value) if value is not None and _UAT.fullmatch(value) else 0
 
 
-def _unproven(token: str | None) -> _Unproven | None:
+def _unverified(token: str | None) -> _Unverified | None:
     segments = jws.split(token) if token else None
     if segments is None:
         return None
@@ -190,8 +190,8 @@ def _unproven(token: str | None) -> _Unproven | None:
         return None
 
 
-def _number(said: _Unproven | None, name: str) -> float:
-    value: Any = getattr(said, name, None)
+def _number(claims: _Unverified | None, name: str) -> float:
+    value: Any = getattr(claims, name, None)
     return float(value) if type(value) in (int, float) and abs(value) < jws.MAX_DATE else 0.0
 
 

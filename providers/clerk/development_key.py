@@ -1,7 +1,7 @@
-"""Signing in without Clerk while developing: a local key, tokens like Clerk's, and a short list of when they count.
+"""Sign-in without Clerk during development: a local key that signs tokens like Clerk's.
 
-The key is used only where none of Clerk's settings exists and the environment is not production, and its tokens are
-taken only from this very machine. Everything after the choice of the key is the path that Clerk's tokens take.
+The key is used only if no Clerk setting exists and the environment is not production, and its tokens are accepted only
+from this machine. After the choice of the key these tokens are verified exactly like Clerk's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CATEGORY: Final = "cl_B7d4PD111AAA"
 
 
 def signing_key(folder: Path) -> rsa.RSAPrivateKey:
-    """The private key in `folder`, made when it is missing. Raises ValueError when others could have read or set it."""
+    """Returns the private key in `folder`, created if missing. Raises ValueError if other users could read or replace it."""
     path = folder / FILE
     try:
         return _read(path)
@@ -41,12 +41,12 @@ def signing_key(folder: Path) -> rsa.RSAPrivateKey:
 
 
 def verification_keys(key: rsa.RSAPrivateKey) -> StaticKeys:
-    """The public half, under the development kid alone."""
+    """Returns the public half, for tokens with the development kid only."""
     return StaticKeys(from_jwk(RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), RSA), kid=KID)
 
 
 def mint(key: rsa.RSAPrivateKey, claims: dict[str, Any]) -> str:
-    """A signed session token with these claims."""
+    """Returns a session token (a compact JWS) with these claims, signed with `key`."""
     return jwt.encode(claims, key, algorithm="RS256", headers={"kid": KID, "cat": CATEGORY})
 
 
@@ -60,7 +60,7 @@ def claims_v2(
     now: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """The claims of a version 2 session token; `more` replaces or adds claims (`sts="pending"`, `fva=[0, -1]` ...).
+    """Returns the claims of a version 2 session token; `more` replaces or adds claims (`sts="pending"`, `fva=[0, -1]` ...).
 
     `ttl` is in seconds. Raises ValueError for a role or permissions without an organisation.
     """
@@ -122,7 +122,7 @@ def _read(path: Path) -> rsa.RSAPrivateKey:
 
 
 def _make(path: Path) -> None:
-    """Write the key aside and link it into place whole: of two workers one wins, and both then read the same key."""
+    """Write the key to a temporary file and link it into place: one of two workers wins, and both then read the same key."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     aside = path.with_name(f"{path.name}.{secrets.token_hex(6)}")

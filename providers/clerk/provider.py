@@ -47,17 +47,17 @@ class ClerkProvider:
 
     @property
     def issuers(self) -> frozenset[str]:
-        """The `iss` values that are Clerk's."""
+        """The `iss` values of this Clerk instance."""
         return self._settings.issuers or (frozenset() if self._settings.configured else frozenset({development.ISSUER}))
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Clerk's ids stand as they are, without a prefix: no other provider may do the same."""
+        """Clerk's ids have no prefix; the server refuses another provider without one."""
         return ("",)
 
     @property
     def authorized_parties(self) -> frozenset[str]:
-        """The origins whose pages sign in here; the server lets them call across origins unless told otherwise."""
+        """The origins whose pages sign in here; by default the server allows cross-origin requests from them (CORS)."""
         return self._settings.authorized_parties
 
     @property
@@ -66,7 +66,7 @@ class ClerkProvider:
         return SECURITY_SCHEMES
 
     async def open(self, house: House) -> None:
-        """Choose the keys: the PEM, else a key set, else (never in production) the development key."""
+        """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""
         self._settings.check(house.env)
         self._house = house
         self._machine = MachineTokens(self._settings, house, self._clock)
@@ -83,15 +83,15 @@ class ClerkProvider:
         await self._keys.open()
 
     def not_ready(self) -> str | None:
-        """Why no token can be verified now, or None."""
+        """Returns why no token can be verified now, or None."""
         return self._keys.not_ready() if self._keys is not None else "Clerk's provider is not open"
 
     def figures(self) -> dict[str, float]:
-        """Of the keys and of the tokens that were verified."""
+        """Returns the figures of the keys and of the cache of verified tokens."""
         return self._cache.figures() | (self._keys.figures() if self._keys is not None else {})
 
     async def close(self) -> None:
-        """Stop refreshing the keys, and drop what is under way."""
+        """Stop refreshing the keys, and cancel calls in progress."""
         if self._machine is not None:
             await self._machine.close()
         if self._keys is not None:
@@ -100,7 +100,7 @@ class ClerkProvider:
     reads = (hdrs.AUTHORIZATION, hdrs.COOKIE)
 
     def recall(self, request: web.Request) -> Identity | None:
-        """The caller of a token that was verified before and still holds; cookies have more to be checked."""
+        """Returns the caller of a cached, still valid bearer token. Not for cookies, which need more checks."""
         token = bearer(request)
         if token is None or self._keys is None:
             return None
@@ -113,7 +113,10 @@ class ClerkProvider:
         return known
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """The caller; None for anything that is neither a JWT nor a machine token of ours, or another provider's."""
+        """Returns the caller; None for what is neither a JWT nor a Clerk machine token, or is another provider's.
+
+        Raises CredentialRejected; Unavailable if Clerk cannot be reached.
+        """
         if self._keys is None or self._machine is None:
             return None
         token = bearer(request)
@@ -153,7 +156,7 @@ class ClerkProvider:
 
     async def _verify(self, request: web.Request, digest: bytes, segments: jws.Segments, keys: Keys) -> Identity | None:
         try:
-            # Whose it says it is matters only where somebody else has issuers too; else nothing of it is read before the proof.
+            # The issuer matters only if another provider has issuers too; otherwise nothing is read before verification.
             if self._is_anothers(segments):
                 return None
             self._check_peer(request)

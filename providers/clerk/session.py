@@ -1,4 +1,4 @@
-"""From the proven payload of a Clerk session token to an Identity, or to the reason why not."""
+"""Turns the verified payload of a Clerk session token into an Identity, or rejects it with the reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SESSION_CATEGORIES: Final = frozenset({"cl_B7d4PD111AAA", "cl_I7d4PD111III"})
 
 
 def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkSettings, now: float) -> tuple[Identity, Times]:
-    """Who the token speaks for, and when it holds. `header` and `claims` are proven; `now` is in Unix seconds.
+    """Returns the caller and the times of the token. `header` and `claims` are verified; `now` is in Unix seconds.
 
-    Raises CredentialRejected with the reason. The order of the checks is that of Clerk's own verifier, so that a
-    token with several faults gets the same one named.
+    Raises CredentialRejected with the reason. The checks are in the order of Clerk's own verifier, so that a token with
+    several faults gets the same reason.
     """
     _check_kind(header, claims)
     subject = _subject(claims)

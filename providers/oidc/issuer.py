@@ -1,4 +1,4 @@
-"""One issuer: where its keys are, and whether a token is its own."""
+"""Verifies the tokens of one issuer, with the keys that it publishes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Issuer:
         """`clock` gives Unix seconds."""
         self.settings = settings
         self._clock = clock
-        # Any typ is read here and judged after the signature was proven, so that its reason can be told.
+        # Any typ is read here and checked after verification, so that the rejection can state it as the reason.
         self._headers = jws.HeaderReader(settings.algorithms, types=None)
         self._cache: TokenCache[Identity] = TokenCache()
         self._keys: KeySet | None = None
 
     async def open(self, house: House) -> None:
-        """Fetch the keys, succeed or not, and keep them fresh until `close`."""
+        """Fetch the keys, then refresh them until `close`. A failed fetch is not an error."""
         name = f"the key set of {self.settings.issuer}"
 
         async def fetch() -> bytes:
@@ -66,21 +66,21 @@ class Issuer:
         return self._cache.recall(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
     async def verify(self, digest: bytes, segments: jws.Segments, payload: bytes) -> Identity:
-        """The caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
+        """Returns the caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
         if self._keys is None:
             raise Unavailable(f"{self.settings.issuer} is not open")
         try:
             header, generation = await verify(segments, self._keys, self._headers)
-            said = jws.claims(payload)
+            members = jws.claims(payload)
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
-        identity, times = claims.read(header.members, said, self.settings, self._clock())
+        identity, times = claims.read(header.members, members, self.settings, self._clock())
         self._cache.put(digest, generation, Verified(identity, times.begins(self.settings.leeway), times.expires))
         return identity
 
 
 async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:
-    """The issuer's key set as it stands, after asking where it is. Raises Unavailable."""
+    """Returns the issuer's key set (JSON), from `jwks_uri` or the discovered URL, within 5 seconds. Raises Unavailable."""
     try:
         async with asyncio.timeout(_FETCH_SECONDS):
             return await _get(house, settings.jwks_uri or await _discover(house, settings.issuer))
@@ -90,14 +90,14 @@ async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:
 
 async def _discover(house: House, issuer: str) -> str:
     """The `jwks_uri` of the issuer's own description (OpenID Connect Discovery 1.0, 4). Raises Unavailable."""
-    url = issuer.rstrip("/") + _WELL_KNOWN  # 4.1: a slash at the issuer's end is taken off first
+    url = issuer.rstrip("/") + _WELL_KNOWN  # 4.1: a final slash of the issuer is removed
     try:
-        said = read_object(await _get(house, url), "discovery document")
+        document = read_object(await _get(house, url), "discovery document")
     except Malformed as error:
         raise Unavailable(f"{url}: {error.detail}") from None
-    if said.get("issuer") != issuer:  # 4.3: exactly, else one issuer could speak for another
+    if document.get("issuer") != issuer:  # 4.3: exactly, else one issuer could impersonate another
         raise Unavailable(f"{url}: it describes another issuer")
-    found = said.get("jwks_uri")
+    found = document.get("jwks_uri")
     # Only the operator may send us to this machine for a remote issuer's keys (`jwks_uri`), never the remote itself.
     if not isinstance(found, str) or not is_safe_url(found) or (is_loopback_http(found) and not is_loopback_http(issuer)):
         raise Unavailable(f"{url}: its jwks_uri is not a URL that starts with https://")
@@ -106,6 +106,6 @@ async def _discover(house: House, issuer: str) -> str:
 
 async def _get(house: House, url: str) -> bytes:
     answer = await house.fetch(url, headers=_JSON, timeout=_FETCH_SECONDS)
-    if answer.status != 200:  # a redirect too: whoever can redirect could choose the keys
+    if answer.status != 200:  # a redirect too: a server that redirects could choose the keys
         raise Unavailable(f"{url} answered {answer.status}")
     return answer.body

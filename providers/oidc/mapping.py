@@ -1,4 +1,4 @@
-"""Where in a token an Identity's fields are: the operator's `claims`, applied to a proven payload."""
+"""Reads an Identity's fields from a verified payload by the operator's `claims` mapping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORG: Final = "org:"
 def lookup(claims: Mapping[str, Any], name: str) -> Any:
     """The value of the claim `name`, or None.
 
-    `name` is a claim's name as it stands (`https://acme.example/org`) or, if no claim is called so, a path into
+    `name` is a claim's exact name (`https://acme.example/org`) or, if there is no such claim, a path into
     objects (`realm_access.roles`). At every step the longest name that exists is taken, so a path may start with a URL.
     """
     if name in claims:
@@ -33,9 +33,9 @@ def lookup(claims: Mapping[str, Any], name: str) -> Any:
 
 
 def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: float | None) -> Identity:
-    """The Identity in a proven payload, its ids in the issuer's namespace. Freezes `claims`.
+    """Returns the Identity in a verified payload, its ids in the issuer's namespace. Freezes `claims`.
 
-    Raises CredentialRejected("token-claims") for a field that is there and odd, and for a missing user.
+    Raises CredentialRejected("token-claims") for an invalid field and for a missing user.
     """
     user_id = _text(claims, settings.claims["user_id"])
     if user_id is None:
@@ -95,7 +95,7 @@ def _permissions(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None
 
 
 def _prefixed(word: str) -> str:
-    """`admin` as `org:admin`: handlers ask for names of that form, whoever issued the token."""
+    """`admin` as `org:admin`: handlers require names of that form for every issuer."""
     return word if word.startswith(_ORG) else _ORG + word
 
 

@@ -1,7 +1,7 @@
-"""The hosts that a Postgres URL names, tried in turn within one bound; and a lost database is not asked without pause.
+"""Tries the hosts of a Postgres URL in turn within one time limit, and pauses between attempts while none is reachable.
 
-Why not asyncpg's own list of hosts: its bound is for all of them together, so a first host that swallows packets would
-use up the time of the one that serves. Knows no database library: it is given what opens one connection.
+asyncpg's own list of hosts has one limit for all of them together, so a first host that drops packets would use up the time
+of the one that serves. This module imports no database library: it is given the function that opens one connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEW_SECONDS: Final = 1.0
 
 
 class Hosts(Generic[C]):
-    """Opens connections to whichever host serves, the one that served last first."""
+    """Opens connections to a host that serves, trying the one that served last first."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class Hosts(Generic[C]):
         self._not_before = 0.0
 
     async def open(self) -> C:
-        """One connection. Raises what `connect` raises, and ConnectionError at once while the last failure is fresh.
+        """Returns a new connection. Raises what `connect` raises, and ConnectionError at once after a recent failure.
 
-        While the database is lost there is one attempt at a time, with pauses between: whoever needs a connection in the
-        meantime is told so at once, and a Postgres that is coming up is not run over.
+        While the database is unreachable there is one attempt at a time, with pauses of 0.05 to 0.5 seconds: other callers
+        fail at once, and a Postgres that is starting up is not overloaded.
         """
         if self._failed and (self._trying or time.monotonic() < self._not_before):
             raise ConnectionError("the database could not be reached a moment ago")
@@ -53,7 +53,7 @@ class Hosts(Generic[C]):
         try:
             connection = await self._in_turn()
         except BaseException as error:
-            # Whoever gave up early (a client that went away) says nothing about the database.
+            # A caller that gave up early (its client disconnected) says nothing about the database.
             if isinstance(error, Exception) or time.monotonic() - began > self._seconds / 4:
                 self._lost()
             raise
@@ -64,7 +64,7 @@ class Hosts(Generic[C]):
         return connection
 
     def is_new(self, connection: C) -> bool:
-        """Was it opened a moment ago, so that another one would be no better?"""
+        """Whether it was opened within the last second, so that another one would be no better."""
         return time.monotonic() - self._opened_at.get(connection, 0.0) < NEW_SECONDS
 
     async def _in_turn(self) -> C:
@@ -76,7 +76,7 @@ class Hosts(Generic[C]):
             except Exception as error:
                 if not self._elsewhere(error):
                     raise
-            with suppress(ValueError):  # the next one is the first from now on, for everybody; this one comes last
+            with suppress(ValueError):  # from now on the next host is tried first, and this one last
                 self._each.remove(arguments)
                 self._each.append(arguments)
         return await self._connect(**last, timeout=share)
@@ -89,12 +89,12 @@ class Hosts(Generic[C]):
 
 
 def split(dsn: str) -> list[str]:
-    """A URL for each host of `dsn`; only itself where there is one host, or where the choice needs to see all of them."""
+    """Returns a URL for each host of `dsn`; only `dsn` if it has one host, or if asyncpg must see all hosts to choose."""
     try:
         parts = urlsplit(dsn)
         query = parse_qs(parts.query)
     except ValueError:
-        return [dsn]  # not a URL: the one who connects says so
+        return [dsn]  # not a URL: connecting reports it
     who, at, where = parts.netloc.rpartition("@")
     hosts = where.split(",")
     if len(hosts) == 1 or query.get("target_session_attrs") == ["prefer-standby"]:

@@ -1,8 +1,8 @@
-"""Connections, handed from whoever is done straight to whoever has waited longest.
+"""A connection pool that hands a released connection straight to the longest waiter.
 
-Why not asyncpg's own pool: a released connection goes into a queue there, where a newcomer can overtake a woken waiter
+In asyncpg's own pool a released connection goes into a queue, where a newcomer can overtake a woken waiter
 (at 32 requests on 10 connections its slowest 1 % waited thirty times the median), and each release makes a task. Here
-the first to wait is the first to be served. Knows no database library: it asks four things of a connection.
+the first to wait is the first to be served. This module imports no database library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 
 class Poolable(Protocol):
-    """What the pool asks of a connection."""
+    """The methods of a connection that the pool uses."""
 
     def is_closed(self) -> bool: ...
 
@@ -74,7 +74,7 @@ class Pool(Generic[C]):
         return sum(since <= late and not waiter.done() for waiter, since in self._waiting)
 
     def take(self) -> C | None:
-        """A connection that is idle, at once; None: `acquire` one."""
+        """Returns an idle connection without waiting; None: call `acquire`."""
         return self._take() if len(self._lent) + self._opening < PROMPT else None
 
     def _take(self) -> C | None:
@@ -86,7 +86,7 @@ class Pool(Generic[C]):
         return None
 
     async def acquire(self) -> C:
-        """A connection; waits for one without a bound of its own. Raises what `connect` raises."""
+        """Returns a connection, waiting without a time limit. Raises what `connect` raises, ConnectionError once closed."""
         prompt = len(self._lent) + self._opening < PROMPT
         while not self._closed:
             if prompt and (taken := self._take()) is not None:
@@ -133,13 +133,13 @@ class Pool(Generic[C]):
         self._wake_one()
 
     def expire(self) -> None:
-        """Close the idle connections: what is true of a failed one is true of them too."""
+        """Close the idle connections, because they lead to the same server as a failed one."""
         for connection in self._idle:
             connection.terminate()
         self._idle.clear()
 
     def close(self) -> None:
-        """Close every connection, lent ones too; those who wait get a ConnectionError."""
+        """Close every connection, lent ones too; waiting requests get a ConnectionError."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -170,13 +170,13 @@ class Pool(Generic[C]):
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it came at the very moment when we were told to stop
+            if waiter.done() and not waiter.cancelled():  # it was handed over at the moment of the cancellation
                 handed = waiter.result()
                 self.release(handed) if handed is not None else self._wake_one()
             raise
 
     def _look_after_the_late(self) -> None:
-        """Let those who have waited for too long help themselves to what there is beyond `PROMPT`."""
+        """Wake the requests that have waited too long, so that they take connections beyond `PROMPT`."""
         self._timer = None
         spare = len(self._idle) + self._size - self.open
         while spare > 0 and self._waiting and self._is_late():
