@@ -49,12 +49,8 @@ CORE: Final[Mapping[str, Setting]] = {
         example=("https://app.example.com",),
         help="origins whose pages may call the API; unset: Clerk's authorized parties",
     ),
-    "cors_headers": Setting(
-        "list", (), example=("X-Acme-Tenant",), help="request headers that those pages may send, beside the built-in list"
-    ),
-    "cors_exposed": Setting(
-        "list", (), example=("X-Acme-Total",), help="response headers that those pages may read, beside the built-in list"
-    ),
+    "cors_headers": Setting("list", (), help="request headers that those pages may send, beside the built-in list"),
+    "cors_exposed": Setting("list", (), help="response headers that those pages may read, beside the built-in list"),
     "trusted_proxies": Setting(
         "list", (), help="networks whose X-Forwarded-For is believed, for limits and logs; unix: a unix socket"
     ),
