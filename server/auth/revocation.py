@@ -1,7 +1,7 @@
-"""Who is signed out although a token still runs: a set in memory that is asked on every request.
+"""Revoked sessions, users and keys whose tokens have not expired: a set in memory, checked on every request.
 
-`revocation_feed` keeps it fresh. A worker whose feed is older than the allowed staleness does not guess: what depends on the
-set is a 503 until it has been read again. The set is bounded: by the schema, in which one tenant has a bounded number of rows,
+`revocation_feed` keeps it fresh. While a worker's feed is older than the allowed staleness, requests that depend on the set
+get a 503. The set is bounded: by the schema, in which one tenant has a bounded number of rows,
 and by `MOST_ENTRIES` here.
 """
 
@@ -20,11 +20,11 @@ from ..telemetry.log import LOG, log_failure
 from .identity import Identity
 
 MOST_ENTRIES: Final = 500_000
-"""Beyond these the older half is replaced by one rule: what was issued until now is refused."""
+"""Beyond this number the older half is replaced by one rule: every credential issued until now is refused."""
 
 
 REVOCATION_FAILURES: Final = web.AppKey("revocation_failures", Counter)
-"""By what was to be revoked: how often that could not be recorded."""
+"""How often a revocation could not be recorded, by its kind."""
 
 
 def revocation_failed(request: web.Request, kind: str, error: BaseException) -> None:
@@ -66,12 +66,12 @@ class Revocations:
         return len(self._entries)
 
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
-        """Take the whole table as it was at `read_at` (by the clock, before the query was sent)."""
+        """Replace all entries by the table as of `read_at` (by the clock, before the query was sent)."""
         self._entries, self._ends = {}, {}
         self.add(rows, read_at)
 
     def add(self, rows: Iterable[Mapping[str, Any]], read_at: float, now: float = 0.0) -> None:
-        """Take the rows that were written since the last reading. `now` is the time of the reading (Unix seconds)."""
+        """Add the rows written since the last reading. `now` is the time of the reading (Unix seconds)."""
         for row in rows:
             subject = row["kind"], row["subject"]
             self._entries[subject] = _moment(row["issued_before"])
@@ -85,17 +85,17 @@ class Revocations:
         self._read_at = read_at
 
     def forget(self, now: float) -> None:
-        """Take out what has expired at `now` (Unix seconds)."""
+        """Remove the entries that have expired at `now` (Unix seconds)."""
         for subject in [subject for subject, ends in self._ends.items() if ends <= now]:
             del self._entries[subject], self._ends[subject]
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
-        """Is this subject revoked for a credential issued at `issued_at` (None: not known, so any revocation counts)?"""
+        """Whether the subject is revoked for a credential of `issued_at` (Unix seconds; None: every revocation applies)."""
         before = self._entries.get((kind, subject), self._all_before)
         return before != -math.inf and (issued_at is None or issued_at <= before)
 
     def denies(self, identity: Identity) -> bool:
-        """Is this caller revoked, by session, user, organisation, membership or role? Raises Unavailable when stale."""
+        """Whether the caller's session, user, organisation, membership or role is revoked. Raises Unavailable if stale."""
         if identity.token_type == "session_token" and self.stale:
             raise Unavailable("the revocation feed is stale")
         if not self._entries and self._all_before == -math.inf:

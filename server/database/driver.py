@@ -11,14 +11,14 @@ from ..http.errors import ApiError, Conflict, Forbidden, Unavailable, Unprocessa
 
 # Classes that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
 NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
-# The server is read-only or shutting down: the connection is of no more use.
+# The server is read-only or shutting down: the connection is no longer useful.
 NOT_AGAIN: Final = ("25006", "57P")
 _KNOWN: Final[dict[str, type[ApiError]]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
 
 
 def error_for_state(state: str, name: str) -> Exception | None:
-    """The exception for an error with this SQLSTATE; None for a mistake in the SQL. `name`: of the error, for the log."""
-    if state == "42501":  # a policy or a grant said no: the row would be another tenant's
+    """Returns the exception for this SQLSTATE; None for a mistake in the SQL. `name` is the error's class, for the log."""
+    if state == "42501":  # refused by a policy or a grant: the row would be another tenant's
         return Forbidden("organization")
     if state in _KNOWN:
         return _KNOWN[state]()
@@ -83,16 +83,16 @@ def is_still_cancelling(connection: Any) -> bool:
 
 
 def must_discard(connection: Any) -> bool:
-    """Must this connection be discarded? It still cancels, or asyncpg believes that it is in a transaction.
+    """Whether to discard this connection: a cancellation is in progress, or asyncpg assumes an open transaction.
 
-    asyncpg keeps that belief where a BEGIN was abandoned before Postgres answered. It would then treat the next transaction
-    as a nested one.
+    asyncpg keeps that assumption if a BEGIN was abandoned before Postgres replied, and would treat the next transaction as a
+    nested one.
     """
     return is_still_cancelling(connection) or connection._top_xact is not None
 
 
 def is_server_error(error: BaseException) -> bool:
-    """Did the server report this error? Some Postgres errors asyncpg raises by itself (a value that it cannot send)."""
+    """Whether the server reported this error. asyncpg itself raises some Postgres errors (a value that it cannot send)."""
     return isinstance(error, asyncpg.PostgresError) and error.severity is not None
 
 

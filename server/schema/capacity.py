@@ -1,4 +1,4 @@
-"""How many connections a server may open to Postgres, beside how many Postgres gives: the sum that `check` prints."""
+"""Compares the connections that a server may open with those that Postgres allows; `check` prints the result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 from ..settings.sources import Settings
 from .migrate import Connection
 
-# What is left for the serving role: not the superuser's places, nor (from Postgres 16 on) the reserved ones. The role and the
-# database may have limits of their own; -1 is none.
+# What is left for the serving role: without the superuser's connections and (from Postgres 16 on) the reserved ones. The role
+# and the database may have limits of their own; -1 means none.
 _GIVEN: Final = """
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int
@@ -21,7 +21,7 @@ SELECT current_setting('max_connections')::int
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`each` worker's connections at the most, `workers` of one server, and what Postgres has `given` the serving role."""
+    """The most connections of `each` worker, the `workers` of one server, and the connections `given` to the serving role."""
 
     each: int
     workers: int
@@ -30,20 +30,20 @@ class Capacity:
 
     @property
     def server(self) -> int:
-        """Connections of one server, all its workers together."""
+        """The most connections of one server, all its workers together."""
         return self.each * self.workers
 
     def shortage(self) -> str | None:
-        """A sentence where Postgres gives fewer connections than one server may ask for; None where it is enough."""
+        """Returns a sentence if Postgres allows fewer connections than one server may open, or None."""
         if self.pooled or self.server <= self.given:
             return None
         return (
-            f"one server may open {self.server} connections, and Postgres gives {self.given}: lower database.pool_size or "
+            f"one server may open {self.server} connections, and Postgres allows {self.given}: lower database.pool_size or "
             "workers, or raise max_connections"
         )
 
     def line(self) -> str:
-        """The sum in words."""
+        """Returns the comparison as one line of text."""
         wants = f"connections: {self.workers} worker(s) x ({self.each - 1} pooled + 1 to listen) = {self.server} per server"
         if self.pooled:
             return f"{wants}; the pooled ones are the pooler's to limit, those that listen are of Postgres's {self.given}"
@@ -51,7 +51,7 @@ class Capacity:
 
 
 async def capacity(connection: Connection, settings: Settings) -> Capacity:
-    """The sum for these settings, on the database of this connection, which must be the serving role's."""
+    """Returns the Capacity for these settings and the database of `connection`, which must be the serving role's."""
     ((free, role, database),) = await connection.fetch(_GIVEN)
     given = min(limit for limit in (free, role, database) if limit >= 0)
     pooled = settings.get("database.pooler") == "transaction"

@@ -1,7 +1,7 @@
-"""What is no hole but unwise: where the shape of a schema lets one tenant learn of another. `check` prints it as warnings.
+"""Finds where a schema lets one tenant learn about another's rows without reading them. `check` prints these as warnings.
 
-Policies do not bind constraints: a unique value, a foreign key and a running number are held against every tenant's rows,
-and their answer tells one tenant what another has. Asked of the catalogs, as the serving role.
+Policies do not apply to constraints: a unique value, a foreign key and a serial number are checked against every tenant's
+rows, and the result tells one tenant what another has. The catalogs are queried as the serving role.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from .inventory import DEFINER_FUNCTIONS, SEARCH_PATH, TRIGGER_FUNCTIONS, sql_ar
 from .migrate import Connection
 from .safety import ask, seen_by
 
-# Ours, and no oracles: the server draws both at random, a client chooses neither.
+# Our own indexes reveal nothing: the server generates their values at random, and a client chooses none.
 _OURS: Final = "('idempotency_keys_pkey', 'api_keys_pkey', 'api_keys_hash_key', 'api_keys_previous_hash_key')"
 _OUR_TRIGGERS: Final = sql_array(tuple(name.removesuffix("()") for name in (*TRIGGER_FUNCTIONS, "public.gatepost_audited()")))
 _LOOK_ALIKE: Final = "('tenant', 'tenant_id', 'owner', 'owner_id', 'account_id', 'workspace_id', 'team_id', 'organisation_id')"
 
-# A unique index is one where each of its columns can be chosen by the client: written by the role, without a default of
-# the database's, and none of them the tenant's.
+# A unique index is reported if a client can choose each of its columns (the role may write it, and it has no default) and
+# none of them names the tenant.
 _CONSTRAINTS: Final = f"""
 SELECT format('the unique index %I on %s has no column of the tenant: a conflict tells that another tenant has the value',
               i.relname, c.name)
@@ -43,13 +43,13 @@ SELECT format('%s.%I counts all tenants'' rows: its numbers tell how many others
 """  # noqa: S608 - names of our own
 
 _RIGHTS: Final = f"""
-SELECT format('new %s of %I are granted to %s without being asked (ALTER DEFAULT PRIVILEGES)', word,
+SELECT format('new %s of %I are granted to %s by default (ALTER DEFAULT PRIVILEGES)', word,
               pg_get_userbyid(defaclrole), CASE grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(grantee)::text END)
   FROM pg_default_acl, me, aclexplode(defaclacl),
        LATERAL (SELECT CASE defaclobjtype WHEN 'r' THEN 'tables' END AS word) AS kinds
  WHERE word IS NOT NULL AND grantee IN (0, me.oid)
 UNION ALL
-SELECT format('the role %I can write to %s, which no policy guards: one tenant can leave word there for another', rolname, name)
+SELECT format('the role %I can write to %s, which no policy guards: one tenant can leave messages for another', rolname, name)
   FROM me, relations c
  WHERE relkind IN ('r', 'p') AND c.oid NOT IN (SELECT t.oid FROM tables t) AND has_any_column_privilege(c.oid, 'INSERT, UPDATE')
 UNION ALL
@@ -73,20 +73,20 @@ SELECT format('%I.%I', nspname, proname) AS name, pg_get_userbyid(proowner) AS o
 
 
 async def warnings(connection: Connection) -> list[str]:
-    """A sentence for each; `connection` must be the serving role's, outside any request's transaction."""
+    """Returns a sentence for each leak. `connection` must be the serving role's, outside any request's transaction."""
     found = await ask(connection, _CONSTRAINTS) + await ask(connection, _RIGHTS)
     listed = {signature.partition("(")[0] for signature in DEFINER_FUNCTIONS}
     for row in await connection.fetch(_LOOSE):
-        if row["name"] not in listed:  # of those it is a problem already
+        if row["name"] not in listed:  # for a listed function this is already a problem
             found.append(
                 f"the function {row['name']} runs with the rights of {row['owner']} and takes names from the caller's "
                 f"search_path: SET {SEARCH_PATH.replace('=', ' = ')}"
             )
     stranger = f"check_{secrets.token_hex(8)}"
-    found += [f"a user whom nobody knows sees rows of {name}" for name in await seen_by(connection, stranger)]
+    found += [f"a user with an unknown id sees rows of {name}" for name in await seen_by(connection, stranger)]
     return found
 
 
 async def seen_by_nobody(connection: Connection) -> list[str]:
-    """Problems: tables in which there are rows without a caller. It searches the tables, so the start does not."""
+    """Returns a problem for each table with rows visible without a caller. It searches the tables, so startup skips it."""
     return [f"without a caller there are rows in {name}" for name in await seen_by(connection, "")]

@@ -1,8 +1,8 @@
-"""A transaction pooler in front of Postgres: do both ways lead to one database, and what does the pooled one lack?
+"""Checks a transaction pooler in front of Postgres: both URLs must lead to one database, and the role needs its settings.
 
-Through a pooler a connection has no settings of its own. `scoped` sets its time-outs in each transaction; the one
-statement of `read` cannot (a time-out that is set inside a statement does not bind that statement), so there Postgres is
-told by us to stop, or stops by itself where the role has a statement_timeout. Knows no database library.
+Behind a pooler a connection has no settings of its own. `scoped` sets its timeouts in each transaction. The one statement
+of `read` cannot (a timeout set inside a statement does not apply to it), so the server cancels it, or Postgres does if the
+role has a statement_timeout. This module imports no database library.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _NOTICE_SECONDS: Final = 1.0
 
 
 async def same_place(one: Any, other: Any) -> bool:
-    """Are two connections to the same database of the same server?"""
+    """Whether two connections lead to the same database of the same Postgres server."""
     return bool(await one.fetchval(_PLACE) == await other.fetchval(_PLACE))
 
 
 async def warnings(pooled: Any, direct: Any) -> list[str]:
-    """What the serving role lacks behind the pooler, and whether the direct URL really is direct; a sentence each."""
+    """Returns a sentence for each setting that the role lacks behind the pooler, and one if the direct URL is not direct."""
     found = []
     timeout, zone, role = await pooled.fetchrow(
         "SELECT current_setting('statement_timeout'), current_setting('timezone'), current_user"
@@ -31,7 +31,7 @@ async def warnings(pooled: Any, direct: Any) -> list[str]:
         found.append(f"behind the pooler {role} has no statement_timeout: ALTER ROLE {role} SET statement_timeout = …")
     if zone.upper() not in ("UTC", "ETC/UTC"):
         found.append(
-            f"behind the pooler the time zone of {role} is {zone}: a time literal without a zone in a read is taken in it; "
+            f"behind the pooler the time zone of {role} is {zone}: a read takes a time literal without a zone as in that zone; "
             f"ALTER ROLE {role} SET timezone = 'UTC'"
         )
     if not await _notices(direct, pooled):

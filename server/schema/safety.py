@@ -1,4 +1,4 @@
-"""Checks the catalogs, as the serving role: the role must have no right too many, and every tenant's table must be locked."""
+"""Checks the catalogs as the serving role: it must have no excess rights, and each tenant table needs row-level security."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
 
 
 async def problems(connection: Connection) -> list[str]:
-    """What makes this database unsafe to serve, a sentence a problem; empty when it is safe.
+    """Returns what makes this database unsafe to serve from, a sentence per problem; empty if it is safe.
 
     `connection` must be the serving role's, outside any request's transaction.
     """
@@ -30,7 +30,7 @@ async def problems(connection: Connection) -> list[str]:
 
 
 async def warnings(connection: Connection) -> list[str]:
-    """What an operator should know and is no problem, a sentence each."""
+    """Returns what an operator should know and is not a problem, a sentence each."""
     mark, mine = await mark_in(connection), mark_of(schema_text())
     if mark is None or mark == mine or trouble_with(mark, mine):
         return []
@@ -38,15 +38,14 @@ async def warnings(connection: Connection) -> list[str]:
 
 
 async def ask(connection: Connection, question: str) -> list[str]:
-    """The sentences that a question about what the serving role can touch gives."""
+    """Returns the sentences from one query on the objects that the serving role can access."""
     return [row[0] for row in await connection.fetch(COMMON + question + USES_ARGUMENT, list(TENANT_COLUMNS))]
 
 
 async def seen_by(connection: Connection, who: str) -> list[str]:
-    """The tables of tenants in which a user of this id, in an organisation of this id, sees a row ("": nobody).
+    """Returns the tenant tables in which a caller with `who` as user and organisation id sees a row ("": no caller).
 
-    A table that cannot be searched within a second is passed over: this finds what the catalogs do not tell, and its
-    silence proves nothing.
+    A table that cannot be searched within a second is skipped: an empty result does not prove that there are no rows.
     """
     found = []
     for name in await ask(connection, READABLE):
@@ -62,7 +61,7 @@ async def seen_by(connection: Connection, who: str) -> list[str]:
 async def _functions(connection: Connection, *, newer: bool) -> list[str]:
     """Problems with functions that run with their owner's rights: unlisted, missing, or not made as they must be.
 
-    A newer schema may have more of them; those are known by their owner, a role that nobody can be, and their search_path.
+    A newer schema may have more of them; those are recognised by their owner (a helper role) and their search_path.
     """
     names = [signature.partition("(")[0].partition(".")[2] for signature in DEFINER_FUNCTIONS]
     found, seen = [], set()

@@ -1,4 +1,4 @@
-"""The database of one server, from its settings: another machine's, or the embedded one that comes along."""
+"""Opens the database of one server from its settings: the configured one, or the embedded Postgres."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NAME: Final = "gatepost"
 
 
 class StartFailed(Exception):
-    """The start failed for a reason that is not a mistake in the settings: exit status 1."""
+    """Startup failed for a reason that is not a mistake in the settings: exit status 1."""
 
 
 class ServerDatabase:
-    """Opens the database, sees to it that it is safe to serve from, and closes it again."""
+    """Opens the database, checks that it is safe to serve from, and closes it."""
 
     def __init__(self, settings: Settings, *, beside_parent: bool = False) -> None:
         """`beside_parent`: this process is a worker, whose parent has started the embedded Postgres."""
@@ -46,11 +46,14 @@ class ServerDatabase:
 
     @property
     def pending(self) -> int:
-        """Ends of access that are still to be tidied up after."""
+        """The number of ended accesses whose keys and memberships still have to be cleaned up."""
         return 0 if self._feed is None else self._feed.pending
 
     async def open(self) -> None:
-        """Start the embedded Postgres where none is named, connect, and refuse an unsafe role. Raises ConfigError."""
+        """Start the embedded Postgres if no URL is set, connect, and refuse an unsafe database.
+
+        Raises ConfigError for a mistake in the settings or an unsafe database, StartFailed if it cannot be reached.
+        """
         connect = await self.provide()
         try:
             await self.database.open(connect)
@@ -68,9 +71,9 @@ class ServerDatabase:
             raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
 
     async def provide(self) -> dict[str, Any]:
-        """How to connect as the serving role: to the database that is named, else to the embedded one, started here.
+        """Returns asyncpg's arguments to connect as the serving role: to `database.url`, else to the embedded Postgres.
 
-        A worker finds the embedded one running: its parent has started it. Raises ConfigError.
+        Starts the embedded one, unless this is a worker whose parent has started it. Raises ConfigError.
         """
         url = self._settings.get("database.url")
         if url is not None:
@@ -92,15 +95,15 @@ class ServerDatabase:
 
     async def _refuse_unsafe(self) -> None:
         async with self.database.connection() as connection:
-            found, told = await problems(connection), await warnings(connection)
-        for line in told:
+            found, remarks = await problems(connection), await warnings(connection)
+        for line in remarks:
             LOG.warning(line)
         if found:
             more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
             raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")
 
     async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
-        """Revocations that are read from another database than they are written to would be no revocations."""
+        """Refuse a direct URL to another database: revocations must be read from where they are written."""
         async with self.database.connection() as connection, direct_connection(direct) as past:
             if not await same_place(connection, past):
                 raise ConfigError("database.direct_url: leads to another database than database.url (DATABASE_URL)")
@@ -119,7 +122,7 @@ class ServerDatabase:
 
 
 async def migrate_embedded(owner: dict[str, Any]) -> None:
-    """Make the database where it is missing, and bring its schema up to date."""
+    """Create the database if it is missing, and migrate its schema. `owner` holds asyncpg's arguments for its superuser."""
     async with direct_connection({**owner, "database": "postgres"}) as first:
         if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", NAME):
             await first.execute(f"CREATE DATABASE {NAME}")
@@ -128,6 +131,6 @@ async def migrate_embedded(owner: dict[str, Any]) -> None:
 
 
 def beside_running_server(settings: Settings) -> dict[str, Any] | None:
-    """How to connect, as the serving role, to the embedded Postgres of a server that runs on our folder; else None."""
+    """Returns asyncpg's arguments for the embedded Postgres of a server that runs on this data folder, or None."""
     socket = running_socket(Path(settings.get("data_folder")) / "postgres")
     return {"host": str(socket), "port": 5432, "user": SERVING_ROLE, "database": NAME} if socket else None

@@ -108,7 +108,7 @@ WARNINGS = {
         "the function public.quiet runs with the rights of"),
     "rows for whoever is signed in": (
         NOTES + f"CREATE POLICY more ON notes FOR SELECT USING ({OWN} <> name); INSERT INTO notes (user_id, name) VALUES ('a', 'b')",
-        "a user whom nobody knows sees rows of public.notes"),
+        "a user with an unknown id sees rows of public.notes"),
 }  # fmt: skip
 
 HARMLESS = NOTES + f"""
