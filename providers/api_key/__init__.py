@@ -1,6 +1,6 @@
 """API keys: `Authorization: Bearer gp_…` or `X-API-Key: gp_…`. Static ones from the settings, managed ones from Postgres.
 
-Of either kind only hashes are kept.
+Only hashes of both kinds are stored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def register_providers() -> Mapping[str, Callable[[Mapping[str, Any]], Provider]
 
 @hookimpl
 def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
-    """The routes under /api/keys. Raises ValueError for a static key that is not well described."""
+    """The routes under /api/keys. Raises ValueError for an invalid static key."""
     global _latest
     _latest = Keys(settings)
     return _latest.routes()

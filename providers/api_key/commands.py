@@ -1,6 +1,6 @@
-"""`python -m server keys …`: what the routes do, for the operator, who is nobody's tenant and needs no rights.
+"""`python -m server keys …`: the operations of the routes for the operator, without checks of a caller's rights.
 
-The serving role sees a tenant's keys in that tenant's scope only, so each command says whose: `--user`, `--org` or both.
+The serving role sees a tenant's keys in that tenant's scope only, so each command names the owner: `--user`, `--org` or both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPERATOR = "operator"
 
 
 def commands() -> Mapping[str, Command]:
-    """The subcommands of this provider."""
+    """Returns the commands of this provider by their names."""
     return {"keys": Command("API keys: create, list, revoke, rotate, or print the hash of one", _arguments, _run)}
 
 
@@ -59,7 +59,7 @@ def _whose(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 async def _run(args: argparse.Namespace, context: CommandContext) -> int:
-    """Run one action; the exit status. Raises ValueError for a mistake."""
+    """Run one action; returns the exit status. Raises ValueError for a mistake."""
     if args.action == "hash":
         print("sha256:" + digest_of(_read_key()).hex())
         return 0
@@ -125,7 +125,7 @@ async def _show(connection: Any, args: argparse.Namespace, key: Key, sql: str, *
 
 
 async def _name_owner(connection: Any, args: argparse.Namespace) -> None:
-    """Read a (leaked) key and say for `args` which one it is and whose."""
+    """Read a (leaked) key and set its id and owner in `args`. Raises ValueError for an unknown one."""
     rows = await connection.fetch("SELECT id, user_id, org_id FROM key_by_hash($1)", digest_of(_read_key()))
     if not rows:
         raise ValueError("no such key")
@@ -133,8 +133,8 @@ async def _name_owner(connection: Any, args: argparse.Namespace) -> None:
 
 
 def _checked(args: argparse.Namespace) -> NewKey:
-    """The same rules as over HTTP. Raises ValueError (pydantic's is one) for a mistake."""
-    Identity(provider="api_key", user_id=args.user, org_id=args.org)  # ids that a caller can have
+    """Validate by the same rules as over HTTP. Raises ValueError for a mistake."""
+    Identity(provider="api_key", user_id=args.user, org_id=args.org)  # raises for ids that no caller can have
     if args.org is None and (args.role is not None or args.permission):
         raise ValueError("a role or a permission needs an organisation: add --org")
     if args.days is not None:

@@ -1,4 +1,4 @@
-"""How a key is shown: never its hash, and its secret only in the answer that makes it."""
+"""Models of API keys in requests and responses. A hash is never shown; a secret only when it is created."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LONGEST_OVERLAP: Final = 7 * 86_400
 
 
 def canonical(name: str) -> str:
-    """A role's or permission's one name: with `org:` before it, once. The rest of the server compares them so."""
+    """Returns a role or permission with exactly one `org:` in front. Raises ValueError if empty."""
     while name.startswith("org:"):
         name = name[4:]
     if not name:

@@ -1,4 +1,4 @@
-"""Says whose key it is: one of the settings, else one of the database."""
+"""Authenticates API keys: static ones from the settings, managed ones from the database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ApiKeyProvider:
     """Takes what begins with `gp_`, from `Authorization: Bearer` or `X-API-Key`."""
 
     def __init__(self, settings: Mapping[str, Any], opened: Callable[[House], None] = lambda house: None) -> None:
-        """`opened` is told the house. Raises ValueError for a static key that is not well described."""
+        """`opened(house)` is called by `open`. Raises ValueError for an invalid static key."""
         self._static = static_keys(settings["keys"])
         self._opened = opened
         self._managed: ManagedKeys | None = None
@@ -69,7 +69,7 @@ class ApiKeyProvider:
     reads = (hdrs.AUTHORIZATION, "X-API-Key")
 
     def recall(self, request: web.Request) -> Identity | None:
-        """Whose key this is, where it is one of the settings or remembered, and holds."""
+        """Returns the identity of a static or remembered key that is valid; else None."""
         secret = credential(request)
         if secret is None or self._managed is None or self._usage is None or self._statics is None:
             return None
@@ -86,7 +86,7 @@ class ApiKeyProvider:
         secret = credential(request)
         if secret is None:
             return None
-        # The digest is what is looked up, so the time it takes says nothing of the key; the comparison is belt and braces.
+        # The digest is looked up, so the time reveals nothing about the key; the comparison is a second safeguard.
         digest = digest_of(secret)
         static = self._static.get(digest)
         if static is not None and hmac.compare_digest(static.digest, digest):
@@ -102,7 +102,7 @@ class ApiKeyProvider:
     async def _find(self, secret: str, network: str) -> Identity:
         """Raises CredentialRejected, Unavailable."""
         key = parse(secret)
-        if key is None:  # a typo asks nobody, and is answered like any unknown key
+        if key is None:  # a typo causes no query and gets the response of an unknown key
             raise CredentialRejected("credential-rejected", "no such key")
         if self._managed is None or self._usage is None:
             raise Unavailable("the provider is not open")

@@ -1,4 +1,4 @@
-"""How many keys there may be: live ones of one owner, and keys that keys have made, one below the other."""
+"""Limits the number of an owner's live keys and the depth of keys created by keys."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Final
 from server import Identity
 
 DEEPEST: Final = 3
-"""How many keys may be made by keys, one below the other. The schema has the same bound."""
-# Asked under a lock, so that two requests at the same time do not both take the last place.
+"""The longest chain of keys that each created the next. The schema has the same limit."""
+# Counted under a lock, so that two concurrent requests cannot both take the last place.
 _TURN: Final = "SELECT pg_advisory_xact_lock(4716, hashtext($1))"
 _LIVE: Final = """SELECT count(*) FROM (
     SELECT FROM api_keys WHERE (user_id = $1 OR ($1::text IS NULL AND user_id IS NULL AND org_id = $2))

@@ -1,4 +1,4 @@
-"""What may be asked of a new key, and what a caller may give to one: never more than the caller has."""
+"""Checks that a new key gets no more rights than its creator has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def excess(
     scopes: Collection[str],
     listed: Collection[str],
 ) -> str | None:
-    """In what a key with these rights would go beyond its maker: the slug of the 403, or None.
+    """Returns which of these rights exceeds the caller's, as the `reason` of the 403, or None.
 
-    `listed` are the scopes that a session may give; a key gives its own at the most.
+    `listed` are the scopes that a session may grant; a key may grant only its own.
     """
     if org_id is not None and org_id != caller.org_id:
         return "organization"

@@ -1,4 +1,4 @@
-"""When keys were last used: collected in memory, written in the background. Never a reason for a request to wait or fail."""
+"""Collects in memory when keys were last used and writes it in the background, so that no request waits or fails for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server import BoundedDict
 
 LOG = logging.getLogger("gatepost.api_key")
 ONCE_IN: Final = 60.0
-"""Seconds in which a key is noted at most once; so exact is `last_used_at`."""
+"""Seconds in which a key is noted at most once: the precision of `last_used_at`."""
 FLUSH_SECONDS: Final = 5.0
 _AT_A_TIME: Final = 1000
 _MOST: Final = 100_000
@@ -23,7 +23,7 @@ Query = Callable[..., Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 class Usage:
-    """What is still to be written, and what was noted lately. Bounded: under a flood of keys notes are dropped."""
+    """The notes still to be written, and the recent ones. Bounded: under a flood of keys notes are dropped."""
 
     def __init__(self, query: Query) -> None:
         """`query` is `House.query`."""
@@ -36,7 +36,7 @@ class Usage:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Write what is left, for two seconds at the most."""
+        """Write the remaining notes, for at most two seconds."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -46,7 +46,7 @@ class Usage:
                 await self.flush()
 
     def note(self, key_id: str) -> None:
-        """This key was used now."""
+        """Note that this key was used now."""
         now = time.monotonic()
         before = self._noted.get(key_id)
         if (before is not None and now - before < ONCE_IN) or len(self._pending) >= _MOST:
@@ -55,7 +55,7 @@ class Usage:
         self._pending[key_id] = time.time()
 
     async def flush(self) -> None:
-        """Write what is pending. A database that takes no writes loses the notes, and nothing else."""
+        """Write the pending notes. If the database accepts no writes, only the notes are lost."""
         pending, self._pending = list(self._pending.items()), {}
         for start in range(0, len(pending), _AT_A_TIME):
             part = pending[start : start + _AT_A_TIME]

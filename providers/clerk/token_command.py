@@ -22,7 +22,7 @@ _SLUG: Final = re.compile(r"(?:(o|u|ou|uo):)?([^\s,:]+)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the words of the command."""
+    """Declare the command's arguments."""
     add = parser.add_argument
     add("--user", default="user_1", help="the user's id (default: user_1)")
     add("--org", help="the active organisation's id")
@@ -42,18 +42,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 async def run(given: argparse.Namespace, context: CommandContext) -> int:
     """Print one token. Raises ValueError for a mistake."""
     if context.env == "production" or ClerkSettings.read(context.settings).configured:
-        raise ValueError("development tokens are taken only outside production and without any CLERK_ setting")
+        raise ValueError("development tokens are accepted only outside production and without any CLERK_ setting")
     claims = claims_of(given)
     own = development.signing_key(context.folder)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
     token = development.mint(key, claims)
-    told = {"token": token, "claims": claims, "header": {"Authorization": f"Bearer {token}"}}
-    print(json.dumps(told) if given.json else token)
+    printed = {"token": token, "claims": claims, "header": {"Authorization": f"Bearer {token}"}}
+    print(json.dumps(printed) if given.json else token)
     return 0
 
 
 def claims_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The claims that the words describe. Raises ValueError."""
+    """Returns the claims for these arguments. Raises ValueError."""
     if not 0 < given.ttl <= _MAX_TTL:
         raise ValueError(f"--ttl must be from 1 to {_MAX_TTL} seconds")
     if given.org is None and (given.role is not None or given.permission):

@@ -1,4 +1,4 @@
-"""`POST /api/webhooks/clerk`: events that Clerk has signed, each applied once, in one transaction with its note."""
+"""`POST /api/webhooks/clerk`: applies each event signed by Clerk once, and records it in the same transaction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOG: Final = logging.getLogger("gatepost.clerk")
 
 
 class Receiver:
-    """Takes deliveries. Nothing is asked of the database, and nothing is said of the reason, before a signature holds."""
+    """Takes deliveries. Without a valid signature it does not use the database, and its response states no reason."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for a bad secret."""
@@ -58,7 +58,7 @@ class Receiver:
         tags=["webhooks"],
     )
     async def take(self, request: web.Request) -> web.Response:
-        """204 when the event is ours, a repeated one too; 400; 503 without a secret or a database, so that Clerk repeats it."""
+        """204 for a valid event, even a repeated one; raises 400, or 503 without a secret or database (Clerk retries)."""
         if not self._hooks:
             raise web.HTTPServiceUnavailable
         try:
@@ -90,7 +90,7 @@ class Receiver:
             async with self._turns, scoped(request) as db:
                 outcome: str = await db.fetchval(APPLY, message, event.type, event.at, payload, KEEP_FOR, self._revoke_for)
         except Exception as error:
-            # Whatever it is: nothing was noted, so Clerk's next try finds everything as it was.
+            # On any error nothing was recorded, so Clerk's next attempt finds everything unchanged.
             if event.type in ENDS:
                 revocation_failed(request, event.type.partition(".")[0], error)
             if isinstance(error, Unavailable):
@@ -126,7 +126,7 @@ def _key(word: str) -> bytes:
 
 
 def revoke_for(table: Mapping[str, Any]) -> timedelta:
-    """How long after a sign-out a token of before it could still pass: the longest life, and what clocks may differ."""
+    """Returns how long a revocation must be kept: the longest life of a token plus the permitted clock skew."""
     longest = float(table.get("max_token_seconds", 86_400.0)) or 365 * 86_400.0
     return timedelta(seconds=longest + 2 * float(table.get("leeway_seconds", 5.0)) + 60)
 
