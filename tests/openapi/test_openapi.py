@@ -100,7 +100,7 @@ def test_statuses_follow_from_what_is_declared() -> None:
     assert told["POST", "/api/data"] == locked | with_body | {"201", "403", "409"}
     assert told["PATCH", "/api/data/{id}"] == locked | with_body | {"200", "403", "404", "412"}
     assert told["DELETE", "/api/keys/{id}"] == locked | {"204", "404"}
-    assert told["POST", "/api/keys"] == locked | with_body | {"201", "403"}
+    assert told["POST", "/api/keys"] == locked | with_body | {"201", "403", "409"}  # 409: too many keys, `key-limit`
     assert told["POST", "/api/webhooks/clerk"] == with_body | {"204", "400", "431", "503"}
 
 
