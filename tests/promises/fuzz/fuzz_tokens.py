@@ -24,8 +24,7 @@ except ImportError:
 
 with atheris.instrument_imports(include=["providers"]):
     from providers.clerk import cookies
-    from providers.jwt import jws
-    from providers.jwt import strict_json
+    from providers.jwt import jws, strict_json
     from providers.jwt.strict_json import Malformed
 
 READER = jws.HeaderReader({"RS256", "ES256"})
