@@ -302,7 +302,7 @@ def test_a_pooler_needs_both_urls() -> None:
     given = {"env": "test", "database.pooler": "transaction"}
     with pytest.raises(ConfigError, match=r"^database\.pooler: the embedded Postgres has no pooler"):
         Settings(environ={}, given=given)
-    with pytest.raises(ConfigError, match=r"^database\.direct_url: needed with a pooler"):
+    with pytest.raises(ConfigError, match=r"^database\.direct_url: required with a pooler"):
         Settings(environ={}, given={**given, "database.url": "postgresql://a@b/c"})
 
 

@@ -52,7 +52,9 @@ class TestStaticKeys(ProviderContract):
         bad = [headers for name, headers in BAD_CREDENTIALS.items() if "key" in name]
         known = [ROBOT_A, bearer(ROBOT_A["X-API-Key"])]
         settings = {"keys": KEYS, "scopes": ()}
-        return Case(factory=ApiKeyProvider, settings=settings, known=known, bad=bad, not_mine=[*OTHERS, bearer("a.b.c")])
+        return Case(
+            factory=ApiKeyProvider, settings=settings, known=known, bad=bad, not_mine=[*OTHERS, bearer("a.b.c")], query=Keys().query
+        )
 
 
 class Keys:
@@ -66,12 +68,15 @@ class Keys:
         await asyncio.sleep(self.seconds)
         if self.down:
             raise Unavailable("the database is away")
+        if function == "key_owner_ended":
+            return [{"ended": False, "read_at": datetime.now(UTC)}]
         user = self.known.get(args[0]) if function == "key_by_hash" else None
         if user is None:
             return []
-        nothing = ("org_id", "org_role", "org_permissions", "scopes", "created_by_key", "expires_at", "revoked_at", "until")
+        nothing = ("org_id", "org_role", "org_permissions", "scopes", "expires_at", "revoked_at", "until")
         now = datetime.now(UTC)
-        return [{**dict.fromkeys(nothing), "id": f"of_{user}", "user_id": user, "created_at": now, "ended": False, "read_at": now}]
+        return [{**dict.fromkeys(nothing), "id": f"of_{user}", "user_id": user, "created_at": now, "ended": False, "read_at": now,
+                 "depends_on": [], "watched": [f"user:{user}"]}]  # fmt: skip
 
     @asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:
