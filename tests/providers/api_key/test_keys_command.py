@@ -134,7 +134,7 @@ async def test_the_rows_are_those_of_the_routes(run: Run, serve: Serve) -> None:
 
 
 MISTAKES = [
-    (["create", "--name", "k"], "whose"), (["list"], "whose"), (["revoke", "x"], "whose"), (["rotate", "x"], "whose"),
+    (["create", "--name", "k"], "specify"), (["list"], "specify"), (["revoke", "x"], "specify"), (["rotate", "x"], "specify"),
     (["create", "--user", "a", "--name", ""], "name"), (["create", "--user", "", "--name", "k"], "user_id"),
     (["create", "--user", "a", "--name", "k", "--role", "org:admin"], "--org"), (["create", "--user", "a", "--name", "k", "--permission", "x"], "--org"),
     (["create", "--org", "a", "--name", "k", "--role", "org:"], "org_role"), (["create", "--user", "a", "--name", "k", "--scope", "two words"], "scopes"),
