@@ -62,7 +62,7 @@ class Open:
 
     def __init__(self, gate: Any, identity: Identity, seen: list[web.Request] | None = None) -> None:
         self._identity, self._seen = identity, seen
-        self.plan_of = gate.plan_of
+        self.rule_of = gate.rule_of
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         request[IDENTITY] = self._identity
