@@ -8,6 +8,7 @@ refuse_to_start_without()
 
 from .auth.access import accepted_types, public, requires, signed_in
 from .auth.identity import CredentialRejected, Identity, identity_of
+from .auth.names import is_plain_text, with_org_prefix
 from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
 from .database.scope import read, scoped
@@ -28,6 +29,7 @@ from .single_flight import SingleFlight
 __all__ = [
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
     "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
-    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document",
-    "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
+    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text",
+    "openapi_document", "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
+    "with_org_prefix",
 ]  # fmt: skip

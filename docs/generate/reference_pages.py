@@ -40,7 +40,7 @@ Everything that a plugin may import from `server`, with signatures and docstring
 """
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Declare a handler's access": ("public", "signed_in", "requires", "describe", "answers_secret"),
-    "The caller": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local"),
+    "The caller": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
     "Rows": ("read", "scoped"),
     "Requests and responses": ("body", "raw_body", "row_id", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight", "revocation_failed"),

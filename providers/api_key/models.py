@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from server import with_org_prefix
+
 
 class ApiKey(BaseModel):
     """A key, without its secret."""
@@ -43,11 +45,10 @@ LONGEST_OVERLAP: Final = 7 * 86_400
 
 def canonical(name: str) -> str:
     """Returns a role or permission with exactly one `org:` in front. Raises ValueError if empty."""
-    while name.startswith("org:"):
-        name = name[4:]
-    if not name:
+    full = with_org_prefix(name)
+    if full == with_org_prefix(""):
         raise ValueError("must name something")
-    return f"org:{name}"
+    return full
 
 
 def _unlike(words: list[str]) -> list[str]:

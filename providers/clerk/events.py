@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
+from server import with_org_prefix
+
 _TYPE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _ID: Final = re.compile(r"[!-~]{1,255}")
 _LONGEST_TEXT: Final = 2000
@@ -134,8 +136,7 @@ def _id(value: object) -> str:
 
 
 def _role(value: object) -> str:
-    role = _id(value)
-    return role if role.startswith("org:") else f"org:{role}"
+    return with_org_prefix(_id(value))
 
 
 def _text(value: object) -> str | None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from server import CredentialRejected, Identity
+from server import CredentialRejected, Identity, is_plain_text
 
 from ..jwt.strict_json import freeze, read_object
-from ..jwt.texts import is_plain_text
 
 # Clerk's documents say milliseconds, its types for OAuth tokens say seconds. No token expires in 1973 or in 5138.
 _MILLISECONDS_FROM: Final = 1e11

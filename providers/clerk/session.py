@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from server import CredentialRejected, Identity
+from server import CredentialRejected, Identity, is_plain_text
 
 from ..jwt.strict_json import freeze
-from ..jwt.texts import is_plain_text
 from ..jwt.times import Times, read_times
 from .permissions import OddPermissions, unpack
 from .settings import ClerkSettings
@@ -144,7 +143,7 @@ def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
         permissions = unpack(*packed)
     except OddPermissions as error:
         raise _reject("token-claims", str(error)) from None
-    # The claim has the role without its prefix; `admin` becomes `org:admin`, as in v1.
+    # A v2 claim has the role without its prefix, and Clerk's own libraries put one in front of whatever it holds.
     full_role = f"org:{role}" if role is not None else None
     return {"org_id": org_id, "org_role": full_role, "org_slug": _optional(org, "slg"), "org_permissions": permissions}
 

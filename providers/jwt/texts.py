@@ -1,16 +1,11 @@
-"""Checks whether a claim or a setting is a usable text or URL."""
+"""Checks whether a URL in a setting or a discovery document may be fetched."""
 
 from __future__ import annotations
 
-from typing import Final, TypeGuard
+from typing import Final
 from urllib.parse import urlsplit
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-def is_plain_text(value: object) -> TypeGuard[str]:
-    """Whether `value` is a text of 1 to 255 printable characters, not only spaces: it can be stored and logged as it is."""
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
 
 
 def is_safe_url(url: str) -> bool:

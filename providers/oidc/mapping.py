@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from server import CredentialRejected, Identity
+from server import CredentialRejected, Identity, is_plain_text, with_org_prefix
 
 from ..jwt.strict_json import freeze
-from ..jwt.texts import is_plain_text
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
@@ -86,17 +85,12 @@ def _own(settings: IssuerSettings, id: str, name: str) -> str:
 
 def _role(claims: Mapping[str, Any], name: str) -> str | None:
     role = _text(claims, name)
-    return _prefixed(role) if role is not None else None
+    return with_org_prefix(role) if role is not None else None
 
 
 def _permissions(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     words = _words(claims, name)
-    return tuple(_prefixed(word) for word in words) if words is not None else None
-
-
-def _prefixed(word: str) -> str:
-    """`admin` as `org:admin`: handlers require names of that form for every issuer."""
-    return word if word.startswith(_ORG) else _ORG + word
+    return tuple(with_org_prefix(word) for word in words) if words is not None else None
 
 
 def _scopes(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from aiohttp import web
 from ..http.errors import Forbidden, Unauthorized
 from ..http.protocol import Handler
 from ..http.stamp import OPENED
-from .identity import ADMIN, IDENTITY, TOKEN_TYPES, Identity, names_something, with_prefix
+from .identity import ADMIN, IDENTITY, TOKEN_TYPES, Identity
+from .names import names_something, with_org_prefix
 from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)
@@ -50,7 +51,7 @@ class Access:
     @property
     def as_admin(self) -> bool:
         """Does this access require an organisation's administrator? Only then does the database scope name such a one."""
-        return self.role is not None and with_prefix(self.role) == ADMIN
+        return self.role is not None and with_org_prefix(self.role) == ADMIN
 
     def words(self) -> str:
         """The access in words, as `routes` prints it."""

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ..http.errors import Unauthorized
 from .billing import Subscription
+from .names import is_plain_text, names_something, with_org_prefix
 from .reverification import Reverification, is_fresh
 
 ADMIN: Final = "org:admin"
@@ -91,8 +92,8 @@ class Identity:
     ) -> None:
         if token_type not in TOKEN_TYPES:
             raise ValueError(f"token_type must be one of {', '.join(sorted(TOKEN_TYPES))}, not {token_type!r}")
-        for name, value in (("user_id", user_id), ("org_id", org_id)):
-            if value is not None and not _is_tenant_id(value):
+        for name, value in (("user_id", user_id), ("org_id", org_id), ("key_id", key_id), ("impersonator", impersonator)):
+            if value is not None and not is_plain_text(value):
                 raise ValueError(f"{name} must be 1 to 255 characters of printable text, or None")
         put = object.__setattr__
         put(self, "provider", provider)
@@ -164,11 +165,13 @@ class Identity:
     def _has_role(self, role: str) -> bool:
         if self.org_id is None or not isinstance(self.org_role, str) or not names_something(role):
             return False
-        return with_prefix(role) == with_prefix(self.org_role)
+        return with_org_prefix(role) == with_org_prefix(self.org_role)
 
     def _has_permission(self, permission: str) -> bool:
         return (
-            self.org_id is not None and names_something(permission) and with_prefix(permission) in (self.org_permissions or ())
+            self.org_id is not None
+            and names_something(permission)
+            and with_org_prefix(permission) in (self.org_permissions or ())
         )
 
     def _session_claim(self, name: str) -> Subscription:

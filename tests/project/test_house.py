@@ -59,8 +59,8 @@ POST    /api/webhooks/clerk         public                                 provi
 
 PUBLIC_INTERFACE = {
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body",
-    "check_if_match", "checked_origin", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "openapi_document", "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id",
-    "scoped", "signed_in",
+    "check_if_match", "checked_origin", "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "openapi_document", "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id",
+    "scoped", "signed_in", "with_org_prefix",
 }  # fmt: skip
 
 
