@@ -11,7 +11,6 @@ from ..jwt.strict_json import freeze
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
-_ORG: Final = "org:"
 
 
 def lookup(claims: Mapping[str, Any], name: str) -> Any:

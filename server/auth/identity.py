@@ -15,7 +15,6 @@ from .reverification import Reverification, is_fresh
 
 ADMIN: Final = "org:admin"
 """The role of an organisation's administrator."""
-_PREFIX: Final = "org:"
 TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token"})
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
@@ -92,7 +91,7 @@ class Identity:
     ) -> None:
         if token_type not in TOKEN_TYPES:
             raise ValueError(f"token_type must be one of {', '.join(sorted(TOKEN_TYPES))}, not {token_type!r}")
-        for name, value in (("user_id", user_id), ("org_id", org_id), ("key_id", key_id), ("impersonator", impersonator)):
+        for name, value in (("user_id", user_id), ("org_id", org_id)):
             if value is not None and not is_plain_text(value):
                 raise ValueError(f"{name} must be 1 to 255 characters of printable text, or None")
         put = object.__setattr__
@@ -180,23 +179,6 @@ class Identity:
 
     def _verified_lately(self, asked: Reverification) -> bool:
         return self.token_type == "session_token" and self.claims is not None and is_fresh(self.claims.get("fva"), asked)
-
-
-def with_prefix(name: str) -> str:
-    """The full name of a role or permission: `admin`, `org:admin` and `org:org:admin` are `org:admin`. Case counts."""
-    while name.startswith(_PREFIX):
-        name = name.removeprefix(_PREFIX)
-    return _PREFIX + name
-
-
-def names_something(name: object) -> bool:
-    """Is this the name of a role or permission? `org:` alone is not."""
-    return isinstance(name, str) and with_prefix(name) != _PREFIX
-
-
-def _is_tenant_id(value: object) -> bool:
-    # isprintable refuses NUL, newlines and lone surrogates: they cannot be stored, and must not appear in a log line.
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
 
 
 def _words(values: Iterable[str] | None, field: str) -> tuple[str, ...] | None:
