@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
+from ..schema import pooler
 from ..schema.migrate import apply, migrate, serving_role_of
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
@@ -41,10 +43,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
     connect = {"dsn": owner} if url is not None else _embedded(settings, own)
-    work = _apply(connect, own) if url is None else _migrate(connect, serving_role_of(url), own)
-    todo = asyncio.run(work)
-    if settings.get("database.pooler") == "transaction":
-        todo += _behind_a_pooler(serving_role_of(url), settings.get("database.statement_seconds"))
+    todo = asyncio.run(_apply(connect, own) if url is None else _migrate(connect, settings, own))
     if args.json:
         print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
         return 0
@@ -53,8 +52,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _behind_a_pooler(role: str, seconds: float) -> list[str]:
-    """The settings that a connection sets itself without a pooler, and that the operator must set with one."""
+async def _behind_a_pooler(connection: Any, settings: Settings, role: str) -> list[str]:
+    """What a connection sets itself without a pooler, and the operator must set with one; nothing if the role has it."""
+    if settings.get("database.pooler") != "transaction" or await pooler.role_has_limits(connection, role):
+        return []
+    seconds = settings.get("database.statement_seconds")
     return [
         f"With a pooler, set the limits on the role: ALTER ROLE {role} SET statement_timeout = "
         f"'{round(seconds * 1000)}ms'; ALTER ROLE {role} SET timezone = 'UTC'; then make the pooler reconnect "
@@ -78,12 +80,15 @@ def _embedded(settings: Settings, own: Own) -> dict[str, Any]:
     return {**beside, "user": EmbeddedPostgres.superuser}
 
 
-async def _migrate(connect: dict[str, Any], role: str, own: Own) -> list[str]:
+async def _migrate(connect: dict[str, Any], settings: Settings, own: Own) -> list[str]:
+    url = settings.get("database.url")
+    role = serving_role_of(url)
     async with direct_connection(connect) as connection:
         if len(own) > 1:
             _progress("schema.sql")
         with _rolled_back("schema.sql"):
-            todo = await migrate(connection, serving_role=role)
+            todo = await migrate(connection, serving_role=role, connects=urlsplit(url).username is not None)
+            todo += await _behind_a_pooler(connection, settings, role)
         await _apply_own(connection, own, serving_role=role)
     return todo
 

@@ -65,11 +65,12 @@ def mark_of(text: str) -> Mark:
     return Mark(int(found[1]), int(found[2]), hashlib.sha256(text.encode()).hexdigest())
 
 
-async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE) -> list[str]:
-    """Run schema.sql as the owner, whose connection this is; all or nothing, and harmless when it has run before.
+async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, connects: bool = False) -> list[str]:
+    """Run schema.sql as the owner, whose connection this is; all or nothing, and harmless if it has run before.
 
-    A newer version's schema is left as it is: ours would put older functions in the place of its own. Returns what is
-    still to be done by hand, a sentence a line. Raises ConfigError when the database is a newer generation's.
+    A newer version's schema is left unchanged: otherwise older functions would replace its own. Returns what the operator must
+    still do by hand, a sentence a line; `connects`: the server's URL already names the serving role. Raises ConfigError if the
+    schema is of a newer generation.
     """
     text = schema_text()
     mine = mark_of(text)
@@ -88,7 +89,7 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE) -
             await connection.execute(
                 "INSERT INTO public.gatepost_meta (generation, revision, checksum) VALUES ($1, $2, $3)", *mine
             )
-        return await _by_hand(connection, serving_role)
+        return await _by_hand(connection, serving_role, connects=connects, first=found is None)
 
 
 def serving_role_of(url: str) -> str:
@@ -140,25 +141,30 @@ def trouble_with(found: Mark | None, mine: Mark) -> str | None:
     )
 
 
-async def _by_hand(connection: Connection, serving_role: str) -> list[str]:
-    """The remarks for the operator: what a migration cannot or must not do itself."""
-    database = await connection.fetchval("SELECT current_database()")
+async def _by_hand(connection: Connection, serving_role: str, *, connects: bool, first: bool) -> list[str]:
+    """What a migration cannot or must not do itself, without what is done. What it cannot see is said at the `first` only."""
     todo = []
-    if not await _has_password(connection, serving_role):
+    has_password = await _has_password(connection, serving_role)
+    if has_password is False or (has_password is None and first):
         todo.append(
             f"Give {serving_role} a password unless your server lets it in without one: psql's \\password {serving_role} "
             "keeps it out of the logs."
         )
-    return [
-        *todo,
-        f"Let the server connect as that role, not as the owner: DATABASE_URL=postgresql://{serving_role}:…@HOST/{database}",
-        "Back up with a role that has BYPASSRLS (or is a superuser): any other one, the owner too, sees no tenant's rows.",
-        "After a restore, or a copy by CREATE DATABASE … TEMPLATE, migrate again: a database's own rights are not copied.",
-    ]
+    if not connects:
+        database = await connection.fetchval("SELECT current_database()")
+        todo.append(
+            f"Connect the server as this role, not as the owner: DATABASE_URL=postgresql://{serving_role}:…@HOST/{database}"
+        )
+    if first:
+        todo += [
+            "Back up with a role that has BYPASSRLS, or as a superuser: no other role, not even the owner, sees tenants' rows.",
+            "After a restore, or a copy by CREATE DATABASE … TEMPLATE, migrate again: a database's own rights are not copied.",
+        ]
+    return todo
 
 
-async def _has_password(connection: Connection, role: str) -> bool:
-    """Whether the role has a password; only a superuser can see that, to anybody else it has none."""
+async def _has_password(connection: Connection, role: str) -> bool | None:
+    """Whether the role has a password; None if this connection must not see that (only a superuser may)."""
     if not await connection.fetchval("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')"):
-        return False
+        return None
     return bool(await connection.fetchval("SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = $1", role))

@@ -12,6 +12,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 _PLACE: Final = "SELECT current_database() || ' ' || extract(epoch FROM pg_postmaster_start_time())"
+# Those of the role in this database come last, because they take precedence.
+_SETTINGS: Final = """SELECT unnest(s.setconfig) AS setting FROM pg_db_role_setting AS s JOIN pg_roles AS r ON r.oid = s.setrole
+ WHERE r.rolname = $1 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+ ORDER BY s.setdatabase"""
 _CHANNEL: Final = "gatepost_check"
 _NOTICE_SECONDS: Final = 1.0
 
@@ -37,6 +41,13 @@ async def warnings(pooled: Any, direct: Any) -> list[str]:
     if not await _notices(direct, pooled):
         found.append("database.direct_url: no notice arrives there, so it leads through a pooler as well")
     return found
+
+
+async def role_has_limits(connection: Any, role: str) -> bool:
+    """Whether `role` has a statement_timeout and the time zone UTC in this database. Needs no pooled connection."""
+    rows = await connection.fetch(_SETTINGS, role)
+    settings = {name.lower(): value for name, _, value in (row["setting"].partition("=") for row in rows)}
+    return settings.get("statement_timeout", "0") != "0" and settings.get("timezone", "").upper() in ("UTC", "ETC/UTC")
 
 
 async def _notices(direct: Any, pooled: Any) -> bool:

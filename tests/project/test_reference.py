@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import tomllib
@@ -16,7 +17,7 @@ from kits.app import build_app
 import server
 from server import Setting
 from server.commands import run
-from server.plugins.loader import Plugins
+from server.plugins.loader import GROUP, Plugins
 from server.serving.operations import families_of
 from server.settings.core import BUILT_IN
 from server.settings.sample import sample
@@ -81,6 +82,13 @@ def test_the_sample_names_every_built_in_handler() -> None:
     serving = {name for name, _ in plugins.offers().routes}
     assert serving == set(BUILT_IN)
     assert serving == {name for name, _ in Plugins(Settings(environ={})).offers().routes}
+
+
+def test_the_built_in_handlers_are_entry_points_of_this_project() -> None:
+    """The settings cannot read the entry points: they are needed before a plugin is looked for. So both lists are compared."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"][GROUP]
+    serving = [name for name, module in points.items() if hasattr(importlib.import_module(module), "register_handlers")]
+    assert sorted(BUILT_IN) == sorted(serving)
 
 
 def test_init_writes_the_sample_and_it_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,8 +87,52 @@ async def test_the_result_is_json_and_progress_goes_to_standard_error(settings: 
     said = capsys.readouterr()
     told = json.loads(said.out)
     assert (told["migrated"], told["schemas"]) == (True, ["own.sql", "more.sql"])
-    assert any("DATABASE_URL" in line for line in told["by_hand"])
+    assert any("BYPASSRLS" in line for line in told["by_hand"])
     assert said.err.splitlines() == ["migrate: schema.sql", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
+
+
+async def test_only_what_is_still_to_do_by_hand_is_printed(settings: str, postgres: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The URL names the serving role, so only its password and the remarks on backups remain; the second run prints none."""
+    role = postgres.serving_role
+    async with postgres.as_admin(settings) as admin:
+        await admin.execute(f'ALTER ROLE "{role}" PASSWORD NULL')
+        assert await command("migrate") == 0
+        first = capsys.readouterr().out.splitlines()
+        assert [line.partition(" ")[0] for line in first] == ["Give", "Back", "After", "migrated"]
+        assert await command("migrate") == 0
+        assert [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()] == ["Give", "migrated"]
+        await admin.execute(f"""ALTER ROLE "{role}" PASSWORD 'secret'""")
+        try:
+            assert await command("migrate") == 0
+            assert capsys.readouterr().out == "migrated\n"
+        finally:
+            await admin.execute(f'ALTER ROLE "{role}" PASSWORD NULL')
+
+
+async def test_a_url_without_a_role_is_told_which_role_to_name(
+    settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url_of(postgres, "", settings).replace("//@", "//"))
+    for _ in range(2):
+        assert await command("migrate") == 0
+        assert f"DATABASE_URL=postgresql://gatepost_app:…@HOST/{settings}" in capsys.readouterr().out
+
+
+async def test_with_a_pooler_the_limits_of_the_role_are_still_to_do_until_it_has_them(
+    settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = postgres.serving_role
+    monkeypatch.setenv("GATEPOST_DATABASE_POOLER", "transaction")
+    monkeypatch.setenv("GATEPOST_DATABASE_DIRECT_URL", url_of(postgres, role, settings))
+    asked = f"ALTER ROLE {role} SET statement_timeout = '5000ms'; ALTER ROLE {role} SET timezone = 'UTC'"
+    async with postgres.as_admin(settings) as admin:
+        for done in ("SELECT 1", f'ALTER ROLE "{role}" IN DATABASE "{settings}" SET statement_timeout = \'5000ms\''):
+            await admin.execute(done)
+            assert await command("migrate") == 0
+            assert asked in capsys.readouterr().out
+        await admin.execute(f'ALTER ROLE "{role}" IN DATABASE "{settings}" SET timezone = \'UTC\'')
+        assert await command("migrate") == 0
+        assert "ALTER ROLE" not in capsys.readouterr().out
 
 
 async def test_without_files_there_is_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
