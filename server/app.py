@@ -20,6 +20,7 @@ from .http import protocol
 from .http.bodies import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors, checked_header, checked_origin
+from .http.stamp import vary_on
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
 from .plugins.house import ServerHouse
@@ -79,6 +80,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         headers=(*credential_headers(providers), *_checked(settings, "cors_headers", checked_header)),
         exposed=_checked(settings, "cors_exposed", checked_header),
     )
+    vary_on(credential_headers(providers))
     app[DOCUMENT] = openapi.make(table, providers)
     server_database, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
     app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits

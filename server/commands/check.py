@@ -28,11 +28,12 @@ from ..settings.sources import Settings
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What was found in the database: problems, warnings, and how many connections it allows."""
+    """What was found in the database: problems, warnings, and how many connections it allows. `looked`: was there one?"""
 
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     capacity: Capacity | None = None
+    looked: bool = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if found.capacity is not None:
         print(found.capacity.line())
     for line in [*app[TABLE].warnings, *found.warnings, *unready]:
+    if not found.looked:
+        print("database: not checked, because database.url is not set and no embedded Postgres has been created here yet")
         print(f"warning: {line}")
     for line in found.problems:
         print(f"problem: {line}")
@@ -65,6 +68,7 @@ def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[s
     return {
         "settings": [{"key": key, "value": value, "source": source} for key, value, source in rows],
         "problems": found.problems,
+        "database_checked": found.looked,
         "warnings": found.warnings,
         "connections": asdict(found.capacity) if found.capacity else None,
         "not_ready": unready,
@@ -83,6 +87,8 @@ async def _find(settings: Settings) -> _Findings:
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
     connect = {"dsn": direct or url} if url else beside_running_server(settings)
     if connect is None:
+    if connect is None and not (Path(settings.get("data_folder")) / "postgres").exists():
+        return _Findings([], looked=False)
         return _Findings(await _embedded(settings))
     try:
         async with direct_connection(connect) as connection:
@@ -114,9 +120,7 @@ def _hosts(url: str | None) -> list[str]:
 
 
 async def _embedded(settings: Settings) -> list[str]:
-    """The problems of the embedded Postgres, on which no server runs; none if it was never created."""
-    if not (Path(settings.get("data_folder")) / "postgres").exists():
-        return []
+    """The problems of the embedded Postgres, on which no server runs."""
     storage = ServerDatabase(settings)
     try:
         await storage.open()

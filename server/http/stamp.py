@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from .response import SERVER, STANDARD_HEADERS, JsonResponse
+from .response import SERVER, STANDARD_HEADERS, JsonResponse, _head
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 """The id of this request, in the response and in the log."""
 
+
+_VARY: Final = tuple(STANDARD_HEADERS[hdrs.VARY].split(", "))
 
 OPENED: Final = web.RequestKey("opened", bool)
 """Set on requests to public routes: their credentials are not read, so the caller is unknown."""
@@ -32,6 +35,16 @@ def new_request_id() -> str:
 
 
 os.register_at_fork(after_in_child=_ids.clear)  # two processes with the same ids would make their logs ambiguous
+
+
+def vary_on(credentials: Iterable[str]) -> None:
+    """Name the request headers that hold credentials in the header Vary of every response of this process (RFC 9110 12.5.5).
+
+    Called once, when the application is built: a response of an earlier application in this process gets the new value.
+    """
+    names = {name.lower(): str(name) for name in (*_VARY, *credentials)} | {name.lower(): name for name in _VARY}
+    STANDARD_HEADERS[hdrs.VARY] = ", ".join(names.values())
+    _head.cache_clear()
 
 
 def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:

@@ -30,7 +30,7 @@ class Provider(Protocol):
     issuers       the `iss` values of this provider's JWTs: no other provider accepts a JWT with one of them
     namespaces    the prefixes of its user and organisation ids, "" for none; two providers must not share one
     reads         the names of the headers that it reads a credential from; it is skipped if none of these headers is
-                  present. Left out: it is called for every request
+                  present, and the response header `Vary` lists them. Left out: it is called for every request
     recall(request)   not async: the Identity of a credential that was verified before, from memory, after checking all
                   that may have changed since; None: `authenticate` is called. May raise CredentialRejected
     authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`

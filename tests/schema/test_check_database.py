@@ -206,10 +206,24 @@ async def test_what_is_in_order_is_neither(spoilt: TestDatabase, capsys: Any) ->
     assert await check(capsys) == (0, [], [])
 
 
+async def test_without_a_database_it_says_that_none_was_looked_at(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder `problems: none` alone would be read as: the database is in order."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "GATEPOST_CONFIG", "GATEPOST_DATA_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    assert await asyncio.to_thread(run, ["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("database: not checked, because database.url is not set")]) == 1
+    assert lines[-1] == "problems: none"
+    assert await asyncio.to_thread(run, ["check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["database_checked"] is False
+
+
 async def test_in_words(spoilt: TestDatabase, capsys: Any) -> None:
     await execute(spoilt, PROBLEMS["an open policy"][0] + ";" + WARNINGS["a unique value"][0].removeprefix(NOTES))
     assert await asyncio.to_thread(run, ["check"]) == 2
     lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("database:")]
     assert [line for line in lines if line.startswith("problem: the policy more on public.notes")]
     assert [line for line in lines if line.startswith("warning: the unique index by_name on public.notes")]
     assert lines[-1] == "problems: 1"
