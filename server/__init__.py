@@ -14,7 +14,8 @@ from .bounded import BoundedDict
 from .database.scope import read, scoped
 from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
-from .http.bodies import body, raw_body
+from .http.bodies import body
+from .http.body_bytes import raw_body
 from .http.client_address import client_address, client_network, is_local
 from .http.cors import checked_origin
 from .http.describe import describe

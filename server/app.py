@@ -16,10 +16,12 @@ from .gate.admission import Gate
 from .gate.audit import Audit
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
-from .http import protocol
-from .http.bodies import BODY_LIMITS
+from .http import connection_server
+from .http.backlog import Backlog
+from .http.body_bytes import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors, checked_header, checked_origin
+from .http.pagination import PAGE_BYTES
 from .http.stamp import vary_on
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
@@ -82,8 +84,9 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     )
     vary_on(credential_headers(providers))
     app[DOCUMENT] = openapi.make(table, providers)
-    server_database, limits = ServerDatabase(settings, beside_parent=beside_parent), Limits(settings)
-    app[ADDRESSES], app[LIMITS] = ClientAddress(settings.words("trusted_proxies")), limits
+    server_database = ServerDatabase(settings, beside_parent=beside_parent)
+    app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
+    limits = app[LIMITS] = Limits(settings, app[ADDRESSES], credential_headers(providers))
     audit = app[AUDIT] = Audit(
         server_database.database.call,
         denials=settings.get("audit.denials"),
@@ -99,17 +102,20 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         caller_limit=limits.caller,
         address_limit=limits.address,
         addresses=app[ADDRESSES],
+        concurrency=limits.concurrency,
     )
+    backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
     app[METRICS], app[DISPATCHER] = (
         metrics,
-        Dispatcher(Resolver(app), cors, gate, metrics, RequestLog() if settings.get("log.requests") else None),
+        Dispatcher(Resolver(app), cors, gate, metrics, backlog, RequestLog() if settings.get("log.requests") else None),
     )
-    for warning in table.warnings:
+    for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
     app[BODY_LIMITS] = tuple(
         settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
     )
+    app[PAGE_BYTES] = settings.get("limits.page_bytes")
     app[REVOCATION_FAILURES] = Counter()
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
@@ -117,7 +123,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app.cleanup_ctx.append(audit.running)
     app.cleanup_ctx.append(_open_limits)
     app.cleanup_ctx.append(open_providers)
-    protocol.install(
+    connection_server.install(
         app,
         app[DISPATCHER].handle,
         head_bytes=settings.get("limits.head_bytes"),
@@ -126,6 +132,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         idle_seconds=settings.get("limits.idle_seconds"),
         connections=settings.get("limits.connections"),
         descriptors=settings.get("database.pool_size"),
+        backlog=backlog,
     )
     return app
 

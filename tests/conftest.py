@@ -36,7 +36,7 @@ from yarl import URL
 
 from server import hookimpl
 from server.app import build
-from server.http.protocol import ConnectionServer
+from server.http.connection_server import ConnectionServer
 from server.settings.sources import Settings
 
 # Secrets ---------------------------------------------------------------------------------------------------------------

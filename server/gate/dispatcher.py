@@ -10,6 +10,7 @@ import time
 from aiohttp import hdrs, web
 
 from ..auth.identity import IDENTITY
+from ..http.backlog import Backlog
 from ..http.cors import Cors
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable, error_response, from_http
 from ..http.response import JsonResponse
@@ -19,7 +20,7 @@ from ..rate_limits.callers import LEASE, mark
 from ..routing.resolver import Resolver
 from ..routing.table import RouteRule
 from ..telemetry.decisions import Decision, Listener
-from ..telemetry.log import log_failure
+from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 
@@ -32,9 +33,14 @@ class Dispatcher:
     Every exception becomes a JSON error response.
     """
 
-    def __init__(self, lookup: Resolver, cors: Cors, gate: Gate, metrics: Metrics, served: Listener | None = None) -> None:
-        """`served` receives a Decision for every request that was routed and admitted; None: no Decision is made."""
-        self._lookup, self._cors, self._gate, self._served = lookup, cors, gate, served
+    def __init__(
+        self, lookup: Resolver, cors: Cors, gate: Gate, metrics: Metrics, backlog: Backlog, served: Listener | None = None
+    ) -> None:
+        """While `backlog` is full requests are refused with 503.
+
+        `served` receives a Decision for every request that was routed and admitted; None: no Decision is made.
+        """
+        self._lookup, self._cors, self._gate, self._backlog, self._served = lookup, cors, gate, backlog, served
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
         """Set when the server is about to stop: each connection is then closed after its last response (RFC 9112 9.6)."""
@@ -45,6 +51,8 @@ class Dispatcher:
         request_id = new_request_id()
         request[REQUEST_ID] = request_id
         try:
+            if self._backlog.full:
+                raise ServiceUnavailable
             match = self._lookup.at_once(request)
             if match is None or request.version not in _VERSIONS:
                 response = await self._by_the_long_way(request)
@@ -63,7 +71,7 @@ class Dispatcher:
             log_failure("handler failed", error, request_id=request_id, route=route or "")
             response = error_response(500)
         if type(response) is not JsonResponse or response.prepared:
-            response = _sendable(response)
+            response = _sendable(response, request)
         rule = self._gate.rule_of(request)
         if type(response) is JsonResponse or not response.prepared:
             self._finish(request, response, request_id, rule)
@@ -87,7 +95,7 @@ class Dispatcher:
             return  # the gate has reported it already
         who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
         fields = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
-        self._served(Decision(*fields))
+        self._served(Decision(*fields, impersonator=identity.impersonator if identity is not None else None))
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).
@@ -101,10 +109,19 @@ class Dispatcher:
             self._cors.mark(request, response)
 
 
-def _sendable(response: object) -> web.StreamResponse:
-    """A handler's result as a response that can be sent: 500 for a non-response, or a JsonResponse that was already sent."""
-    if not isinstance(response, web.StreamResponse) or type(response) is JsonResponse:
-        return error_response(500)
+def _sendable(response: object, request: web.Request) -> web.StreamResponse:
+    """A handler's result as a response that can be sent: 500 for what is no response, or was sent for another request."""
     if isinstance(response, web.HTTPException):  # returned instead of raised
         return from_http(response)
+    if not isinstance(response, web.StreamResponse):
+        LOG.error("a handler returned no response", extra={"fields": {"type": type(response).__name__}})
+        return error_response(500)
+    if type(response) is JsonResponse or not _is_new(response, request):
+        LOG.error("a response object was used for two requests", extra={"fields": {"request_id": request[REQUEST_ID]}})
+        return error_response(500)
     return response
+
+
+def _is_new(response: web.StreamResponse, request: web.Request) -> bool:
+    """Whether the response was not prepared before, or for this request alone."""
+    return not response.prepared or response._req is request or request.writer.output_size > 0

@@ -16,10 +16,11 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..auth.access import access_of, check
+from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
 from ..database.request_transaction import JOINED, RequestTransaction, Undone, one_transaction
 from ..database.scope import DATABASE, scope_of, writer_of
-from ..http.bodies import raw_body
+from ..http.body_bytes import raw_body
 from ..http.describe import is_secret, mark_secret
 from ..http.errors import BadRequest, Conflict, Unprocessable
 from ..http.protocol import Handler
@@ -64,7 +65,7 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     name, fingerprint = _name(identity, request.method, template, key), _fingerprint(request, key, body)
     response: Any = None
     lock = int.from_bytes(name[:8], "big", signed=True)
-    async with one_transaction(request.app[DATABASE], scope, lock, writer_of(request)) as joined:
+    async with one_transaction(request.app[DATABASE], scope, lock, writer_of(request), caller_key(identity)) as joined:
         if joined is None:
             raise _under_way()
         kept = await _look(joined, name)
@@ -154,9 +155,12 @@ def _key(request: web.Request) -> str:
 def _name(identity: Identity, method: str, template: str, key: str) -> bytes:
     """The row's name: SHA-256 of the caller, the route and the client's key, so no key leads to another caller's row.
 
-    An organisation's API key has no user: the key itself is then the caller, so two such keys are two callers.
+    An organisation's API key has no user: the key itself is then the caller, so two such keys are two callers. A user and who
+    impersonates them are two callers too: neither gets the other's response in place of an effect.
     """
-    caller = (identity.provider, identity.user_id, identity.org_id, None if identity.user_id else identity.key_id)
+    caller = [identity.provider, identity.user_id, identity.org_id, None if identity.user_id else identity.key_id]
+    if identity.impersonator is not None:
+        caller.append(identity.impersonator)
     return hashlib.sha256(json.dumps([*caller, method, template, key]).encode()).digest()
 
 

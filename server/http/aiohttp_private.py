@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
-    RequestHandler: ("_loop", "_manager", "_messages", "_paused", "_request_count", "_upgraded", "_waiter"),
+    RequestHandler: ("_close", "_current_request", "_drain_helper", "_loop", "_manager", "_messages", "_paused", "_request_count", "_upgraded", "_waiter"),
+    StreamReader: ("_eof",),
+    StreamWriter: ("_eof",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
-    web.BaseRequest: ("_client_max_size", "_message", "_post", "_state"),
+    web.BaseRequest: ("_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
     web.Request: ("_match_info",),
     web.Response: (
-        "_body", "_chunked", "_compression", "_cookies", "_eof_sent", "_headers", "_keep_alive", "_reason", "_state", "_status",
+        "_body", "_chunked", "_compression", "_cookies", "_eof_sent", "_headers", "_keep_alive", "_must_be_empty_body",
+        "_payload_writer", "_reason", "_req", "_state", "_status",
         "_zlib_executor", "_zlib_executor_size",
     ),
     web.Server: ("_connections", "_kwargs", "_loop"),

@@ -32,8 +32,21 @@ class Rows(str):
 
     def first(self, rows: int) -> tuple[str, str]:
         """Returns (the first `rows` rows as a JSON array, the last of these as a JSON object)."""
-        kept = self._separated.split(ROW_END)[:rows]
-        return f"[{','.join(kept)}]", kept[-1]
+        end = len(self._separated)
+        for _ in range(self.number - rows):
+            end = self._separated.rfind(ROW_END, 0, end)
+        return f"{self[: end + 1]}]", self._separated[self._separated.rfind(ROW_END, 0, end) + 1 : end]
+
+    def fitting(self, rows: int, octets: int) -> int:
+        """How many of the first `rows` rows fit into a JSON array of `octets` bytes (UTF-8); at least one, if there is one."""
+        if len(self) * (1 if self.isascii() else 4) <= octets:
+            return min(self.number, rows)
+        left = octets - 1
+        for number, row in enumerate(self._separated.split(ROW_END)[:rows]):
+            left -= (len(row) if row.isascii() else len(row.encode())) + 1
+            if left < 0:
+                return max(number, 1)
+        return min(self.number, rows)
 
 
 def _plain(value: Any) -> Any:
@@ -48,9 +61,11 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonResponse:
     """A JSON response. `str` and `bytes` are sent as they are: `read` and `scoped` return JSON text. Anything else is encoded.
 
+    A `memoryview` is sent as it is, too, and is not counted as held for the client: for content that all responses share.
+
     `headers` are added to the standard headers or replace them. Raises TypeError for data that has no JSON form.
     """
-    raw = data if isinstance(data, bytes) else data.encode() if isinstance(data, str) else _encoder.encode(data)
+    raw = data if isinstance(data, (bytes, memoryview)) else data.encode() if isinstance(data, str) else _encoder.encode(data)
     return JsonResponse(raw, status, headers)
 
 

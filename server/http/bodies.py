@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Hashable, Iterable
@@ -10,17 +9,13 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
 import pydantic
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from .body_bytes import BODY_LIMITS, read_body
 from .describe import hold_to
-from .errors import BadRequest, ContentTooLarge, LengthRequired, RequestTimeout, Unprocessable, UnsupportedMediaType
-from .stamp import OPENED
+from .errors import BadRequest, Unprocessable
 
 T = TypeVar("T")
-BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
-"""(maximum body size in bytes, maximum time in seconds, maximum depth of the JSON, maximum number of values in it)"""
-UNPROVEN_BYTES: Final = 256 * 1024
-"""The largest body, in bytes, that is read from a caller without a verified credential."""
 MOST_FIELDS: Final = 100
 """How many invalid fields an error lists."""
 LONGEST_FIELD: Final = 200
@@ -40,7 +35,7 @@ async def body(request: web.Request, model: type[T]) -> T:
     """
     hold_to(request, "body", model)
     limit, _, depth, values = request.app[BODY_LIMITS]
-    data = _parse(await _read(request), depth)
+    data = _parse(await read_body(request), depth)
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
     if _too_many(data, values, _PATHS_PER_BYTE * limit):
         raise Unprocessable(bad or [{"field": "", "message": f"must not have more than {values} values, or overlong names"}])
@@ -51,45 +46,6 @@ async def body(request: web.Request, model: type[T]) -> T:
     if bad:
         raise Unprocessable(bad)
     return checked  # type: ignore[no-any-return]
-
-
-async def raw_body(request: web.Request) -> bytes:
-    """The request's body as the bytes that were sent, of any content type: for example to verify a signature over it.
-
-    Raises an ApiError, which becomes the response: 411, 413, 415 (a content encoding), 408 as `body` does, and 400.
-    """
-    return await _read(request, any_type=True)
-
-
-async def _read(request: web.Request, *, any_type: bool = False) -> bytes:
-    limit, seconds, *_ = request.app[BODY_LIMITS]
-    if OPENED in request:
-        limit = request._client_max_size = min(limit, UNPROVEN_BYTES)  # also limits a body without a length
-    if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
-        raise LengthRequired
-    if (request.content_length or 0) > limit:
-        raise ContentTooLarge
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not (any_type or _is_json(request)):
-        raise UnsupportedMediaType
-    try:
-        async with asyncio.timeout(seconds):
-            expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
-            if expected and request.can_read_body:  # not again if the body has already been read
-                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request.writer.output_size = 0
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeout from None
-    except web.HTTPRequestEntityTooLarge:
-        raise ContentTooLarge from None
-    except web.RequestPayloadError:
-        raise BadRequest from None
-
-
-def _is_json(request: web.Request) -> bool:
-    if len(request.headers.getall(hdrs.CONTENT_TYPE, ())) != 1 or request.content_type != "application/json":
-        return False
-    return (request.charset or "utf-8").lower() in ("utf-8", "utf8")
 
 
 def _parse(raw: bytes, depth: int) -> Any:

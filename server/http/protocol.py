@@ -9,22 +9,34 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, Protocol, TypeAlias
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
-from .descriptors import bound_accept_errors, room_for
-from .draining import DrainingServer
+from .backlog import Backlog, Mark
 from .errors import error_response
+from .parser_errors import OrderedErrors
 from .response import JsonResponse, last_words
 from .stamp import new_request_id, stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+_UNSENT_IN_KERNEL: Final = 131_072
+"""Bytes of a connection that the kernel may hold without having sent them. By default it takes megabytes."""
+
+
+def _keep_kernel_buffer_small(transport: asyncio.BaseTransport) -> None:
+    """Bytes that a client does not take must stay where they are counted (server.http.backlog), not in the kernel."""
+    connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if connection is not None and option is not None and connection.family != getattr(socket, "AF_UNIX", None):
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_IN_KERNEL)
 
 
 class HandOver(Protocol):
@@ -37,23 +49,36 @@ class HandOver(Protocol):
         """Count a connection that came from another worker (1) or ended (-1)."""
 
 
-class Connection(RequestHandler):
+class Manager(Protocol):
+    """What a connection needs of its server (server.http.connection_server.ConnectionServer)."""
+
+    sharing: HandOver | None
+    backlog: Backlog
+
+
+class Connection(OrderedErrors):
     """One client connection. Bytes come in, and each complete request is passed to the server's handler.
 
     Limits the size and the duration of an incomplete request head: 431 or 408, and the connection is closed.
     """
 
-    __slots__ = ("_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing")
+    __slots__ = (
+        "_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing", "_wire",
+        "backlog", "mark",
+    )  # fmt: skip
 
     def __init__(
-        self, manager: ConnectionServer, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
+        self, manager: Manager, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
     ) -> None:
         """`head_bytes` and `head_seconds` limit a head, `most` open connections. `handed`: it comes from another worker."""
-        super().__init__(manager, max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
+        super().__init__(cast("web.Server", manager), max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
         self._most, self._sharing, self._handed = most, manager.sharing, handed
         self._head_limit, self._head_seconds = head_bytes, head_seconds
         self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self.backlog = manager.backlog
+        self.mark: Mark | None = None
+        self._wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._sharing is not None:
@@ -64,6 +89,10 @@ class Connection(RequestHandler):
                 transport.abort()  # type: ignore[attr-defined]
                 return
         super().connection_made(transport)
+        self._wire = cast("asyncio.Transport", transport)  # `transport` is None from the moment the connection closes
+        _keep_kernel_buffer_small(transport)
+        if self._manager is not None:
+            self.backlog.watch(self._loop, self._manager._connections)
         if self._manager is not None and len(self._manager._connections) > self._most:
             self._refuse(503, b"Retry-After: 1\r\n")
 
@@ -71,12 +100,7 @@ class Connection(RequestHandler):
         # Before the first head nothing waits for messages yet: the task that will has not run.
         idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
         waiting = len(self._messages)
-        try:
-            super().data_received(data)
-        except Exception as error:  # a target on which the URL parser itself fails, such as `http://[::1]@/`
-            LOG.info("request refused", extra={"fields": {"status": 400, "error": type(error).__name__}})
-            self._refuse(400)
-            return
+        super().data_received(data)
         received = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
         if received > 0 and size > self._head_limit:
@@ -110,7 +134,17 @@ class Connection(RequestHandler):
         if self._sharing is not None:
             self._sharing.add(-1)
         self._head_done()
+        self.backlog.resumed(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._wire is not None:
+            self.backlog.paused(self, self._wire, self._loop.time())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.backlog.resumed(self)
 
     def _head_done(self) -> None:
         self._head_bytes = self._busy_bytes = 0
@@ -128,7 +162,16 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send a response, a JsonResponse in one write. The second value returned is whether the client has disconnected."""
+        """Send a response, a JsonResponse in one write. The second value returned is whether the client has disconnected.
+
+        It returns when the client has taken (nearly) all of it: the next request of the connection is not begun before.
+        """
+        if request._payload_writer.output_size and not _continues(resp, request):
+            LOG.error(
+                "a response had already been started: the connection is closed", extra={"fields": {"status": resp.status}}
+            )
+            self.force_close()
+            return resp, True
         if type(resp) is JsonResponse and not self._upgraded and not self._paused and request._post is None:
             data = resp.as_bytes(request)
             if data is not None:
@@ -137,8 +180,17 @@ class Connection(RequestHandler):
                     return resp, True
                 transport.write(data)
                 resp._eof_sent = True
-                return resp, False
-        return await super().finish_response(request, resp, start_time)
+                return resp, self._paused and await self._is_lost()
+        done, lost = await super().finish_response(request, resp, start_time)
+        return done, lost or (self._paused and await self._is_lost())
+
+    async def _is_lost(self) -> bool:
+        """Wait until the client has taken the response. True if the connection ends first."""
+        try:
+            await self._drain_helper()
+        except ConnectionError:
+            return True
+        return self.transport is None
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -155,59 +207,7 @@ class Connection(RequestHandler):
         return response
 
 
-class Request(web.Request):
-    """aiohttp's request with direct `get` and `in`: those inherited from Mapping raise and catch an exception per miss."""
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self._state.get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._state
-
-
-class ConnectionServer(DrainingServer):
-    """aiohttp's server, which makes a Connection for each client and drains when it shuts down."""
-
-    sharing: HandOver | None = None
-    """The connection balancer, if several workers share a port."""
-
-    def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
-
-    async def take(self, connection: socket.socket) -> None:
-        """Serve an open connection that another worker has handed over."""
-        made = partial(Connection, self, loop=self._loop, handed=True, **self._kwargs)
-        await self._loop.connect_accepted_socket(made, connection)
-
-
-def install(
-    app: web.Application,
-    handle: Handler,
-    *,
-    head_bytes: int,
-    head_seconds: float,
-    headers: int,
-    idle_seconds: float,
-    connections: int,
-    descriptors: int,
-) -> None:
-    """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
-
-    head_bytes, head_seconds  the largest size and the longest duration of a request head
-    headers, connections      the maximum number of header lines of a request, and of open connections
-    idle_seconds              how long a connection without a request stays open
-    descriptors               file descriptors that the process needs besides those of its connections
-    """
-
-    def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
-        app._set_loop(loop)
-        app.freeze()
-        # The timeouts are ours, not the runner's defaults (AppRunner keeps idle connections for an hour).
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
-        kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
-        kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
-        kwargs |= {"most": room_for(connections, descriptors)}
-        bound_accept_errors()
-        return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)  # type: ignore[arg-type]
-
-    object.__setattr__(app, "_make_handler", make_handler)
+def _continues(response: web.StreamResponse, request: web.BaseRequest) -> bool:
+    """Whether this response is the one that the bytes already sent for the request belong to."""
+    writer = request._payload_writer
+    return response._payload_writer is writer or (response._eof_sent and writer._eof)  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ STANDARD_HEADERS: Final = CIMultiDict(
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 # RFC 9110 5.5: no control character in a field except the tab. A line end would allow header injection.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+PART_BYTES: Final = 65_536
+"""A larger body is sent in parts of this size."""
 _BODILESS: Final = frozenset({204, 304})
 # If a handler sets one of these, the common head does not apply.
 _SET_BY_US: Final = frozenset({*map(str.lower, STANDARD_HEADERS), "connection", "content-length", "date", "transfer-encoding"})
@@ -54,7 +56,8 @@ def phrase(status: int) -> str:
 class JsonResponse(web.Response):
     """A complete JSON response.
 
-    body    the JSON text as UTF-8 bytes; it is sent as it is, not validated
+    body    the JSON text as UTF-8 bytes; it is sent as it is, not validated. A memoryview belongs to several responses,
+            such as a file's content: it is not counted as held for this client
     status  the HTTP status
     more    headers to add to the standard ones or to replace them; ValueError for a control character in an added one
     lines   further headers as bytes, each ending in CRLF; for the server's own use, not checked
@@ -64,8 +67,10 @@ class JsonResponse(web.Response):
     _zlib_executor_size = 1024
     _zlib_executor = None
 
-    def __init__(self, body: bytes, status: int = 200, more: Mapping[str, str] | None = None, lines: bytes = b"") -> None:
-        self._body: bytes = body
+    def __init__(
+        self, body: bytes | memoryview, status: int = 200, more: Mapping[str, str] | None = None, lines: bytes = b""
+    ) -> None:
+        self._body: bytes | memoryview = body  # type: ignore[assignment]
         self._status = status
         self._reason = phrase(status)
         self._state = {}
@@ -107,9 +112,32 @@ class JsonResponse(web.Response):
         self._request_id, self._cacheable = request_id, cacheable
         return self._dictionary is None
 
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send a large body in parts, each when the client has taken the one before: a body is never copied whole."""
+        body, request = self._body, self._req
+        if len(body) <= PART_BYTES or request is None or self._must_be_empty_body or self._compression:
+            await super().write_eof(data)
+            return
+        backlog = None if isinstance(body, memoryview) else getattr(request.protocol, "backlog", None)
+        if backlog is not None:
+            backlog.responses += len(body)
+        try:
+            view = memoryview(body)
+            for start in range(0, len(body), PART_BYTES):
+                await self.write(view[start : start + PART_BYTES])
+            await web.StreamResponse.write_eof(self)
+        finally:
+            if backlog is not None:
+                backlog.responses -= len(body)
+
     def as_bytes(self, request: web.BaseRequest) -> bytes | None:
-        """The whole response, head and body; None if aiohttp must send it (HEAD, no body, HTTP/1.0, `headers` in use)."""
+        """The whole response, head and body; None if aiohttp must send it.
+
+        That is for HEAD, no body, a large body, HTTP/1.0, and `headers` in use.
+        """
         if self._dictionary is not None or self._cookies is not None or self._compression or self._chunked:
+            return None
+        if len(self._body) > PART_BYTES:
             return None
         message = request._message
         if message.version != (1, 1) or message.method == "HEAD" or self._status in _BODILESS:
@@ -124,7 +152,7 @@ class JsonResponse(web.Response):
             len(self._body),
             b"" if keep_alive else b"Connection: close\r\n",
             self._lines,
-            self._body,
+            bytes(self._body),
         )
 
 

@@ -12,19 +12,28 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from ..app import AUDIT, METRICS, SERVER_DATABASE
+from ..app import AUDIT, LIMITS, METRICS, SERVER_DATABASE
 from ..auth.revocation import REVOCATION_FAILURES
 from ..database.scope import DATABASE
 from ..http.answers import answer
+from ..http.backlog import BACKLOG, Backlog
+from ..http.connection_server import install
 from ..http.errors import Unavailable, error_response
-from ..http.protocol import install
 from ..http.stamp import new_request_id, stamp
 from ..plugins.providers import PROVIDERS, not_ready
 from ..settings.setting import ConfigError
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
 
-_LIMITS: Final = {"head_bytes": 16_384, "head_seconds": 10.0, "headers": 128, "idle_seconds": 75.0, "connections": 64}
+_LIMITS: Final = {
+    "head_bytes": 16_384,
+    "head_seconds": 10.0,
+    "headers": 128,
+    "idle_seconds": 75.0,
+    "connections": 64,
+}
+_HELD_BYTES: Final = 2**26
+_WRITE_SECONDS: Final = 30.0
 
 
 class Operations:
@@ -56,7 +65,7 @@ class Operations:
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()
-        install(app, self._handle, **_LIMITS, descriptors=0)  # type: ignore[arg-type]
+        install(app, self._handle, **_LIMITS, descriptors=0, backlog=Backlog(_HELD_BYTES, _WRITE_SECONDS))  # type: ignore[arg-type]
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         return self._runner
@@ -112,6 +121,8 @@ async def families_of(app: web.Application) -> list[Family]:
         families.append(
             gauge("gatepost_pool_waiting", "Requests that have waited for a connection for more than 5 ms.", pool.waiting)
         )
+    waiting = app[LIMITS].concurrency.waiting
+    families.append(gauge("gatepost_concurrency_waiting", "Requests that wait for others of their caller to end.", waiting))
     dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
     families.append(
         Family("gatepost_audit_dropped_total", "counter", "Denials that were not written to the audit log.", (), dropped)
@@ -120,7 +131,11 @@ async def families_of(app: web.Application) -> list[Family]:
     known, pending = app[SERVER_DATABASE].revocations, app[SERVER_DATABASE].pending
     families.append(gauge("gatepost_revocations", "Revocations held in memory.", len(known), merge="max"))
     families.append(gauge("gatepost_endings_pending", "Ends of access to tidy up after.", pending, merge="max"))
-    failures = app[REVOCATION_FAILURES]
+    backlog, failures = app[BACKLOG], app[REVOCATION_FAILURES]
+    held: dict[Labels, list[float]] = {("bodies",): [float(backlog.bodies)], ("responses",): [float(backlog.responses)]}
+    families.append(Family("gatepost_held_bytes", "gauge", "Bytes held for slow clients.", ("kind",), held))
+    slow: dict[Labels, list[float]] = {(): [float(backlog.cut)]}
+    families.append(Family("gatepost_slow_clients_total", "counter", "Connections closed: response not taken.", (), slow))
     families.append(counter("gatepost_revocation_failures_total", "Ends of access not recorded.", "kind", failures))
     families.append(gauge("gatepost_workers", "Worker processes.", 1))
     families.append(gauge("gatepost_up", "1 while at least one process serves.", 1, merge="max"))

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from aiohttp import web
 
 from ..app import DISPATCHER, SERVER_DATABASE
-from ..http.protocol import ConnectionServer
+from ..http.connection_server import ConnectionServer
 from ..plugins.providers import not_ready
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings

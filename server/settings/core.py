@@ -97,6 +97,16 @@ CORE: Final[Mapping[str, Setting]] = {
     "limits.headers": _count(128, 1, 10_000, "most header lines of a request"),
     "limits.body_bytes": _count(1_048_576, 1, 2**31, "largest request body"),
     "limits.body_seconds": _seconds(30.0, "longest time for a request's body"),
+    "limits.write_seconds": _seconds(
+        30.0, "time within which a client must take 64 KiB of a response, or all that is left of it"
+    ),
+    "limits.buffered_bytes": _count(
+        268_435_456,
+        65_536,
+        2**40,
+        "bytes of unfinished bodies and untaken responses of one process; beyond, requests are answered 503",
+    ),
+    "limits.page_bytes": _count(4_194_304, 1024, 2**28, "largest page of a list; it ends at a whole row, and has one at least"),
     "limits.json_depth": _count(64, 1, 256, "deepest nesting of arrays and objects in a JSON body"),
     "limits.json_values": _count(50_000, 1, 10_000_000, "how many values a JSON body may have"),
     "limits.connections": _count(1000, 1, 1_000_000, "client connections of one process; more are answered 503"),
@@ -104,6 +114,12 @@ CORE: Final[Mapping[str, Setting]] = {
     "limits.provider_seconds": _seconds(5.0, "longest time a provider may take"),
     "limits.drain_seconds": _seconds(20.0, "longest time that accepted requests have after SIGTERM"),
     "limits.caller": Setting(default="auto", help="requests of one caller; off: any number; auto: 6000/minute in production"),
+    "limits.concurrency": _count(
+        16,
+        1,
+        1_000_000,
+        "requests of one caller in work at once, in one process; the others wait for up to 2 seconds, then 429",
+    ),
     "limits.address": Setting(
         default="auto", help="refused credentials of one client address; off: any number; auto: 3000/minute in production"
     ),

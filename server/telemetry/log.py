@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from .line_limit import LineLimit
+
 
 def start_logging(format: str) -> None:
     """Send every log line to standard error. `format` is `json` or `human`.
@@ -31,6 +33,7 @@ def start_logging(format: str) -> None:
         )
     )
     handler.addFilter(_NoTexts())
+    handler.addFilter(LineLimit())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

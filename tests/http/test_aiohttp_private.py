@@ -1,6 +1,7 @@
 """The installed aiohttp has every private attribute that the server uses, and only a few modules use any."""
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 from kits import ROOT
 from kits.app import ask
@@ -72,6 +73,7 @@ async def test_the_installed_aiohttp_has_them_all() -> None:
 
     async def handler(request: web.Request) -> web.Response:
         met.extend([request, request.protocol, request.protocol._manager, request.app, request.match_info])
+        met.extend([StreamReader(request.protocol, 1, loop=asyncio.get_running_loop()), request._payload_writer])
         met.append(web.Response(text="x"))
         return met[-1]  # type: ignore[no-any-return]
 

@@ -14,7 +14,8 @@ from aiohttp import web
 from kits.app import Client, Reply, build_app, routes_plugin, serving, stub
 
 from server import identity_of, public, signed_in
-from server.http.protocol import Connection, ConnectionServer
+from server.http.connection_server import ConnectionServer
+from server.http.protocol import Connection
 
 CANARY = "canary-9b1f7a"
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 from kits.app import build_app
 
-from server.http.protocol import ConnectionServer
+from server.http.connection_server import ConnectionServer
 from server.serving.balancing import ConnectionBalancer, prepare
 from tests.serving.test_workers import children, running, url_of
 

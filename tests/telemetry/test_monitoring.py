@@ -29,6 +29,7 @@ ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8
 
 # The metrics of /metrics and their labels.
 METRICS: dict[str, set[str]] = {
+    "gatepost_held_bytes": {"kind"}, "gatepost_slow_clients_total": set(),
     "gatepost_revocations": set(), "gatepost_endings_pending": set(), "gatepost_revocation_failures_total": {"kind"},
     "gatepost_requests_total": {"route", "method", "status"},
     "gatepost_request_duration_seconds": {"route", "method"},

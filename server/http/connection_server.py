@@ -1,0 +1,83 @@
+"""The server of the API's connections, and how an application gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from .backlog import BACKLOG, Backlog
+from .descriptors import bound_accept_errors, room_for
+from .draining import DrainingServer
+from .protocol import Connection, Handler, HandOver
+
+
+class Request(web.Request):
+    """aiohttp's request with direct `get` and `in`: those inherited from Mapping raise and catch an exception per miss."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._state.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._state
+
+
+class ConnectionServer(DrainingServer):
+    """aiohttp's server, which makes a Connection for each client and drains when it shuts down."""
+
+    sharing: HandOver | None = None
+    """The connection balancer, if several workers share a port."""
+    backlog: Backlog
+    """What the connections hold for their clients."""
+
+    def __init__(self, handler: Any, *, backlog: Backlog, **kwargs: Any) -> None:
+        super().__init__(handler, **kwargs)
+        self.backlog = backlog
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    async def take(self, connection: socket.socket) -> None:
+        """Serve an open connection that another worker has handed over."""
+        made = partial(Connection, self, loop=self._loop, handed=True, **self._kwargs)
+        await self._loop.connect_accepted_socket(made, connection)
+
+
+def install(
+    app: web.Application,
+    handle: Handler,
+    *,
+    head_bytes: int,
+    head_seconds: float,
+    headers: int,
+    idle_seconds: float,
+    connections: int,
+    descriptors: int,
+    backlog: Backlog,
+) -> None:
+    """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
+
+    head_bytes, head_seconds  the largest size and the longest duration of a request head
+    headers, connections      the maximum number of header lines of a request, and of open connections
+    idle_seconds              how long a connection without a request stays open
+    descriptors               file descriptors that the process needs besides those of its connections
+    backlog                   counts and bounds what is held for all clients; it is kept as `app[BACKLOG]`
+    """
+    app[BACKLOG] = backlog
+
+    def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
+        app._set_loop(loop)
+        app.freeze()
+        # The timeouts are ours, not the runner's defaults (AppRunner keeps idle connections for an hour).
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
+        kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
+        kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
+        kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog}
+        bound_accept_errors()
+        return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)
+
+    object.__setattr__(app, "_make_handler", make_handler)
