@@ -21,9 +21,6 @@ from .key_format import PREFIX, Key, digest_of, make, parse
 from .models import LONGEST_OVERLAP, NewKey
 from .statements import COLUMNS, INSERT, MINE, REVOKE, ROTATE
 
-_SCOPE = """SELECT set_config('gatepost.user_id', $1, true), set_config('gatepost.org_id', $2, true),
-                   set_config('gatepost.admin_org_id', $3, true), set_config('timezone', 'UTC', true),
-                   set_config('gatepost.actor', 'operator', true), set_config('gatepost.request_id', '', true)"""
 _LIST = f"SELECT {COLUMNS}, revoked_at FROM api_keys WHERE {MINE} ORDER BY created_at DESC, id DESC"  # noqa: S608
 _OPERATOR = "operator"
 
@@ -44,7 +41,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--days", type=int, help="the same as days from now")
     _whose(actions.add_parser("list", help="keys of a user or an organisation, revoked ones too"))
     revoke = _whose(actions.add_parser("revoke", help="revoke a key, by its id or as a whole from standard input"))
-    revoke.add_argument("id", help="its id, or - to read the key itself (then nobody need be named)")
+    revoke.add_argument("id", help="its id, or - to read the key itself (then --user and --org are not needed)")
     rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print it, this once"))
     rotate.add_argument("id", help="its id")
     rotate.add_argument("--overlap", type=int, default=0, metavar="SECONDS", help="how long the old secret still works")
@@ -68,8 +65,7 @@ async def _run(args: argparse.Namespace, context: CommandContext) -> int:
             await _name_owner(connection, args)
         if args.user is None and args.org is None:
             raise ValueError("specify --user, --org or both")
-        async with connection.transaction():
-            await connection.execute(_SCOPE, args.user or "", args.org or "", args.org or "")
+        async with context.scoped(connection, args.user, args.org):
             return await _ACTIONS[args.action](args, context, connection)
 
 
@@ -95,7 +91,7 @@ async def _list(args: argparse.Namespace, context: CommandContext, connection: A
 async def _revoke(args: argparse.Namespace, context: CommandContext, connection: Any) -> int:
     row = await connection.fetchrow(REVOKE, args.user, args.org, args.id)
     if row is None:
-        raise ValueError("no such key of theirs")
+        raise ValueError("this owner has no such key")
     print(json.dumps(dict(row), default=_plain) if args.json else f"revoked: {row['id']} ({row['name']})")
     return 0
 
@@ -116,7 +112,7 @@ _ACTIONS = {"create": _create, "list": _list, "revoke": _revoke, "rotate": _rota
 async def _show(connection: Any, args: argparse.Namespace, key: Key, sql: str, *values: Any) -> None:
     row = await connection.fetchrow(sql, *values)
     if row is None:
-        raise ValueError("no such key of theirs")
+        raise ValueError("this owner has no such key")
     if args.json:
         print(json.dumps({**dict(row), "secret": key.text}, default=_plain))
         return

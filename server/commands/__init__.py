@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import installation as ownership
 from ..database.connections import direct_connection
+from ..database.statements import IN_UTC, SET_SCOPE_AND_WRITER
 from ..http.errors import Unavailable
 from ..plugins.hookspecs import Command, CommandContext
 from ..plugins.loader import Plugins
@@ -61,9 +62,8 @@ def _run(arguments: list[str]) -> int:
     plugged = _plugged(plugins)
     args = _parser(plugged).parse_args(arguments)
     plugin, command = plugged[args.command]
-    context = CommandContext(
-        settings.get("env"), Path(settings.get("data_folder")), plugins.table_of(plugin), lambda: _database(settings)
-    )
+    folder, table = Path(settings.get("data_folder")), plugins.table_of(plugin)
+    context = CommandContext(settings.get("env"), folder, table, lambda: _database(settings), operator_scope)
     return asyncio.run(_await(command, args, context))
 
 
@@ -115,6 +115,15 @@ async def _database(settings: Settings) -> Any:
         raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
     async with direct_connection(connect) as connection:
         yield connection
+
+
+@asynccontextmanager
+async def operator_scope(connection: Any, user_id: str | None, org_id: str | None) -> AsyncIterator[None]:
+    """`CommandContext.scoped`: a transaction under this scope, written by the operator."""
+    async with connection.transaction():
+        scope = (user_id or "", org_id or "", org_id or "")
+        await connection.execute(f"{SET_SCOPE_AND_WRITER}, {IN_UTC}", *scope, "operator", "")
+        yield
 
 
 def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -114,6 +115,9 @@ class CommandContext:
     settings: Mapping[str, Any]
     database: Callable[[], Any]
     """`async with context.database() as connection:` an asyncpg connection in the serving role."""
+    scoped: Callable[[Any, str | None, str | None], AbstractAsyncContextManager[None]]
+    """`async with context.scoped(connection, user_id, org_id):` a transaction on such a connection, under the scope of the user
+    and of the organisation's administrator (None: of neither). The audit log names `operator` as the writer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,3 +40,10 @@ def test_what_is_not_plain_text_cannot_be_an_id(value: Any) -> None:
 )  # fmt: skip
 def test_a_rule_is_written_in_one_place(rule: str, home: str) -> None:
     assert [str(path.relative_to(ROOT)) for path in SOURCES if re.search(rule, path.read_text("utf-8"))] == [home]
+
+
+def test_the_scope_is_set_by_the_server_alone() -> None:
+    """No provider, handler or command has SQL of its own that sets the settings which the policies read."""
+    assert [str(path.relative_to(ROOT)) for path in SOURCES if "set_config('gatepost." in path.read_text("utf-8")] == [
+        "server/schema/migrate.py"  # gatepost.serving_role, which no policy reads
+    ]

@@ -16,6 +16,7 @@ from kits import app as app_kit
 
 from providers import clerk as plugin
 from server import CommandContext, identity_of, requires, signed_in
+from server.commands import operator_scope
 from server.testing.clerk import LoopbackClerk
 
 pytest_plugins = ["pytester"]
@@ -123,7 +124,7 @@ async def printed(folder: Path, capsys: pytest.CaptureFixture[str], *words: str)
     command = plugin.register_commands()["token"]
     parser = argparse.ArgumentParser()
     command.arguments(parser)
-    context = CommandContext(env="test", folder=folder, settings={}, database=lambda: None)
+    context = CommandContext(env="test", folder=folder, settings={}, database=lambda: None, scoped=operator_scope)
     assert await command.run(parser.parse_args(words), context) == 0
     return capsys.readouterr().out.strip()
 

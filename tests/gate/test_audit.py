@@ -22,6 +22,7 @@ from kits.webhooks import SETTINGS, deliver, sweep, user
 from providers.api_key.commands import commands
 from server import CommandContext, answer, public, requires, scoped, signed_in
 from server.app import TABLE
+from server.commands import operator_scope
 from server.database.connections import Database
 from server.database.scope import DATABASE
 from server.gate import audit as room
@@ -270,7 +271,7 @@ async def test_the_operators_command_is_the_operator(log: TestDatabase, capsys: 
     for words in (["create", "--user", "alice", "--org", "org_a", "--name", "k"], ["rotate", "--user", "alice"], ["revoke", "--user", "alice"]):
         if words[0] != "create":
             words.insert(1, (await log.rows("SELECT id FROM api_keys"))[0]["id"])
-        await command.run(parser.parse_args(words), CommandContext("test", Path("."), {"keys": (), "scopes": ()}, connect))
+        await command.run(parser.parse_args(words), CommandContext("test", Path("."), {"keys": (), "scopes": ()}, connect, operator_scope))
     assert [tuple(entry[name] for name in (*FIELDS, "request_id")) for entry in await entries(log)] == [
         (action, "api_keys", "org_a", None, "operator", None) for action in ("insert", "update", "update")]
 

@@ -23,6 +23,7 @@ from kits import ROOT
 from providers.api_key.commands import commands
 from providers.api_key.key_format import make, parse
 from server import CommandContext
+from server.commands import operator_scope
 from tests.conftest import ALICE, Client, Serve, TestDatabase
 
 
@@ -45,7 +46,7 @@ class Run:
         command.arguments(parser)
         self._monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         self._capsys.readouterr()
-        context = CommandContext(self.env, Path("."), {"keys": (), "scopes": ()}, database)
+        context = CommandContext(self.env, Path("."), {"keys": (), "scopes": ()}, database, operator_scope)
         assert await command.run(parser.parse_args(list(words)), context) == 0
         return self._capsys.readouterr().out
 
@@ -182,5 +183,5 @@ def test_the_real_command_line(db: TestDatabase, tmp_path: Path) -> None:
     row = json.loads(made.stdout)
     assert parse(row["secret"]) is not None
     wrong = server("keys", "revoke", row["id"], "--user", "bob")
-    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", "gatepost: no such key of theirs\n")
+    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", "gatepost: this owner has no such key\n")
     assert server("keys", "revoke", row["id"], "--user", "alice").returncode == 0

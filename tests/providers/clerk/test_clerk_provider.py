@@ -14,6 +14,7 @@ from providers.clerk import development_key as development
 from providers.clerk.provider import ClerkProvider
 from providers.clerk.settings import TABLE, ClerkSettings
 from server import CommandContext, CredentialRejected, Identity, Provider, Unavailable
+from server.commands import operator_scope
 
 FULL = {
     "secret_key": kit.SECRET_KEY,
@@ -272,7 +273,7 @@ async def printed(tmp_path, capsys, *words, env="development", settings=None) ->
     command = clerk.register_commands()["token"]
     parser = argparse.ArgumentParser()
     command.arguments(parser)
-    context = CommandContext(env=env, folder=tmp_path / "house", settings=settings or {}, database=lambda: None)
+    context = CommandContext(env=env, folder=tmp_path / "house", settings=settings or {}, database=lambda: None, scoped=operator_scope)
     assert await command.run(parser.parse_args(words), context) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1

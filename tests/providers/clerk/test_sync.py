@@ -36,6 +36,7 @@ from kits.webhooks import (
 from providers.clerk import replay_command as replay
 from providers.clerk.events import normalise
 from server import CommandContext
+from server.commands import operator_scope
 from server.schema import safety
 from tests.conftest import ALICE, ALICE_ALONE, BOB, ROBOT_A, Client, Serve, TestDatabase, stub
 
@@ -307,7 +308,7 @@ async def _replay(db: TestDatabase, *, json: bool = False) -> int:
         async with db.server.connected(db.server.serving_role, db.name) as connection:
             yield connection
 
-    return await replay.run(argparse.Namespace(json=json), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database))
+    return await replay.run(argparse.Namespace(json=json), CommandContext("test", Path("."), {"max_token_seconds": 60.0}, database, operator_scope))
 
 
 async def test_replay(hooks: Client, db: TestDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
