@@ -22,7 +22,8 @@
 --   gatepost.org_id         the active organisation
 --   gatepost.admin_org_id   the same organisation, but only on a route which requires the role org:admin
 -- and the audit log reads two more, which decide about no row:
---   gatepost.actor          who is writing: the user, or key:<id>, or what a command calls itself
+--   gatepost.actor          who is writing: the user, or key:<id>, or what a command calls itself. Where somebody else acts for
+--                           the user (impersonation): a line feed after it, and the id of the one who really acts
 --   gatepost.request_id     the request in which it happens; none outside of requests
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
 -- transaction of the same connection reads ''. Both must mean "nobody".
@@ -548,6 +549,8 @@ CREATE TABLE IF NOT EXISTS audit_log (
     times      integer     NOT NULL DEFAULT 1,                -- of a denial: how many alike, one soon after another
     request_id text                                           -- X-Request-Id of the answer; NULL outside of requests
 );
+-- Who really acted, where that was not the user: the `act` of the token. NULL where nobody acted for somebody else.
+ALTER TABLE audit_log ADD COLUMN IF NOT EXISTS impersonator text;
 CREATE INDEX IF NOT EXISTS audit_log_by_org ON audit_log (org_id, created_at DESC, id DESC) WHERE org_id IS NOT NULL;
 ALTER TABLE audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
@@ -1167,11 +1170,15 @@ SET LOCAL ROLE gatepost_audit;
 -- none) and that of the row's id. Names of columns go in, and no value but those two. What is said of the caller counts within
 -- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, it is
 -- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for whoever else is connected.
+-- The impersonator comes in the same setting as the actor, which every transaction of a request sets: so that no request pays
+-- for one more, and none can inherit what an earlier user of its connection left there.
 CREATE OR REPLACE FUNCTION public.gatepost_audited() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
     request text := NULLIF(current_setting('gatepost.request_id', true), '');
-    who     text := NULLIF(current_setting('gatepost.actor', true), '');
+    said    text := current_setting('gatepost.actor', true);
+    who     text := NULLIF(split_part(said, E'\n', 1), '');
+    behind  text := NULLIF(split_part(said, E'\n', 2), '');
     after   jsonb;
     before  jsonb;
     columns text[];
@@ -1192,9 +1199,9 @@ BEGIN
                                     AND r.rolname = session_user) THEN 'system'
                     ELSE 'operator' END;
     END IF;
-    INSERT INTO public.audit_log (org_id, user_id, actor, action, target, row_id, changed, request_id)
+    INSERT INTO public.audit_log (org_id, user_id, actor, impersonator, action, target, row_id, changed, request_id)
     VALUES (NULLIF(coalesce(after->>TG_ARGV[0], before->>TG_ARGV[0]), ''),
-            CASE WHEN request IS NOT NULL THEN NULLIF(current_setting('gatepost.user_id', true), '') END, who, lower(TG_OP),
+            CASE WHEN request IS NOT NULL THEN NULLIF(current_setting('gatepost.user_id', true), '') END, who, behind, lower(TG_OP),
             CASE WHEN TG_TABLE_SCHEMA = 'public' THEN TG_TABLE_NAME ELSE TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME END,
             coalesce(after, before)->>TG_ARGV[1], columns, request);
     RETURN NULL;
@@ -1202,15 +1209,17 @@ END $$;
 
 -- Note what the gate denied to known callers, one entry for each place of the arrays; how many that were. A time is taken as it
 -- is said, but not one of the future nor of more than a day ago.
-CREATE OR REPLACE FUNCTION public.audit_denied(moments timestamptz[], orgs text[], users text[], actors text[], providers text[],
-                                               targets text[], reasons text[], counts integer[], requests text[])
+DROP FUNCTION IF EXISTS public.audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], integer[], text[]);
+CREATE OR REPLACE FUNCTION public.audit_denied(moments timestamptz[], orgs text[], users text[], actors text[], impersonators text[],
+                                               providers text[], targets text[], reasons text[], counts integer[], requests text[])
 RETURNS bigint LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     WITH noted AS (
-        INSERT INTO public.audit_log (created_at, org_id, user_id, actor, provider, action, target, reason, times, request_id)
-        SELECT greatest(least(d.moment, now()), now() - interval '1 day'), d.org, d.who, d.actor, d.provider, 'denied', d.target,
-               d.reason, d.number, d.request
-          FROM unnest(moments, orgs, users, actors, providers, targets, reasons, counts, requests)
-            AS d (moment, org, who, actor, provider, target, reason, number, request)
+        INSERT INTO public.audit_log (created_at, org_id, user_id, actor, impersonator, provider, action, target, reason, times,
+                                      request_id)
+        SELECT greatest(least(d.moment, now()), now() - interval '1 day'), d.org, d.who, d.actor, d.behind, d.provider, 'denied',
+               d.target, d.reason, d.number, d.request
+          FROM unnest(moments, orgs, users, actors, impersonators, providers, targets, reasons, counts, requests)
+            AS d (moment, org, who, actor, behind, provider, target, reason, number, request)
         RETURNING 1)
     SELECT count(*) FROM noted
 $$;
@@ -1232,14 +1241,14 @@ BEGIN
     RETURN gone;
 END $$;
 REVOKE ALL ON FUNCTION public.gatepost_audited(), public.audit_prune(integer, integer), public.audit_denied(timestamptz[],
-    text[], text[], text[], text[], text[], text[], integer[], text[]) FROM PUBLIC;
+    text[], text[], text[], text[], text[], text[], text[], integer[], text[]) FROM PUBLIC;
 -- The owner makes triggers of the first one, for tables that come later too. That opens nothing: the log is the owner's table.
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_audited() TO %I',
                    (SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'audit_log'));
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.audit_prune(integer, integer), public.audit_denied(timestamptz[],
-                    text[], text[], text[], text[], text[], text[], integer[], text[]) TO %I',
+                    text[], text[], text[], text[], text[], text[], text[], integer[], text[]) TO %I',
                    current_setting('gatepost.serving_role'));
 END $do$;
 

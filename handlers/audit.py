@@ -12,7 +12,8 @@ from server import describe, hookimpl, identity_of, page, read, requires
 
 routes = web.RouteTableDef()
 
-PAGE = """SELECT id, created_at, org_id, user_id, actor, provider, action, target, row_id, changed, reason, times, request_id
+PAGE = """SELECT id, created_at, org_id, user_id, actor, impersonator, provider, action, target, row_id, changed, reason, times,
+                 request_id
           FROM audit_log
           WHERE org_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
 
@@ -26,6 +27,7 @@ class AuditEntry(BaseModel):
     org_id: str
     user_id: Annotated[str | None, Field(description="Who did it, where that was a user or a user's key.")]
     actor: Annotated[str, Field(description="The user, `key:` and the id of a key, `anonymous`, `system` or `operator`.")]
+    impersonator: Annotated[str | None, Field(description="Who acted as the user (the token's `act`); null: nobody else.")]
     provider: Annotated[str | None, Field(description="Of a denial: who vouched for the caller.")]
     action: Literal["insert", "update", "delete", "denied"]
     target: Annotated[str, Field(description="The table; of a denial, method and route.")]

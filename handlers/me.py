@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from server import answer, describe, hookimpl, identity_of, signed_in
 
 routes = web.RouteTableDef()
 _FIELDS = (
-    "provider", "token_type", "user_id", "session_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes",
+    "provider", "token_type", "user_id", "impersonator", "session_id",
+    "org_id", "org_slug", "org_role", "org_permissions", "scopes",
 )  # fmt: skip
 
 
@@ -22,6 +23,7 @@ class Me(BaseModel):
     provider: str
     token_type: str
     user_id: str | None
+    impersonator: Annotated[str | None, Field(description="Who acts as the user (the token's `act`); null: nobody else.")]
     session_id: str | None
     org_id: str | None
     org_slug: str | None

@@ -60,13 +60,15 @@ class Keys:
 
     def routes(self) -> Iterable[web.RouteDef]:
         """The route definitions. They accept session tokens and API keys only: another issuer's short-lived token must not be
-        exchanged for a long-lived credential."""
+        exchanged for a long-lived credential. Nor may somebody who only acts as the user leave with a key of theirs: a key
+        outlives the impersonation, and its use names the user alone. Ending a key is always allowed."""
         known = requires(accepts=["session_token", "api_key"])
+        itself = requires(accepts=["session_token", "api_key"], impersonation=False)
         return [
             web.get("/api/keys", known(self.list_keys)),
-            web.post("/api/keys", known(self.create_key)),
+            web.post("/api/keys", itself(self.create_key)),
             web.delete("/api/keys/{id}", known(self.revoke_key)),
-            web.post("/api/keys/{id}/rotate", known(self.rotate_key)),
+            web.post("/api/keys/{id}/rotate", itself(self.rotate_key)),
         ]
 
     @describe(
@@ -88,7 +90,8 @@ class Keys:
         answers={201: NewSecret},
         summary="Make a key",
         refusals={
-            403: "The key would have more rights than the caller. `reason` names what exceeds them.",
+            403: "The key would have more rights than the caller: `reason` names what exceeds them. Or another acts as the "
+            "user (`impersonation`).",
             409: "The owner has as many keys as allowed, or the keys that made each other are too many (`key-limit`).",
         },
     )
@@ -122,7 +125,8 @@ class Keys:
         returns=NewSecret,
         summary="Give a key a new secret",
         refusals={
-            403: "The key has more rights than the caller. `reason` names what exceeds them.",
+            403: "The key has more rights than the caller: `reason` names what exceeds them. Or another acts as the "
+            "user (`impersonation`).",
             409: "The key has expired.",
         },
     )

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from server import CredentialRejected, Identity, is_plain_text
 
+from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze, read_object
 
 # Clerk's documents say milliseconds, its types for OAuth tokens say seconds. No token expires in 1973 or in 5138.
@@ -60,6 +61,7 @@ def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
         raise _odd("the answer's subject is not of a kind that is expected")
     expires = _moment(said, "expiration")
     _check_alive(said, expires, now)
+    actor = read_actor(said) if said.get("act") is not None else None  # an answer states what it does not have as null
     identity = Identity(
         provider="clerk",
         token_type=kind.token_type,
@@ -69,6 +71,7 @@ def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
         claims=_claims(said),
         issued_at=_moment(said, "created_at"),
         key_id=key_id,
+        impersonator=actor.subject if actor is not None else None,
     )
     return identity, expires
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from server import CredentialRejected, Identity, is_plain_text
 
+from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from ..jwt.times import Times, read_times
 from .permissions import OddPermissions, unpack
@@ -31,6 +32,7 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
     leeway, longest = settings.leeway, settings.max_lifetime
     times = read_times(claims, now, leeway=leeway, longest=longest, setting="clerk.max_token_seconds")
     found = _organisation(claims)
+    actor = read_actor(claims)  # Clerk's impersonation, in both versions of the claims: `sub` is the impersonator's user id
     made = Identity(
         provider="clerk",
         token_type="session_token",
@@ -38,6 +40,7 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
         session_id=_text(claims, "sid"),
         claims=freeze(claims),
         issued_at=times.issued,
+        impersonator=actor.subject if actor is not None else None,
         **found,
     )
     return made, times

@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--feature", action="append", default=[], help="such as sso, o:sso or u:sso; may be repeated")
     add("--plan", action="append", default=[], help="such as pro, o:pro or u:pro; may be repeated")
     add("--fva", help="minutes since the first and the second factor were verified, such as 0,-1 (-1: never)")
+    add("--impersonator", metavar="USER", help="who acts as the user: the claim act, as with Clerk's impersonation")
     add("--pending", action="store_true", help="a session with unfinished tasks")
     add("--v1", action="store_true", help="the older shape of Clerk's claims")
     add("--ttl", type=int, default=3600, help="how long it holds, in seconds (default: 3600)")
@@ -71,6 +72,8 @@ def claims_of(given: argparse.Namespace) -> dict[str, Any]:
         claims["pla"] = ",".join(_scoped(given.plan, scope, "--plan"))
     if given.fva is not None:
         claims["fva"] = _ages(given.fva)
+    if given.impersonator is not None:
+        claims["act"] = {"iss": "https://dashboard.clerk.com", "sub": given.impersonator}
     if given.pending:
         claims["sts"] = "pending"
     return claims

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from server import CredentialRejected, Identity, is_plain_text, with_org_prefix
 
+from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from .settings import IssuerSettings
 
@@ -39,7 +40,7 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: flo
     if user_id is None:
         raise _odd(settings.claims["user_id"], "is missing")
     fields = {"user_id": _own(settings, user_id, settings.claims["user_id"]), **_organisation(claims, settings)}
-    scopes = _scopes(claims, settings)
+    scopes, impersonator = _scopes(claims, settings), _impersonator(claims, settings)
     session = claims.get("sid")
     return Identity(
         provider=NAME,
@@ -48,8 +49,25 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: flo
         session_id=session if is_plain_text(session) else None,
         claims=freeze(claims),
         issued_at=issued_at,
+        impersonator=impersonator,
         **fields,
     )
+
+
+def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:
+    """The subject of `act`, in the namespace of this issuer; `<iss> <sub>` for the subject of another issuer.
+
+    So an actor of another issuer is never taken for a user of this one, and a revocation of a user ends what they do as others.
+    """
+    actor = read_actor(claims)
+    if actor is None:
+        return None
+    if actor.issuer is None or actor.issuer == settings.issuer:
+        return _own(settings, actor.subject, "act.sub")
+    named = f"{actor.issuer} {actor.subject}"
+    if len(named) > 255:
+        raise _odd("act", "is too long with its issuer")
+    return named
 
 
 def _organisation(claims: Mapping[str, Any], settings: IssuerSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from server import CredentialRejected, House, Identity, Provider, Setting, hooki
 _PARAM = re.compile(
     r"""\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\\x00-\x1f\x7f]|\\[ -~])*)"|([!#$%&'*+.^_`|~0-9A-Za-z:-]+))\s*(?:,|\Z)"""
 )
-_KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "session_id")
+_KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "session_id", "impersonator")
 
 
 class StubProvider:
@@ -58,6 +58,7 @@ class StubProvider:
                 org_role=fields.get("org_role"),
                 org_permissions=fields["org_permissions"].split() if "org_permissions" in fields else None,
                 session_id=fields.get("session_id"),
+                impersonator=fields.get("impersonator"),
             )
         except ValueError as error:
             raise CredentialRejected("credential-rejected", str(error)) from None

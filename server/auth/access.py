@@ -41,6 +41,7 @@ class Access:
     accepts: frozenset[str] = EVERYDAY_TYPES
     organization: str | None = None
     allow_pending: bool = False
+    impersonation: bool = True
     conditions: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
     """(name, value) of role, permission, feature and plan, where set."""
 
@@ -68,6 +69,7 @@ class Access:
             parts.append("accepts " + " ".join(sorted(self.accepts)))
         if self.allow_pending:
             parts.append("pending sessions too")
+        parts += [] if self.impersonation else ["no impersonation"]
         return ", ".join(parts) if parts else "signed in"
 
 
@@ -81,6 +83,8 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
         raise Unauthorized("session-pending")
     if access.user and identity.user_id is None:
         raise Forbidden("user")
+    if not access.impersonation and identity.impersonator is not None:
+        raise Forbidden("impersonation")
     named = access.organization
     if named is not None and (identity.org_id is None or parameters.get(named) != identity.org_id):
         raise Forbidden("organization")
@@ -125,6 +129,7 @@ def requires(
     organization: str | None = None,
     allow_pending: bool | None = None,
     user: bool | None = None,
+    impersonation: bool | None = None,
 ) -> Callable[[H], H]:
     """Declare what a caller must have; *all* of it. Without a valid credential the response is a 401, otherwise a 403.
 
@@ -135,6 +140,7 @@ def requires(
     organization     the name of the path parameter that must equal the active organisation
     allow_pending    True: accept sessions with unfinished tasks (Clerk's `sts` claim is `pending`)
     user             True: the caller must be a user, not an organisation's key
+    impersonation    False: refuse a caller who acts as the user (`Identity.impersonator`), with the reason `impersonation`
 
     Raises ValueError, when the module is imported, where nothing is required, and for an empty or misspelt value.
     """
@@ -149,10 +155,11 @@ def requires(
         more["scopes"] = tuple(_text("scopes", scope) for scope in _several("scopes", scopes))
     if accepts is not None:
         more["accepts"] = _token_types(accepts)
-    for name, flag in (("allow_pending", allow_pending), ("user", user)):
+    for name, flag in (("allow_pending", allow_pending), ("user", user), ("impersonation", impersonation)):
         if flag is not None:
-            if not isinstance(flag, bool):
-                raise ValueError(f"@requires({name}={flag!r}): True or False")
+            fine = (False,) if name == "impersonation" else (True, False)  # impersonation=True could be read as "must be one"
+            if not any(flag is one for one in fine):
+                raise ValueError(f"@requires({name}={flag!r}): {' or '.join(map(str, fine))}")
             more[name] = flag
     if not asked and not more:
         raise ValueError("@requires() requires nothing: name a condition, or use @signed_in")

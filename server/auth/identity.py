@@ -46,7 +46,9 @@ class Identity:
     scopes           the scopes of the credential; None where its kind has no scopes
     claims           the token's payload; None for opaque credentials
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
-    key_id           the id of an API key (never the secret), or None
+    key_id           the id of an API key (never the secret), 1 to 255 printable characters, or None
+    impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's
+                     impersonation), 1 to 255 printable characters. None: the user acts
     pending          set by the server: is it a session with unfinished tasks (Clerk's `sts` claim)?
     derived          a dictionary for values computed from this identity alone, cached with it for later requests
 
@@ -54,7 +56,7 @@ class Identity:
     """
 
     __slots__ = (
-        "claims", "derived", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
+        "claims", "derived", "impersonator", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
         "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
     )  # fmt: skip
 
@@ -70,6 +72,7 @@ class Identity:
     claims: Mapping[str, Any] | None
     issued_at: float | None
     key_id: str | None
+    impersonator: str | None
     pending: bool
     derived: dict[str, Any]
 
@@ -88,10 +91,11 @@ class Identity:
         claims: Mapping[str, Any] | None = None,
         issued_at: float | None = None,
         key_id: str | None = None,
+        impersonator: str | None = None,
     ) -> None:
         if token_type not in TOKEN_TYPES:
             raise ValueError(f"token_type must be one of {', '.join(sorted(TOKEN_TYPES))}, not {token_type!r}")
-        for name, value in (("user_id", user_id), ("org_id", org_id)):
+        for name, value in (("user_id", user_id), ("org_id", org_id), ("key_id", key_id), ("impersonator", impersonator)):
             if value is not None and not is_plain_text(value):
                 raise ValueError(f"{name} must be 1 to 255 characters of printable text, or None")
         put = object.__setattr__
@@ -107,6 +111,7 @@ class Identity:
         put(self, "claims", claims)
         put(self, "issued_at", issued_at)
         put(self, "key_id", key_id)
+        put(self, "impersonator", impersonator)
         # Clerk's `sts` claim; an unknown value counts as pending, so that a new state of Clerk's does not grant access.
         put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")
         put(self, "derived", {})

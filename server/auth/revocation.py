@@ -95,7 +95,10 @@ class Revocations:
         return before != -math.inf and (issued_at is None or issued_at <= before)
 
     def denies(self, identity: Identity) -> bool:
-        """Whether the caller's session, user, organisation, membership or role is revoked. Raises Unavailable if stale."""
+        """Whether the caller's session, user, impersonator, organisation, membership or role is revoked.
+
+        Raises Unavailable if stale.
+        """
         if identity.token_type == "session_token" and self.stale:
             raise Unavailable("the revocation feed is stale")
         if not self._entries and self._all_before == -math.inf:
@@ -104,6 +107,8 @@ class Revocations:
         if identity.session_id is not None and ("session", identity.session_id) in self._entries:
             return True
         if user is not None and self.revoked("user", user, issued):
+            return True
+        if identity.impersonator is not None and self.revoked("user", identity.impersonator, issued):
             return True
         if org is None:
             return False

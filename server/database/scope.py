@@ -36,9 +36,17 @@ def scope_of(request: web.Request, *, admin: bool = False) -> Scope:
 
 
 def writer_of(request: web.Request) -> Writer:
-    """(actor, request id): what the audit log records about the writer; empty texts where there is none."""
+    """(actor, request id): what the audit log records about the writer; empty texts where there is none.
+
+    An impersonator follows the actor after a line feed, which neither of the two can contain: schema.sql says why.
+    """
     identity = request.get(IDENTITY)
-    return (identity.audited_as if identity is not None else "", request.get(REQUEST_ID, ""))
+    if identity is None:
+        return ("", request.get(REQUEST_ID, ""))
+    actor = identity.audited_as
+    if identity.impersonator is not None:
+        actor = f"{actor}\n{identity.impersonator}"
+    return (actor, request.get(REQUEST_ID, ""))
 
 
 async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:

@@ -201,6 +201,7 @@ class Gate:
             self._addresses.of(request),
             self._addresses.inbound_request_id(request),
             identity.audited_as if identity else None,
+            identity.impersonator if identity else None,
         )
         for listener in listeners:
             listener(decision)

@@ -54,8 +54,8 @@ class Denials:
     def __call__(self, decision: Decision) -> None:
         """Add one denial to the buffer."""
         target = f"{decision.method} {decision.route}"
-        key = (decision.org_id, decision.user_id, decision.actor, decision.provider, target, decision.reason)
-        self._add(key, (datetime.now(UTC), decision.request_id, 1))
+        who = (decision.org_id, decision.user_id, decision.actor, decision.impersonator, decision.provider)
+        self._add((*who, target, decision.reason), (datetime.now(UTC), decision.request_id, 1))
 
     def _add(self, key: tuple[str | None, ...], new: tuple[datetime, str, int]) -> None:
         """Equal denials are counted; the first one sets the time and the request id."""
@@ -102,8 +102,9 @@ class Denials:
 
     async def _write(self, batch: list[tuple[tuple[str | None, ...], tuple[datetime, str, int]]]) -> None:
         moments, requests, times = zip(*(value for _, value in batch), strict=True)
-        orgs, users, actors, providers, targets, reasons = zip(*(key for key, _ in batch), strict=True)
-        await self._call("audit_denied", moments, orgs, users, actors, providers, targets, reasons, times, requests)
+        # (organisations, users, actors, impersonators, providers, targets, reasons), as `__call__` puts them together
+        columns = zip(*(key for key, _ in batch), strict=True)
+        await self._call("audit_denied", moments, *columns, times, requests)
 
 
 class Audit:

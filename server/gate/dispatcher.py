@@ -95,7 +95,7 @@ class Dispatcher:
             return  # the gate has reported it already
         who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
         fields = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
-        self._served(Decision(*fields, impersonator=identity.impersonator if identity is not None else None))
+        self._served(Decision(*fields)._replace(impersonator=identity.impersonator if identity is not None else None))
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).

@@ -33,7 +33,7 @@ WORDS: Final = {
     401: "The credential is missing (`credential-missing`) or was refused (`credential-rejected`, `token-expired`, "
     "`session-revoked` and others).",
     403: "The caller is known but not allowed to do this. `reason` names what is missing: `role`, `permission`, `plan`, "
-    "`feature`, `scope`, `organization`, `user` or `reverification`.",
+    "`feature`, `scope`, `organization`, `user` or `reverification`; or it is `impersonation`, if another acts for the user.",
     404: "No such row exists for this caller. Another tenant's row and a missing row get the same response.",
     408: "The body was not received in time.",
     409: "A request with the same `Idempotency-Key` is still in progress.",

@@ -60,6 +60,8 @@ def _access(rule: RouteRule) -> dict[str, Any]:
     found |= {word: True for word in ("user", "allow_pending") if getattr(access, word)}
     if access.scopes:
         found["scopes"] = list(access.scopes)
+    if not access.impersonation:
+        found["impersonation"] = False
     return found | {"accepts": sorted(access.accepts)}
 
 
@@ -121,7 +123,8 @@ def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
 
 def _asks(access: Access) -> bool:
     """Does it ask more than that the caller is known, and by which kind of credential?"""
-    return access.user or bool(access.scopes) or any(getattr(access, word) is not None for word in _ONE_OF)
+    asks = access.user or not access.impersonation or bool(access.scopes)
+    return asks or any(getattr(access, word) is not None for word in _ONE_OF)
 
 
 def _unsaid(method: str) -> set[int]:

@@ -17,9 +17,10 @@ DEFINER_FUNCTIONS: Final[dict[str, str]] = {
     "public.prune_sync()": "gatepost_sync",
     "public.prune_idempotency(integer)": "gatepost_sync",
     "public.replay_clerk_events(timestamp with time zone, text, integer, interval)": "gatepost_sync",
-    "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], integer[], text[])": (
-        "gatepost_audit"
-    ),
+    (
+        "public.audit_denied(timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], "
+        "integer[], text[])"
+    ): "gatepost_audit",
     "public.audit_prune(integer, integer)": "gatepost_audit",
     "public.gatepost_audited()": "gatepost_audit",
 }

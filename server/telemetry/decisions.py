@@ -18,6 +18,8 @@ class Decision(NamedTuple):
     seconds             how long the request took
     client              the address behind the trusted proxies
     inbound_request_id  the request id that the nearest trusted proxy sent
+    actor               who acted, as the audit log names them
+    impersonator        the other person or program that acted as the user, by the token's `act`; None: nobody else
     """
 
     request_id: str
@@ -33,6 +35,7 @@ class Decision(NamedTuple):
     client: str = ""
     inbound_request_id: str | None = None
     actor: str | None = None
+    impersonator: str | None = None
 
 
 Listener: TypeAlias = Callable[[Decision], None]

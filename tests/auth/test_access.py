@@ -46,6 +46,7 @@ def refusal(access: Access, identity: Identity | None, parameters: Mapping[str, 
      {"reverification": ""}, {"reverification": "Strict"}, {"reverification": {}}, {"reverification": {"level": "first_factor"}},
      {"reverification": {"level": "first_factor", "afterMinutes": 0}}, {"reverification": True},
      {"allow_pending": "yes"}, {"allow_pending": 1}, {"user": 1}, {"user": "user_1"}, {}, {"role": None},
+     {"impersonation": True}, {"impersonation": 0}, {"impersonation": "no"}, {"impersonation": None},
      {"role": None, "permission": None}],
     ids=str,
 )  # fmt: skip
@@ -72,8 +73,9 @@ def test_roles_of_odd_letters_are_roles(role: str) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [{"scopes": ["read"]}, {"accepts": ["m2m_token"]}, {"organization": "org_id"}, {"allow_pending": True}, {"user": True}],
-)
+    [{"scopes": ["read"]}, {"accepts": ["m2m_token"]}, {"organization": "org_id"}, {"allow_pending": True}, {"user": True},
+     {"impersonation": False}],
+)  # fmt: skip
 def test_the_further_words_may_stand_alone(asked: dict[str, Any]) -> None:
     assert not declared(**asked).public
 
@@ -160,6 +162,10 @@ ADMIN: dict[str, Any] = {"org_role": "org:admin", "org_permissions": ["org:a:b"]
         ({"role": "org:admin"}, {"token_type": "m2m_token"}, 401, "token-type"),
         ({"role": "org:admin"}, {"claims": {"sts": "pending"}}, 401, "session-pending"),
         ({"user": False}, {"token_type": "oauth_token"}, 401, "token-type"),
+        ({"impersonation": False}, {"impersonator": "user_2"}, 403, "impersonation"),
+        ({"impersonation": False}, {"impersonator": "user_1"}, 403, "impersonation"),
+        ({"impersonation": False, "accepts": ["access_token"]}, {"token_type": "access_token", "impersonator": "bot"}, 403, "impersonation"),
+        ({"impersonation": False, "role": "org:admin"}, {"impersonator": "user_2", "org_role": "org:member"}, 403, "impersonation"),
     ],
 )
 def test_each_refusal_has_its_slug(asked: dict[str, Any], held: dict[str, Any], status: int, reason: str) -> None:
@@ -253,6 +259,8 @@ def test_step_up_is_clerks_body_beside_the_challenge_of_rfc_9470(asked: Any, sec
         ({"reverification": "strict"}, "reverification strict"),
         ({"reverification": {"level": "first_factor", "afterMinutes": 2}}, "reverification custom"),
         ({"user": False}, "signed in"),
+        ({"impersonation": False}, "no impersonation"),
+        ({"impersonation": False, "accepts": ["api_key"]}, "accepts api_key, no impersonation"),
     ],
 )
 def test_words_for_people(asked: dict[str, Any], words: str) -> None:

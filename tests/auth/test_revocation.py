@@ -65,6 +65,22 @@ def test_who_is_denied(kind: str, subject: str, before: float | None, denied: bo
     assert revoked(kind, subject, before).denies(identity()) is denied
 
 
+@pytest.mark.parametrize(
+    ("kind", "subject", "before", "denied"),
+    [
+        ("user", "support_1", None, True),
+        ("user", "support_1", 100, True),
+        ("user", "support_1", 99, False),
+        ("user", "user_1", 100, True),
+        ("user", "support_2", None, False),
+        ("membership", "support_1 org_1", None, False),  # the session acts with the user's membership
+    ],
+)
+def test_an_impersonation_ends_with_either_of_the_two(kind: str, subject: str, before: float | None, denied: bool) -> None:
+    for more in ({}, {"org_id": None}):
+        assert revoked(kind, subject, before).denies(identity(impersonator="support_1", **more)) is denied
+
+
 @pytest.mark.parametrize(("kind", "subject"), [("user", "user_1"), ("membership", "user_1 org_1"), ("role", "org:admin")])
 def test_a_credential_of_unknown_age_is_denied_by_any_revocation(kind: str, subject: str) -> None:
     assert revoked(kind, subject, 1).denies(identity(issued_at=None))

@@ -323,8 +323,8 @@ async def test_an_administrator_reads_the_organisations_entries_and_no_others(cl
     assert [(e["target"], e["actor"]) for e in writes[0]] == [("org_data", "key:robot_a"), ("org_data", "alice"), ("data", "alice")]
     assert [(e["target"], e["actor"]) for e in writes[1]] == [("org_data", "bob"), ("data", "bob")]
     assert {e["org_id"] for e in a.json()} == {"org_a"}
-    assert set(a.json()[0]) == {"id", "created_at", "org_id", "user_id", "actor", "provider", "action", "target", "row_id", "changed", "reason",
-                                "times", "request_id"}
+    assert set(a.json()[0]) == {"id", "created_at", "org_id", "user_id", "actor", "impersonator", "provider", "action", "target", "row_id",
+                                "changed", "reason", "times", "request_id"}
     assert (await client.get(AUDIT_A, ROBOT_A)).status == 200                        # an organisation's key with that role
     for path, caller, reason in ((AUDIT_A, ALICE, "role"), (AUDIT_A, ADMIN_B, "organization"), (AUDIT_B, ADMIN_A, "organization"),
                                  (AUDIT_A, stub("anna", org_role="org:admin"), "organization")):
@@ -402,7 +402,7 @@ async def test_not_even_the_owner_or_a_superuser_changes_an_entry(log: TestDatab
 async def test_the_owner_cannot_be_the_helper(log: TestDatabase) -> None:
     async with owner_of(log) as owner:
         assert not await owner.fetchval("SELECT pg_has_role('gatepost_audit', 'USAGE')")
-        for call in ("audit_prune(7, 10)", "audit_denied('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')"):
+        for call in ("audit_prune(7, 10)", "audit_denied('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')"):
             assert await refusal(owner, f"SELECT {call}") == "InsufficientPrivilegeError"
     rows = await log.rows("SELECT rolname, rolcanlogin, rolinherit, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = 'gatepost_audit'")
     assert rows == [{"rolname": "gatepost_audit", "rolcanlogin": False, "rolinherit": False, "rolsuper": False, "rolbypassrls": False}]
@@ -583,7 +583,7 @@ async def test_a_shutdown_without_a_database_is_not_held_up(client: Client, log:
 
 async def test_a_moment_cannot_be_made_up(base: Database, log: TestDatabase) -> None:
     now = (await log.rows("SELECT now() AS now, now() - interval '1 hour' AS hour, now() + interval '1 day' AS late, '-infinity'::timestamptz AS never"))[0]
-    one: list[list[Any]] = [[None], ["u"], ["u"], ["p"], ["t"], ["role"], [1], ["r"]]
+    one: list[list[Any]] = [[None], ["u"], ["u"], [None], ["p"], ["t"], ["role"], [1], ["r"]]
     for moment in (now["hour"], now["late"], now["never"]):
         await base.call("audit_denied", [moment], *one)
     times = await log.rows("SELECT created_at - $1 AS later FROM audit_log ORDER BY created_at", now["now"])
@@ -686,7 +686,8 @@ async def test_mistakes_of_a_products_schema(log: TestDatabase, call: str, said:
 
 BEFORE = """
 DROP FUNCTION gatepost_audited() CASCADE; DROP TABLE audit_log; DROP FUNCTION gatepost_append_only(), gatepost_audit(regclass, text, text, text[]),
-    audit_prune(integer, integer), audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], integer[], text[]);
+    audit_prune(integer, integer),
+    audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], text[], integer[], text[]);
 REVOKE ALL ON SCHEMA public FROM gatepost_audit;
 INSERT INTO gatepost_meta (checksum) VALUES ('older');
 """
@@ -708,6 +709,33 @@ async def test_a_database_of_before_gets_its_log(log: TestDatabase) -> None:
     assert await entries(log) == []
     await log.rows("UPDATE org_data SET name = 'y'")
     assert [(entry["action"], entry["org_id"]) for entry in await entries(log)] == [("update", "red")]
+
+
+OLDER = """
+ALTER TABLE audit_log DROP COLUMN impersonator;
+DROP FUNCTION audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], text[], integer[], text[]);
+CREATE FUNCTION audit_denied(moments timestamptz[], orgs text[], users text[], actors text[], providers text[], targets text[],
+    reasons text[], counts integer[], requests text[]) RETURNS bigint LANGUAGE sql STRICT SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET row_security = on AS 'SELECT 0::bigint';
+ALTER FUNCTION audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], integer[], text[]) OWNER TO gatepost_audit;
+INSERT INTO gatepost_meta (generation, revision, checksum) SELECT generation, revision, 'older' FROM gatepost_meta ORDER BY id DESC LIMIT 1;
+"""
+
+
+async def test_a_log_of_before_the_impersonators(log: TestDatabase) -> None:
+    """Its entries stay, and the older function goes: the checks know no such one."""
+    await log.rows("INSERT INTO org_data (organization_id, created_by, name) VALUES ('red', 'x', 'x')")
+    before = await entries(log)
+    async with log.server.as_admin(log.name) as admin:
+        await admin.execute(OLDER)
+    for _ in range(2):
+        async with owner_of(log) as owner:
+            await migrate(owner, serving_role=log.server.serving_role)
+    async with log.server.connected(log.server.serving_role, log.name) as connection:
+        assert await safety.problems(connection) == []
+    assert await entries(log) == before
+    assert before[0]["impersonator"] is None
+    assert [row["pronargs"] for row in await log.rows("SELECT pronargs FROM pg_proc WHERE proname = 'audit_denied'")] == [10]
 
 
 async def test_entries_survive_a_migration(log: TestDatabase) -> None:

@@ -395,8 +395,8 @@ async def test_a_cursor_of_somebody_else_or_made_up_gives_only_own_rows(client: 
 
 
 async def test_me_says_all_of_the_identity_and_null_where_there_is_none(client: Client) -> None:
-    said = {"provider": "stub", "token_type": "session_token", "user_id": "alice", "session_id": None, "org_id": "org_a",
-            "org_slug": None, "org_role": "org:member", "org_permissions": None, "scopes": None, "claims": None}  # fmt: skip
+    said = {"provider": "stub", "token_type": "session_token", "user_id": "alice", "impersonator": None, "session_id": None,
+            "org_id": "org_a", "org_slug": None, "org_role": "org:member", "org_permissions": None, "scopes": None, "claims": None}  # fmt: skip
     assert (await client.get("/api/me", ALICE)).json() == said
     none = {**said, "org_id": None, "org_role": None}
     assert (await client.get("/api/me", ALICE_ALONE)).json() == none

@@ -212,4 +212,22 @@ for value in ("org:invoices:read", [1], {}, 1):
 add("pending", {"sts": "pending"}, {"pending": True})
 add("active", {"sts": "active"}, {"pending": False})
 add("unknown status", {"sts": "new"}, {"pending": True})
-add("impersonation stays in the claims", {"act": {"sub": "user_2"}}, OK)
+# Impersonation: the same in both versions of the claims.
+for version in ({}, V1, V2):
+    named = f"impersonation, {'v1' if version is V1 else 'v2' if version is V2 else 'no organisation'}"
+    add(named, {**version, "act": {"sub": "user_2"}}, {**OK, "impersonator": "user_2"})
+    add(f"{named}, malformed", {**version, "act": {"sub": ["user_2"]}}, (CLAIMS, f"act.sub {TEXT}"))
+DASHBOARD = {"iss": "https://dashboard.clerk.com", "sid": "sess_9", "sub": "user_9"}
+add("impersonation from the dashboard", {"act": DASHBOARD}, {**OK, "impersonator": "user_9"})
+add("an agent", {"act": {"sub": "agent_1", "type": "agent"}}, {**OK, "impersonator": "agent_1"})
+add("an actor before the actor is not looked at", {"act": {"sub": "user_2", "act": {"sub": 1}}}, {**OK, "impersonator": "user_2"})
+add("nobody else acts", {}, {**OK, "impersonator": None})
+for value in (None, "user_2", ["user_2"], [{"sub": "user_2"}], 1, True, False, ""):
+    add(f"act {value!r}", {"act": value}, (CLAIMS, "act is not an object"))
+for value in ({}, {"id": "user_2"}, {"act": {"sub": "user_2"}}):
+    add(f"act {value!r}", {"act": value}, (CLAIMS, "act has no sub"))
+for value in (None, 1, "", " ", "a\nb", "x" * 256, {}, ["user_2"]):
+    add(f"act.sub {str(value)[:5]!r}", {"act": {"sub": value}}, (CLAIMS, f"act.sub {TEXT}"))
+for name in ("iss", "sid"):
+    for value in (None, 1, "a\x00"):
+        add(f"act.{name} {value!r}", {"act": {**DASHBOARD, name: value}}, (CLAIMS, f"act.{name} {TEXT}"))

@@ -81,7 +81,11 @@ def test_the_access_is_there_for_programs() -> None:
     assert told["DELETE", "/api/data/{id}"][ACCESS] == {
         "words": "role org:admin", "public": False, "role": "org:admin", "accepts": everyday,
     }  # fmt: skip
-    assert told["POST", "/api/keys"][ACCESS]["accepts"] == ["api_key", "session_token"]
+    assert told["POST", "/api/keys"][ACCESS] == {
+        "words": "accepts api_key session_token, no impersonation", "public": False, "impersonation": False,
+        "accepts": ["api_key", "session_token"],
+    }  # fmt: skip
+    assert "impersonation" not in told["DELETE", "/api/keys/{id}"][ACCESS]
     assert told["GET", "/api/orgs/{org_id}/data"][ACCESS]["organization"] == "org_id"
 
 
@@ -100,6 +104,7 @@ def test_statuses_follow_from_what_is_declared() -> None:
     assert told["POST", "/api/data"] == locked | with_body | {"201", "403", "409"}
     assert told["PATCH", "/api/data/{id}"] == locked | with_body | {"200", "403", "404", "412"}
     assert told["DELETE", "/api/keys/{id}"] == locked | {"204", "404"}
+    assert told["POST", "/api/keys/{id}/rotate"] == locked | with_body | {"200", "403", "404", "409"}
     assert told["POST", "/api/keys"] == locked | with_body | {"201", "403", "409"}  # 409: too many keys, `key-limit`
     assert told["POST", "/api/webhooks/clerk"] == with_body | {"204", "400", "431", "503"}
 

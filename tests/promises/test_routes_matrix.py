@@ -57,6 +57,7 @@ NO_ROLE = stub("alice", org_id="org_a")
 ROLE_WITHOUT_ORG = stub("anna", org_role="org:admin")
 ODD_ROLES = [stub("anna", org_id="org_a", org_role=role) for role in ("org:Admin", "org:admin2", "org:", "administrator")]
 READER, WRITER = (stub("alice", org_id="org_a", org_permissions=words) for words in (READ, CREATE))
+IMPERSONATED = [stub(user, org_id="org_a", org_role=role, impersonator="eve") for user, role in (("alice", "org:member"), ("anna", "org:admin"))]
 WITHOUT_ORG = stub("alice", org_permissions=f"{READ} {CREATE}")
 
 MATRIX: dict[tuple[str, str], Case] = {
@@ -91,9 +92,13 @@ MATRIX: dict[tuple[str, str], Case] = {
         "/api/orgs/org_a/members", {200: [ALICE, ADMIN_A, ROBOT_A]}, {"organization": [BOB, ALICE_ALONE, ADMIN_B]}
     ),
     ("GET", "/api/keys"): Case("/api/keys", {200: [ALICE, ALICE_ALONE, BOB, ADMIN_A, ROBOT_A]}),
-    ("POST", "/api/keys"): Case("/api/keys", {201: [ALICE, ALICE_ALONE, BOB, ADMIN_A]}, {"user": [ROBOT_A]}, NEW),
-    ("POST", "/api/keys/{id}/rotate"): Case(f"/api/keys/{KEY}/rotate", {404: [BOB, ADMIN_A, ROBOT_A], 200: [ALICE, ALICE_ALONE]}, body={}),
-    ("DELETE", "/api/keys/{id}"): Case(f"/api/keys/{KEY}", {404: [BOB, ADMIN_A, ROBOT_A], 204: [ALICE, ALICE_ALONE]}),
+    ("POST", "/api/keys"): Case(
+        "/api/keys", {201: [ALICE, ALICE_ALONE, BOB, ADMIN_A]}, {"user": [ROBOT_A], "impersonation": IMPERSONATED}, NEW
+    ),
+    ("POST", "/api/keys/{id}/rotate"): Case(
+        f"/api/keys/{KEY}/rotate", {404: [BOB, ADMIN_A, ROBOT_A], 200: [ALICE, ALICE_ALONE]}, {"impersonation": IMPERSONATED}, body={}
+    ),
+    ("DELETE", "/api/keys/{id}"): Case(f"/api/keys/{KEY}", {404: [BOB, ADMIN_A, ROBOT_A], 204: [ALICE, ALICE_ALONE, IMPERSONATED[0]]}),
     ("GET", "/api/invoices"): Case(
         "/api/invoices", {200: [CLERK_A, READER, CLERK_B, ROBOT_A]}, {"permission": [ALICE, ADMIN_A, WRITER, WITHOUT_ORG]}
     ),
