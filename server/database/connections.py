@@ -14,11 +14,12 @@ from typing import Any, Final, TypeAlias
 
 from ..http.answers import Rows
 from ..http.errors import Unavailable
+from ..http.pagination import page_bytes_of
 from ..settings.setting import ConfigError
 from . import driver
 from .hosts import Hosts
 from .pool import Pool
-from .statements import IN_UTC, SET_SCOPE_AND_WRITER, Scoped, one_statement, set_scope_and_limits
+from .statements import IN_UTC, Scoped, one_statement, set_scope_and_limits, set_scope_and_lock_limit
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
@@ -38,7 +39,9 @@ class Database:
         """`size` connections at the most; `pooled`: a transaction pooler stands between."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
         idle = statement_seconds + _IDLE_MORE
-        self._set_scope = set_scope_and_limits(statement_seconds, idle) if pooled else SET_SCOPE_AND_WRITER
+        # A request that waits for a lock holds a connection: it gives up before those that wait for a connection do.
+        lock = min(acquire_seconds / 2, statement_seconds)
+        self._set_scope = set_scope_and_limits(statement_seconds, idle, lock) if pooled else set_scope_and_lock_limit(lock)
         self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
         self._resets: set[asyncio.Task[None]] = set()
@@ -82,23 +85,26 @@ class Database:
         return self._set_scope
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Any]:
-        """A bare connection in the serving role, without a scope: it sees no tenant's row. Raises Unavailable."""
-        connection = await self._take()
+    async def connection(self, caller: str | None = None) -> AsyncIterator[Any]:
+        """A bare connection in the serving role, without a scope: it sees no tenant's row. Raises Unavailable.
+
+        `caller` is who it is counted for, as in `caller_key`; None: the server itself.
+        """
+        connection = await self._take(caller)
         try:
             yield connection
         except BaseException as error:
             raise self._back_after(connection, error) from None
         self._back(connection)
 
-    def statement(self, sql: str, arguments: int) -> str:
+    def statement(self, sql: str, args: tuple[Any, ...]) -> str:
         """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
-        return one_statement(sql, arguments, self._first)
+        return one_statement(sql, len(args), self._first, page_bytes_of(args))
 
-    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
-        """One SELECT in one round trip, its rows as a JSON array."""
-        statement = one_statement(sql, len(args), self._first)
-        connection = self._opened.take() or await self._take()
+    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
+        """One SELECT in one round trip, its rows as a JSON array. `caller`: as in `connection`."""
+        statement = self.statement(sql, args)
+        connection = self._opened.take(caller) or await self._take(caller)
         try:
             # Behind a pooler a statement that was prepared is perhaps another connection's.
             fetch = connection.fetchval if self._pooled else connection.read
@@ -108,12 +114,12 @@ class Database:
         self._back(connection)
         return rows
 
-    async def _take(self) -> Any:
+    async def _take(self, caller: str | None) -> Any:
         try:
-            if (connection := self._opened.take()) is not None:  # mostly: and then no timer is needed
+            if (connection := self._opened.take(caller)) is not None:  # mostly: and then no timer is needed
                 return connection
             async with asyncio.timeout(self._acquire):
-                return await self._opened.acquire()
+                return await self._opened.acquire(caller)
         except Exception as error:
             raise driver.translate_error(error) from None
 
@@ -171,9 +177,9 @@ class Database:
             self._opened.release(connection)
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
-        """A transaction under this scope: committed at the end of the block, rolled back when it raises."""
-        connection = await self._take()
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
+        """A transaction under this scope, for this caller: committed at the end of the block, rolled back when it raises."""
+        connection = await self._take(caller)
         try:
             await connection.execute("BEGIN")
             await connection.execute(self._set_scope, *scope, *writer)

@@ -1,16 +1,18 @@
-"""A connection pool that hands a released connection straight to the longest waiter.
+"""A connection pool that hands a released connection straight to a waiting request, caller by caller.
 
 In asyncpg's own pool a released connection goes into a queue, where a newcomer can overtake a woken waiter
 (at 32 requests on 10 connections its slowest 1 % waited thirty times the median), and each release makes a task. Here
-the first to wait is the first to be served. This module imports no database library.
+callers that wait take turns, and of one caller's requests the first to wait is the first to be served. This module imports
+no database library.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, Protocol, TypeVar
+
+from .turns import Shares, Turns, Waiter
 
 
 class Poolable(Protocol):
@@ -36,14 +38,18 @@ class Pool(Generic[C]):
     Each connection is a process of Postgres. Thirty that take turns on a few cores spend a third more on the same queries
     than ten do, because none finds its memory in the processor's caches. So no more than `PROMPT` are lent at once, and the
     others wait for these. A request that has waited for `PATIENCE` seconds, as behind slow queries, gets one more.
+
+    No caller holds more than half of the connections: its other requests wait, even while connections are idle. None stands
+    for the server itself, which has no such bound.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
         """`busy(connection)` is true while the connection is occupied with work that its last user abandoned."""
         self._connect, self._size, self._busy = connect, size, busy
         self._idle: list[C] = []
-        self._waiting: deque[tuple[asyncio.Future[C | None], float]] = deque()
-        self._lent: set[C] = set()
+        self._shares = Shares(max(1, size // 2))
+        self._waiting: Turns[C] = Turns(self._shares.is_at_bound)
+        self._lent: dict[C, str | None] = {}
         self._opening = 0
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -71,41 +77,43 @@ class Pool(Generic[C]):
         if not self._waiting:
             return 0
         late = asyncio.get_running_loop().time() - PATIENCE
-        return sum(since <= late and not waiter.done() for waiter, since in self._waiting)
+        return sum(waiter.since <= late for waiter in self._waiting)
 
-    def take(self) -> C | None:
+    def take(self, caller: str | None = None) -> C | None:
         """Returns an idle connection without waiting; None: call `acquire`."""
-        return self._take() if len(self._lent) + self._opening < PROMPT else None
+        return self._take(caller) if len(self._lent) + self._opening < PROMPT and not self._shares.is_at_bound(caller) else None
 
-    def _take(self) -> C | None:
+    def _take(self, caller: str | None) -> C | None:
         while self._idle:
             connection = self._idle.pop()  # the last one used: its caches are warm
             if not connection.is_closed():
-                self._lent.add(connection)
+                self._lent[connection] = caller
+                self._shares.add(caller)
                 return connection
         return None
 
-    async def acquire(self) -> C:
+    async def acquire(self, caller: str | None = None) -> C:
         """Returns a connection, waiting without a time limit. Raises what `connect` raises, ConnectionError once closed."""
         prompt = len(self._lent) + self._opening < PROMPT
         while not self._closed:
-            if prompt and (taken := self._take()) is not None:
-                return taken
-            if prompt and self.open < self._size:
-                try:
-                    return await self._open_one()
-                except Exception:
-                    if not self._lent:
-                        raise
-                    # No more can be opened now; one of the open ones will be returned.
-            handed = await self._wait()
+            if prompt and not self._shares.is_at_bound(caller):
+                if (taken := self._take(caller)) is not None:
+                    return taken
+                if self.open < self._size:
+                    try:
+                        return await self._open_one(caller)
+                    except Exception:
+                        if not self._lent:
+                            raise
+                        # No more can be opened now; one of the open ones will be returned.
+            handed = await self._wait(caller)
             if handed is not None:
                 return handed
             prompt = True  # it was woken to take one itself
         raise ConnectionError("the pool is closed")
 
     def release(self, connection: C) -> None:
-        """Take a connection back: it goes to the longest waiter or to the idle ones. One that is not clean is closed."""
+        """Take a connection back: it goes to a waiting request or to the idle ones. One that is not clean is closed."""
         if connection not in self._lent:
             return
         if self._closed or self._busy(connection) or connection.is_in_transaction():
@@ -113,21 +121,18 @@ class Pool(Generic[C]):
         if connection.is_closed():
             self.discard(connection)
             return
-        while self._waiting and (len(self._lent) <= PROMPT or self._is_late()):
-            waiter, _ = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)  # it stays lent, to another request
-                return
-        self._lent.discard(connection)
+        self._shares.remove(self._lent[connection])
+        if self._waiting and (first := self._waiting.first()) is not None and (len(self._lent) <= PROMPT or _is_late(first)):
+            self._lent[connection] = first.caller  # it stays lent, to another request
+            self._wake(first, connection)
+            return
+        del self._lent[connection]
         self._idle.append(connection)
-
-    def _is_late(self) -> bool:
-        """Whether the longest waiter has waited for `PATIENCE` seconds."""
-        return asyncio.get_running_loop().time() - self._waiting[0][1] >= PATIENCE
 
     def discard(self, connection: C) -> None:
         """Close a lent connection; a waiting request may open another in its place."""
-        self._lent.discard(connection)
+        if connection in self._lent:
+            self._shares.remove(self._lent.pop(connection))
         if not connection.is_closed():
             connection.terminate()
         self._wake_one()
@@ -146,48 +151,64 @@ class Pool(Generic[C]):
         for connection in [*self._idle, *self._lent]:
             connection.terminate()
         self._idle.clear()
-        while self._waiting:
-            self._wake_one()
+        for waiter in list(self._waiting):
+            self._wake(waiter, None)
 
-    async def _open_one(self) -> C:
+    async def _open_one(self, caller: str | None) -> C:
         self._opening += 1
+        self._shares.add(caller)
         try:
             connection = await self._connect()
         except BaseException:
             self._opening -= 1
+            self._shares.remove(caller)
             self._wake_one()
             raise
         self._opening -= 1
-        self._lent.add(connection)
+        self._lent[connection] = caller
         return connection
 
-    async def _wait(self) -> C | None:
+    async def _wait(self, caller: str | None) -> C | None:
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[C | None] = loop.create_future()
-        self._waiting.append((waiter, loop.time()))
+        waiter: Waiter[C] = Waiter(loop.create_future(), loop.time(), caller)
+        self._waiting.add(waiter)
         if self._timer is None:
             self._timer = loop.call_later(PATIENCE, self._look_after_the_late)
         try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it was handed over at the moment of the cancellation
-                handed = waiter.result()
-                self.release(handed) if handed is not None else self._wake_one()
+            handed = await waiter.turn
+        except BaseException:
+            if not waiter.turn.done() or waiter.turn.cancelled():
+                self._waiting.remove(waiter, served=False)
+            elif (handed := waiter.turn.result()) is not None:  # it was handed over at the moment of the cancellation
+                self.release(handed)
+            else:
+                self._shares.remove(caller)
+                self._wake_one()
             raise
+        if handed is None:
+            self._shares.remove(caller)  # what was promised is taken or opened now
+        return handed
 
     def _look_after_the_late(self) -> None:
         """Wake the requests that have waited too long, so that they take connections beyond `PROMPT`."""
         self._timer = None
         spare = len(self._idle) + self._size - self.open
-        while spare > 0 and self._waiting and self._is_late():
-            self._wake_one()
+        while spare > 0 and (first := self._waiting.first()) is not None and _is_late(first):
+            self._wake(first, None)
             spare -= 1
         if self._waiting and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look_after_the_late)
 
     def _wake_one(self) -> None:
-        while self._waiting:
-            waiter, _ = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if (first := self._waiting.first()) is not None:
+            self._wake(first, None)
+
+    def _wake(self, waiter: Waiter[C], connection: C | None) -> None:
+        self._waiting.remove(waiter, served=True)
+        self._shares.add(waiter.caller)
+        waiter.turn.set_result(connection)
+
+
+def _is_late(waiter: Waiter[C]) -> bool:
+    """Whether a request has waited for `PATIENCE` seconds."""
+    return asyncio.get_running_loop().time() - waiter.since >= PATIENCE

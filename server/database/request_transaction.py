@@ -74,17 +74,17 @@ class RequestTransaction:
         return Scoped(_Turns(self, self.root))
 
     @asynccontextmanager
-    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER) -> AsyncIterator[Scoped]:
+    async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
         """A savepoint: rolled back when it raises, committed with the whole transaction. As `Database.scoped`.
 
-        The writer is the transaction's: it is one request's.
+        The writer is the transaction's, and so is the connection's caller: it is one request's.
         """
         async with self._savepoint(scope) as block:
             yield Scoped(_Turns(self, block))
 
-    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...]) -> Rows:
+    async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """One SELECT, in a savepoint. As `Database.read`."""
-        statement = self._database.statement(sql, len(args))
+        statement = self._database.statement(sql, args)
         async with self._savepoint(scope) as block:
             self._set = scope  # the statement sets it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
@@ -186,7 +186,7 @@ JOINED: Final = web.RequestKey("joined", RequestTransaction)
 
 @asynccontextmanager
 async def one_transaction(
-    database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER
+    database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER, caller: str | None = None
 ) -> AsyncIterator[RequestTransaction | None]:
     """A request's transaction, under this scope and of this writer; None where another transaction holds `lock` (64 bits): it
     is not waited for.
@@ -195,7 +195,7 @@ async def one_transaction(
     Raises Unavailable, also when the commit fails: then nothing was applied, or all of it.
     """
     try:
-        async with database.connection() as connection, connection.transaction():
+        async with database.connection(caller) as connection, connection.transaction():
             (*_, free) = await connection.fetchrow(
                 f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
             )

@@ -18,14 +18,13 @@ from typing import Final
 
 from aiohttp import web
 
+from ..auth.caller import caller_key
 from ..auth.identity import Identity
 from ..bounded import BoundedDict
 from ..http.errors import TooManyRequests
 from ..http.response import JsonResponse
 from .counters import MOST_KEYS, Counters
 from .rate import Rate
-
-_KEY: Final = "limits.key"
 
 
 class Lease:
@@ -77,7 +76,7 @@ class CallerLimit:
 
     def take(self, identity: Identity) -> Lease | None:
         """Count one request where a lease has a hit left; None: call `ask`. Runs for every request of a known caller."""
-        lease = self._leases.get(identity.derived.get(_KEY) or _key(identity))
+        lease = self._leases.get(caller_key(identity))
         if lease is None or lease.left <= 0 or self._ticks() >= lease.end:
             return None
         lease.left -= 1
@@ -85,7 +84,7 @@ class CallerLimit:
 
     async def ask(self, identity: Identity) -> Lease:
         """Count one request, with a new lease where that is needed. Raises TooManyRequests."""
-        key = _key(identity)
+        key = caller_key(identity)
         lease = self._leases.get(key)
         if lease is None:
             now = self._ticks()
@@ -123,14 +122,6 @@ class CallerLimit:
         policy, state = lease.headers(now)
         wait = str(max(1, math.ceil(lease.end - now)))
         return TooManyRequests(headers={"Retry-After": wait, "RateLimit-Policy": policy, "RateLimit": state})
-
-
-def _key(identity: Identity) -> str:
-    """The caller that is counted: the user of a provider in any organisation; else the key; else the organisation."""
-    who = identity.user_id, identity.key_id, identity.org_id
-    kind, name = next(((kind, name) for kind, name in zip("uko", who, strict=True) if name is not None), ("-", ""))
-    key: str = identity.derived.setdefault(_KEY, f"{identity.provider}/{kind}/{name}")
-    return key
 
 
 def mark(response: web.StreamResponse, lease: Lease) -> None:

@@ -1,8 +1,10 @@
-"""The pool: first come, first served, and nothing unclean is lent again. Its connections here are plain objects."""
+"""The pool: each caller in turn, first come, first served, and nothing unclean is lent again. Its connections here are plain objects."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 
 import pytest
 
@@ -13,7 +15,7 @@ from server.gate.deadline import within
 
 def queued(pool: Pool) -> int:
     """All requests that wait for a connection, the late ones of `Pool.waiting` and the others."""
-    return sum(not waiter.done() for waiter, _ in pool._waiting)
+    return len(list(pool._waiting))
 
 
 class Line:
@@ -281,3 +283,130 @@ async def test_closing_ends_the_looking_after_those_who_wait(few: None) -> None:
     with pytest.raises(ConnectionError):
         await waiting
     assert pool._timer is None or pool._timer.cancelled()
+
+
+# One caller and the others ----------------------------------------------------------------------------------------------
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_no_caller_has_more_than_half() -> None:
+    pool, lines = make(8)
+    held = [await pool.acquire("ann") for _ in range(4)]
+    assert pool.take("ann") is None
+    waiting = [asyncio.create_task(pool.acquire("ann")) for _ in range(3)]
+    await settle()
+    assert (lines.opened, pool.lent, queued(pool)) == (4, 4, 3)
+    others = [await pool.acquire("ben"), await pool.acquire("cid"), await pool.acquire(None), await pool.acquire(None)]
+    pool.release(others[0])
+    await settle()
+    assert not any(task.done() for task in waiting), "what another gives back is not for a caller with half of the pool"
+    pool.release(held[0])
+    assert await waiting[0] is held[0]
+    for line in (*held, *others):
+        pool.release(line)
+    for task in waiting[1:]:
+        pool.release(await task)
+    assert (pool.lent, queued(pool), pool._shares._counts) == (0, 0, {})
+
+
+async def test_half_of_a_pool_of_one_is_one() -> None:
+    pool, _ = make(1)
+    assert await pool.acquire("ann")
+
+
+async def test_callers_take_turns() -> None:
+    pool, _ = make(1)
+    held, served = await pool.acquire(None), []
+
+    async def borrow(caller: str) -> None:
+        line = await pool.acquire(caller)
+        served.append(caller)
+        pool.release(line)
+
+    tasks = [asyncio.create_task(borrow(caller)) for caller in ("ann",) * 5 + ("ben", "cid", "ben")]
+    await settle()
+    pool.release(held)
+    await asyncio.gather(*tasks)
+    assert served == ["ann", "ben", "cid", "ann", "ben", "ann", "ann", "ann"]
+
+
+async def test_the_servers_own_requests_each_have_a_turn_of_their_own() -> None:
+    pool, _ = make(2)
+    held, served = [await pool.acquire(None), await pool.acquire(None)], []
+
+    async def borrow(caller: str | None) -> None:
+        line = await pool.acquire(caller)
+        served.append(caller)
+        pool.release(line)
+
+    tasks = [asyncio.create_task(borrow(caller)) for caller in ("ann", "ann", "ann", None, None)]
+    await settle()
+    pool.release(held[0])
+    await asyncio.gather(*tasks)
+    assert served == ["ann", None, None, "ann", "ann"]
+
+
+async def test_who_gives_up_does_not_cost_their_caller_its_turn_or_its_share() -> None:
+    pool, _ = make(2)
+    ann, ben = await pool.acquire("ann"), await pool.acquire("ben")
+    first, second, other = [asyncio.create_task(pool.acquire(caller)) for caller in ("ann", "ann", "cid")]
+    await settle()
+    first.cancel()
+    await settle()
+    pool.release(ann)
+    assert await second is ann
+    pool.release(ben)
+    assert await other is ben
+    third = asyncio.create_task(pool.acquire("ann"))
+    await settle()
+    pool.release(ann)  # it is handed over ...
+    third.cancel()  # ... and not wanted any more
+    await settle()
+    pool.release(ben)
+    assert (pool.lent, queued(pool), pool._shares._counts) == (0, 0, {})
+
+
+async def test_a_failure_to_open_gives_the_share_back() -> None:
+    pool, lines = make(4)
+    lines.down = True
+    for _ in range(5):
+        with pytest.raises(ConnectionRefusedError):
+            await pool.acquire("ann")
+    lines.down = False
+    assert len({await pool.acquire("ann"), await pool.acquire("ann")}) == 2
+
+
+async def test_shares_are_exact_whatever_happens(few: None) -> None:
+    """Random callers, failures, broken connections and cancellations: no bound is passed, and nothing is left over."""
+    chance, (pool, lines) = random.Random(11), make(6)
+    held: Counter[str | None] = Counter()
+
+    async def work(caller: str | None) -> None:
+        line = pool.take(caller) or await pool.acquire(caller)
+        held[caller] += 1
+        try:
+            assert caller is None or held[caller] <= 3
+            assert pool.open <= 6
+            await asyncio.sleep(chance.choice((0, 0, 0.001, 0.008)))
+            line.closed |= chance.random() < 0.1
+            line.in_transaction |= chance.random() < 0.1
+        finally:
+            held[caller] -= 1
+            pool.release(line)
+
+    tasks = []
+    async with asyncio.timeout(30):
+        for _ in range(1500):
+            tasks.append(asyncio.create_task(work(chance.choice(("ann", "ann", "ann", "ben", "cid", None)))))
+            lines.down = chance.random() < 0.05
+            if chance.random() < 0.2:
+                chance.choice(tasks).cancel()
+            await asyncio.sleep(chance.choice((0, 0, 0, 0.001)))
+        lines.down = False
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError, ConnectionRefusedError}
+    assert (pool.lent, pool.opening, queued(pool), pool._shares._counts) == (0, 0, 0, {})

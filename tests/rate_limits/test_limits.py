@@ -22,9 +22,10 @@ from limits import parse
 
 from server import CredentialRejected, Identity
 from server.app import LIMITS
+from server.auth.caller import caller_key
 from server.http.errors import TooManyRequests
 from server.rate_limits import addresses as address_room
-from server.rate_limits import callers as caller_room
+from server.rate_limits import callers as callers_module
 from server.rate_limits import counters as counters_room
 from server.rate_limits.addresses import AddressLimit
 from server.rate_limits.callers import CallerLimit
@@ -111,12 +112,12 @@ async def test_off_and_what_auto_is_outside_of_production(said: str, serve: Serv
 
 def test_who_is_one_caller() -> None:
     def key(**fields: Any) -> str:
-        return caller_room._key(Identity(provider="p", **fields))
+        return caller_key(Identity(**{"provider": "p", **fields}))
 
-    assert key(user_id="u", org_id="a") == key(user_id="u", org_id="b", key_id="k")
-    different = [key(user_id="u"), key(key_id="u"), key(org_id="u"), key(key_id="k", org_id="u"), key(key_id="l", org_id="u"), key()]
+    assert key(user_id="u", org_id="a") == key(user_id="u", org_id="b", key_id="k", provider="q"), "sessions and keys of a user"
+    assert key(org_id="o", key_id="k") == key(org_id="o", key_id="l", provider="q"), "keys of an organisation"
+    different = [key(user_id="u"), key(key_id="u"), key(org_id="u"), key(), key(provider="q"), key(key_id="u", provider="q")]
     assert len(set(different)) == len(different)
-    assert caller_room._key(Identity(provider="q", user_id="u")) != key(user_id="u")
 
 
 # Leases ----------------------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class Clock:
 async def test_a_lease_ends_with_its_window() -> None:
     clock, rate, who = Clock(), Rate("caller", 500, 60), Identity(provider="p", user_id="u")
     limit = CallerLimit(rate, Counters(), clock=clock, ticks=clock)
-    clock.now += rate.window("p/u/u", clock.now).seconds_left  # a window begins
+    clock.now += rate.window("user/u", clock.now).seconds_left  # a window begins
     assert await admitted(limit, who)
     lease = limit.take(who)
     assert lease is not None
@@ -196,7 +197,7 @@ async def test_a_wall_clock_that_is_set_back_locks_nobody_out() -> None:
 
 
 async def test_many_callers_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (caller_room, counters_room, address_room):
+    for room in (callers_module, counters_room, address_room):
         monkeypatch.setattr(room, "MOST_KEYS", 50)
     counters = Counters()
     callers = CallerLimit(Rate("caller", 5, 86400), counters)
@@ -222,7 +223,7 @@ async def test_what_is_over_is_forgotten() -> None:
 
 def test_windows_of_different_callers_begin_at_different_times() -> None:
     rate = Rate("caller", 5, 60)
-    assert len({int(rate.window(f"p/u/{number}", 0.0).seconds_left) for number in range(500)}) > 50
+    assert len({int(rate.window(f"user/{number}", 0.0).seconds_left) for number in range(500)}) > 50
 
 
 # Redis -----------------------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ async def test_the_storage_may_go_and_come_back(serve: Serve, redis: Redis, capl
         while not said(caplog, "answers again"):
             await asyncio.sleep(0.05)
     assert await statuses(client, 300, ROBOT_A) == {200: 100, 429: 200}
-    keys = await redis.command("KEYS", "*api_key/k/robot_a*")
+    keys = await redis.command("KEYS", "*org/org_a*")
     assert keys == b"*1", "counted in the storage again"
     assert len(said(caplog, "does not answer")) == len(said(caplog, "answers again")) == 1
     assert PASSWORD not in str([vars(record) for record in caplog.records])

@@ -1,0 +1,92 @@
+"""Who gets the next connection: each caller has a bounded share, and the callers that wait take turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+C = TypeVar("C")
+
+
+class Shares:
+    """How many connections each caller has: lent, being opened, or promised to a request that was woken."""
+
+    def __init__(self, most: int) -> None:
+        """`most` is the largest number for one caller. None, the server itself, has no bound and is not counted."""
+        self._most = most
+        self._counts: dict[str, int] = {}
+
+    def is_at_bound(self, caller: str | None) -> bool:
+        """Whether this caller must not have another connection now."""
+        return caller is not None and self._counts.get(caller, 0) >= self._most
+
+    def add(self, caller: str | None) -> None:
+        if caller is not None:
+            self._counts[caller] = self._counts.get(caller, 0) + 1
+
+    def remove(self, caller: str | None) -> None:
+        if caller is not None:
+            left = self._counts[caller] - 1
+            if left:
+                self._counts[caller] = left
+            else:
+                del self._counts[caller]
+
+
+class Waiter(Generic[C]):
+    """One waiting request. `turn` becomes a connection, or None: a connection may be taken or opened.
+
+    since   when it began to wait, on the event loop's clock
+    caller  whose request it is; None where it is no caller's
+    """
+
+    __slots__ = ("caller", "since", "turn")
+
+    def __init__(self, turn: asyncio.Future[C | None], since: float, caller: str | None) -> None:
+        self.turn, self.since, self.caller = turn, since, caller
+
+
+class Turns(Generic[C]):
+    """A caller with many waiting requests does not delay one with a single request by more than its own turn."""
+
+    def __init__(self, is_at_bound: Callable[[str | None], bool]) -> None:
+        """`is_at_bound(caller)`: whether this caller must not have another connection now."""
+        self._is_at_bound = is_at_bound
+        self._lines: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Waiter[C]]:
+        """The waiting requests, line after line."""
+        return (waiter for line in self._lines.values() for waiter in line if not waiter.turn.done())
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def add(self, waiter: Waiter[C]) -> None:
+        """Let a request wait behind the others of its caller. One that is no caller's has a line of its own."""
+        self._lines.setdefault(waiter.caller or waiter, deque()).append(waiter)
+
+    def first(self) -> Waiter[C] | None:
+        """The request that is served next; None where all callers that wait are at their bound.
+
+        No more than three callers can be: each then holds half of the connections, rounded down.
+        """
+        for line in self._lines.values():
+            for waiter in line:
+                if waiter.turn.done():
+                    continue  # it was cancelled, and will be removed
+                if self._is_at_bound(waiter.caller):
+                    break
+                return waiter
+        return None
+
+    def remove(self, waiter: Waiter[C], *, served: bool) -> None:
+        """Remove a request that is served, or gives up. After one that is served the other callers have their turns first."""
+        name = waiter.caller or waiter
+        line = self._lines[name]
+        line.remove(waiter)
+        if not line:
+            del self._lines[name]
+        elif served:
+            self._lines.move_to_end(name)

@@ -1,0 +1,83 @@
+"""Limits how many requests of one caller are in work at once; the others wait for their turn.
+
+It is enforced before a request asks for a database connection: requests that a caller sends faster than they are handled wait
+here, where they hold nothing that other callers need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from ..http.errors import TooManyRequests
+
+WAIT_SECONDS: Final = 2.0
+"""The longest wait for a turn."""
+
+
+class Concurrency:
+    """Counts the requests in work of each caller. It remembers callers with a request under way, and no others."""
+
+    def __init__(self, most: int) -> None:
+        """`most` is the number of requests of one caller that may be in work at once, at least 1."""
+        self._most = most
+        self._in_work: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def in_work(self) -> int:
+        """Requests in work, of all callers."""
+        return sum(self._in_work.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for another request of their caller to end."""
+        return sum(map(len, self._waiting.values()))
+
+    def enter(self, caller: str) -> bool:
+        """Begin a request of this caller; False: call `wait`. Runs for every request of a known caller."""
+        count = self._in_work.get(caller, 0)
+        if count >= self._most:
+            return False
+        self._in_work[caller] = count + 1
+        return True
+
+    async def wait(self, caller: str) -> None:
+        """Begin a request when it is its turn: first come, first served. Raises TooManyRequests after `WAIT_SECONDS`."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():  # the turn came at the moment of the time-out or cancellation
+                self.leave(caller)
+            else:
+                self._withdraw(caller, turn)
+            if isinstance(error, TimeoutError):
+                raise TooManyRequests("concurrency", headers={"Retry-After": "1"}) from None
+            raise
+
+    def leave(self, caller: str) -> None:
+        """End a request, exactly once for each that has begun. Its place goes to the longest waiter of the same caller."""
+        if self._waiting and (line := self._waiting.get(caller)) is not None:
+            while line:
+                turn = line.popleft()
+                if not line:
+                    del self._waiting[caller]
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        count = self._in_work[caller]
+        if count > 1:
+            self._in_work[caller] = count - 1
+        else:
+            del self._in_work[caller]
+
+    def _withdraw(self, caller: str, turn: asyncio.Future[None]) -> None:
+        line = self._waiting.get(caller)
+        if line is not None and turn in line:
+            line.remove(turn)
+            if not line:
+                del self._waiting[caller]
