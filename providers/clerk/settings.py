@@ -52,14 +52,16 @@ TABLE: Final[Mapping[str, Setting]] = {
     "issuer": Setting(
         "list", env="CLERK_ISSUER", example=("https://clerk.example.com",), help="default: the publishable key's frontend API"
     ),
-    "leeway_seconds": Setting("float", 5.0, env="CLERK_LEEWAY_SECONDS", help="how far clocks may differ"),
-    "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="take header tokens without azp"),
+    "leeway_seconds": Setting(
+        "float", 5.0, env="CLERK_LEEWAY_SECONDS", at_least=0, at_most=300, help="how far clocks may differ"
+    ),
+    "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="accept header tokens without azp"),
     "max_token_seconds": Setting(
-        "float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS",
+        "float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS", at_least=0, at_most=2**31,
         help="longest exp - iat, 0: any; also how long a sign-out is remembered: a large site sets it low",
     ),
     "machine_cache_seconds": Setting(
-        "float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS",
+        "float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS", at_least=0, at_most=300,
         help="how long a machine token that was revoked at Clerk may still work; 0: Clerk is asked every time",
     ),
 }  # fmt: skip
@@ -112,10 +114,10 @@ class ClerkSettings:
             authorized_parties=_origins(table),
             audience=_words(table, "audience"),
             issuers=issuers or (frozenset({frontend}) if frontend else frozenset()),
-            leeway=_seconds(table, "leeway_seconds", 5.0, 300.0),
-            allow_missing_azp=_flag(table, "allow_missing_azp"),
-            max_lifetime=_seconds(table, "max_token_seconds", 86_400.0, float(2**31)),
-            machine_cache=_seconds(table, "machine_cache_seconds", 30.0, 300.0),
+            leeway=_seconds(table, "leeway_seconds"),
+            allow_missing_azp=bool(table.get("allow_missing_azp")),
+            max_lifetime=_seconds(table, "max_token_seconds"),
+            machine_cache=_seconds(table, "machine_cache_seconds"),
             jwks_url=jwks_url,
             configured=any(table.get(name) for name in _CLERKS_OWN) or api_url != API_URL,
         )
@@ -195,17 +197,6 @@ def _origins(table: Mapping[str, Any]) -> frozenset[str]:
     return origins
 
 
-def _seconds(table: Mapping[str, Any], name: str, default: float, most: float) -> float:
-    value = table.get(name)
-    if value is None:
-        return default
-    if type(value) not in (int, float) or not 0 <= value <= most:
-        raise ValueError(f"clerk.{name} must be a number of seconds from 0 to {most:g}")
-    return float(value)
-
-
-def _flag(table: Mapping[str, Any], name: str) -> bool:
-    value = table.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"clerk.{name} must be true or false")
-    return bool(value)
+def _seconds(table: Mapping[str, Any], name: str) -> float:
+    """The value, whose bounds the server has checked; the default where the table has none."""
+    return float(table.get(name, TABLE[name].default))

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import stat
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -15,6 +16,9 @@ from providers.clerk.provider import ClerkProvider
 from providers.clerk.settings import TABLE, ClerkSettings
 from server import CommandContext, CredentialRejected, Identity, Provider, Unavailable
 from server.commands import operator_scope
+from server.plugins.loader import Plugins
+from server.settings.setting import ConfigError
+from server.settings.sources import Settings
 
 FULL = {
     "secret_key": kit.SECRET_KEY,
