@@ -7,6 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from ..auth.access import access_of
+from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY
 from ..http.answers import Rows
 from ..http.errors import Forbidden
@@ -49,6 +50,12 @@ def writer_of(request: web.Request) -> Writer:
     return (actor, request.get(REQUEST_ID, ""))
 
 
+def caller_key_of(request: web.Request) -> str | None:
+    """The caller for whom the request's connections are counted; None on a public route."""
+    identity = request.get(IDENTITY)
+    return caller_key(identity) if identity is not None else None
+
+
 async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) -> Rows:
     """Run one SELECT under the caller's scope in one round trip; returns its rows as a JSON array that Postgres makes.
 
@@ -56,7 +63,7 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
-    return await database.read(scope_of(request, admin=admin), sql, args)
+    return await database.read(scope_of(request, admin=admin), sql, args, caller_key_of(request))
 
 
 def scoped(request: web.Request, *, admin: bool = False) -> Any:
@@ -68,4 +75,4 @@ def scoped(request: web.Request, *, admin: bool = False) -> Any:
     Unavailable (503) without a database.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
-    return database.scoped(scope_of(request, admin=admin), writer_of(request))
+    return database.scoped(scope_of(request, admin=admin), writer_of(request), caller_key_of(request))

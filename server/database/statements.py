@@ -30,10 +30,16 @@ _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 
 
-def set_scope_and_limits(statement_seconds: float, idle_seconds: float) -> str:
-    """SET_SCOPE_AND_WRITER for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
+def set_scope_and_lock_limit(lock_seconds: float) -> str:
+    """SET_SCOPE_AND_WRITER, and the longest wait for a lock (of a row, most often) in this transaction."""
+    return f"{SET_SCOPE_AND_WRITER}, set_config('lock_timeout', '{max(1, round(lock_seconds * 1000))}', true)"
+
+
+def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_seconds: float) -> str:
+    """As before, for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
     return (
-        f"{SET_SCOPE_AND_WRITER}, {IN_UTC}, set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
+        f"{set_scope_and_lock_limit(lock_seconds)}, {IN_UTC},"
+        f" set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
         f" set_config('idle_in_transaction_session_timeout', '{round(idle_seconds * 1000)}', true)"
     )
 

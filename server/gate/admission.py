@@ -13,19 +13,22 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from ..auth.access import check
+from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, CredentialRejected, Identity
 from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
-from ..http.stamp import OPENED, REQUEST_ID
+from ..http.stamp import OPENED
 from ..plugins.providers import LoadedProvider, credential_headers
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
+from ..rate_limits.concurrency import Concurrency
 from ..routing.table import RouteRule
-from ..telemetry.decisions import Decision, DenialListener
+from ..telemetry.decisions import DenialListener
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Metrics
 from .deadline import within
+from .denials import denial
 from .idempotency import KEY, once
 
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
@@ -45,6 +48,7 @@ class Gate:
         metrics: Metrics,
         denied: Sequence[DenialListener],
         addresses: ClientAddress,
+        concurrency: Concurrency,
         caller_limit: CallerLimit | None = None,
         address_limit: AddressLimit | None = None,
     ) -> None:
@@ -55,7 +59,7 @@ class Gate:
         self._seconds = provider_seconds
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
-        self._denied = denied
+        self._denied, self._concurrency = denied, concurrency
         self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
@@ -78,9 +82,12 @@ class Gate:
             if rule is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise match.http_exception or web.HTTPNotFound
             check(rule.access, identity, match)
+            caller = caller_key(identity)
+            if not self._concurrency.enter(caller):
+                await self._wait_for_turn(identity, caller)
         except (ApiError, web.HTTPException) as error:
             if isinstance(error, TooManyRequests):
-                self._limited["address" if identity is None else "caller"] += 1
+                self._limited["address" if identity is None else error.reason or "caller"] += 1
             if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
                 self._address_limit.charge(self._addresses.of(request))
             self._tell(request, rule, identity, error, started)
@@ -94,9 +101,20 @@ class Gate:
         except (Forbidden, web.HTTPForbidden) as error:
             self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
             raise
+        finally:
+            self._concurrency.leave(caller)
         if response.status == 403:
             self._tell(request, rule, identity, _HANDLERS_WORD, started)
         return response
+
+    async def _wait_for_turn(self, identity: Identity, caller: str) -> None:
+        await self._concurrency.wait(caller)
+        try:
+            if self._revocations.denies(identity):  # access may have ended while the request waited
+                raise Unauthorized("session-revoked")
+        except BaseException:
+            self._concurrency.leave(caller)
+            raise
 
     def rule_of(self, request: web.Request) -> RouteRule | None:
         """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
@@ -186,23 +204,7 @@ class Gate:
         listeners = [one for one in self._denied if one.hears(known=identity is not None, status=error.status)]
         if not listeners:
             return
-        outcome = {401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status))
-        decision = Decision(
-            request.get(REQUEST_ID, ""),
-            request.method,
-            rule.template if rule else "(none)",
-            identity.provider if identity else None,
-            identity.user_id if identity else None,
-            identity.org_id if identity else None,
-            outcome,
-            error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
-            error.detail if isinstance(error, Unauthorized) else "",
-            time.perf_counter() - started,
-            self._addresses.of(request),
-            self._addresses.inbound_request_id(request),
-            identity.audited_as if identity else None,
-            identity.impersonator if identity else None,
-        )
+        decision = denial(request, rule, identity, error, started, self._addresses)
         for listener in listeners:
             listener(decision)
 
