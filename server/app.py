@@ -23,6 +23,7 @@ from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors, checked_header, checked_origin
 from .http.pagination import PAGE_BYTES
 from .http.stamp import vary_on
+from .http.this_machine import public_listeners
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
 from .plugins.house import ServerHouse
@@ -51,17 +52,34 @@ AUDIT: Final = web.AppKey("audit", Audit)
 def create_app() -> web.Application:
     """The application, with settings from the file and the environment, for `gunicorn 'server.app:create_app()'`.
 
-    A mistake in the settings is printed as one line on standard error. The process then exits with status 4, which tells
-    gunicorn not to try again.
+    The environment must be named: the default, development, is no way to serve. Development and test serve on loopback only,
+    whatever gunicorn binds to. A mistake in the settings is printed as one line on standard error. The process then exits
+    with status 4, which tells gunicorn not to try again.
     """
     try:
         settings = Settings()
+        if all(source == "default" for key, _, source in settings.explain() if key == "env"):
+            raise ConfigError("env (GATEPOST_ENV): not set; name it: production, or development or test for this machine only")
         if settings.get("database.url") is None:
             raise ConfigError("database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres")
-        return build(settings)
+        app = build(settings)
     except ConfigError as error:
-        print(f"gatepost: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(4) from None
+        raise _refused(error) from None
+    app.on_startup.insert(0, _on_loopback_only)
+    return app
+
+
+async def _on_loopback_only(app: web.Application) -> None:
+    """Outside production: exit if this process listens beyond loopback. gunicorn binds its ports before it starts workers."""
+    listening = public_listeners() if app[SETTINGS].get("env") != "production" else []
+    if listening:
+        env = app[SETTINGS].get("env")
+        raise _refused(f"bind: {env} serves on loopback only, not on {', '.join(listening)}; set env = 'production'")
+
+
+def _refused(error: object) -> SystemExit:
+    print(f"gatepost: {error}", file=sys.stderr, flush=True)
+    return SystemExit(4)
 
 
 def build(settings: Settings, extra: Mapping[str, object] | None = None, *, beside_parent: bool = False) -> web.Application:

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..app import TABLE, build, open_providers
+from ..app import LIMITS, TABLE, build, open_providers
 from ..database.connections import direct_connection
 from ..database.hosts import split
 from ..http.errors import Unavailable
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the effective settings with their sources, then warnings and problems. Returns 0, or 2 if there is a problem."""
     app = build(settings)
     found, unready = asyncio.run(_look(app, settings))
+    found.warnings[:0] = app[LIMITS].warnings
     rows = settings.explain()
     if args.json:
         print(json.dumps(_as_json(rows, found, unready)))
@@ -54,9 +55,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     print(f"providers: {', '.join(one.name for one in app[PROVIDERS])}; routes: {len(app[TABLE].rows)}")
     if found.capacity is not None:
         print(found.capacity.line())
-    for line in [*app[TABLE].warnings, *found.warnings, *unready]:
     if not found.looked:
         print("database: not checked, because database.url is not set and no embedded Postgres has been created here yet")
+    for line in [*app[TABLE].warnings, *found.warnings, *unready]:
         print(f"warning: {line}")
     for line in found.problems:
         print(f"problem: {line}")
@@ -67,8 +68,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[str]) -> dict[str, object]:
     return {
         "settings": [{"key": key, "value": value, "source": source} for key, value, source in rows],
-        "problems": found.problems,
         "database_checked": found.looked,
+        "problems": found.problems,
         "warnings": found.warnings,
         "connections": asdict(found.capacity) if found.capacity else None,
         "not_ready": unready,
@@ -86,9 +87,9 @@ async def _find(settings: Settings) -> _Findings:
     """Look at the database directly and, where there is a pooler, through the pooler too."""
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
     connect = {"dsn": direct or url} if url else beside_running_server(settings)
-    if connect is None:
     if connect is None and not (Path(settings.get("data_folder")) / "postgres").exists():
         return _Findings([], looked=False)
+    if connect is None:
         return _Findings(await _embedded(settings))
     try:
         async with direct_connection(connect) as connection:

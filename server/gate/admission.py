@@ -72,9 +72,15 @@ class Gate:
         identity: Identity | None = None
         try:
             shown = self._shown(request)
-            identity = self._recall(request)
+            limit = self._address_limit
+            if limit is None or not limit.refusals:
+                identity = self._recall(request)
+            else:
+                identity = limit.recall(request, self._addresses.of(request), self._recall)
             if identity is None:
                 identity = await self._identify(request, shown)
+                if limit is not None:
+                    limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
             if self._caller_limit is not None:
@@ -89,7 +95,7 @@ class Gate:
             if isinstance(error, TooManyRequests):
                 self._limited["address" if identity is None else error.reason or "caller"] += 1
             if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
-                self._address_limit.charge(self._addresses.of(request))
+                self._address_limit.refused(request.headers, self._addresses.of(request))
             self._tell(request, rule, identity, error, started)
             raise
         request[IDENTITY] = identity
@@ -122,7 +128,7 @@ class Gate:
         return self._rules.get(match.route) if match is not None else None
 
     def _shown(self, request: web.Request) -> int:
-        """How many credentials the headers show: 0 or 1. Raises the 400 for two, the 429 for an address over its limit."""
+        """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
         headers = request.headers
         shown = 0
         for name in self._credentials:
@@ -133,10 +139,6 @@ class Gate:
                     shown -= values.count("")  # a proxy or a client that has no key may send the header all the same
         if shown > 1:
             raise BadRequest("credentials-ambiguous")
-        if self._address_limit is not None and self._address_limit.refusals and (shown or hdrs.COOKIE in headers):
-            wait = self._address_limit.blocked(self._addresses.of(request))
-            if wait is not None:
-                raise self._address_limit.refusal(wait)
         return shown
 
     def _recall(self, request: web.Request) -> Identity | None:

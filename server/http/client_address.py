@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from ..settings.setting import ConfigError
+from .this_machine import is_direct
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 UNKNOWN: Final = "unknown"
@@ -23,6 +24,14 @@ UNIX: Final = "unix"
 """The address of a client on a unix socket, and the value of `trusted_proxies` that trusts it."""
 
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+_PRIVATE: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+"""Where a proxy's address may be: loopback, RFC 1918, link-local, RFC 6598 (clusters use it), RFC 4193."""
 _WITH_PORT: Final = re.compile(r"(?:\[([^\[\]]+)\]|([0-9.]+))(?::[0-9]{1,5})?\Z")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _FORWARDED_FOR: Final = "X-Forwarded-For"
@@ -41,7 +50,9 @@ class ClientAddress:
         self._unix = UNIX in words
         networks = [_network(word) for word in words if word != UNIX]
         self._trusts = lru_cache(maxsize=4096)(lambda address: self._is_trusted(address, networks))
-        self._any_trusted = bool(words)
+        self.any_trusted = bool(words)
+        suspects = networks if words else _PRIVATE
+        self._may_be_proxy = lru_cache(maxsize=4096)(lambda address: self._is_trusted(address, suspects))
 
     def of(self, request: web.Request) -> str:
         """The client's address: an IPv4 or IPv6 address in its usual form, `unix`, or `unknown`.
@@ -52,7 +63,7 @@ class ClientAddress:
         address counts.
         """
         peer = _peer(request)
-        if not self._any_trusted or not self._trusts(peer):
+        if not self.any_trusted or not self._trusts(peer):
             return peer
         found = peer
         for entry in reversed(",".join(request.headers.getall(_FORWARDED_FOR, ())).split(",")):
@@ -66,14 +77,22 @@ class ClientAddress:
                 break
         return found
 
+    def is_known(self, address: str) -> bool:
+        """Whether `address` (from `of`) is really one client's, and not that of a proxy in front of many.
+
+        Without trusted proxies a private or loopback address may be a proxy's; with them, an address that is itself
+        trusted is one, and it named no client. A unix socket is always a proxy's.
+        """
+        return address not in (UNIX, UNKNOWN) and not self._may_be_proxy(address)
+
     def inbound_request_id(self, request: web.Request) -> str | None:
         """The `X-Request-Id` that a trusted proxy sent (1 to 64 of `A-Za-z0-9._-`), or None. For logs, beside our own id."""
-        if not self._any_trusted or not self._trusts(_peer(request)):
+        if not self.any_trusted or not self._trusts(_peer(request)):
             return None
         values = request.headers.getall(_INBOUND_ID, ())
         return values[0] if len(values) == 1 and _REQUEST_ID.match(values[0]) else None
 
-    def _is_trusted(self, address: str, networks: list[Network]) -> bool:
+    def _is_trusted(self, address: str, networks: Sequence[Network]) -> bool:
         if address in (UNIX, UNKNOWN):
             return address == UNIX and self._unix
         return any(ipaddress.ip_address(address) in network for network in networks)
@@ -144,25 +163,31 @@ def _network(word: str) -> Network:
 
 
 _LOCAL_HOST: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?\Z", re.IGNORECASE)
+_OF_PROXIES: Final = (hdrs.FORWARDED, hdrs.VIA, "X-Real-IP")
 
 
 def is_local(request: web.Request) -> bool:
     """Whether a development credential is accepted from this request.
 
-    It must come from a loopback peer and name a loopback host, with no proxy in between: a web page can send requests to
-    127.0.0.1 under its own host name (DNS rebinding), and behind a proxy on this machine every client looks like loopback.
+    It must come from a loopback peer (TCP, not a unix socket) over HTTP/1.1 or newer, name a loopback host, and have no
+    header of a proxy: a web page can send requests to 127.0.0.1 under its own host name (DNS rebinding), and behind a proxy
+    on this machine every client looks like loopback. A proxy that leaves no trace in the request is found by its sockets
+    (on Linux): the client must be a program of the user who runs the server, and must not serve others.
     """
     headers = request.headers
-    if hdrs.FORWARDED in headers or any(name.lower().startswith("x-forwarded-") for name in headers):
+    if request.version < HttpVersion11:  # a proxy's usual version, no client's
+        return False
+    if any(name in headers for name in _OF_PROXIES) or any(name.lower().startswith("x-forwarded-") for name in headers):
         return False
     hosts = headers.getall(hdrs.HOST, [])
     if len(hosts) != 1 or not _LOCAL_HOST.match(hosts[0]) or not _LOCAL_HOST.match(request.host):
         return False
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
-    if isinstance(peer, str | bytes):
-        return True  # a unix socket: reachable from this machine only
+    if transport is None or not isinstance(peer, tuple):
+        return False  # a unix socket: only a proxy uses those
     try:
-        return peer is not None and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+        loopback = ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
     except ValueError:
         return False
+    return loopback and is_direct(transport)

@@ -1,7 +1,8 @@
 """Limits how many refused credentials one client address may send.
 
 A bad signature costs as much to verify as a good one. So refusals are counted by address, and an address with too many gets
-a 429 without any verification until its window ends.
+a 429 without any verification until its window ends. A credential that this process has accepted before is not refused for
+what others at its address do.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
+
+from aiohttp import hdrs, web
+from multidict import MultiMapping
 
 from ..bounded import BoundedDict
 from ..http.client_address import network_of
-from ..http.errors import TooManyRequests
+from ..http.errors import TooManyRequests, Unauthorized
 from .counters import MOST_KEYS, Counters
 from .rate import Rate
+
+T = TypeVar("T")
 
 
 class _Refusals:
@@ -36,10 +44,17 @@ class AddressLimit:
         rate: Rate,
         counters: Counters,
         *,
+        credentials: Iterable[str] = (hdrs.AUTHORIZATION,),
+        is_known: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`credentials` are the headers that hold one, beside the cookie. `is_known(address)` is False for one that may
+        be a proxy's: its refusals are not counted. None: all are.
+        """
         self._rate, self._counters, self._clock, self._ticks = rate, counters, clock, ticks
+        self._credentials, self._is_known = tuple(credentials), is_known
+        self._accepted: BoundedDict[int, None] = BoundedDict(MOST_KEYS)
         self.refusals: BoundedDict[str, _Refusals] = BoundedDict(MOST_KEYS)
         """By network. Empty until a credential is refused: until then nobody needs to look up an address."""
         self._unsent: dict[str, _Refusals] = {}
@@ -61,8 +76,35 @@ class AddressLimit:
         more = {"RateLimit-Policy": self._rate.policy, "RateLimit": self._rate.state(0, seconds)}
         return TooManyRequests(headers={"Retry-After": str(seconds), **more})
 
+    def remember(self, headers: MultiMapping[str]) -> None:
+        """Remember that the credential in these headers was accepted, as a hash."""
+        self._accepted.put(self._hash(headers), None)
+
+    def recall(self, request: web.Request, address: str, recall: Callable[[web.Request], T | None]) -> T | None:
+        """Returns `recall(request)`: the caller, or None if it must be verified.
+
+        An address that must wait is verified only if it shows a credential that was accepted before and not refused since.
+        Raises TooManyRequests.
+        """
+        wait, headers = self.blocked(address), request.headers
+        if wait is None or not (hdrs.COOKIE in headers or self._shown(headers)):
+            return recall(request)
+        with suppress(Unauthorized):
+            caller = recall(request)
+            if caller is not None or self._hash(headers) in self._accepted:
+                return caller
+        raise self.refusal(wait)
+
+    def refused(self, headers: MultiMapping[str], address: str) -> None:
+        """Forget the credential in these headers, and count the refusal."""
+        if self._accepted:
+            self._accepted.pop(self._hash(headers), None)
+        self.charge(address)
+
     def charge(self, address: str) -> None:
-        """Count a refused credential: here at once, in the storage in the background."""
+        """Count a refused credential, unless the address may be a proxy's: here at once, in the storage in the background."""
+        if self._is_known is not None and not self._is_known(address):
+            return
         network, now = network_of(address), self._ticks()
         refused = self.refusals.get(network)
         if refused is None or refused.end <= now:
@@ -86,6 +128,13 @@ class AddressLimit:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
+
+    def _hash(self, headers: MultiMapping[str]) -> int:
+        # Python's keyed hash is enough: a credential with the hash of another one is still verified.
+        return hash(self._shown(headers) or (hdrs.COOKIE, *headers.getall(hdrs.COOKIE, ())))
+
+    def _shown(self, headers: MultiMapping[str]) -> tuple[tuple[str, str], ...]:
+        return tuple((name, value) for name in self._credentials if (value := headers.get(name, "")))
 
     async def _send(self) -> None:
         """Send the counts to the storage, one address after the other: a flood of hits becomes few calls."""

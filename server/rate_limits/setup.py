@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
+from ..http.client_address import ClientAddress
 from ..settings.sources import Settings
 from .addresses import AddressLimit
 from .callers import CallerLimit
@@ -9,12 +13,17 @@ from .concurrency import Concurrency
 from .counters import Counters
 from .rate import parse_rate
 
+_UNKNOWN_ADDRESSES: Final = (
+    "limits.address: auto does not count refused credentials from private and loopback addresses while trusted_proxies is "
+    "empty, because they may be a proxy's; set trusted_proxies (GATEPOST_TRUSTED_PROXIES) to your proxies, or limits.address"
+)
+
 
 class Limits:
     """The limits `caller` and `address`, None where one is off; and `concurrency`."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Opens no connection. Raises ConfigError."""
+    def __init__(self, settings: Settings, addresses: ClientAddress, credentials: Iterable[str]) -> None:
+        """`credentials` are the headers that hold one. Opens no connection. Raises ConfigError."""
         # Outside production only this machine is served, and tests send as much as they like.
         production = settings.get("env") == "production"
         caller = parse_rate("caller", settings.get("limits.caller"), "6000/minute" if production else "off")
@@ -22,7 +31,12 @@ class Limits:
         self._counters = Counters(settings.get("limits.storage"))
         self.concurrency = Concurrency(settings.get("limits.concurrency"))
         self.caller = CallerLimit(caller, self._counters) if caller else None
-        self.address = AddressLimit(address, self._counters) if address else None
+        # A rate in so many words is the operator's; `auto` counts only where an address is one client's.
+        automatic = address is not None and settings.get("limits.address").strip().lower() == "auto"
+        is_known = addresses.is_known if automatic else None
+        self.address = AddressLimit(address, self._counters, credentials=credentials, is_known=is_known) if address else None
+        self.warnings = [_UNKNOWN_ADDRESSES] if automatic and not addresses.any_trusted else []
+        """What the operator should know at the start."""
 
     async def open(self) -> None:
         """Ask the storage once, if there is a limit and one is set."""

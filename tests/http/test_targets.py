@@ -180,7 +180,7 @@ class Peer:
     ("peer", "local"),
     [(("127.0.0.1", 5), True), (("127.9.9.9", 5), True), (("::1", 5, 0, 0), True), (("10.0.0.1", 5), False),
      (("192.168.1.1", 5), False), (("fe80::1%eth0", 5, 0, 0), False), (("::ffff:10.0.0.1", 5, 0, 0), False), (("what", 5), False), (None, False),
-     ("", True), (b"", True)],
+     ("", False), (b"", False)],
     ids=str,
 )  # fmt: skip
 def test_only_a_loopback_peer_is_local(peer: object, local: bool) -> None:
