@@ -1,4 +1,4 @@
-"""Any OpenID Connect issuer: access tokens of the issuers that the operator names, verified by their published keys."""
+"""OpenID Connect: verifies access tokens of the issuers that the operator lists, with the keys that they publish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server import Provider, Setting, hookimpl
 from .mapping import NAME
 from .provider import OidcProvider
 
-_HELP = "issuers to believe, as many tables as there are issuers; docs/guides/oidc.md has all members, and the usual vendors"
+_HELP = "trusted issuers, a table for each; docs/guides/oidc.md lists all members, and settings for common vendors"
 _EXAMPLE = {
     "issuer": "https://login.example.com", "audience": "https://api.example.com", "namespace": "example",
     "claims": {"org_id": "org_id", "org_role": "role", "org_permissions": "permissions"},
@@ -19,16 +19,16 @@ _EXAMPLE = {
 
 @hookimpl
 def register_providers() -> Mapping[str, Any]:
-    """The provider's name and factory."""
+    """Returns the provider's factory by its name."""
     return {NAME: make}
 
 
 @hookimpl
 def register_settings() -> Mapping[str, Setting]:
-    """The keys of the table [oidc]."""
+    """Returns the settings of the table [oidc] by key."""
     return {"issuers": Setting("tables", (), example=(_EXAMPLE,), help=_HELP)}
 
 
 def make(settings: Mapping[str, Any]) -> Provider:
-    """The provider for the table [oidc]. Raises ValueError for a mistake in it."""
+    """Returns the provider for the table [oidc]. Raises ValueError for a mistake in it."""
     return OidcProvider(settings)

@@ -26,7 +26,7 @@ class Issuer:
     """Verifies the tokens of one issuer with its own key set, header rules and cache: nothing is shared with another."""
 
     def __init__(self, settings: IssuerSettings, clock: Callable[[], float]) -> None:
-        """`clock` gives Unix seconds."""
+        """`clock` returns Unix seconds."""
         self.settings = settings
         self._clock = clock
         # Any typ is read here and checked after verification, so that the rejection can state it as the reason.
@@ -45,11 +45,11 @@ class Issuer:
         await self._keys.open()
 
     def not_ready(self) -> str | None:
-        """Why its tokens cannot be verified now, or None."""
+        """Returns why its tokens cannot be verified now, or None."""
         return self._keys.not_ready() if self._keys is not None else f"{self.settings.issuer} is not open"
 
     def figures(self) -> dict[str, float]:
-        """Of the keys and of the tokens that were verified."""
+        """Returns the figures of its keys and of its cache of verified tokens, by name."""
         return self._cache.figures() | (self._keys.figures() if self._keys is not None else {})
 
     async def close(self) -> None:
@@ -58,11 +58,11 @@ class Issuer:
             await self._keys.close()
 
     def known(self, digest: bytes) -> Identity | None:
-        """The identity of a token that was verified before and still holds."""
+        """Returns the identity of a token that was verified before and is still valid, or None."""
         return self._cache.get(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
     def recall(self, digest: bytes) -> Identity | None:
-        """As `known`, before it."""
+        """Like `known`, for a caller that calls `known` after a miss: a miss is not counted here."""
         return self._cache.recall(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
     async def verify(self, digest: bytes, segments: jws.Segments, payload: bytes) -> Identity:
@@ -89,23 +89,23 @@ async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:
 
 
 async def _discover(house: House, issuer: str) -> str:
-    """The `jwks_uri` of the issuer's own description (OpenID Connect Discovery 1.0, 4). Raises Unavailable."""
+    """Returns the `jwks_uri` of the issuer's discovery document (OpenID Connect Discovery 1.0, 4). Raises Unavailable."""
     url = issuer.rstrip("/") + _WELL_KNOWN  # 4.1: a final slash of the issuer is removed
     try:
         document = read_object(await _get(house, url), "discovery document")
     except Malformed as error:
         raise Unavailable(f"{url}: {error.detail}") from None
-    if document.get("issuer") != issuer:  # 4.3: exactly, else one issuer could impersonate another
-        raise Unavailable(f"{url}: it describes another issuer")
-    found = document.get("jwks_uri")
-    # Only the operator may send us to this machine for a remote issuer's keys (`jwks_uri`), never the remote itself.
-    if not isinstance(found, str) or not is_safe_url(found) or (is_loopback_http(found) and not is_loopback_http(issuer)):
+    if document.get("issuer") != issuer:  # 4.3: exactly; otherwise one issuer could impersonate another
+        raise Unavailable(f"{url}: the document is another issuer's")
+    uri = document.get("jwks_uri")
+    # Only the operator may name a URL of this machine for a remote issuer's keys (the setting `jwks_uri`), never the issuer.
+    if not isinstance(uri, str) or not is_safe_url(uri) or (is_loopback_http(uri) and not is_loopback_http(issuer)):
         raise Unavailable(f"{url}: its jwks_uri is not a URL that starts with https://")
-    return found
+    return uri
 
 
 async def _get(house: House, url: str) -> bytes:
     answer = await house.fetch(url, headers=_JSON, timeout=_FETCH_SECONDS)
-    if answer.status != 200:  # a redirect too: a server that redirects could choose the keys
+    if answer.status != 200:  # redirects are refused too: their target could choose the keys
         raise Unavailable(f"{url} answered {answer.status}")
     return answer.body

@@ -15,7 +15,7 @@ NAME: Final = "oidc"
 
 
 def lookup(claims: Mapping[str, Any], name: str) -> Any:
-    """The value of the claim `name`, or None.
+    """Returns the value of the claim `name`, or None.
 
     `name` is a claim's exact name (`https://acme.example/org`) or, if there is no such claim, a path into
     objects (`realm_access.roles`). At every step the longest name that exists is taken, so a path may start with a URL.
@@ -71,14 +71,14 @@ def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | 
 
 
 def _organisation(claims: Mapping[str, Any], settings: IssuerSettings) -> dict[str, Any]:
-    """The active organisation; without one a role or a permission says nothing and is left out."""
+    """Returns the fields of the active organisation; without one, roles and permissions are left out: they mean nothing."""
     names = settings.claims
     org_id = _text(claims, names["org_id"]) if "org_id" in names else None
     if org_id is None:
         return {}
     if settings.orgs is not None and org_id not in settings.orgs:
         raise _odd(names["org_id"], "is not one of this issuer's `orgs`")
-    found: dict[str, Any] = {"org_id": _own(settings, org_id, names["org_id"])}
+    fields: dict[str, Any] = {"org_id": _own(settings, org_id, names["org_id"])}
     readers: tuple[tuple[str, Callable[[Mapping[str, Any], str], Any]], ...] = (
         ("org_slug", _text),
         ("org_role", _role),
@@ -86,18 +86,18 @@ def _organisation(claims: Mapping[str, Any], settings: IssuerSettings) -> dict[s
     )
     for field, reader in readers:
         if field in names:
-            found[field] = reader(claims, names[field])
-    return found
+            fields[field] = reader(claims, names[field])
+    return fields
 
 
 def _own(settings: IssuerSettings, id: str, name: str) -> str:
     try:
-        made = settings.own(id)
+        own = settings.own(id)
     except ValueError as error:
         raise _odd(name, str(error)) from None
-    if len(made) > 255:
+    if len(own) > 255:
         raise _odd(name, "is too long with its namespace")
-    return made
+    return own
 
 
 def _role(claims: Mapping[str, Any], name: str) -> str | None:
@@ -111,7 +111,7 @@ def _permissions(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None
 
 
 def _scopes(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, ...]:
-    """The scopes (RFC 9068 2.2.3): where the operator says, else `scope`, else `scp`. None named: none, not all."""
+    """Returns the scopes (RFC 9068 2.2.3) from the configured claim, else `scope`, else `scp`. Without any: none, not all."""
     if "scopes" in settings.claims:
         return _words(claims, settings.claims["scopes"]) or ()
     scopes = _words(claims, "scope")
@@ -119,7 +119,7 @@ def _scopes(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, .
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:
-    """A text that can be stored and logged; None for what is missing, null or empty: these name nothing."""
+    """Returns a text that can be stored and logged; None if it is missing, null or empty. Raises CredentialRejected."""
     value = lookup(claims, name)
     if value is None or value == "":
         return None
@@ -129,15 +129,15 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _words(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-    """A list of texts, or one text of words with spaces between them (RFC 6749 3.3)."""
+    """Returns the words of a list of texts, or of one text in which spaces separate them (RFC 6749 3.3); None if missing."""
     value = lookup(claims, name)
     if value is None:
         return None
     words = value.split(" ") if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _odd(name, "is no text and no list of texts")
+        raise _odd(name, "is neither a text nor a list of texts")
     return tuple(word for word in words if word)
 
 
-def _odd(name: str, said: str) -> CredentialRejected:
-    return CredentialRejected("token-claims", f"{name} {said}")
+def _odd(name: str, problem: str) -> CredentialRejected:
+    return CredentialRejected("token-claims", f"{name} {problem}")

@@ -1,4 +1,4 @@
-"""`Authorization: Bearer <access token>` of the issuers in `[[oidc.issuers]]`."""
+"""The provider for `Authorization: Bearer <access token>` of the issuers in `[[oidc.issuers]]`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ __all__ = ["NAME", "OidcProvider"]
 
 
 class OidcProvider:
-    """Takes a JWT whose `iss` is one of its issuers; every other credential is not its own."""
+    """Authenticates JWTs whose `iss` is one of its issuers; all other credentials are left to other providers."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
-        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
+        """`table` is the plugin's table of the settings; `clock` returns Unix seconds. Raises ValueError for mistakes."""
         self._issuers = {one.issuer: Issuer(one, clock) for one in settings.read(table)}
 
     @property
     def issuers(self) -> frozenset[str]:
-        """The `iss` values that are its own: no other provider takes their tokens."""
+        """The `iss` values of its issuers: no other provider accepts their tokens."""
         return frozenset(self._issuers)
 
     @property
     def namespaces(self) -> frozenset[str]:
-        """What its ids are prefixed with; the server refuses another provider that has one of them, "" included."""
+        """The prefixes of its ids, "" for none; the server refuses to start if another provider has one of them."""
         return frozenset(one.settings.namespace for one in self._issuers.values())
 
     @property
     def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
-        """For the OpenAPI document. Strangers read it, so that it does not say whose tokens are taken."""
+        """For the OpenAPI document. It is public, so it does not name the issuers."""
         scheme = {
             "type": "http",
             "scheme": "bearer",
@@ -51,18 +51,18 @@ class OidcProvider:
         return {"oidc": scheme}
 
     async def open(self, house: House) -> None:
-        """Fetch every issuer's keys, at the same time; one that cannot be reached is tried again in the background."""
+        """Fetch all issuers' keys concurrently; a failed fetch is repeated in the background."""
         await asyncio.gather(*(one.open(house) for one in self._issuers.values()))
 
     def not_ready(self) -> str | None:
-        """The issuers whose tokens cannot be verified now, or None."""
+        """Returns which issuers' tokens cannot be verified now and why, or None."""
         return "; ".join(why for one in self._issuers.values() if (why := one.not_ready())) or None
 
     def figures(self) -> dict[str, float]:
-        """Of all issuers together; the age is that of the oldest keys."""
-        told = [one.figures() for one in self._issuers.values()]
-        names = dict.fromkeys(name for figures in told for name in figures)
-        values = {name: [figures[name] for figures in told if name in figures] for name in names}
+        """Returns the figures of all issuers together by name; the age is that of the oldest keys."""
+        each = [one.figures() for one in self._issuers.values()]
+        names = dict.fromkeys(name for figures in each for name in figures)
+        values = {name: [figures[name] for figures in each if name in figures] for name in names}
         return {name: sum(several) if name != "keyset_age_seconds" else max(several) for name, several in values.items()}
 
     async def close(self) -> None:
@@ -72,7 +72,7 @@ class OidcProvider:
     reads = (hdrs.AUTHORIZATION,)
 
     def recall(self, request: web.Request) -> Identity | None:
-        """The caller of a token that was verified before and still holds."""
+        """Returns the caller of a token that was verified before and is still valid, or None."""
         token = bearer(request)
         if token is None:
             return None
@@ -84,7 +84,7 @@ class OidcProvider:
         return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """The caller; None for anything that is not a JWT of one of the issuers."""
+        """Returns the caller; None for anything but a JWT of one of the issuers. Raises CredentialRejected, Unavailable."""
         token = bearer(request)
         if token is None:
             return None
@@ -99,6 +99,6 @@ class OidcProvider:
             payload = jws.decode(segments.payload)
             issuer = jws.unverified_issuer(payload)
         except Malformed:
-            return None  # it names no issuer, so it is nobody's here; the next provider may know better
+            return None  # it names no issuer; another provider may still accept it
         chosen = self._issuers.get(issuer) if isinstance(issuer, str) else None
         return await chosen.verify(digest, segments, payload) if chosen is not None else None

@@ -1,4 +1,4 @@
-"""`[[oidc.issuers]]`: read once at start, checked member by member, and between the issuers."""
+"""Reads and checks the settings `[[oidc.issuers]]`, once at startup."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ _CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions"
 
 @dataclass(frozen=True, slots=True)
 class IssuerSettings:
-    """One checked `[[oidc.issuers]]`.
+    """One checked table of `[[oidc.issuers]]`.
 
-    types     the `typ` values it uses, as `media_type` gives them; "" among them: the header may be without one
-    require   claim -> the values of which it must have one
-    claims    what an Identity's fields are called in its tokens; a field that is missing here is never set
-    reserved  beginnings of ids that are other issuers': never to be spoken by this one
+    types         the accepted `typ` values, as `media_type` returns them; "": a header without `typ` is accepted
+    require       the required claims: by claim, the values of which the token must have one
+    claims        the names of the claims that hold an Identity's fields; a field that is missing here is never set
+    leeway        how far clocks may differ, in seconds
+    max_lifetime  the longest accepted lifetime of a token, in seconds; 0: any
+    reserved      prefixes of other issuers' ids, which an id of this issuer must not have
     """
 
     issuer: str
@@ -49,11 +51,11 @@ class IssuerSettings:
     reserved: tuple[str, ...] = ()
 
     def own(self, id: str) -> str:
-        """This issuer's `id` in the one space of ids that all issuers share: `<namespace>|<id>`.
+        """Returns this issuer's `id` in the space of ids that all issuers share: `<namespace>|<id>`.
 
-        Two issuers never get the same result. A namespace holds no `|`, so what stands before the first one of a
-        prefixed id is its namespace, whatever the id itself holds; and of all issuers at most one has no namespace,
-        whose ids must not start like a prefixed one (`reserved`). Raises ValueError for an id that does.
+        Two issuers never get the same result. A namespace contains no `|`, so the text before the first `|` of a prefixed id
+        is its namespace, whatever the id itself contains. At most one issuer has no namespace, and its ids must not start like
+        a prefixed one (`reserved`). Raises ValueError for an id that does.
         """
         if self.namespace:
             return self.namespace + DELIMITER + id
@@ -63,15 +65,15 @@ class IssuerSettings:
 
 
 def media_type(typ: str) -> str:
-    """A header's `typ` for comparison: case does not count, `application/` may be left out (RFC 7515 4.1.9)."""
+    """Returns a header's `typ` for comparison: in lower case and without `application/` (RFC 7515 4.1.9)."""
     return typ.lower().removeprefix("application/")
 
 
 def read(table: Mapping[str, Any]) -> tuple[IssuerSettings, ...]:
-    """The issuers of the table [oidc]. Raises ValueError that says which one and which member."""
+    """Returns the issuers of the table [oidc]. Raises ValueError that names the issuer and the member."""
     tables = table.get("issuers") or ()
     if not tables:
-        raise ValueError("oidc has no issuer to believe: add [[oidc.issuers]]")
+        raise ValueError("oidc has no issuer: add [[oidc.issuers]]")
     several = len(tables) > 1
     issuers = [_issuer(Members(f"oidc.issuers[{at}]", given), several) for at, given in enumerate(tables)]
     _refuse_twice("issuer", [one.issuer for one in issuers])
@@ -83,7 +85,7 @@ def read(table: Mapping[str, Any]) -> tuple[IssuerSettings, ...]:
 def _refuse_twice(member: str, values: Sequence[str]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"oidc.issuers: two have the {member} {value!r}; each needs its own")
+            raise ValueError(f"oidc.issuers: duplicate {member} {value!r}; each issuer needs its own")
 
 
 def _issuer(table: Members, several: bool) -> IssuerSettings:
@@ -93,7 +95,7 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         raise table.mistake("issuer", "is missing")
     table = Members(f"oidc.issuers {issuer!r}", table.given)
     claims = _claims(table)
-    made = IssuerSettings(
+    settings = IssuerSettings(
         issuer=issuer,
         audience=frozenset(table.words("audience", required=True)),
         audience_claim=table.text("audience_claim") or "aud",
@@ -107,19 +109,19 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         leeway=table.seconds("leeway_seconds", 5.0, 300.0),
         max_lifetime=table.seconds("max_token_seconds", 86_400.0, float(2**31)),
     )
-    _check_together(table, made)
-    return made
+    _check_together(table, settings)
+    return settings
 
 
-def _check_together(table: Members, made: IssuerSettings) -> None:
-    if made.types != {ACCESS_TOKEN} and not made.require:
-        # RFC 9068 5: without its typ nothing in general tells an access token from an ID token of the same keys, which
-        # any client of the issuer holds. So the operator must say what does.
+def _check_together(table: Members, settings: IssuerSettings) -> None:
+    if settings.types != {ACCESS_TOKEN} and not settings.require:
+        # RFC 9068 5: without that typ nothing distinguishes an access token from an ID token that is signed with the same keys,
+        # and every client of the issuer holds ID tokens. So the operator must name a claim that does.
         raise table.mistake("typ", f"other than {ACCESS_TOKEN} needs `require`: a claim that access tokens alone have")
-    if made.orgs is not None and "org_id" not in made.claims:
+    if settings.orgs is not None and "org_id" not in settings.claims:
         raise table.mistake("orgs", "has no effect without claims.org_id")
-    if "org_id" not in made.claims and {"org_slug", "org_role", "org_permissions"} & made.claims.keys():
-        raise table.mistake("claims", "says something of an organisation, and not which: org_id is missing")
+    if "org_id" not in settings.claims and {"org_slug", "org_role", "org_permissions"} & settings.claims.keys():
+        raise table.mistake("claims", "maps an organisation's fields but not its id: org_id is missing")
 
 
 def _types(table: Members) -> frozenset[str]:
@@ -146,7 +148,7 @@ def _algorithms(table: Members) -> tuple[str, ...]:
 
 def _namespace(table: Members, several: bool) -> str:
     if several and "namespace" not in table.given:
-        raise table.mistake("namespace", 'is missing: with several issuers each says its own (one may say "")')
+        raise table.mistake("namespace", 'is missing: with several issuers each needs its own (one may be "")')
     namespace = table.text("namespace", empty=True) or ""
     if namespace and not _NAMESPACE.fullmatch(namespace):
         raise table.mistake("namespace", "must be 1 to 32 lower-case letters, digits or '-'")

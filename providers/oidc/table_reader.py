@@ -1,4 +1,4 @@
-"""Reads the members of one table of the file, and says in one line what is wrong with them."""
+"""Reads and checks the members of one table of the settings; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..jwt.texts import is_safe_url
 
 
 class Members:
-    """One table. Every reader gives None (or nothing) for a member that is missing and raises ValueError for a bad one."""
+    """One table. Each method returns None (or an empty result) for a missing member; ValueError for an invalid one."""
 
     def __init__(self, where: str, given: Mapping[str, Any]) -> None:
         """`where` names the table in messages."""
         self.where = where
         self.given = given
 
-    def mistake(self, name: str, said: str) -> ValueError:
-        """The error that names the member."""
-        return ValueError(f"{self.where}: {name} {said}")
+    def mistake(self, name: str, problem: str) -> ValueError:
+        """Returns the error that names the member."""
+        return ValueError(f"{self.where}: {name} {problem}")
 
     def refuse_others(self, known: Iterable[str]) -> None:
-        """Raise for a member that is none of `known`, naming the nearest."""
+        """Raises ValueError for a member that is not in `known`, with the nearest known name."""
         names = list(known)
         for name in self.given:
             if name not in names:
@@ -31,37 +31,37 @@ class Members:
                 raise ValueError(f"{self.where}: unknown member {name!r}{nearest}")
 
     def text(self, name: str, *, empty: bool = False) -> str | None:
-        """A text of one line without blanks around it."""
+        """Returns a text of one line without surrounding spaces."""
         value = self.given.get(name)
         return None if value is None else self._checked(name, value, empty)
 
     def words(self, name: str, *, required: bool = False, empty: bool = False) -> list[str]:
-        """A text, or a list of texts; none of them twice."""
+        """Returns a list of distinct texts; a single text is a list of one."""
         value = self.given.get(name, [])
         listed = value if isinstance(value, list) else [value]
         words = [self._checked(name, word, empty) for word in listed]
         if required and not words:
             raise self.mistake(name, "is missing" if name not in self.given else "must name at least one")
         if len(words) != len(set(words)):
-            raise self.mistake(name, "says the same thing twice")
+            raise self.mistake(name, "contains a duplicate")
         return words
 
     def table(self, name: str) -> Mapping[str, Any]:
-        """An inner table; empty where it is missing."""
+        """Returns an inner table; empty if missing."""
         value = self.given.get(name, {})
         if not isinstance(value, Mapping):
             raise self.mistake(name, 'must be a table such as { user_id = "sub" }')
         return value
 
     def seconds(self, name: str, default: float, most: float) -> float:
-        """A number from 0 to `most`."""
+        """Returns a number of seconds from 0 to `most`."""
         value = self.given.get(name, default)
         if type(value) not in (int, float) or not 0 <= value <= most:
             raise self.mistake(name, f"must be a number of seconds from 0 to {most:g}")
         return float(value)
 
     def url(self, name: str, *, query: bool = False) -> str | None:
-        """A URL that is safe (`is_safe_url`), exactly as it was written."""
+        """Returns a safe URL (`is_safe_url`) exactly as written."""
         value = self.text(name)
         if value is None:
             return None

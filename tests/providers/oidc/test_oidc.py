@@ -659,9 +659,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a leeway of true": ([{**A, "leeway_seconds": True}], "leeway_seconds must be"),
     "a negative life": ([{**A, "max_token_seconds": -1}], "max_token_seconds must be"),
     "a jwks_uri without TLS": ([{**A, "jwks_uri": "http://a.example/k"}], "jwks_uri must be"),
-    "the same issuer twice": ([A, {**B, "issuer": "https://a.example"}], "two have the issuer 'https://a.example'"),
-    "the same namespace twice": ([A, {**B, "namespace": "a"}], "two have the namespace 'a'"),
-    "no namespace twice": ([{**A, "namespace": ""}, {**B, "namespace": ""}], "two have the namespace ''"),
+    "the same issuer twice": ([A, {**B, "issuer": "https://a.example"}], "duplicate issuer 'https://a.example'"),
+    "the same namespace twice": ([A, {**B, "namespace": "a"}], "duplicate namespace 'a'"),
+    "no namespace twice": ([{**A, "namespace": ""}, {**B, "namespace": ""}], "duplicate namespace ''"),
     "a namespace not said": ([A, {"issuer": "https://b.example", "audience": "x"}], "namespace is missing"),
 }  # fmt: skip
 
