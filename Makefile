@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check clean
+.PHONY: help install deploy-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -70,6 +70,9 @@ bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, rou
 
 bench-locks: $(STAMP) ## measure the price of each lock
 	@$(PYTHON) bench/locks.py $(ARGS)
+
+soak: $(STAMP) ## mix honest and hostile clients with faults for 20 minutes (SOAK_HOURS for more), and see that nothing grows
+	@$(PYTHON) bench/soak.py $(ARGS)
 
 bench-check: $(STAMP) ## compare the price with bench/baseline.json; for a maintainer, not for the CI
 	@$(PYTHON) bench/check.py $(ARGS)
