@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from ..http.pagination import LARGEST_LIMIT
+
 SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 """The settings that the policies read, in the order of a `Scope`."""
 WRITER_SETTINGS: Final = ("gatepost.actor", "gatepost.request_id")
@@ -29,6 +31,9 @@ IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 
+_UNIT: Final = 1024
+_ROW_END: Final = "E'\\x1e'"
+
 
 def set_scope_and_lock_limit(lock_seconds: float) -> str:
     """SET_SCOPE_AND_WRITER, and the longest wait for a lock (of a row, most often) in this transaction."""
@@ -45,10 +50,11 @@ def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_sec
 
 
 @lru_cache(maxsize=1024)
-def one_statement(sql: str, arguments: int, first: str = "") -> str:
+def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0) -> str:
     """The caller's SELECT, run after its scope is set, in one statement.
 
     `first`: an expression that is to be evaluated with the scope (it must not be NULL).
+    `page_bytes`: the bound of a page, as in `_up_to`; 0: all rows.
 
     Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
     condition sets the scope (set_config is volatile: it is never evaluated early). Were the condition ever NULL there
@@ -58,11 +64,32 @@ def one_statement(sql: str, arguments: int, first: str = "") -> str:
         raise ValueError("read() runs one SELECT; writes go through scoped()")
     scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
     # The alias is one that no column has (else row_to_json would take the column); the line's end closes a comment.
+    rows = f"(\n{sql.strip().rstrip(';')}\n) AS gatepost_row"
     return (
-        "SELECT CASE WHEN "  # noqa: S608 - the handler's own SQL
+        "SELECT CASE WHEN "
         f"{first and f'{first} IS NOT NULL AND '}{scope}"
-        f" THEN (SELECT coalesce(string_agg(row_to_json(gatepost_row)::text, E'\\x1e'), '')"
-        f" FROM (\n{sql.strip().rstrip(';')}\n) AS gatepost_row) END"
+        f" THEN ({_up_to(page_bytes, rows) if page_bytes else _all(rows)}) END"
+    )
+
+
+def _all(rows: str) -> str:
+    return f"SELECT coalesce(string_agg(row_to_json(gatepost_row)::text, {_ROW_END}), '') FROM {rows}"  # noqa: S608
+
+
+def _up_to(page_bytes: int, rows: str) -> str:
+    """The first rows, until they are more than `page_bytes` bytes of JSON: Postgres makes no JSON of the rows after that.
+
+    Each row is repeated once for each kibibyte of its JSON, a started one included, so that a LIMIT ends the reading. The LIMIT
+    has a repetition more for each row of the largest page: rows that fit into `page_bytes` never reach it. No row has all
+    repetitions: after a very large one comes another row, if there is one, and so a `Link`. `Page.answer` then cuts exactly.
+    """
+    units = page_bytes // _UNIT + LARGEST_LIMIT + 1
+    return (
+        f"SELECT coalesce(string_agg(gatepost_json, {_ROW_END}) FILTER (WHERE gatepost_unit = 0), '') FROM ("  # noqa: S608
+        f"SELECT gatepost_json, generate_series(0, least(octet_length(gatepost_json) / {_UNIT}, {units - 1})) AS gatepost_unit"
+        # Without OFFSET 0 Postgres would make the JSON twice: as a column and for its length.
+        f" FROM (SELECT row_to_json(gatepost_row)::text AS gatepost_json FROM {rows} OFFSET 0) AS gatepost_rows"
+        f" LIMIT {units + 1}) AS gatepost_units"
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from aiohttp import web
 
 from .answers import Rows, answer
@@ -19,11 +21,50 @@ DEFAULT_LIMIT: Final = 50
 LARGEST_LIMIT: Final = 200
 _END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 _CURSOR_BYTES: Final = 512
+PAGE_BYTES: Final = web.AppKey("page_bytes", int)
+"""The largest body of a page, in bytes; a single row may be larger."""
+
+
+class RowLimit(int):
+    """The number of rows that a page's query returns at most.
+
+    By an argument of this type `read` recognizes a page's query: it stops reading at `page_bytes` bytes.
+    """
+
+    page_bytes: int
+
+
+@lru_cache(maxsize=1024)
+def _row_limit(rows: int, page_bytes: int) -> RowLimit:
+    limit = RowLimit(rows)
+    limit.page_bytes = page_bytes
+    return limit
+
+
+def page_bytes_of(args: Sequence[Any]) -> int:
+    """The bound in bytes of the page that a query with these arguments reads; 0 if it is not a page's query."""
+    for one in args:
+        if type(one) is RowLimit:
+            return one.page_bytes
+    return 0
+
+
+class _Position(msgspec.Struct):
+    """The members of a row's JSON that a cursor contains."""
+
+    created_at: str
+    id: str | int
+
+
+_position: Final = msgspec.json.Decoder(_Position)
 
 
 class Page:
     """A position in a list. Use it with a query such as `... AND (created_at, id) < ($n, $n+1) ORDER BY created_at DESC,
     id DESC LIMIT $n+2`, with `*page.args` as the last arguments. The rows must have `created_at` and `id`.
+
+    `read` then returns at most one row more than `limit`, and fewer rows if these have more than `limits.page_bytes` bytes.
+    Pass what it returns to `answer`, which decides where the page ends.
 
     A cursor contains a position and nothing else: the query's scope decides whose rows are listed, never the cursor.
     """
@@ -31,16 +72,22 @@ class Page:
     def __init__(self, request: web.Request, limit: int, created_at: datetime, key: Any) -> None:
         self._request = request
         self.limit = limit
+        self._bytes = request.app[PAGE_BYTES]
         # One more row than the limit shows whether there is a next page.
-        self.args = (created_at, key, limit + 1)
+        self.args = (created_at, key, _row_limit(limit + 1, self._bytes))
 
     def answer(self, rows: Rows) -> web.Response:
-        """A 200 with the rows, and `Link: <...>; rel="next"` if there are more."""
-        if rows.number <= self.limit:
+        """A 200 with the rows, and `Link: <...>; rel="next"` if there are more.
+
+        The page ends at `limit` rows, or before the row with which the body would have more than `limits.page_bytes` bytes,
+        but has at least one row, if there is one.
+        """
+        number = rows.fitting(self.limit, self._bytes)
+        if number == rows.number:
             return answer(rows)
-        kept, end = rows.first(self.limit)
-        last = json.loads(end)
-        after = _encode(last["created_at"], last["id"])
+        kept, end = rows.first(number)
+        last = _position.decode(end)
+        after = _encode(last.created_at, last.id)
         here = self._request.rel_url.raw_path
         return answer(kept, headers={"Link": f'<{here}?limit={self.limit}&cursor={after}>; rel="next"'})
 

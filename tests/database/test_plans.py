@@ -7,7 +7,9 @@ for nobody in particular, which is what a prepared statement comes to, and once 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -63,6 +65,11 @@ async def serving(cluster: Server, filled: str) -> AsyncIterator[asyncpg.Connect
         yield connection
 
 
+def as_sent(sql: str, arguments: int) -> str:
+    """The statement of a page, with its bound in bytes."""
+    return one_statement(sql, arguments, page_bytes=4 * 2**20)
+
+
 async def plan(connection: asyncpg.Connection, statement: str, arguments: str, mode: str) -> str:
     """The plan, and that it gives rows."""
     await connection.execute(f"SET plan_cache_mode = {mode}")
@@ -78,7 +85,7 @@ async def test_a_page_is_read_in_the_order_of_an_index(
 ) -> None:
     admin = tenant if index == "audit_log_by_org" else ""
     found = await plan(
-        serving, one_statement(PAGES[index], 4), f"'{tenant}', {END}, 21, '{tenant}', '{tenant}', '{admin}'", mode
+        serving, as_sent(PAGES[index], 4), f"'{tenant}', {END}, 21, '{tenant}', '{tenant}', '{admin}'", mode
     )
     assert f"using {index} on" in found, found
     assert "Sort" not in found, found
@@ -92,8 +99,31 @@ async def test_a_page_of_keys_reads_nobody_elses(serving: asyncpg.Connection, mo
     """A user's keys and the organisation's are two places in two indexes, so they are sorted; a tenant has not that many."""
     tenant = "light_7"
     arguments = f"'{tenant}', '{tenant}', {END}, 21, '{tenant}', '{tenant}', '{tenant}'"
-    found = await plan(serving, one_statement(manage.PAGE, 5), arguments, mode)
+    found = await plan(serving, as_sent(manage.PAGE, 5), arguments, mode)
     assert "Seq Scan" not in found, found
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+async def test_rows_beyond_the_pages_bytes_are_not_read(cluster: Server, filled: str, mode: str) -> None:  # noqa: F811
+    """Two hundred rows of a mebibyte: the fifth is the last of which Postgres makes JSON, or which it reads at all."""
+    async with cluster.as_admin(filled) as admin:
+        await admin.execute("""INSERT INTO data (user_id, name, payload) SELECT 'large', 'x', jsonb_build_object('a', repeat('x', 1048576))
+                               FROM generate_series(1, 200) WHERE NOT EXISTS (SELECT FROM data WHERE user_id = 'large')""")
+    async with cluster.connected(cluster.serving_role, filled, plan_cache_mode=mode) as serving:
+        await serving.execute(f"PREPARE large AS {as_sent(data.PAGE, 4)}")
+        arguments = f"'large', {END}, 201, 'large', '', ''"
+        sent = await serving.fetchval(f"EXECUTE large ({arguments})")
+        assert sent.count("\x1e") == 4
+        found = json.loads(await serving.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE large ({arguments})"))
+    scans = [node for node in nodes(found[0]["Plan"]) if node.get("Relation Name") == "data"]
+    assert [node["Actual Rows"] for node in scans] == [5]
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's nodes."""
+    yield node
+    for below in node.get("Plans", ()):
+        yield from nodes(below)
 
 
 async def test_an_administrator_finds_the_organisations_rows_by_its_index(serving: asyncpg.Connection) -> None:

@@ -16,6 +16,8 @@ import asyncpg
 import pytest
 from kits.postgres import Server, cluster  # noqa: F401
 
+from server.database import statements
+
 USERS, ROWS, ORGS = 24, 12, 6
 SETTINGS = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 SET = " AND ".join(f"set_config('{name}', ${{{i}}}, true) IS NOT NULL" for i, name in enumerate(SETTINGS))
@@ -25,7 +27,10 @@ FORMS = {
     "counted": "count(*) || ':' || coalesce(json_agg(gatepost_row), '[]')::text",
     # One row's JSON after another, with a character between that no JSON text can hold: cut, counted and joined by Python.
     "separated": "coalesce(string_agg(row_to_json(gatepost_row)::text, E'\\x1e'), '')",
+    # The same with a page's bound, here one that holds every row of these queries: as the server sends it.
+    "page": "",
 }
+BOUND = 2**28
 QUERIES = {
     "page": "SELECT id, user_id AS who, name, payload, created_at FROM data ORDER BY created_at DESC, id DESC LIMIT 10",
     "whole": "SELECT id, user_id AS who FROM data",
@@ -70,6 +75,8 @@ Who = tuple[str | None, str | None, str | None]
 
 def one_statement(sql: str, arguments: int = 0, form: str = "json_agg") -> str:
     """`sql` with `arguments` arguments as a read, whose last three arguments say who is asking."""
+    if form == "page":
+        return statements.one_statement(sql, arguments, page_bytes=BOUND)
     told = SET.format(*range(arguments + 1, arguments + 4))
     return f"SELECT CASE WHEN {told} THEN (SELECT {FORMS[form]} FROM (\n{sql}\n) AS gatepost_row) END"
 
@@ -82,7 +89,7 @@ def unsound(sql: str) -> str:
 
 def rows_of(text: str, form: str = "json_agg") -> list[Any]:
     """The rows in a read's answer, in an order of their own; and the count that came with them is right."""
-    if form == "separated":
+    if form in ("separated", "page"):
         found = [json.loads(one) for one in text.split("\x1e")] if text else []
     else:
         count, _, text = text.partition(":") if form == "counted" else ("", "", text)
@@ -240,10 +247,25 @@ async def test_after_an_error_a_timeout_and_a_cancel(app: asyncpg.Connection) ->
 async def test_no_parallel_worker_ever_takes_part(app: asyncpg.Connection) -> None:
     """set_config is parallel unsafe, which forbids workers in the whole statement: even forced, the plan has none."""
     await _apply(app, PLANS[-2])
-    plain = await _plan(app, QUERIES["whole"])
-    read = await _plan(app, one_statement(QUERIES["whole"]).replace("$1", "'u'").replace("$2", "'o'").replace("$3", "''"))
-    assert "Gather" in plain
-    assert "Gather" not in read
+    assert "Gather" in await _plan(app, QUERIES["whole"])
+    for form in ("json_agg", "page"):
+        read = one_statement(QUERIES["whole"], form=form).replace("$1", "'u'").replace("$2", "'o'").replace("$3", "''")
+        assert "Gather" not in await _plan(app, read)
+
+
+async def test_a_bound_leaves_the_first_rows_of_the_callers_own(app: asyncpg.Connection) -> None:
+    """A page that ends at its bytes is the beginning of the whole one, under the right scope although another's is set."""
+    many = "SELECT d.user_id AS who, n FROM data AS d, generate_series(1, 40) AS n ORDER BY d.id, n"
+    cut = statements.one_statement(many, 0, page_bytes=1024)
+    for n in range(4):
+        async with app.transaction():
+            await app.execute("SELECT set_config('gatepost.user_id', $1, true)", f"user_{n + 1}")
+            whole = (await app.fetchval(one_statement(many, form="page"), *someone(n))).split("\x1e")
+            rows = (await app.fetchval(cut, *someone(n))).split("\x1e")
+        assert {json.loads(row)["who"] for row in whole} == {f"user_{n}"}
+        assert rows == whole[:203]  # a row of each kibibyte, of the largest page, and the one that shows that there are more
+        assert len(rows) < len(whole)
+    await nothing_left(app)
 
 
 async def test_the_index_is_used(cluster: Server, filled: str) -> None:  # noqa: F811
