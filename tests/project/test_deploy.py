@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from kits import ROOT, doc_page, test_exists
 from kits.deploy import COMPOSE, DEPLOY, OVERLAY, containers, environment, kustomize, of_kind, pairs, service, unit
 
+from server.app import LIMITS, build
+from server.http.client_address import ADDRESSES
 from server.plugins.loader import Plugins
 from server.schema.capacity import Capacity
 from server.settings.core import CORE
@@ -330,6 +333,43 @@ def test_the_units_name_known_settings_and_the_credentials_they_load(name: str, 
     if name == "gatepost.service":
         assert int(keys["TimeoutStopSec"]) in LONG_ENOUGH
         assert (keys["KillMode"], keys["RestartPreventExitStatus"]) == ("mixed", "2")
+
+
+# Proxies -----------------------------------------------------------------------------------------------------------------
+
+
+FRONT = COMPOSE["networks"]["front"]["ipam"]["config"][0]
+UNIT = [word.split("=", 1) for key, value in unit("gatepost.service") if key == "Environment" for word in value.split()]
+SERVING: dict[str, tuple[dict[str, str], str]] = {
+    "compose/compose.yaml": (service("gatepost", ENV_FILE)["environment"], FRONT["gateway"]),
+    "kubernetes/base/deployment.yaml": (environment(POD["containers"][0], SERVER), "10.1.2.3"),
+    "systemd/gatepost.service": (dict(UNIT) | ENV_FILE, "127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize("file", SERVING)
+def test_every_server_names_its_proxies(file: str, tmp_path: Path) -> None:
+    """Else the limit by address would be off, or everybody would share the proxy's."""
+    env, proxy = SERVING[file]
+    app = build(known_settings(env, tmp_path))
+    assert app[LIMITS].warnings == []
+    assert not app[ADDRESSES].is_known(proxy), "the proxy's own address is nobody's"
+    assert app[ADDRESSES].is_known("8.8.8.8")
+
+
+def test_the_gateway_of_compose_is_in_its_network() -> None:
+    assert ip_address(FRONT["gateway"]) in ip_network(FRONT["subnet"])
+    assert "front" in COMPOSE["services"]["gatepost"]["networks"]
+
+
+def test_every_file_that_serves_or_is_a_proxy_says_whom_to_trust() -> None:
+    proxied = re.compile(r"proxy_pass|GATEPOST_ENV\b.*\bproduction")
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and proxied.search(path.read_text("utf-8"))]
+    named = {str(path.relative_to(DEPLOY)) for path in files if "GATEPOST_TRUSTED_PROXIES" in path.read_text("utf-8")}
+    # The image does not know its proxy; migrate serves nothing.
+    others = {"Dockerfile", "kubernetes/migrate/job.yaml", "systemd/gatepost-migrate.service"}
+    assert named >= {*SERVING, "nginx/gatepost.conf"}
+    assert {str(path.relative_to(DEPLOY)) for path in files} - named == others
 
 
 # The pages ---------------------------------------------------------------------------------------------------------------
