@@ -178,7 +178,7 @@ class ClerkProvider:
     def _check_peer(self, request: web.Request) -> None:
         # On every request, cached or not: the same token can come from another peer.
         if self._local_only and not is_local(request):
-            raise CredentialRejected("credential-rejected", "a development token from elsewhere than this machine")
+            raise CredentialRejected("credential-rejected", "a development token from another machine or through a proxy")
 
     async def _fetch_keys(self) -> bytes:
         house, settings = self._house, self._settings

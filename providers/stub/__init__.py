@@ -46,7 +46,7 @@ class StubProvider:
         if scheme.lower() != "stub":
             return None
         if not self._allowed or not is_local(request):
-            raise CredentialRejected("credential-rejected", "a development credential from elsewhere than this machine")
+            raise CredentialRejected("credential-rejected", "a development credential from another machine or through a proxy")
         fields = _parse(params)
         try:
             return Identity(

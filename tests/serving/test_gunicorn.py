@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -45,12 +47,16 @@ def register_handlers():
 '''
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @asynccontextmanager
 async def gunicorn(folder: Path, *words: str, **more: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, Path]]:
     """(the parent process, its URL, its log file); killed at the end with its workers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     environment = kept | {"HOME": str(folder), "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "GATEPOST_ENV": "test", **more}
     log = folder / "said"
@@ -125,8 +131,10 @@ async def test_two_workers_serve_and_drain(db: TestDatabase, tmp_path: Path) -> 
     [
         ({}, "gatepost: database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres"),
         ({"DATABASE_URL": "postgresql:///x", "GATEPOST_PROVIDERS": "acme"}, "gatepost: providers: no loaded plugin offers 'acme'"),
+        ({"GATEPOST_ENV": "", "DATABASE_URL": "postgresql:///x"},
+         "gatepost: env (GATEPOST_ENV): not set; name it: production, or development or test for this machine only"),
     ],
-    ids=["no database", "a mistake in the settings"],
+    ids=["no database", "a mistake in the settings", "no environment"],
 )
 async def test_a_mistake_is_one_line_and_the_end(tmp_path: Path, settings: dict[str, str], line: str) -> None:
     async with gunicorn(tmp_path, **settings) as (process, _, log):
@@ -135,3 +143,46 @@ async def test_a_mistake_is_one_line_and_the_end(tmp_path: Path, settings: dict[
         assert any(one.startswith(line) for one in said.splitlines()), said
         assert "ConfigError" not in said  # no traceback
         assert not (tmp_path / ".gatepost").exists()
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["in the workers", "before them"])
+@pytest.mark.parametrize("env", ["development", "test"])
+async def test_development_is_served_on_loopback_only(env: str, preload: list[str], tmp_path: Path) -> None:
+    settings = {"GATEPOST_ENV": env, "DATABASE_URL": "postgresql:///x", "GATEPOST_PROVIDERS": "stub"}
+    async with gunicorn(tmp_path, *preload, "--bind", "0.0.0.0:0", **settings) as (process, _, log):
+        assert await asyncio.wait_for(process.wait(), 60) != 0
+        assert f"gatepost: bind: {env} serves on loopback only, not on 0.0.0.0:" in log.read_text()
+
+
+async def test_behind_nginx_a_stranger_is_nobody(db: TestDatabase, tmp_path: Path) -> None:
+    """gunicorn's unix socket, in development by name, behind an nginx that sends the headers that the stub looks for."""
+    nginx, folder = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), Path(tempfile.mkdtemp())
+    if nginx is None:
+        pytest.skip("no nginx")
+    os.chmod(folder, 0o755)
+    front = free_port()
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log stderr crit;\nevents {{}}\nhttp {{ access_log off;\n"
+        + "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        + f"server {{ listen 127.0.0.1:{front}; location / {{ proxy_pass http://unix:{folder}/s; proxy_http_version 1.1;\n"
+        'proxy_set_header Host 127.0.0.1; proxy_set_header Connection ""; } } }\n'
+    )
+    settings = {"GATEPOST_ENV": "development", "DATABASE_URL": db.url, "GATEPOST_PROVIDERS": "stub"}
+    words = ("--bind", f"unix:{folder}/s", "--umask", "0")
+    try:
+        async with gunicorn(tmp_path, *words, **settings) as (process, url, log):
+            await until_answers(process, url, log)
+            async with aiohttp.ClientSession() as client, client.get(f"{url}/api/me", headers=ALICE) as got:
+                assert got.status == 200, "from this machine, not through the proxy"
+            proxy = await asyncio.create_subprocess_exec(nginx, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"))
+            try:
+                await until_answers(process, f"http://127.0.0.1:{front}", log)
+                async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{front}/api/health") as got:
+                    assert got.status == 200
+                async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{front}/api/me", headers=ALICE) as got:
+                    assert (got.status, await got.json()) == (401, {"error": "Unauthorized", "reason": "credential-rejected"})
+            finally:
+                proxy.terminate()
+                await proxy.wait()
+    finally:
+        shutil.rmtree(folder)

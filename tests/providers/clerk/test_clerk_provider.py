@@ -349,7 +349,7 @@ async def test_the_token_command_refuses(tmp_path, capsys, words, env, settings)
 
 async def test_development_tokens_are_taken_from_this_machine_alone(local, tmp_path) -> None:
     token = development.mint(development.signing_key(tmp_path / "house"), development.claims_v1("user_1", org="org_1"))
-    elsewhere = ("credential-rejected", "a development token from elsewhere than this machine")
+    elsewhere = ("credential-rejected", "a development token from another machine or through a proxy")
     assert await reason(local, token, peer="192.0.2.1") == elsewhere
     assert isinstance(await reason(local, token), Identity)
     for peer in (
