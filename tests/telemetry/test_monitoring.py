@@ -40,6 +40,7 @@ METRICS: dict[str, set[str]] = {
     "gatepost_provider_cache_misses_total": {"provider"},
     "gatepost_pool_connections": {"state"},
     "gatepost_pool_waiting": set(),
+    "gatepost_concurrency_waiting": set(),
     "gatepost_revocation_lag_seconds": set(),
     "gatepost_rate_limited_total": {"kind"},
     "gatepost_audit_dropped_total": set(),
@@ -48,7 +49,7 @@ METRICS: dict[str, set[str]] = {
 }
 HISTOGRAMS = {"gatepost_request_duration_seconds"}
 OF_PROMETHEUS = {"job", "instance"}
-WORDS = {"outcome": {"known", "rejected", "unavailable", "missing"}, "state": {"idle", "lent", "opening"}, "kind": {"caller", "address"}}
+WORDS = {"outcome": {"known", "rejected", "unavailable", "missing"}, "state": {"idle", "lent", "opening"}, "kind": {"caller", "concurrency", "address"}}
 
 
 def series() -> dict[str, set[str]]:
