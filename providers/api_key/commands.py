@@ -40,8 +40,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires", metavar="TIME", help="such as 2027-01-31T00:00:00Z (default: never)")
     create.add_argument("--days", type=int, help="the same as days from now")
     _whose(actions.add_parser("list", help="keys of a user or an organisation, revoked ones too"))
-    revoke = _whose(actions.add_parser("revoke", help="revoke a key, by its id or as a whole from standard input"))
-    revoke.add_argument("id", help="its id, or - to read the key itself (then --user and --org are not needed)")
+    revoke = _whose(actions.add_parser("revoke", help="revoke a key by its id, or by the key itself from standard input"))
+    revoke.add_argument("id", help="its id; or - to read the key from standard input, then without --user and --org")
     rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print it, this once"))
     rotate.add_argument("id", help="its id")
     rotate.add_argument("--overlap", type=int, default=0, metavar="SECONDS", help="how long the old secret still works")
@@ -51,7 +51,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _whose(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--user", help="the user whose key it is")
     parser.add_argument("--org", help="the organisation: whose key it is, or in which the user's key acts")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -1,14 +1,14 @@
-"""What a managed key looks like: `gp_<env>_<id>_<secret><checksum>`.
+"""The format of managed keys: `gp_<env>_<id>_<secret><checksum>`.
 
     gp_live_4Yb0sT9wKq2LmZ7d_…43 characters…0aBc1D
 
-env        `live` for a key made in production, `test` for any other: for people and for scanners, not for us
-id         16 characters of base62 that name the key in lists and logs; no secret
-secret     43 characters of base62, more than 256 bits of chance
-checksum   CRC32 of everything before it, in 6 characters of base62: for typos and leak scanners, never for security
+env        `live` for a key made in production, `test` for any other: for people and scanners; the server does not use it
+id         16 characters of base62 that identify the key in lists and logs; not secret
+secret     43 random characters of base62, more than 256 bits
+checksum   CRC32 of everything before it, in 6 characters of base62: detects typos and false hits of scanners; not for security
 
-All of it is one word to a double click, and lies outside Base64. Leak scanners look for PATTERN and then ask
-`parse` (or compute the checksum themselves): what only looks like a key is told apart without asking anybody.
+A double click selects the whole key, and it is not valid Base64. A leak scanner searches for PATTERN and then calls `parse`
+(or computes the checksum): text that only looks like a key is recognised without a request to the server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEY: Final = re.compile(r"gp_(live|test)_([0-9A-Za-z]{16})_[0-9A-Za-z]{49}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as a whole. Its text is shown once and kept nowhere; `repr` does not show it."""
+    """A whole key. Its text is shown once and never stored; `repr` does not show it."""
 
     id: str
     env: str
@@ -40,29 +40,29 @@ class Key:
 
     @property
     def digest(self) -> bytes:
-        """What is stored and looked up in its place."""
+        """The SHA-256 that is stored and looked up instead of the key."""
         return digest_of(self.text)
 
 
 def digest_of(text: str) -> bytes:
-    """SHA-256. The secret is 256 bits of chance: a slow hash would protect nothing more, and would slow the server."""
+    """Returns the SHA-256 of a key. It has 256 random bits, so a slow hash would add no protection, only cost."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def environment(env: str) -> str:
-    """The word in a key for the server's `env`."""
+    """Returns the part `env` of a key for the server's setting `env`: `live` or `test`."""
     return "live" if env == "production" else "test"
 
 
 def make(env: str, id: str | None = None) -> Key:
-    """A new key for the server's `env`; `id` keeps the name of one that is rotated."""
-    named = id if id is not None else _chance(_ID_LENGTH)
-    text = f"{PREFIX}{environment(env)}_{named}_{_chance(_SECRET_LENGTH)}"
-    return Key(named, environment(env), text + checksum(text))
+    """Returns a new key for the server's `env`; `id` is the id of a key that is rotated."""
+    key_id = id if id is not None else _random(_ID_LENGTH)
+    text = f"{PREFIX}{environment(env)}_{key_id}_{_random(_SECRET_LENGTH)}"
+    return Key(key_id, environment(env), text + checksum(text))
 
 
 def parse(text: str) -> Key | None:
-    """The key that this text is, or None where it is none: another form, or a checksum that does not fit."""
+    """Returns the key in this text; None for another format or a wrong checksum."""
     match = _KEY.match(text)
     if match is None or checksum(text[:-_CHECKSUM_LENGTH]) != text[-_CHECKSUM_LENGTH:]:
         return None
@@ -70,7 +70,7 @@ def parse(text: str) -> Key | None:
 
 
 def checksum(text: str) -> str:
-    """CRC32 in base62 with leading zeros."""
+    """Returns the CRC32 of `text` as 6 characters of base62."""
     number, digits = zlib.crc32(text.encode()), ""
     for _ in range(_CHECKSUM_LENGTH):
         number, rest = divmod(number, len(_ALPHABET))
@@ -78,5 +78,5 @@ def checksum(text: str) -> str:
     return digits
 
 
-def _chance(length: int) -> str:
+def _random(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))

@@ -1,8 +1,8 @@
-"""Managed keys: looked up in Postgres by digest, remembered for a while, dropped at once when something changes them.
+"""Finds managed keys in Postgres by digest, and caches them until something changes them.
 
-One indexed query per key and minute and worker. What the cache says is held against the revocation feed on every request: a
-change to a key of an owner means that the owner's keys, and all keys that depend on them, are looked up again, and the
-look-up judges. While the feed is stale it is not known what has changed, and every managed key is a 503.
+A key costs one indexed query per minute and worker. Each request checks a cached key against the revocation feed: after a
+change to a key, all keys of its owner, and all keys that depend on them, are looked up again before they are accepted. While
+the feed is stale it is unknown what has changed, and every request with a managed key is a 503.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MOST: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What Postgres said of a digest. `identity` is None where there is no such key, or it is over (`reason`)."""
+    """The result of a look-up. `identity` is None if there is no such key, or it was revoked or its owner ended (`reason`)."""
 
     reason: str
     identity: Identity | None
     key_id: str | None
     statics: tuple[str, ...]
-    """The keys of the settings that it depends on, by their ids."""
+    """The ids of the static keys that it depends on."""
     watched: tuple[str, ...]
-    """Whose keys' changes mean that it must be looked up again."""
+    """The owners after whose changes it must be looked up again, as the revocation feed names them."""
     expires_at: float
     """Unix seconds; infinity for never."""
     read_at: float
@@ -44,7 +44,7 @@ class Found:
 
 
 class ManagedKeys:
-    """Finds managed keys; see the module. `statics` are the keys of the settings."""
+    """The cache of managed keys. `statics` are the keys of the settings."""
 
     def __init__(self, house: House, statics: StaticKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._house, self._statics, self._clock = house, statics, clock
@@ -55,7 +55,7 @@ class ManagedKeys:
         self._throttle = Throttle()
 
     async def identity(self, key: Key, client: str) -> Identity:
-        """Whose key this is. `client` is the address to charge for an unknown one. Raises CredentialRejected, Unavailable."""
+        """Returns the key's caller. Charges the address `client` for an unknown key. Raises CredentialRejected, Unavailable."""
         digest = key.digest
         found = self._remembered(digest)
         if found is None:
@@ -68,9 +68,9 @@ class ManagedKeys:
         return found.identity
 
     def recall(self, digest: bytes) -> Identity | None:
-        """Whose key this is, where that is remembered and still holds; None: ask `identity`, which says what is wrong.
+        """Returns the caller of a cached key that is still valid; None: `identity` must be called, which states what is wrong.
 
-        Raises CredentialRejected for a revoked one, Unavailable.
+        Raises Unavailable on a stale feed.
         """
         found = self._known.get(digest)
         if found is None or found.identity is None or self._clock() >= found.forget_at or found.expires_at <= time.time():
@@ -82,17 +82,17 @@ class ManagedKeys:
         found = self._known.get(digest) or self._unknown.get(digest)
         if found is None or now >= found.forget_at:
             return None
-        if found.identity is not None and self._changed(found):  # what is over stays so
+        if found.identity is not None and self._changed(found):  # a key that has ended never becomes valid again
             del self._known[digest]
             return None
         return found
 
     def _changed(self, found: Found) -> bool:
-        """Has something changed since that this key depends on? Raises Unavailable on a stale feed."""
+        """Whether anything that this key depends on has changed since it was read. Raises Unavailable on a stale feed."""
         return changed(self._house, found.watched, found.read_at)
 
     async def _makers_live(self, found: Found) -> bool:
-        """Do the keys of the settings hold that it depends on? The database has judged the others. Raises Unavailable."""
+        """Whether the static keys that it depends on are valid. The database checks the managed ones. Raises Unavailable."""
         for key_id in found.statics:
             if not await self._statics.holds(key_id):
                 return False
@@ -131,9 +131,9 @@ class ManagedKeys:
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
-    # A key is looked up anew rather than issued once. What ends or changes it comes as a revocation of its owner's keys; a
-    # revocation of its user or organisation up to a moment is for their sessions (a lock, a new role) and does not end
-    # keys. One without a moment (deletion) does, and that is what an infinite time of issue says to the gate.
+    # Whatever ends or changes a key is reported as a revocation of its owner's keys, and the key is looked up again. A
+    # revocation of its user or organisation up to a moment concerns their sessions (a lock, a new role) and does not end keys.
+    # One without a moment (a deletion) does. An infinite time of issue tells the gate so.
     return Identity(
         provider="api_key", token_type="api_key", key_id=row["id"], issued_at=math.inf, user_id=row["user_id"],
         org_id=row["org_id"], org_role=row["org_role"], org_permissions=row["org_permissions"], scopes=row["scopes"],

@@ -1,4 +1,4 @@
-"""What a key depends on beside its own row: the state of its owner, and the keys of the settings that it comes from."""
+"""What a key depends on besides its own row: the state of its owner, and the static keys that created it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from server import House, Unavailable
 from .static import StaticKey
 
 REMEMBERED: Final = 60.0
-"""Seconds for which what was read of a key or its owner is remembered."""
+"""Seconds for which the state of a key or its owner is cached."""
 SETTLING: Final = 10.0
-"""Seconds. A change is dated before it is committed, and was not visible to a look-up in between."""
+"""Seconds. A change carries a time before its commit, and a look-up in between does not see it."""
 STATIC: Final = "static:"
-"""Precedes the id of a key of the settings where a managed key names it as its maker."""
+"""Prefix of a static key's id in `created_by_key` of a managed key."""
 
 
 def watched(user_id: str | None, org_id: str | None) -> tuple[str, ...]:
-    """The owners of a key as the revocation feed names them."""
+    """Returns the owners of a key as the revocation feed names them."""
     names = (user_id and f"user:{user_id}", org_id and f"organization:{org_id}")
     return tuple(name for name in names if name)
 
 
 def changed(house: House, owners: Iterable[str], read_at: float) -> bool:
-    """Have these owners or their keys changed since `read_at` (Unix seconds)? Raises Unavailable on a stale feed."""
+    """Whether these owners or their keys have changed since `read_at` (Unix seconds). Raises Unavailable on a stale feed."""
     revoked, since = house.revoked, read_at - SETTLING
-    for owner in owners or ("",):  # noqa: SIM110 - on every request; without an owner the feed's age is asked all the same
+    for owner in owners or ("",):  # noqa: SIM110 - on every request; the feed's age is checked even without an owner
         if revoked("keys", owner, since):
             return True
     return False
 
 
 class State(NamedTuple):
-    """Whether the owner of a static key is over, as it was read."""
+    """Whether the owner of a static key has ended, at the time of reading."""
 
     ended: bool
     read_at: float
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 class StaticKeys:
-    """The keys of the settings, held against the recorded state of their owners: a user, a membership, an organisation."""
+    """The keys of the settings, checked against the recorded state of their owners: a user, a membership, an organisation."""
 
     def __init__(self, house: House, keys: Iterable[StaticKey], clock: Callable[[], float] = time.monotonic) -> None:
         self._house, self._clock = house, clock
@@ -52,7 +52,7 @@ class StaticKeys:
         self._states: dict[str, State] = {}
 
     def remembered(self, key: StaticKey) -> bool | None:
-        """Does this key hold, from memory? None: that has to be read. False for an expired one."""
+        """Whether this key is valid, from memory; None if the state must be read first. False for an expired key."""
         if key.expires_at is not None and key.expires_at <= time.time():
             return False
         state = self._states.get(key.id)
@@ -61,14 +61,14 @@ class StaticKeys:
         try:
             if changed(self._house, watched(key.identity.user_id, key.identity.org_id), state.read_at):
                 return None
-        except Unavailable:  # what was read last counts; a key of the settings does not end with the feed
+        except Unavailable:  # the state read last applies: a static key works without the feed
             pass
         return not state.ended
 
     async def holds(self, key_id: str) -> bool:
-        """Is there such a key, not expired, whose owner is not over? Raises Unavailable where that cannot be read.
+        """Whether this key exists, has not expired, and its owner has not ended.
 
-        A state that was read before counts while the database cannot be asked.
+        During an outage of the database the state read last applies; Unavailable is raised if none was read.
         """
         key = self._keys.get(key_id)
         if key is None:

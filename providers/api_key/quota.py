@@ -16,7 +16,7 @@ _LIVE: Final = """SELECT count(*) FROM (
 
 
 async def has_room(db: Any, owner: str, caller: Identity, most: int) -> bool:
-    """May the caller's user or organisation (`owner`) have one more live key? `db` is a transaction in the caller's scope."""
+    """Whether the caller's `user` or `organization` (`owner`) may have one more live key. `db` is a `scoped` transaction."""
     user, org = (caller.user_id, None) if owner == "user" else (None, caller.org_id)
     await db.fetchval(_TURN, f"keys of {owner} {user or org}")
     return bool(await db.fetchval(_LIVE, user, org, most) < most)

@@ -1,4 +1,4 @@
-"""What is kept of a Clerk event: the fields of our tables, and of events that nobody applies what is no secret."""
+"""Reduces a Clerk event to what is stored: the fields of our tables; of other events, everything that is no secret."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TYPE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _ID: Final = re.compile(r"[!-~]{1,255}")
 _LONGEST_TEXT: Final = 2000
 _DEPTH: Final = 16
-# Clocks may differ; a time further ahead than that would keep every later event from being applied.
+# Seconds. Clocks may differ; a time further in the future would prevent all later events from being applied.
 _AHEAD: Final = 300
 _SECRET: Final = re.compile(
     r"private_metadata|unsafe_metadata|secret|token|ticket|passw|passkey|otp|backup_code|\bcode\b|url\b"
 )
-# Bodies of messages hold codes and sign-in links, sessions a whole user: only what they are about is kept.
+# Messages contain codes and sign-in links, sessions a whole user: only ids, states and times of them are kept.
 _SPARSE: Final = ("email.", "sms.", "session.", "invitation.", "organizationInvitation.", "waitlistEntry.")
 _SPARSE_NAMES: Final = re.compile(r"id|[a-z_]+_id|object|status|slug|created_at|updated_at")
 
@@ -29,7 +29,7 @@ Json: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`at`: when it happened, by Clerk's clock. `payload`: as apply_clerk_event takes it; with an `id` if it can be applied."""
+    """`at`: when it happened, by Clerk's clock. `payload`: for apply_clerk_event; it has an `id` if it can be applied."""
 
     type: str
     at: datetime
@@ -37,7 +37,7 @@ class Event:
 
 
 def normalise(event: object, delivered: float) -> Event:
-    """The event of a proven delivery sent at `delivered` (Unix seconds). Raises ValueError for what is no event at all."""
+    """Returns the event of a verified delivery sent at `delivered` (Unix seconds). Raises ValueError if it is no event."""
     kind = event.get("type") if isinstance(event, Mapping) else None
     data = event.get("data") if isinstance(event, Mapping) else None
     if not isinstance(event, Mapping) or not isinstance(kind, str) or len(kind) > 100 or not _TYPE.fullmatch(kind):
@@ -67,7 +67,7 @@ def _user(data: Mapping[str, Any]) -> Json:
         **{name: _text(data.get(name)) for name in ("external_id", "username", "first_name", "last_name", "image_url")},
         "email": _text(email.get("email_address")),
         "email_verified": isinstance(verification, Mapping) and verification.get("status") == "verified",
-        # A company's directory that has let somebody go has the last word, like a ban.
+        # A user whom the company's directory has removed counts as banned.
         "banned": data.get("banned") is True or data.get("deprovisioned") is True,
         "locked": data.get("locked") is True,
         "public_metadata": _metadata(data),
@@ -75,10 +75,10 @@ def _user(data: Mapping[str, Any]) -> Json:
 
 
 def _primary_email(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The address that the user made the primary one: not the first of the list."""
-    wanted, listed = data.get("primary_email_address_id"), data.get("email_addresses")
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, Mapping) and wanted is not None and one.get("id") == wanted:
+    """Returns the user's primary address, which need not be the first of the list; {} if there is none."""
+    primary, addresses = data.get("primary_email_address_id"), data.get("email_addresses")
+    for one in addresses if isinstance(addresses, list) else ():
+        if isinstance(one, Mapping) and primary is not None and one.get("id") == primary:
             return one
     return {}
 
@@ -117,7 +117,7 @@ ENDS: Final = _DELETED | _SESSION_ENDS | {
     "user.created", "user.updated", "organizationMembership.updated", "organizationMembership.deleted", "role.updated",
     "role.deleted",
 }  # fmt: skip
-"""What may end access: a ban comes as a change of the user."""
+"""The events that may end access. A ban is reported as user.updated."""
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
     "user": _user,
     "organization": _organization,
@@ -140,20 +140,20 @@ def _role(value: object) -> str:
 
 
 def _text(value: object) -> str | None:
-    """A text that Postgres can keep: no NUL, no half of a surrogate pair."""
+    """Returns a text that Postgres can store, without NUL and lone surrogates, cut to 2000 characters; None for no text."""
     if not isinstance(value, str):
         return None
     return value[:_LONGEST_TEXT].replace("\x00", "").encode("utf-8", "replace").decode()
 
 
 def _metadata(data: Mapping[str, Any]) -> Any:
-    """Public metadata as it is: the application chose its names, and showed it to every browser."""
+    """Returns the public metadata under all its names: the application chose them, and every browser can read it."""
     value = data.get("public_metadata")
     return _clean(value, _DEPTH, every=True) if isinstance(value, Mapping) else {}
 
 
 def _clean(value: Any, depth: int, *, sparse: bool = False, every: bool = False) -> Any:
-    """`value` without what may be secret (or with `every` name), and without what Postgres cannot keep."""
+    """Returns `value` without members that may be secret (`every`: with all) and without what Postgres cannot store."""
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, float):
@@ -171,7 +171,7 @@ def _clean(value: Any, depth: int, *, sparse: bool = False, every: bool = False)
 
 
 def _moment(value: object, delivered: float) -> datetime | None:
-    """A time in milliseconds or seconds; None for anything else. Never later than the delivery that tells of it."""
+    """Returns the time of a number of milliseconds or seconds, at most `delivered` + 300 s; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e14:
         return None
     seconds = value / 1000 if value > 1e11 else float(value)

@@ -1,6 +1,6 @@
-"""What Clerk's Backend API says of a machine token, read strictly: an Identity, or the reason why not.
+"""Reads the Backend API's response about a machine token strictly: it becomes an Identity, or a rejection with its reason.
 
-A 200 alone proves nothing: Clerk may say in it that the token is revoked, expired, or something else altogether.
+A status of 200 alone proves nothing: the body may state that the token is revoked or expired, or be about something else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _LATEST: Final = 1e15
 
 
 class Kind(NamedTuple):
-    """One kind of opaque token: how it starts, where it is verified, and what the answer must be."""
+    """One kind of opaque token: its prefix, where it is verified, and the object type and subjects of a valid response."""
 
     prefix: str
     token_type: str
     path: str
     member: str
-    """The only member of the request's body."""
+    """The only member of the request's body; its value is the token."""
     object: str
     subjects: tuple[str, ...]
 
@@ -45,56 +45,56 @@ KINDS: Final = (
 
 
 def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
-    """Who the token speaks for, and until when (Unix seconds; None: no end). `now` is in Unix seconds.
+    """Returns the caller, and when the token expires (Unix seconds; None: never). `now` is in Unix seconds.
 
-    Raises CredentialRejected for any answer but a good token's, Malformed for what is not a JSON object at all.
+    Raises CredentialRejected unless the response is that for a valid token, Malformed if it is not a JSON object.
     """
-    said = read_object(body, "answer")
-    if said.get("active", True) is not True:
+    members = read_object(body, "response")
+    if members.get("active", True) is not True:
         raise _odd("Clerk says that it is not active")
-    if said.get("object") != kind.object:
-        raise _odd("the answer is about another kind of object")
-    key_id, subject = _text(said, "id"), _text(said, "subject")
+    if members.get("object") != kind.object:
+        raise _odd("the response is about another kind of object")
+    key_id, subject = _text(members, "id"), _text(members, "subject")
     if not key_id.startswith(kind.prefix):
-        raise _odd("the answer's id is not of this kind")
+        raise _odd("the response's id is not of this kind")
     if not subject.startswith(kind.subjects):
-        raise _odd("the answer's subject is not of a kind that is expected")
-    expires = _moment(said, "expiration")
-    _check_alive(said, expires, now)
-    actor = read_actor(said) if said.get("act") is not None else None  # an answer states what it does not have as null
+        raise _odd("the response's subject is not of an expected kind")
+    expires = _moment(members, "expiration")
+    _check_alive(members, expires, now)
+    actor = read_actor(members) if members.get("act") is not None else None  # null: the token has none
     identity = Identity(
         provider="clerk",
         token_type=kind.token_type,
         user_id=subject if subject.startswith("user_") else None,
         org_id=subject if subject.startswith("org_") else None,
-        scopes=_scopes(said),
-        claims=_claims(said),
-        issued_at=_moment(said, "created_at"),
+        scopes=_scopes(members),
+        claims=_claims(members),
+        issued_at=_moment(members, "created_at"),
         key_id=key_id,
         impersonator=actor.subject if actor is not None else None,
     )
     return identity, expires
 
 
-def _check_alive(said: Mapping[str, Any], expires: float | None, now: float) -> None:
+def _check_alive(members: Mapping[str, Any], expires: float | None, now: float) -> None:
     for name in ("revoked", "expired"):
-        if not isinstance(said.get(name), bool):
+        if not isinstance(members.get(name), bool):
             raise _odd(f"{name} is missing or neither true nor false")
-    if said["revoked"]:
+    if members["revoked"]:
         raise CredentialRejected("key-revoked", "Clerk says that it is revoked")
-    if said["expired"] or (expires is not None and expires <= now):
+    if members["expired"] or (expires is not None and expires <= now):
         raise CredentialRejected("key-expired", "Clerk says that it is expired")
 
 
-def _text(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name)
+def _text(members: Mapping[str, Any], name: str) -> str:
+    value = members.get(name)
     if not is_plain_text(value) or " " in value:
         raise _odd(f"{name} is missing or not a plain text")
     return value
 
 
-def _moment(said: Mapping[str, Any], name: str) -> float | None:
-    value = said.get(name)
+def _moment(members: Mapping[str, Any], name: str) -> float | None:
+    value = members.get(name)
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 <= value <= _LATEST:
@@ -102,8 +102,8 @@ def _moment(said: Mapping[str, Any], name: str) -> float | None:
     return value / 1000 if value >= _MILLISECONDS_FROM else float(value)
 
 
-def _scopes(said: Mapping[str, Any]) -> list[str]:
-    scopes = said.get("scopes")
+def _scopes(members: Mapping[str, Any]) -> list[str]:
+    scopes = members.get("scopes")
     if scopes is None:
         return []
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
@@ -111,8 +111,8 @@ def _scopes(said: Mapping[str, Any]) -> list[str]:
     return scopes
 
 
-def _claims(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    claims = said.get("claims")
+def _claims(members: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    claims = members.get("claims")
     if claims is not None and not isinstance(claims, dict):
         raise _odd("claims is not an object")
     return freeze(claims) if claims is not None else None

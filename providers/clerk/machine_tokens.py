@@ -1,8 +1,8 @@
-"""Clerk's opaque machine tokens (`ak_`, `mt_`, `oat_`): verified at the Backend API, as seldom as can be.
+"""Verifies Clerk's opaque machine tokens (`ak_`, `mt_`, `oat_`) at the Backend API, with as few calls as possible.
 
-Each verification is billed and counts against a rate limit. So a token is asked about only where the route takes its
-kind, by one call for all who show it at the same time, and the answer is kept for a while: a good one for
-`clerk.machine_cache_seconds` and never past its expiration, a bad one for five seconds.
+Each verification is billed and counts against a rate limit. So a token is verified only where the route accepts its kind,
+and concurrent requests with the same token share one call. The result is cached: for a valid token for
+`clerk.machine_cache_seconds`, at most until it expires; for a rejected one for five seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PREFIXES: Final = tuple(kind.prefix for kind in KINDS)
 _SHAPE: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _REFUSED_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 4.5
-# The house's client has 16 connections for all that a provider asks; the key set must always find a free one.
+# The House's HTTP client has 16 connections for all calls of providers; one must always be free for the key set.
 _AT_ONCE: Final = 12
 _WAITING: Final = 500
 _QUEUE_SECONDS: Final = 2.0
@@ -44,7 +44,7 @@ class MachineTokens:
     """The verified machine tokens of one Clerk instance."""
 
     def __init__(self, settings: ClerkSettings, house: House, clock: Callable[[], float]) -> None:
-        """`clock` gives Unix seconds."""
+        """`clock` returns Unix seconds."""
         self._settings = settings
         self._house = house
         self._clock = clock
@@ -54,19 +54,19 @@ class MachineTokens:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def kind_of(self, token: str) -> Kind | None:
-        """The token's kind by its prefix (case counts); None where it has none, or no key is set to ask Clerk with."""
+        """Returns the token's kind by its prefix (case counts); None for another prefix, or without a secret key of Clerk."""
         if not token.startswith(_PREFIXES):
             return None
         kind = next((kind for kind in KINDS if token.startswith(kind.prefix)), None)
         return kind if kind is not None and self._key(kind) is not None else None
 
     async def identify(self, token: str, kind: Kind, accepted: frozenset[str]) -> Identity:
-        """Who the token speaks for. `accepted` are the token types of the route.
+        """Returns the caller. `accepted` are the token types that the route accepts.
 
-        Raises CredentialRejected, or Unavailable when Clerk cannot be asked.
+        Raises CredentialRejected, or Unavailable if Clerk cannot be reached.
         """
         if kind.token_type not in accepted:
-            raise CredentialRejected("credential-rejected", f"the route takes no {kind.token_type}; Clerk was not asked")
+            raise CredentialRejected("credential-rejected", f"the route does not accept {kind.token_type}; Clerk was not asked")
         if not _SHAPE.fullmatch(token):
             raise CredentialRejected("credential-rejected", "not shaped like a token; Clerk was not asked")
         digest, now = digest_of(token), self._clock()
@@ -76,7 +76,7 @@ class MachineTokens:
         return outcome
 
     async def close(self) -> None:
-        """Drop the calls that are under way."""
+        """Cancel the calls in progress."""
         await self._flights.close()
 
     def _key(self, kind: Kind) -> str | None:
@@ -86,7 +86,7 @@ class MachineTokens:
         return settings.secret_key
 
     async def _shared(self, digest: bytes, token: str, kind: Kind) -> Identity | _Refused:
-        """The outcome of the one call about this token, which all its callers share."""
+        """Returns the outcome of the call for this token, which concurrent requests share. Raises Unavailable."""
         if digest not in self._flights and len(self._flights) >= _WAITING:
             raise Unavailable("too many machine tokens wait to be verified")
         try:
@@ -111,13 +111,13 @@ class MachineTokens:
             return verdict
         except Unavailable as outage:
             return outage
-        except Exception as error:  # whatever went wrong, it is no verdict on the token
+        except Exception as error:  # an unexpected failure says nothing about the token
             return Unavailable(f"{kind.token_type}: {type(error).__name__}")
         finally:
             self._slots.release()
 
     async def _ask(self, digest: bytes, token: str, kind: Kind) -> Identity:
-        """Ask Clerk once. Raises CredentialRejected or Unavailable."""
+        """Call Clerk once, and cache a valid token. Raises CredentialRejected or Unavailable."""
         asked_at = self._clock()
         answer = await self._house.fetch(
             self._settings.api_url + kind.path,
@@ -136,7 +136,7 @@ class MachineTokens:
         try:
             identity, expires = machine_answer.read(kind, answer.body, self._clock())
         except Malformed as error:
-            raise Unavailable(f"Clerk's answer cannot be read: {error.detail}") from None
+            raise Unavailable(f"Clerk's response is malformed: {error.detail}") from None
         until = asked_at + self._settings.machine_cache
         self._good.put(digest, 0, Verified(identity, asked_at, until if expires is None else min(until, expires)))
         return identity
@@ -153,6 +153,6 @@ def _check_status(answer: Answer) -> None:
 
 
 def _retry_after(answer: Answer) -> int:
-    """Seconds, as Clerk says them with a 429; one second where it says none that can be read."""
-    said = next((value for name, value in answer.headers.items() if name.lower() == "retry-after"), "")
-    return min(max(int(said), 1), _MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", said) else 1
+    """Returns the seconds of the header Retry-After, 1 to 3600; 1 if it is missing or malformed."""
+    value = next((text for name, text in answer.headers.items() if name.lower() == "retry-after"), "")
+    return min(max(int(value), 1), _MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", value) else 1

@@ -1,4 +1,4 @@
-"""The organisation permissions that a v2 session token packs into bit masks (`fea`, `o.per`, `o.fpm`), and back."""
+"""Unpacks the organisation permissions from the bit masks of a v2 session token (`fea`, `o.per`, `o.fpm`), and packs them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _warned: set[str] = set()
 
 
 class OddPermissions(ValueError):
-    """The claims cannot be decoded at all (Clerk's own decoder throws here)."""
+    """The claims cannot be decoded (Clerk's own decoder throws here, too)."""
 
 
 @lru_cache(maxsize=1024)  # the members of an organisation share their masks
 def unpack(features: str, verbs: str, masks: str) -> tuple[str, ...]:
-    """The permissions, as `org:<feature>:<verb>`, in the order of the features and then of the verbs.
+    """Returns the permissions, as `org:<feature>:<verb>`, in the order of the features and then of the verbs.
 
-    Mask i belongs to feature i, and its bit j (from the least significant) to verb j. Whether i counts all features
-    or the organisation's alone, Clerk's own libraries do not agree. They agree whenever the organisation's come
-    first; otherwise only what both readings grant is granted, because either alone can grant too much.
+    Mask i belongs to feature i, and its bit j (from the least significant) to verb j. Clerk's own libraries disagree whether i
+    counts all features or only the organisation's. They agree if the organisation's features come first; otherwise a permission
+    is granted only if both readings grant it, because either alone can grant too much. Raises OddPermissions.
     """
     if not features or not verbs or not masks:
         return ()
@@ -42,12 +42,12 @@ def unpack(features: str, verbs: str, masks: str) -> tuple[str, ...]:
 
 
 def pack(permissions: Iterable[str]) -> tuple[str, str, str]:
-    """`fea`, `per` and `fpm` for permissions of the form `org:<feature>:<verb>`. Raises ValueError for another form."""
+    """Returns `fea`, `per` and `fpm` for permissions of the form `org:<feature>:<verb>`. Raises ValueError for another form."""
     pairs = []
     for permission in permissions:
         feature, _, verb = permission.removeprefix("org:").rpartition(":")
         if not feature or not verb or "," in permission or permission != f"org:{feature}:{verb}":
-            raise ValueError(f"a permission looks like org:invoices:read, not {permission!r}")
+            raise ValueError(f"a permission must have the form org:invoices:read, not {permission!r}")
         pairs.append((feature, verb))
     features, verbs = list(dict.fromkeys(f for f, _ in pairs)), list(dict.fromkeys(v for _, v in pairs))
     granted = set(pairs)
@@ -58,7 +58,7 @@ def pack(permissions: Iterable[str]) -> tuple[str, str, str]:
 def _grants(features: Sequence[str | None], masks: Sequence[int], verbs: Sequence[str]) -> list[str]:
     return [
         f"org:{feature}:{verb}"
-        for feature, mask in zip(features, masks, strict=False)  # the shorter list ends the pairing
+        for feature, mask in zip(features, masks, strict=False)  # surplus elements of the longer list are ignored
         if feature is not None
         for j, verb in enumerate(verbs)
         if mask >> j & 1
@@ -79,4 +79,4 @@ def _mask(text: str) -> int:
 def _warn_once() -> None:
     if not _warned:
         _warned.add("mixed")
-        log.warning("Clerk names a user's feature before an organisation's; only permissions of both readings count")
+        log.warning("a token lists a user's feature before an organisation's; only permissions that both readings grant count")

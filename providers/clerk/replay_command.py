@@ -1,4 +1,4 @@
-"""`python -m server replay`: apply the kept events again, oldest first, after a mistake in applying them was mended."""
+"""`python -m server replay`: apply the stored events again, oldest first, after an error in applying them was fixed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _REPLAY: Final = "SELECT event_at, event_id, outcome FROM replay_clerk_events($1
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the words of the command."""
-    parser.add_argument("--json", action="store_true", help="for machines")
+    """Declare the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 async def run(given: argparse.Namespace, context: CommandContext) -> int:
-    """Print how many were applied, already outdone by newer ones, of a kind that is only kept, or failed (status 1)."""
+    """Print how many events were applied, stale (superseded by newer ones), only stored, or failed. Returns 1 if any failed."""
     counts: Counter[str] = Counter()
     at, last = datetime(1970, 1, 1, tzinfo=UTC), ""
     async with context.database() as connection:
@@ -31,6 +31,6 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
             counts.update(row["outcome"] for row in rows)
             at, last = rows[-1]["event_at"], rows[-1]["event_id"]
             print(f"replay: {counts.total()} events, up to {at:%Y-%m-%d %H:%M}", file=sys.stderr, flush=True)
-    told = {name: counts[name] for name in ("applied", "stale", "stored", "failed")}
-    print(json.dumps(told) if given.json else ", ".join(f"{name}: {number}" for name, number in told.items()))
+    totals = {name: counts[name] for name in ("applied", "stale", "stored", "failed")}
+    print(json.dumps(totals) if given.json else ", ".join(f"{name}: {number}" for name, number in totals.items()))
     return 1 if counts["failed"] else 0

@@ -1,4 +1,4 @@
-"""Clerk's credentials, as the OpenAPI document names them."""
+"""The OpenAPI security schemes of Clerk's credentials."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ SECURITY_SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "A session token of Clerk's. For development: `python -m server token`.",
+        "description": "A Clerk session token. In development: `python -m server token`.",
         "x-gatepost-token-types": ["session_token"],
     },
     "clerk_cookie": {
         "type": "apiKey",
         "in": "cookie",
         "name": "__session",
-        "description": "The session cookie of a browser that is signed in. It is read where no header holds a credential.",
+        "description": "The session cookie of a signed-in browser. It is read only if no header contains a credential.",
         "x-gatepost-token-types": ["session_token"],
     },
     "clerk_machine": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A machine token of Clerk's (`ak_`, `mt_`, `oat_`), on routes that ask for its type.",
+        "description": "A Clerk machine token (`ak_`, `mt_`, `oat_`), on routes that accept its type.",
         "x-gatepost-token-types": ["clerk_api_key", "m2m_token", "oauth_token"],
     },
 }

@@ -1,4 +1,4 @@
-"""Clerk's settings: the names that Clerk users know, checked before anything uses them."""
+"""The settings of the table [clerk], by the environment variables that Clerk's own libraries use; checked at startup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ API_URL: Final = "https://api.clerk.com"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SECRET_KEY: Final = re.compile(r"sk_(?:test|live)_[\x21-\x7e]+")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
-_SECRETS: Final = re.compile(r"[\x20-\x7e]+")  # several while they are rotated; webhooks.py takes them apart
+_SECRETS: Final = re.compile(r"[\x20-\x7e]+")  # several during a rotation; webhooks.py splits them
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 
 TABLE: Final[Mapping[str, Setting]] = {
@@ -27,27 +27,27 @@ TABLE: Final[Mapping[str, Setting]] = {
     ),
     "publishable_key": Setting(
         env="CLERK_PUBLISHABLE_KEY", example="pk_test_Y2xlcmsuZXhhbXBsZS5jb20k",
-        help="Clerk's publishable key, pk_...; tells the issuer and where its keys are",
+        help="Clerk's publishable key, pk_...; the issuer and its key set's URL are derived from it",
     ),
     "jwt_key": Setting(
         env="CLERK_JWT_KEY", example="the PEM from the dashboard",
-        help="the public key as PEM: session tokens are verified without network",
+        help="the public key as PEM; with it, session tokens are verified without network access",
     ),
     "api_url": Setting(default=API_URL, env="CLERK_API_URL", help="Clerk's Backend API"),
     "machine_secret_key": Setting(
         env="CLERK_MACHINE_SECRET_KEY", secret=True, example="ak_example",
-        help="for machine tokens that are scoped to a machine of yours; none: the secret key is used",
+        help="verifies machine tokens that are scoped to one of your machines; unset: the secret key is used",
     ),
     "webhook_signing_secret": Setting(
         env="CLERK_WEBHOOK_SIGNING_SECRET", secret=True, example="whsec_ZXhhbXBsZSBvZiBhIHNpZ25pbmcgc2VjcmV0",
-        help="whsec_...; several with commas between them while they are rotated",
+        help="whsec_...; during a rotation several, separated by commas",
     ),
     "authorized_parties": Setting(
         "list", env="CLERK_AUTHORIZED_PARTIES", example=("https://app.example.com",),
-        help="origins that a token's azp may name: those of your front ends. Needed in production",
+        help="origins that a token's azp may name: those of your front ends; required in production",
     ),
     "audience": Setting(
-        "list", env="CLERK_AUDIENCE", example=("https://api.example.com",), help="a token that names any must name one of these"
+        "list", env="CLERK_AUDIENCE", example=("https://api.example.com",), help="if a token has an audience, one of these"
     ),
     "issuer": Setting(
         "list", env="CLERK_ISSUER", example=("https://clerk.example.com",), help="default: the publishable key's frontend API"
@@ -58,11 +58,11 @@ TABLE: Final[Mapping[str, Setting]] = {
     "allow_missing_azp": Setting("bool", False, env="CLERK_ALLOW_MISSING_AZP", help="accept header tokens without azp"),
     "max_token_seconds": Setting(
         "float", 86_400.0, env="CLERK_MAX_TOKEN_SECONDS", at_least=0, at_most=2**31,
-        help="longest exp - iat, 0: any; also how long a sign-out is remembered: a large site sets it low",
+        help="longest exp - iat, 0: any; also how long a sign-out is remembered: keep it short on a large site",
     ),
     "machine_cache_seconds": Setting(
         "float", 30.0, env="CLERK_MACHINE_CACHE_SECONDS", at_least=0, at_most=300,
-        help="how long a machine token that was revoked at Clerk may still work; 0: Clerk is asked every time",
+        help="how long a valid machine token is cached, and so may work after it was revoked at Clerk; 0: not cached",
     ),
 }  # fmt: skip
 _CLERKS_OWN: Final = (
@@ -73,7 +73,7 @@ _CLERKS_OWN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ClerkSettings:
-    """The checked settings. `jwt_key` is the key itself; `jwks_url` is where the key set is, when there is no PEM."""
+    """The checked settings. `jwt_key` is the key; `jwks_url` is the key set's URL, used without a PEM. Times in seconds."""
 
     secret_key: str | None = field(default=None, repr=False)
     publishable_key: str | None = None
@@ -89,11 +89,11 @@ class ClerkSettings:
     machine_cache: float = 30.0
     jwks_url: str | None = None
     configured: bool = False
-    """Does any of Clerk's own settings exist? Then the development key is never trusted."""
+    """Is any of Clerk's own settings set? Then the development key is never trusted."""
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> ClerkSettings:
-        """Check the plugin's table. Raises ValueError that names the setting, and never a secret's value."""
+        """Check the plugin's table. Raises ValueError that names the setting, and never contains a secret."""
         secret = _text(table, "secret_key", _SECRET_KEY, "must look like sk_test_... or sk_live_...")
         publishable = _text(table, "publishable_key", _TOKEN, "must be one word")
         frontend = _frontend(publishable) if publishable else None
@@ -104,7 +104,7 @@ class ClerkSettings:
         issuers = _words(table, "issuer")
         for issuer in issuers:
             _url("clerk.issuer", issuer)
-        _text(table, "webhook_signing_secret", _SECRETS, "must be one line")  # the webhooks' route reads the keys in it
+        _text(table, "webhook_signing_secret", _SECRETS, "must be one line")  # webhooks.py reads the keys in it
         return ClerkSettings(
             secret_key=secret,
             publishable_key=publishable,
@@ -123,7 +123,7 @@ class ClerkSettings:
         )
 
     def check(self, env: str) -> None:
-        """Is this enough to start in `env`? Raises ValueError that says what to set."""
+        """Raises ValueError that names what is missing if these settings are not sufficient to start in `env`."""
         has_keys = self.jwt_key is not None or self.jwks_url is not None
         if not has_keys and (self.configured or env == "production"):
             names = "CLERK_SECRET_KEY, CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY"
@@ -154,7 +154,7 @@ def _pem(table: Mapping[str, Any]) -> Key | None:
 
 
 def _frontend(publishable_key: str) -> str:
-    """The frontend API's URL. The key is `pk_test_` or `pk_live_` and base64 of `<host>$`, often without padding."""
+    """Returns the Frontend API's URL. The key is `pk_test_` or `pk_live_` and base64 of `<host>$`, often without padding."""
     parts = publishable_key.split("_")
     host = ""
     if len(parts) == 3 and parts[0] == "pk" and parts[1] in ("test", "live"):
@@ -171,7 +171,7 @@ def _frontend(publishable_key: str) -> str:
 
 
 def _url(name: str, value: str) -> str:
-    """An https URL, or http on this machine, without the slash at its end."""
+    """Returns an https URL, or an http URL of this machine, without its final slash. Raises ValueError."""
     if not is_safe_url(value) or "?" in value:
         raise ValueError(f"{name} must be a URL such as https://api.example.com (http:// only for this machine)")
     return value.rstrip("/")

@@ -34,10 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--impersonator", metavar="USER", help="who acts as the user: the claim act, as with Clerk's impersonation")
     add("--pending", action="store_true", help="a session with unfinished tasks")
     add("--v1", action="store_true", help="the older shape of Clerk's claims")
-    add("--ttl", type=int, default=3600, help="how long it holds, in seconds (default: 3600)")
-    add("--expired", action="store_true", help="a token whose time is over")
-    add("--wrong-key", action="store_true", help="a token that nobody's key has signed")
-    add("--json", action="store_true", help="for machines: the token, its claims, and the header to send")
+    add("--ttl", type=int, default=3600, help="its lifetime in seconds (default: 3600)")
+    add("--expired", action="store_true", help="an expired token")
+    add("--wrong-key", action="store_true", help="sign it with an unknown key")
+    add("--json", action="store_true", help="print JSON: the token, its claims, and the header to send")
 
 
 async def run(given: argparse.Namespace, context: CommandContext) -> int:

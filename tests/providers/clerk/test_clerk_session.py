@@ -335,5 +335,5 @@ def test_packing_is_undone_by_unpacking(names) -> None:
     "name", ["read", "org:read", "invoices:read", "org::read", "org:a:", "org:a,b:c", "org:org:a:b,"]
 )
 def test_what_is_no_permission_cannot_be_packed(name) -> None:
-    with pytest.raises(ValueError, match="a permission looks like"):
+    with pytest.raises(ValueError, match="a permission must have the form"):
         pack([name])
