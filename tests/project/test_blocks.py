@@ -44,6 +44,7 @@ PYTHON = {
     "docs/reference/idempotency.md": (2, "test_blocks.py::test_the_loop_that_repeats"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
+    "docs/guides/impersonation.md": (1, "test_impersonation.py::test_the_route_of_the_guide_refuses"),
 }
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
 ELSEWHERE = {

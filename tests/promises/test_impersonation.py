@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from kits.pages import blocks
 from kits.webhooks import SETTINGS, deliver, empty, user, user_deleted
 
 from server import answer, identity_of, requires, scoped
@@ -201,6 +202,15 @@ async def test_a_route_of_a_product_refuses(client: Client) -> None:
     got = await client.post("/owner", ALICE_BY_EVE)
     refused(got)
     assert "WWW-Authenticate" not in got.headers
+
+
+async def test_the_route_of_the_guide_refuses(serve: Serve) -> None:
+    (block,) = blocks("python", page="docs/guides/impersonation.md")
+    page: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(block.text, block.page, "exec", dont_inherit=True), page)
+    client = await serve(extra={"acme": plugin(*page["routes"])})
+    assert (await client.post("/api/account/close", ALICE)).json() == {"closed": True}
+    refused(await client.post("/api/account/close", ALICE_BY_EVE))
 
 
 async def test_the_second_lock_refuses_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
