@@ -121,7 +121,8 @@ CORE: Final[Mapping[str, Setting]] = {
         "requests of one caller in work at once, in one process; the others wait for up to 2 seconds, then 429",
     ),
     "limits.address": Setting(
-        default="auto", help="refused credentials of one client address; off: any number; auto: 3000/minute in production"
+        default="auto",
+        help="refused credentials of one client address; off: any number; auto: 3000/minute in production, where it is known",
     ),
     "limits.storage": Setting(
         default="memory", secret=True, help="where both are counted: memory, valkey://host:port/db or redis://host:port/db"
