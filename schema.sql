@@ -6,18 +6,18 @@
 -- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
 -- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/schema/migrate.py.
 --
--- The promise of this file: a query that has forgotten its WHERE still returns only rows that its caller may see, and a
--- query without a caller returns none. It guards against forgetting, not against SQL injection or hostile code in the
--- server's process (whoever can run any SQL as the serving role can also set the settings below).
+-- The promise of this file: a query without its WHERE still returns only rows that its caller may see, and a query without a
+-- caller returns none. It protects against mistakes, not against SQL injection or hostile code in the server's process (code
+-- that can run any SQL as the serving role can also set the settings below).
 --
--- Who is who:
---   the owner       runs this file, owns the tables, serves nobody. Row-level security is FORCED, so it sees no row either.
+-- The roles:
+--   the owner       runs this file, owns the tables, and serves no request. Row-level security is FORCED, so it sees no row either.
 --   gatepost_app    the serving role. Owns nothing, is a member of nothing, has column grants and nothing else.
---   gatepost_auth   nobody can log in as it. It owns the functions that look up a credential before anybody is known.
+--   gatepost_auth   cannot log in. It owns the functions that look up a credential, before the caller is known.
 --   gatepost_sync   the same for what arrives without a caller (webhooks, revocations).
 --   gatepost_audit  the same for the audit log: it alone adds entries, and takes away the old ones.
 --
--- Who is asking is told by settings, set for one transaction only. The policies read three:
+-- Settings, set for one transaction only, name the caller. The policies read three:
 --   gatepost.user_id        the user
 --   gatepost.org_id         the active organisation
 --   gatepost.admin_org_id   the same organisation, but only on a route which requires the role org:admin
@@ -26,12 +26,12 @@
 --                           the user (impersonation): a line feed after it, and the id of the one who really acts
 --   gatepost.request_id     the request in which it happens; none outside of requests
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
--- transaction of the same connection reads ''. Both must mean "nobody".
+-- transaction of the same connection reads ''. Both must mean "no caller".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
 -- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/database/statements.py).
 -- Where a table has two that an index could answer, the second says COALESCE(..., false), which none does. Were it plain,
 -- Postgres could collect the rows of both first and sort them all for every page, and of a user with a million rows it did
--- (tests/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds. The price:
+-- (tests/database/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds. The price:
 -- a query without its WHERE asks them of the whole table.
 -- An administrators' one is asked only of rows that the first one hides, so it says NULLIF(...) alone: getting ready to ask it
 -- once would cost every query more than that.
@@ -53,8 +53,8 @@ BEGIN
     END IF;
     PERFORM set_config('gatepost.serving_role', app, true), set_config('gatepost.owner', owner, true);
 
-    -- Roles belong to the whole server, not to this database: made where missing, never altered. Two databases may be
-    -- migrated at the same moment, so "somebody else was faster" is no error.
+    -- Roles belong to the whole server, not to this database: created if missing, never altered. Two databases may be
+    -- migrated at the same moment, so it is no error if the role exists by now.
     FOREACH name IN ARRAY ARRAY[app, 'gatepost_auth', 'gatepost_sync', 'gatepost_audit'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name);
         BEGIN
@@ -90,9 +90,9 @@ ALTER TABLE gatepost_meta ADD COLUMN IF NOT EXISTS revision   integer NOT NULL D
 
 
 -- Tables ------------------------------------------------------------------------------------------------------------------
--- A tenant's id is text and never empty: an empty one would be a tenant that nobody is, or worse, everybody.
--- Ids of rows are random (122 bits) and made here. No unique constraint on anything that a tenant chooses: its violation
--- would tell one tenant what another one has.
+-- A tenant's id is text and never empty: an empty id could match a missing caller.
+-- Ids of rows are random (122 bits) and created here. No unique constraint covers a value that a tenant chooses: a violation
+-- would tell one tenant what another has.
 
 CREATE TABLE IF NOT EXISTS data (
     id         uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -185,7 +185,7 @@ UPDATE api_keys AS k
 
 
 -- Triggers ----------------------------------------------------------------------------------------------------------------
--- They run with the rights of whoever changes the row (no definer), so they are no way around anything below.
+-- They run with the rights of the role that changes the row (no definer), so they bypass nothing below.
 
 -- updated_at is the server's. It always moves forward, so that two changes never share an ETag.
 CREATE OR REPLACE FUNCTION gatepost_touch() RETURNS trigger
@@ -254,8 +254,8 @@ EXECUTE format($sql$
     CREATE POLICY admin_delete ON data FOR DELETE TO %1$I
         USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
 
-    -- org_data, invoices: the active organisation's rows. A user cannot sign a new row with another one's name; a caller
-    -- that is no user (an organisation's key) signs as the handler says.
+    -- org_data, invoices: the active organisation's rows. A user cannot create a row in another user's name; for a
+    -- caller that is no user (an organisation's key) the handler sets created_by.
     DROP POLICY IF EXISTS org_select ON org_data;
     CREATE POLICY org_select ON org_data FOR SELECT TO %1$I
         USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')));
@@ -330,9 +330,9 @@ $sql$, current_setting('gatepost.serving_role'));
 END $do$;
 
 
--- What must work before anybody is known ----------------------------------------------------------------------------------
--- A key is looked up to learn who is calling, so no tenant's policy can apply. A definer function of the table owner would
--- see nothing (FORCE). So: a role that nobody can be, with a policy and column grants of its own, which owns one function.
+-- What must work before the caller is known -------------------------------------------------------------------------------
+-- A key is looked up to identify the caller, so no tenant's policy can apply. A definer function of the table owner would see
+-- nothing (FORCE). So a role without login or members, with a policy and column grants of its own, owns the functions.
 -- `check` refuses any other definer function that the serving role can execute.
 DROP POLICY IF EXISTS auth_select ON api_keys;
 CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
@@ -348,7 +348,7 @@ CREATE POLICY auth_touch ON api_keys FOR UPDATE TO gatepost_auth USING (true);
 -- What Clerk tells us: users, organisations, memberships, sign-outs ---------------------------------------------------------
 -- Written by the functions of gatepost_sync alone; the serving role reads, under the policies below. Events come late, twice
 -- and in any order: a row remembers the event it came from, and an older one changes nothing. A deleted row stays as a
--- tombstone without personal data, so that a late update finds it and does not bring it back; nobody is shown tombstones.
+-- tombstone without personal data, so that a late update finds it and does not restore it; no caller sees tombstones.
 CREATE TABLE IF NOT EXISTS users (
     id              text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
     external_id     text,
@@ -382,7 +382,7 @@ CREATE TABLE IF NOT EXISTS organizations (
     last_event_id   text
 );
 
--- One row for a pair, the newest membership of that user there: whoever leaves and comes back has a new id.
+-- One row for a pair: the newest membership of that user there. A user who leaves and returns has a new id.
 CREATE TABLE IF NOT EXISTS memberships (
     organization_id text        NOT NULL CHECK (char_length(organization_id) BETWEEN 1 AND 255),
     user_id         text        NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 255),
@@ -438,8 +438,8 @@ ALTER TABLE revocations ADD COLUMN IF NOT EXISTS owner text;                   -
 CREATE INDEX IF NOT EXISTS revocations_changed ON revocations (changed_in);
 CREATE INDEX IF NOT EXISTS revocations_by_owner ON revocations (kind, owner) WHERE owner IS NOT NULL;
 
--- What has ended and is still to be tidied up after: descendants of a key, keys and memberships of an owner. It decides about
--- nobody's access: that was decided when the end was recorded. sweep_ended works it off in batches.
+-- What has ended and is still to be tidied up after: descendants of a key, keys and memberships of an owner. It decides
+-- about no access: that was decided when the end was recorded. sweep_ended processes it in batches.
 CREATE TABLE IF NOT EXISTS endings (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind     text        NOT NULL CHECK (kind IN ('key', 'ban', 'user', 'organization', 'membership')),
@@ -471,7 +471,7 @@ EXECUTE format($sql$
                AND deleted_at IS NULL);
 
     -- Oneself, and the members of the active organisation. The policies of memberships hold inside too; the organisation is
-    -- named all the same, so that a wider policy there would show nobody here. OFFSET 0: Postgres is to look each user up, and
+    -- named as well, so that a wider policy there would show no user here. OFFSET 0: Postgres is to look each user up, and
     -- not to collect the whole organisation first, for a page of a few.
     DROP POLICY IF EXISTS own_select ON users;
     CREATE POLICY own_select ON users FOR SELECT TO %1$I
@@ -588,10 +588,10 @@ CREATE POLICY audit_delete ON audit_log FOR DELETE TO gatepost_audit USING (true
 GRANT SELECT, INSERT, DELETE ON audit_log TO gatepost_audit;
 
 
--- Answers that are kept, for whoever asks again (Idempotency-Key) -----------------------------------------------------------
+-- Responses that are kept for a repeated request (Idempotency-Key) ----------------------------------------------------------
 -- Written in the transaction of the effect itself, so that there is either both or neither. The row's name is a SHA-256 over
--- the caller, the route and the client's key, so two tenants never meet in it and its uniqueness tells nobody anything. Only
--- the caller's own rows are seen; nothing is changed, and nothing deleted but what has expired.
+-- the caller, the route and the client's key, so tenants never share one and its uniqueness reveals nothing. Callers
+-- see only their own rows; no row is changed, and only expired rows are deleted.
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     hash        bytea       PRIMARY KEY CHECK (octet_length(hash) = 32),
     user_id     text        CHECK (char_length(user_id) BETWEEN 1 AND 255),
@@ -644,8 +644,8 @@ CREATE POLICY sync_update ON idempotency_keys FOR UPDATE TO gatepost_sync USING 
 GRANT SELECT (hash, expires_at), UPDATE (expires_at), DELETE ON idempotency_keys TO gatepost_sync;
 
 -- To make a function that belongs to gatepost_auth the owner must be able to become that role, for this transaction only:
--- an owner that kept the membership would inherit USING (true). A superuser can become anybody and needs no membership.
--- Postgres 16+ gives whoever makes a role ADMIN over it, without INHERIT and SET; that remains and opens no table.
+-- an owner that kept the membership would inherit USING (true). A superuser can become any role and needs no membership.
+-- Postgres 16+ gives the creator of a role ADMIN over it, without INHERIT and SET; that remains and gives access to no table.
 DO $do$
 DECLARE
     options text := CASE WHEN current_setting('server_version_num')::int >= 160000
@@ -673,12 +673,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = on 
 $$;
 
 -- The key with this SHA-256, or nothing. An earlier secret counts until its overlap ends (`until`). Expired and revoked keys
--- are returned as such: whoever holds the secret may learn why it is refused. The rights are the stored ones *and* those of
--- the recorded memberships of its owner and of every key that it depends on. `ended` says that its owner, or one of those
--- keys or its owner, is over. `depends_on` names the keys of the settings among them, which the server judges; `watched` whose
--- revocations (kind 'keys') mean that this must be read again. `read_at` is when this was true, by the clock that also dates
+-- are returned as such: the holder of the secret may learn why it is refused. The rights are the stored ones *and* those of
+-- the recorded memberships of its owner and of every key that it depends on. `ended`: its owner, or one of those keys or
+-- its owner, has ended. `depends_on` names the static keys among them, which the server checks; `watched` the owners after whose
+-- revocations (kind 'keys') this must be read again. `read_at` is when this was true, by the clock that also dates
 -- revocations. The work is bounded: so are the keys that a key depends on. search_path is pinned and every name qualified, so
--- nobody can slip another table or operator underneath; row_security is on, because `migrate` and pg_dump turn it off.
+-- no caller can substitute another table or operator; row_security is on, because `migrate` and pg_dump turn it off.
 DO $do$
 BEGIN
     IF pg_get_function_result(to_regprocedure('public.key_by_hash(bytea)')) NOT LIKE '%watched%' THEN
@@ -728,8 +728,8 @@ LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_tem
     SELECT public.gatepost_owner_ended($1, $2, NULL), now()
 $$;
 
--- What a key depends on, whoever makes or rotates it: read from the keys themselves. Raises program_limit_exceeded where the
--- bound is reached: three keys below each other, and no more than twelve that one can depend on.
+-- What a key depends on, whichever key creates or rotates it: read from the keys themselves. Raises program_limit_exceeded
+-- where the bound is reached: three keys below each other, and no more than twelve that one can depend on.
 CREATE OR REPLACE FUNCTION public.gatepost_key_lineage() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -760,8 +760,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Note when keys were last used; how many rows that were. Not again within the minute, whichever worker says it, and a row
--- that somebody else is writing is left alone: this is a note, it waits for nobody.
+-- Record when keys were last used; returns the number of rows. At most once a minute for all workers, and a row that is locked
+-- is skipped: this must not wait.
 CREATE OR REPLACE FUNCTION public.touch_keys(ids text[], times timestamptz[]) RETURNS bigint
 LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     WITH used AS (SELECT t.id, least(max(t.at), now()) AS at FROM unnest(ids, times) AS t (id, at) GROUP BY t.id),
@@ -882,7 +882,7 @@ BEGIN
     RETURN 'applied';
 END $$;
 
--- End memberships of a deleted user ('user') or organisation, at most `at_most`; true when none is left. It waits for nobody.
+-- End memberships of a deleted user ('user') or organisation, at most `at_most`; true when none is left. Locked rows are skipped.
 CREATE OR REPLACE FUNCTION public.gatepost_end_memberships(of_kind text, whom text, at_most integer) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -922,7 +922,7 @@ BEGIN
     IF me IS NULL THEN
         RETURN 'stored';
     END IF;
-    PERFORM set_config('gatepost.actor', 'system', true);          -- for the audit log: no caller, not even a stranger, did this
+    PERFORM set_config('gatepost.actor', 'system', true);          -- for the audit log: no caller did this
     CASE what
     WHEN 'user.created', 'user.updated' THEN
         IF (body->>'banned')::boolean OR (body->>'locked')::boolean THEN
@@ -944,7 +944,7 @@ BEGIN
         IF NOT FOUND THEN
             RETURN 'stale';
         END IF;
-        -- A ban ends the keys. A lock does not: whoever guesses at a password could end other people's keys with it.
+        -- A ban ends the keys. A lock does not: otherwise a client that guesses passwords could end other users' keys.
         IF (body->>'banned')::boolean THEN
             UPDATE public.users AS u SET keys_ended_at = clock_timestamp() WHERE u.id = me;
             PERFORM public.gatepost_keys_changed(me, NULL);
@@ -1055,8 +1055,8 @@ LANGUAGE sql STABLE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_tem
      WHERE r.changed_in >= earliest AND r.expires_at > now()
 $$;
 
--- Tidy up after the oldest end that nobody else is at, at most `at_most` rows of it. Returns the number of ends that are left.
--- Access does not wait for this. What goes on after an interruption goes on from the rows that are left.
+-- Tidy up after the oldest end that no other session is processing, at most `at_most` rows of it. Returns the number of ends that
+-- are left. Access does not wait for this. After an interruption the next call continues with the remaining rows.
 CREATE OR REPLACE FUNCTION public.sweep_ended(at_most integer) RETURNS bigint
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -1100,7 +1100,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_secu
     SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM expired)
 $$;
 
--- Forget kept answers that have expired, `at_most` of them; how many rows that were. Rows that somebody else is at are left.
+-- Delete at most `at_most` expired responses; returns their number. Locked rows are skipped.
 CREATE OR REPLACE FUNCTION public.prune_idempotency(at_most integer) RETURNS bigint
 LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     WITH expired AS (SELECT i.hash FROM public.idempotency_keys AS i WHERE i.expires_at <= now()
@@ -1119,9 +1119,9 @@ BEGIN
                     public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
 
--- What changes a key is told to every worker with the change itself, by one row for all keys of its owner: they are looked up
--- again, and the look-up judges. The keys that a revoked one has made end with it, for they depend on it. Both functions need
--- the rights of gatepost_sync (nobody else may write revocations); nobody can call them, a trigger needs no right to be fired.
+-- A change to a key is reported to every worker in the same transaction, by one row for all keys of its owner: they are looked up
+-- again before they are accepted. The keys that a revoked key has created end with it, because they depend on it. Both functions
+-- need the rights of gatepost_sync (no other role may write revocations); no role can call them: a trigger needs no such right.
 CREATE OR REPLACE FUNCTION public.gatepost_key_told() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
@@ -1169,7 +1169,7 @@ SET LOCAL ROLE gatepost_audit;
 -- One entry for each row that is written, with the write or not at all: TG_ARGV names the column of the organisation ('' for
 -- none) and that of the row's id. Names of columns go in, and no value but those two. What is said of the caller counts within
 -- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, it is
--- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for whoever else is connected.
+-- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for any other role.
 -- The impersonator comes in the same setting as the actor, which every transaction of a request sets: so that no request pays
 -- for one more, and none can inherit what an earlier user of its connection left there.
 CREATE OR REPLACE FUNCTION public.gatepost_audited() RETURNS trigger
@@ -1224,8 +1224,8 @@ RETURNS bigint LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog
     SELECT count(*) FROM noted
 $$;
 
--- Forget entries older than `days`, of the oldest `at_most` ones; how many that were. The last seven days stay, whoever asks:
--- an intruder who runs SQL as the serving role cannot wipe out the traces. One at a time; who comes second has nothing to do.
+-- Delete entries older than `days` among the oldest `at_most`; returns their number. The last seven days always stay: an
+-- intruder who runs SQL as the serving role cannot erase the traces. One call at a time; a second one does nothing.
 CREATE OR REPLACE FUNCTION public.audit_prune(days integer, at_most integer) RETURNS bigint
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -1273,7 +1273,7 @@ END $do$;
 -- Which tables are audited ------------------------------------------------------------------------------------------------------
 -- For a table of your own, in a file for `migrate --schema`:  SELECT gatepost_audit('my_table', 'organization_id');
 -- Run it as the owner; it can be run again. The entry goes to the log of the organisation that the row names; without such a
--- column (NULL) nobody but the operator sees it. An update that names ignored columns only leaves no entry.
+-- column (NULL) only the operator sees it. An update that names ignored columns only leaves no entry.
 CREATE OR REPLACE FUNCTION public.gatepost_audit(of_table regclass, org_column text DEFAULT NULL, id_column text DEFAULT 'id',
                                                  ignored text[] DEFAULT '{}')
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
