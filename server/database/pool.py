@@ -74,32 +74,33 @@ class Pool(Generic[C]):
     @property
     def waiting(self) -> int:
         """Requests that have waited for longer than `PATIENCE`: there are not enough connections, or they are slow."""
-        if not self._waiting:
+        if not self._waiting.lines:
             return 0
         late = asyncio.get_running_loop().time() - PATIENCE
         return sum(waiter.since <= late for waiter in self._waiting)
 
     def take(self, caller: str | None = None) -> C | None:
         """Returns an idle connection without waiting; None: call `acquire`."""
-        return self._take(caller) if len(self._lent) + self._opening < PROMPT and not self._shares.is_at_bound(caller) else None
+        return self._take(caller) if len(self._lent) + self._opening < PROMPT else None
 
     def _take(self, caller: str | None) -> C | None:
-        while self._idle:
-            connection = self._idle.pop()  # the last one used: its caches are warm
-            if not connection.is_closed():
-                self._lent[connection] = caller
-                self._shares.add(caller)
-                return connection
+        if self._idle and self._shares.take(caller):
+            while self._idle:
+                connection = self._idle.pop()  # the last one used: its caches are warm
+                if not connection.is_closed():
+                    self._lent[connection] = caller
+                    return connection
+            self._shares.remove(caller)
         return None
 
     async def acquire(self, caller: str | None = None) -> C:
         """Returns a connection, waiting without a time limit. Raises what `connect` raises, ConnectionError once closed."""
         prompt = len(self._lent) + self._opening < PROMPT
         while not self._closed:
-            if prompt and not self._shares.is_at_bound(caller):
+            if prompt:
                 if (taken := self._take(caller)) is not None:
                     return taken
-                if self.open < self._size:
+                if self.open < self._size and not self._shares.is_at_bound(caller):
                     try:
                         return await self._open_one(caller)
                     except Exception:
@@ -122,7 +123,11 @@ class Pool(Generic[C]):
             self.discard(connection)
             return
         self._shares.remove(self._lent[connection])
-        if self._waiting and (first := self._waiting.first()) is not None and (len(self._lent) <= PROMPT or _is_late(first)):
+        if (
+            self._waiting.lines
+            and (first := self._waiting.first()) is not None
+            and (len(self._lent) <= PROMPT or _is_late(first))
+        ):
             self._lent[connection] = first.caller  # it stays lent, to another request
             self._wake(first, connection)
             return
@@ -196,7 +201,7 @@ class Pool(Generic[C]):
         while spare > 0 and (first := self._waiting.first()) is not None and _is_late(first):
             self._wake(first, None)
             spare -= 1
-        if self._waiting and not self._closed:
+        if self._waiting.lines and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look_after_the_late)
 
     def _wake_one(self) -> None:

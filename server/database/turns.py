@@ -22,11 +22,22 @@ class Shares:
         """Whether this caller must not have another connection now."""
         return caller is not None and self._counts.get(caller, 0) >= self._most
 
+    def take(self, caller: str | None) -> bool:
+        """Count one more connection, unless the caller is at the bound; returns whether it was counted."""
+        if caller is not None:
+            count = self._counts.get(caller, 0)
+            if count >= self._most:
+                return False
+            self._counts[caller] = count + 1
+        return True
+
     def add(self, caller: str | None) -> None:
+        """Count one more connection of a caller who is known not to be at the bound."""
         if caller is not None:
             self._counts[caller] = self._counts.get(caller, 0) + 1
 
     def remove(self, caller: str | None) -> None:
+        """Count one connection less."""
         if caller is not None:
             left = self._counts[caller] - 1
             if left:
@@ -54,25 +65,23 @@ class Turns(Generic[C]):
     def __init__(self, is_at_bound: Callable[[str | None], bool]) -> None:
         """`is_at_bound(caller)`: whether this caller must not have another connection now."""
         self._is_at_bound = is_at_bound
-        self._lines: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
+        self.lines: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
+        """The lines, the next caller's first; empty: no request waits."""
 
     def __iter__(self) -> Iterator[Waiter[C]]:
         """The waiting requests, line after line."""
-        return (waiter for line in self._lines.values() for waiter in line if not waiter.turn.done())
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
+        return (waiter for line in self.lines.values() for waiter in line if not waiter.turn.done())
 
     def add(self, waiter: Waiter[C]) -> None:
         """Let a request wait behind the others of its caller. One that is no caller's has a line of its own."""
-        self._lines.setdefault(waiter.caller or waiter, deque()).append(waiter)
+        self.lines.setdefault(waiter.caller or waiter, deque()).append(waiter)
 
     def first(self) -> Waiter[C] | None:
         """The request that is served next; None where all callers that wait are at their bound.
 
         No more than three callers can be: each then holds half of the connections, rounded down.
         """
-        for line in self._lines.values():
+        for line in self.lines.values():
             for waiter in line:
                 if waiter.turn.done():
                     continue  # it was cancelled, and will be removed
@@ -84,9 +93,9 @@ class Turns(Generic[C]):
     def remove(self, waiter: Waiter[C], *, served: bool) -> None:
         """Remove a request that is served, or gives up. After one that is served the other callers have their turns first."""
         name = waiter.caller or waiter
-        line = self._lines[name]
+        line = self.lines[name]
         line.remove(waiter)
         if not line:
-            del self._lines[name]
+            del self.lines[name]
         elif served:
-            self._lines.move_to_end(name)
+            self.lines.move_to_end(name)
