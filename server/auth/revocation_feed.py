@@ -1,7 +1,7 @@
-"""Keeps the revocations of a process fresh, and tidies up after what has ended.
+"""Keeps the revocations of a process fresh, and cleans up after accesses that have ended.
 
-Postgres has the truth. A reading takes what was written since the last one, by the transactions that wrote it: one that was
-still under way then is read the next time, however late it commits. NOTIFY is a hint to read now, at most ten times a second.
+Each reading fetches the rows that were written since the last one, by transaction id: a transaction that was still in
+progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .revocation import Revocations
 CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
 SHORTEST_SECONDS: Final = 0.1
-"""Between two readings, however many hints come."""
+"""The shortest time between two readings, however many hints arrive."""
 PRUNE_SECONDS: Final = 600.0
 PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
 SWEEP_ROWS: Final = 200
 SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
 FORGET_SECONDS: Final = 60.0
-"""How often what has expired is taken out of the memory."""
-# Longer than a healthy database takes; twice this and a new connection fit into the staleness that is allowed.
+"""How often expired entries are removed from memory."""
+# Longer than a healthy database takes. Twice this and a new connection are within the allowed staleness.
 READ_SECONDS: Final = 3.0
 _READ: Final = """SELECT h.horizon, h.at, r.kind, r.subject, r.issued_before, r.expires_at
   FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at) AS h
@@ -33,7 +33,7 @@ _READ: Final = """SELECT h.horizon, h.at, r.kind, r.subject, r.issued_before, r.
 
 
 class Feed:
-    """Keeps a Revocations fresh, on a connection of its own, and tidies up after what has ended."""
+    """Keeps a Revocations fresh, on a separate connection, and cleans up after ended accesses."""
 
     def __init__(self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
@@ -47,7 +47,7 @@ class Feed:
         self._since, self._now = "0", 0.0
         self._sweep = True
         self.pending = 0
-        """Ends of access that are still to be tidied up after; access does not wait for that."""
+        """The number of ended accesses that still need cleaning up. They are refused already."""
 
     async def open(self) -> None:
         """Read the table once before anything is served, then keep reading. Raises Unavailable."""
@@ -67,7 +67,7 @@ class Feed:
         while True:
             try:
                 async with self._connect() as connection:
-                    self._since = "0"  # perhaps another server, which has what this one has lost
+                    self._since = "0"  # it may be another server, with rows that the last one had lost
                     await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
                     while True:
                         begun = time.monotonic()
@@ -76,14 +76,14 @@ class Feed:
                         pause = INTERVAL_SECONDS
                         await self._wait(begun)
             except Exception as error:
-                if self._closing:  # an outage in the moment of the cancellation: wait_for of Python 3.11 loses it then
+                if self._closing:  # an outage during the cancellation, which wait_for of Python 3.11 then loses
                     return
                 LOG.warning("revocation feed interrupted", extra={"fields": {"error": type(error).__name__}})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
     async def _wait(self, begun: float) -> None:
-        """Until a hint comes or the interval is over, and no less than the shortest time after the last reading began."""
+        """Wait for a hint or the end of the interval, at least until the shortest time after the last reading began."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + INTERVAL_SECONDS):
                 await self._hint.wait()
@@ -91,7 +91,7 @@ class Feed:
         self._hint.clear()
 
     async def _tidy(self, connection: Any) -> None:
-        """Now and then drop what has expired; every worker does, and it does not matter which comes first."""
+        """Delete expired rows from time to time; every worker does, in any order."""
         now = time.monotonic()
         if self._sweep:
             await self._swept(connection)
@@ -103,10 +103,10 @@ class Feed:
             self._prune_at = now + PRUNE_SECONDS
             await connection.execute("SELECT prune_sync()", timeout=30)
             if await connection.fetchval("SELECT prune_idempotency($1)", PRUNE_ROWS, timeout=5) >= PRUNE_ROWS:
-                self._prune_at = now  # there are more: go on after the next reading
+                self._prune_at = now  # there are more: continue after the next reading
 
     async def _swept(self, connection: Any) -> None:
-        """Batches of what hangs on ended access, for a moment. A failure delays nothing but that, and is tried again."""
+        """Clean up after ended accesses in batches, for at most SWEEP_SECONDS. After a failure it is tried again later."""
         until = time.monotonic() + SWEEP_SECONDS
         try:
             self._sweep = True
@@ -116,7 +116,7 @@ class Feed:
         except Exception as error:
             if connection.is_closed():
                 raise
-            log_failure("ended keys and memberships could not be tidied up", error)
+            log_failure("ended keys and memberships could not be cleaned up", error)
             self._sweep = False  # until the next revocation, or the next minute
 
     async def _read(self, connection: Any) -> None:

@@ -1,7 +1,7 @@
-"""Postgres: connections, the scope of one transaction, and the exceptions that a failure of the database becomes.
+"""Connections to Postgres, the scope of a transaction, and the translation of the database's failures into exceptions.
 
-Every statement of a handler runs with the caller's user, organisation and (only
-where the route's access proves an administrator) admin organisation set for that transaction alone.
+Every statement of a handler runs with the caller's user, organisation and (only if the route's access requires an
+administrator) admin organisation set for that transaction alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .statements import IN_UTC, Scoped, one_statement, set_scope_and_limits, set
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
 Writer: TypeAlias = tuple[str, str]
-"""(actor, request id): what the audit log notes of a write; empty texts where there is none."""
+"""(actor, request id): what the audit log records about a write; empty texts if there is none."""
 NO_WRITER: Final[Writer] = ("", "")
 _FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 _IDLE_MORE: Final = 30.0
@@ -36,7 +36,7 @@ class Database:
     """A pool of connections in the serving role."""
 
     def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
-        """`size` connections at the most; `pooled`: a transaction pooler stands between."""
+        """`size` connections at the most; `pooled`: through a transaction pooler."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
         idle = statement_seconds + _IDLE_MORE
         # A request that waits for a lock holds a connection: it gives up before those that wait for a connection do.
@@ -60,8 +60,8 @@ class Database:
             **connect,
             "server_settings": settings,
             "statement_cache_size": 0 if self._pooled else 1024,
-            "max_cached_statement_lifetime": 0,  # a statement stays prepared; a change of the schema under it is noticed
-            "command_timeout": self._statement + 1,  # a Postgres that does not answer at all is noticed by us
+            "max_cached_statement_lifetime": 0,  # a statement stays prepared; asyncpg notices a change of the schema
+            "command_timeout": self._statement + 1,  # the client's own limit, for a Postgres that does not respond at all
         }
         hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
         self._pool, self._hosts = Pool(hosts.open, self._size, busy=driver.must_discard), hosts
@@ -86,7 +86,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, caller: str | None = None) -> AsyncIterator[Any]:
-        """A bare connection in the serving role, without a scope: it sees no tenant's row. Raises Unavailable.
+        """A connection in the serving role without a scope: it sees no tenant's rows. Raises Unavailable.
 
         `caller` is who it is counted for, as in `caller_key`; None: the server itself.
         """
@@ -102,11 +102,11 @@ class Database:
         return one_statement(sql, len(args), self._first, page_bytes_of(args))
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
-        """One SELECT in one round trip, its rows as a JSON array. `caller`: as in `connection`."""
+        """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""
         statement = self.statement(sql, args)
         connection = self._opened.take(caller) or await self._take(caller)
         try:
-            # Behind a pooler a statement that was prepared is perhaps another connection's.
+            # Behind a pooler a prepared statement may belong to another server connection.
             fetch = connection.fetchval if self._pooled else connection.read
             rows = Rows(await fetch(statement, *args, *scope))
         except BaseException as error:
@@ -130,11 +130,11 @@ class Database:
         return self._pool
 
     def failed(self, connection: Any, error: BaseException) -> BaseException:
-        """The exception for the caller, after a failure on a connection that stays lent.
+        """Returns the exception to raise after a failure on a connection that stays in use.
 
         A connection to a server that is shutting down or read-only is not used again. After a time-out, a cancellation or
         a value that could not be sent the connection's state is unknown (a statement may still run, or be half sent): it
-        is reset when it is given back.
+        is reset when it is returned to the pool.
         """
         translated = driver.translate_error(error) if isinstance(error, Exception) else error
         if driver.ends_the_server(error):
@@ -144,13 +144,13 @@ class Database:
         return translated
 
     def _back_after(self, connection: Any, error: BaseException) -> BaseException:
-        """Give back a connection on which `error` was raised; returns the exception for the caller."""
+        """Return a connection to the pool after `error` was raised on it; returns the exception to raise."""
         translated = self.failed(connection, error)
         self._back(connection)
         return translated
 
     def _back(self, connection: Any) -> None:
-        """Give a connection back; one in an unknown state is reset first, in the background."""
+        """Return a connection to the pool; one in an unknown state is reset first, in the background."""
         if connection not in self._doubtful or connection.is_closed():
             self._doubtful.discard(connection)
             self._opened.release(connection)
@@ -160,10 +160,10 @@ class Database:
         task.add_done_callback(self._resets.discard)
 
     def _leave(self, connection: Any) -> None:
-        """Close a connection to a server that is of no more use, and the idle ones with it.
+        """Close a connection to a server that can no longer be used, and all idle connections.
 
-        A new connection is kept: that it is new shows that no better server was found, and it may still read. Else every
-        write would open a connection.
+        A connection opened just now is kept: no better server was found, and this one may still read. Otherwise every write
+        would open a connection.
         """
         if self._hosts is not None and not self._hosts.is_new(connection):
             connection.terminate()
@@ -185,17 +185,17 @@ class Database:
             await connection.execute(self._set_scope, *scope, *writer)
             yield Scoped(connection)
             if await connection.execute("COMMIT") != "COMMIT":
-                # Postgres turns COMMIT into a rollback where a statement has failed: that must not look like success.
+                # Postgres turns COMMIT into a rollback if a statement has failed: that must not look like success.
                 raise RuntimeError("a failed statement was passed over, so nothing was committed")
         except BaseException as error:
             if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
-                with suppress(Exception):  # then it is closed, or still in the transaction, and not lent again
+                with suppress(Exception):  # if this fails, it is closed or still in the transaction, and is not used again
                     await connection.execute("ROLLBACK", timeout=_RESET_SECONDS)
             raise self._back_after(connection, error) from None
         self._back(connection)
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
-        """Call a listed definer function by name: what must work without an identity."""
+        """Call a listed definer function, which works without an identity; returns its rows. Raises ValueError, Unavailable."""
         if not _FUNCTION.match(function):
             raise ValueError("not the name of a function")
         holes = ", ".join(f"${n}" for n in range(1, len(args) + 1))
@@ -206,8 +206,10 @@ class Database:
 
 @asynccontextmanager
 async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) -> AsyncIterator[Any]:
-    """A connection of its own, opened within `seconds` and closed at the end: for migrations, commands and the feed of
-    revocations. Raises Unavailable, ValueError."""
+    """A separate connection, opened within `seconds` and closed at the end: for migrations, commands and the revocation feed.
+
+    Raises Unavailable, ValueError.
+    """
     try:
         connection = await Hosts(driver.connect, connect, seconds, elsewhere=driver.another_host_may_do).open()
     except Exception as error:
@@ -215,5 +217,5 @@ async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) 
     try:
         yield connection
     finally:
-        with suppress(Exception):  # one that no longer answers is dropped, else its reader would never get another
+        with suppress(Exception):  # if it no longer responds it is dropped, so that the caller can open another
             await connection.close(timeout=_RESET_SECONDS)

@@ -1,7 +1,7 @@
 """One transaction for everything that one request does in the database.
 
-Each `scoped` and `read` of its handler becomes a savepoint under its own scope: it can fail by itself, and it counts only
-when the whole transaction is committed. So an effect and the record of it are committed together or not at all.
+Each `scoped` and `read` of its handler becomes a savepoint under its own scope: it can fail alone, and takes
+effect only when the whole transaction is committed. So an effect and its record are committed together or not at all.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Savepoint:
 
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Savepoint | None] = ContextVar("innermost block", default=None)
-"""The savepoint that the running code is in, or has left last. A task that is started in a savepoint is in it too."""
+"""The savepoint that the running code is in, or left last. A task inherits the savepoint that it is started in."""
 
 
 class Undone(Exception):
-    """Raised inside the transaction to roll it back; goes no further."""
+    """Raised inside the transaction to roll it back; `one_transaction` does not raise it further."""
 
 
 class RequestTransaction:
@@ -70,14 +70,14 @@ class RequestTransaction:
 
     @property
     def itself(self) -> Scoped:
-        """The transaction outside of any savepoint, under the scope that it was opened with."""
+        """The transaction outside of all savepoints, under the scope with which it was opened."""
         return Scoped(_Turns(self, self.root))
 
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
         """A savepoint: rolled back when it raises, committed with the whole transaction. As `Database.scoped`.
 
-        The writer is the transaction's, and so is the connection's caller: it is one request's.
+        The writer and the connection's caller are those of the transaction, because it belongs to one request.
         """
         async with self._savepoint(scope) as block:
             yield Scoped(_Turns(self, block))
@@ -98,7 +98,7 @@ class RequestTransaction:
             _innermost.set(block)
             try:
                 async with self._connection.transaction():
-                    self._set = None  # each savepoint sets its scope anew, whatever SQL has run before it
+                    self._set = None  # each savepoint sets its scope again, because earlier SQL may have changed it
                     async with self.left(block):
                         yield block
             except BaseException as error:
@@ -122,20 +122,20 @@ class RequestTransaction:
                 await block.close()
         except BaseException:
             block.closed = True
-            self._connection.terminate()  # a task still holds a savepoint of it: it must not be lent again
+            self._connection.terminate()  # a task still uses one of its savepoints, so it must not be reused
             raise
 
     async def run(self, block: Savepoint, method: str, sql: str, *args: Any) -> Any:
-        """Run a statement of this savepoint when it is its turn, under its scope."""
+        """Run a statement of this savepoint under its scope, after the statements before it."""
         here = self._here()
         async with (here if here.within(block) else block).turn:
             block.must_be_open()
             return await self._run(block.scope, method, sql, *args)
 
     async def last(self, sql: str, *args: Any) -> None:
-        """Run a statement outside of any savepoint, after all of them: no new one can be opened.
+        """Run a statement outside of all savepoints and after them; no new savepoint can be opened.
 
-        Raises what the end of a savepoint would.
+        Raises the same exceptions as the end of a savepoint.
         """
         await self._alone(self.root)
         try:
@@ -150,7 +150,7 @@ class RequestTransaction:
         return await getattr(self._connection, method)(sql, *args)
 
     def _here(self) -> Savepoint:
-        """The innermost open savepoint around the running code; the root where that is none of this transaction's."""
+        """The innermost open savepoint around the running code; the root if that savepoint is of another transaction."""
         here = _innermost.get()
         if here is None or not here.within(self.root):
             return self.root
@@ -160,7 +160,7 @@ class RequestTransaction:
 
 
 class _Turns:
-    """A connection as a savepoint sees it: the four methods that `Scoped` uses."""
+    """A connection limited to one savepoint: the four methods that `Scoped` uses."""
 
     __slots__ = ("_block", "_transaction")
 
@@ -181,7 +181,7 @@ class _Turns:
 
 
 JOINED: Final = web.RequestKey("joined", RequestTransaction)
-"""Set while a request's work in the database is one transaction."""
+"""Set while all database work of the request is one transaction."""
 
 
 @asynccontextmanager

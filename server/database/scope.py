@@ -1,4 +1,4 @@
-"""The caller's scope for the database, and the two functions by which a handler uses it."""
+"""The caller's database scope, and the functions `read` and `scoped`, with which handlers use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQL that puts a caller's scope around a handler's SQL, and the transaction in which a handler runs it."""
+"""The SQL that sets a caller's scope for a handler's SQL, and the transaction in which a handler runs it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SETTINGS: Final = SCOPE_SETTINGS + WRITER_SETTINGS
 
 
 def _set_local(names: tuple[str, ...], first: int = 1) -> list[str]:
-    """An expression for each setting, which sets it for this transaction alone to the argument `$first` and those after it."""
+    """Returns an expression for each setting, which sets it for this transaction alone; the arguments start at `$first`."""
     return [f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, first)]
 
 
-# Always all three, always for this transaction alone: what an earlier user of the connection left does not matter.
+# Always all three, and for this transaction alone, so that values of an earlier transaction never matter.
 SET_SCOPE: Final = f"SELECT {', '.join(_set_local(SCOPE_SETTINGS))}"
-# And what the audit log notes of the writer, where something may be written.
+# The same with the writer for the audit log, for transactions that may write.
 SET_SCOPE_AND_WRITER: Final = f"SELECT {', '.join(_set_local(SETTINGS))}"
-# Behind a transaction pooler a connection has no settings of its own: each transaction brings what the others get at the
-# start of a connection.
+# Behind a transaction pooler a connection has no settings of its own: each transaction sets what other
+# connections set at their start.
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
@@ -57,13 +57,13 @@ def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0
     `page_bytes`: the bound of a page, as in `_up_to`; 0: all rows.
 
     Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
-    condition sets the scope (set_config is volatile: it is never evaluated early). Were the condition ever NULL there
-    would be no rows at all. tests/database/test_read_soundness.py holds it against every plan shape we could force.
+    condition sets the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there
+    would be no rows at all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
     """
     if not _READ_ONLY.match(sql) or _WRITES.search(re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", sql)):
         raise ValueError("read() runs one SELECT; writes go through scoped()")
     scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
-    # The alias is one that no column has (else row_to_json would take the column); the line's end closes a comment.
+    # No column has the name of the alias (row_to_json would use the column); the line break ends a comment in the SQL.
     rows = f"(\n{sql.strip().rstrip(';')}\n) AS gatepost_row"
     return (
         "SELECT CASE WHEN "
@@ -102,23 +102,23 @@ class Scoped:
         self._connection = connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
-        """All rows."""
+        """Run a statement; returns all rows."""
         return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
 
     async def fetchrow(self, sql: str, *args: Any) -> Mapping[str, Any] | None:
-        """The first row, or None."""
+        """Run a statement; returns the first row, or None."""
         return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
-        """The first column of the first row, or None."""
+        """Run a statement; returns the first column of the first row, or None."""
         return await self._connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement; its command tag, like `DELETE 1`."""
+        """Run a statement; returns its command tag, such as `DELETE 1`."""
         return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
 
     async def row(self, sql: str, *args: Any) -> str | None:
-        """The one row of a SELECT, or of a write with RETURNING, as JSON made by Postgres; None where there is none."""
+        """Run a SELECT, or a write with RETURNING, of at most one row; returns it as JSON made by Postgres, or None."""
         one = f"WITH gatepost_row AS (\n{sql}\n) SELECT row_to_json(gatepost_row)::text FROM gatepost_row"  # noqa: S608
         row: str | None = await self._connection.fetchval(one, *args)
         return row

@@ -30,7 +30,7 @@ STANDARD_HEADERS: Final = CIMultiDict(
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     }
 )
-"""On every response, unless the handler sets other values. Copied; only `stamp.vary_on` modifies it, before anything is served."""
+"""On every response, unless the handler sets other values. Copied; only `stamp.vary_on` modifies it, at startup."""
 # The phrases of RFC 9110, where older versions of Python still have those of RFC 2616.
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 # RFC 9110 5.5: no control character in a field except the tab. A line end would allow header injection.

@@ -1,12 +1,12 @@
-"""Bring a database to this version's schema, and read which schema it has. Imports no database library.
+"""Migrates a database to this version's schema, and reads which schema it has. Imports no database library.
 
-Two numbers are in schema.sql, and `migrate` records them in the database:
+schema.sql has two numbers, which `migrate` records in the database:
 
-    revision     goes up with every release that changes the file; a higher one is newer
-    generation   goes up only when older servers cannot work with the new schema
+    revision     increases with every release that changes the file
+    generation   increases only when older servers cannot work with the new schema
 
-So a server may serve from its own schema, and from a newer one of its own generation: migrate first, then replace the
-servers one by one. It refuses an older schema, one of another generation, and another text under its own number.
+So a server accepts its own schema and any newer one of its generation: migrate first, then replace the servers one by one.
+It refuses an older schema, another generation, and a different text with its own numbers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..settings.setting import ConfigError
 # One migration at a time in one database; the number identifies Gatepost's migrations and means nothing else.
 LOCK = 4716_2026
 SERVING_ROLE: Final = "gatepost_app"
-"""The serving role's name where no URL names another."""
+"""The serving role's name if no URL names another."""
 OUTDATED = "the schema is missing or not this version's: run `migrate`"
 
 
 class Mark(NamedTuple):
-    """Which schema.sql: its two numbers and the SHA-256 of its text."""
+    """Identifies a schema.sql: its two numbers, and the SHA-256 of its text in hexadecimal."""
 
     generation: int
     revision: int
@@ -49,7 +49,7 @@ class Connection(Protocol):
 
 
 def schema_text() -> str:
-    """The text of schema.sql: in the package in a wheel, else at the top level of the checkout."""
+    """Returns the text of schema.sql, which a wheel has in the package and a checkout at its top level."""
     here = Path(__file__).resolve().parent
     for path in (here.parent / "schema.sql", here.parent.parent / "schema.sql"):
         if path.is_file():
@@ -58,10 +58,10 @@ def schema_text() -> str:
 
 
 def mark_of(text: str) -> Mark:
-    """The mark of a schema.sql. Raises ValueError where its numbers are missing."""
+    """Returns the mark of a schema.sql. Raises ValueError if its numbers are missing."""
     found = re.search(r"^-- generation (\d+), revision (\d+)$", text, re.MULTILINE)
     if found is None:
-        raise ValueError("schema.sql does not say its generation and revision")
+        raise ValueError("schema.sql does not state its generation and revision")
     return Mark(int(found[1]), int(found[2]), hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -80,8 +80,8 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
         if found is not None and is_newer(found, mine):
             if trouble := trouble_with(found, mine):
                 raise ConfigError(f"migrate: {trouble}")
-            return [f"The schema is a newer version's (revision {found.revision}): left as it was."]
-        # With row-level security forced on the owner too, a backfill would quietly change nothing; so it raises.
+            return [f"The schema is a newer version's (revision {found.revision}); it was left unchanged."]
+        # Row-level security is forced on the owner too, so a backfill would silently change nothing. With this it raises.
         await connection.execute("SET LOCAL row_security = off")
         await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
         await connection.execute(text)
@@ -93,13 +93,13 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
 
 
 def serving_role_of(url: str) -> str:
-    """The role that DATABASE_URL names; gatepost_app where it names none."""
+    """Returns the role that DATABASE_URL names, or gatepost_app."""
     return urlsplit(url).username or SERVING_ROLE
 
 
 async def apply(connection: Connection, sql: str, *, serving_role: str = SERVING_ROLE) -> None:
     """Run a product's own schema as the owner, in one transaction. Its SQL finds the serving role's name in the setting
-    `gatepost.serving_role`, so that it can grant to whatever role serves."""
+    `gatepost.serving_role`, so that it can grant rights to that role."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
         await connection.execute("SET LOCAL row_security = off")
@@ -108,13 +108,13 @@ async def apply(connection: Connection, sql: str, *, serving_role: str = SERVING
 
 
 async def mark_in(connection: Connection) -> Mark | None:
-    """The newest mark in this database; None where there is none. The serving role may read it."""
+    """Returns the newest mark in this database, or None. The serving role may read it."""
     readable = await connection.fetchval(
         "SELECT coalesce(has_table_privilege(to_regclass('public.gatepost_meta')::oid, 'SELECT'), false)"
     )
     if not readable:
         return None
-    # By way of JSON, since a database of before the numbers has no such columns: it counts as 0 and 0.
+    # Read as JSON, because a database from before the numbers lacks the columns: it counts as 0 and 0.
     rows = await connection.fetch(
         "SELECT coalesce((j->>'generation')::int, 0), coalesce((j->>'revision')::int, 0), j->>'checksum'"
         " FROM (SELECT id, to_jsonb(m) AS j FROM public.gatepost_meta m) AS marks ORDER BY id DESC LIMIT 1"
@@ -123,12 +123,12 @@ async def mark_in(connection: Connection) -> Mark | None:
 
 
 def is_newer(found: Mark | None, mine: Mark) -> bool:
-    """Whether what was found is a newer version's schema."""
+    """Whether `found` is the schema of a newer version."""
     return found is not None and (found.generation, found.revision) > (mine.generation, mine.revision)
 
 
 def trouble_with(found: Mark | None, mine: Mark) -> str | None:
-    """Why a server whose schema is `mine` must not serve from what was found, in one line; None when it may."""
+    """Returns in one line why a server with the schema `mine` must not serve from `found`; None if it may."""
     if found == mine:
         return None
     if found is None or not is_newer(found, mine):
