@@ -1,4 +1,4 @@
-"""The audit log of an organisation, for its administrators: who did what, or was denied it."""
+"""The audit log of an organisation, for its administrators: who changed what, and who was denied access."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class AuditEntry(BaseModel):
     id: UUID
     created_at: AwareDatetime
     org_id: str
-    user_id: Annotated[str | None, Field(description="Who did it, where that was a user or a user's key.")]
+    user_id: Annotated[str | None, Field(description="The user who acted, directly or with a key.")]
     actor: Annotated[str, Field(description="The user, `key:` and the id of a key, `anonymous`, `system` or `operator`.")]
     impersonator: Annotated[str | None, Field(description="Who acted as the user (the token's `act`); null: nobody else.")]
-    provider: Annotated[str | None, Field(description="Of a denial: who vouched for the caller.")]
+    provider: Annotated[str | None, Field(description="Of a denial: the provider that authenticated the caller.")]
     action: Literal["insert", "update", "delete", "denied"]
     target: Annotated[str, Field(description="The table; of a denial, method and route.")]
     row_id: str | None
     changed: Annotated[list[str] | None, Field(description="Of an update: the names of the columns that changed.")]
     reason: str | None
-    times: Annotated[int, Field(description="Of a denial: how many alike it stands for.")]
-    request_id: Annotated[str | None, Field(description="`X-Request-Id` of the answer; null outside of requests.")]
+    times: Annotated[int, Field(description="Of a denial: the number of equal denials that this entry counts.")]
+    request_id: Annotated[str | None, Field(description="`X-Request-Id` of the response; null outside of requests.")]
 
 
 @routes.get("/api/orgs/{org_id}/audit")

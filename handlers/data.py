@@ -1,4 +1,4 @@
-"""A user's own rows, in every organisation and in none; an organisation's administrator may delete its rows."""
+"""The caller's own rows, with or without an active organisation; its administrators may delete an organisation's rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Change(BaseModel):
     """The fields to change; at least one of them."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
-    name: Name = Field(default_factory=str)  # a default that is no default of the schema: it could not be sent
+    name: Name = Field(default_factory=str)  # a default that does not appear in the JSON schema, where it would be invalid
     payload: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class DataRow(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: UUID
     user_id: str
-    org_id: Annotated[str | None, Field(description="The organisation that was active when it was made.")]
+    org_id: Annotated[str | None, Field(description="The organisation that was active when the row was created.")]
     name: str
     payload: dict[str, Any]
     created_at: AwareDatetime
@@ -80,7 +80,7 @@ class Deleted(BaseModel):
 
 
 def found(row: str | None) -> str:
-    """The row's JSON. Raises HTTPNotFound where this caller has no such row, also when another caller has it."""
+    """Returns the row's JSON. Raises HTTPNotFound if this caller has no such row, even if another caller has it."""
     if row is None:
         raise web.HTTPNotFound
     return row
@@ -88,7 +88,7 @@ def found(row: str | None) -> str:
 
 @routes.get("/api/data")
 @requires(user=True)
-@describe(returns=list[DataRow], page=True, summary="List one's own rows")
+@describe(returns=list[DataRow], page=True, summary="List the caller's rows")
 async def list_data(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).user_id, *at.args))
@@ -96,7 +96,7 @@ async def list_data(request: web.Request) -> web.Response:
 
 @routes.post("/api/data")
 @requires(user=True)
-@describe(body=NewRow, answers={201: DataRow}, headers=["Location", "ETag"], summary="Make a row")
+@describe(body=NewRow, answers={201: DataRow}, headers=["Location", "ETag"], summary="Create a row")
 async def create_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewRow), identity_of(request)
     async with scoped(request) as db:
@@ -106,7 +106,7 @@ async def create_data(request: web.Request) -> web.Response:
 
 @routes.get("/api/data/{id}")
 @requires(user=True)
-@describe(returns=DataRow, headers=["ETag"], summary="Get one of one's own rows")
+@describe(returns=DataRow, headers=["ETag"], summary="Get one of the caller's rows")
 async def get_data(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         row = found(await db.row(ONE, identity_of(request).user_id, row_id(request)))
@@ -115,7 +115,7 @@ async def get_data(request: web.Request) -> web.Response:
 
 @routes.patch("/api/data/{id}")
 @requires(user=True)
-@describe(body=Change, returns=DataRow, if_match=True, headers=["ETag"], summary="Change one of one's own rows")
+@describe(body=Change, returns=DataRow, if_match=True, headers=["ETag"], summary="Change one of the caller's rows")
 async def change_data(request: web.Request) -> web.Response:
     change, user_id = await body(request, Change), identity_of(request).user_id
     payload = json.dumps(change.payload) if "payload" in change.model_fields_set else None

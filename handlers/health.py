@@ -1,4 +1,4 @@
-"""Whether the process is alive: the one public route for anonymous callers."""
+"""Reports that the process is alive; a public route."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Health(BaseModel):
 @public
 @describe(returns=Health, summary="Is the server alive?")
 async def health(request: web.Request) -> web.Response:
-    """Touches no database: a slow Postgres must not get the process killed."""
+    """Does not use the database: a slow Postgres must not cause the process to be killed."""
     return answer('{"status": "ok"}')
 
 

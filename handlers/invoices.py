@@ -1,4 +1,4 @@
-"""Invoices of the active organisation, for callers that have the permission."""
+"""The invoices of the active organisation, for callers with the permissions `org:invoices:…`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server import answer, body, describe, entity_tag, hookimpl, identity_of, pa
 
 routes = web.RouteTableDef()
 
-# An amount is a decimal text in both directions: a JSON number may pass through a float on its way.
+# An amount is a decimal text in requests and responses: clients may read a JSON number as a float and lose digits.
 COLUMNS = "id, organization_id, created_by, customer, amount::text AS amount, currency, due_on, memo, created_at, updated_at"
 PAGE = f"""SELECT {COLUMNS} FROM invoices
            WHERE organization_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
@@ -77,7 +77,7 @@ async def get_invoice(request: web.Request) -> web.Response:
 
 @routes.post("/api/invoices")
 @requires(permission="org:invoices:create")
-@describe(body=NewInvoice, answers={201: Invoice}, headers=["Location", "ETag"], summary="Make an invoice")
+@describe(body=NewInvoice, answers={201: Invoice}, headers=["Location", "ETag"], summary="Create an invoice")
 async def create_invoice(request: web.Request) -> web.Response:
     new, caller = await body(request, NewInvoice), identity_of(request)
     due_on = date.fromisoformat(new.due_on) if new.due_on else None

@@ -1,4 +1,4 @@
-"""The caller's own identity as the server sees it; no database."""
+"""The caller's identity as the server sees it; does not use the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = (
 
 
 class Me(BaseModel):
-    """The caller; a field is null where the credential does not state it."""
+    """The caller; a field is null if the credential does not state it."""
 
     model_config = ConfigDict(extra="forbid")
     provider: str
@@ -35,7 +35,7 @@ class Me(BaseModel):
 
 @routes.get("/api/me")
 @signed_in
-@describe(returns=Me, summary="Who am I?")
+@describe(returns=Me, summary="Get the caller's identity")
 async def me(request: web.Request) -> web.Response:
     identity = identity_of(request)
     body = identity.derived.get("me")

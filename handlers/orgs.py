@@ -1,4 +1,4 @@
-"""Rows of an organisation: the one in the path must be the caller's active organisation."""
+"""The rows of an organisation, which must be the caller's active organisation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def list_org_data(request: web.Request) -> web.Response:
 
 @routes.post("/api/orgs/{org_id}/data")
 @requires(organization="org_id")
-@describe(body=NewOrgRow, answers={201: OrgRow}, headers=["ETag"], summary="Make a row of the organisation")
+@describe(body=NewOrgRow, answers={201: OrgRow}, headers=["ETag"], summary="Create a row of the organisation")
 async def create_org_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewOrgRow), identity_of(request)
     async with scoped(request) as db:

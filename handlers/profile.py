@@ -1,4 +1,4 @@
-"""What webhooks reported: the caller's own profile, and the members of the active organisation."""
+"""The caller's profile and the members of the active organisation, as Clerk's webhooks reported them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ routes = web.RouteTableDef()
 
 PROFILE = """SELECT id, external_id, username, first_name, last_name, image_url, email, email_verified, public_metadata,
                     created_at, updated_at FROM users WHERE id = $1 AND deleted_at IS NULL"""
-# Other members are shown by name and picture: no address, no metadata.
+# Of other members only names and pictures are shown: no e-mail address and no metadata.
 PAGE = """SELECT m.id, m.organization_id, m.user_id, m.role, m.permissions, u.username, u.first_name, u.last_name, u.image_url,
                  m.created_at, m.updated_at
           FROM memberships AS m LEFT JOIN users AS u ON u.id = m.user_id
@@ -57,7 +57,7 @@ class Member(BaseModel):
 
 @routes.get("/api/me/profile")
 @requires(user=True)
-@describe(returns=Profile, refusals={404: "Clerk has not reported this user."}, summary="Get one's own profile")
+@describe(returns=Profile, refusals={404: "Clerk has not reported this user."}, summary="Get the caller's profile")
 async def profile(request: web.Request) -> web.Response:
     rows = await read(request, PROFILE, identity_of(request).user_id)
     if not rows.number:
