@@ -197,7 +197,7 @@ class Client:
         self._session = ClientSession(cookie_jar=DummyCookieJar())
 
     async def send(self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> Got:
-        """One exchange. `json=` or `data=` is the body; `path` is sent as it stands."""
+        """One exchange. `json=` or `data=` is the body; `path` is sent unchanged."""
         url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
         async with self._session.request(method, url, headers=headers, allow_redirects=False, **more) as answer:
             return Got(answer.status, answer.headers, await answer.read())

@@ -1,7 +1,7 @@
-"""Draws docs/diagrams/*.mmd as docs/images/*.svg: `make diagrams`. Needs Chromium and npm; a test tells when it must be run.
+"""Draws docs/diagrams/*.mmd as docs/images/*.svg: `make diagrams`. Needs Chromium and npm; a test fails until it is run.
 
-The picture holds the SHA-256 of the text that it was drawn from. Mermaid itself is fetched by npm for the moment of drawing:
-the pages of the site load nothing from anywhere.
+The picture contains the SHA-256 of its source text. npm fetches Mermaid for the drawing only: the pages of the site load
+nothing from other hosts.
 """
 
 from __future__ import annotations

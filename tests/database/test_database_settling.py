@@ -120,7 +120,7 @@ async def test_a_type_that_changed_is_a_503_once(serve_these: Any, db: TestDatab
 
 
 async def test_a_statement_that_was_given_up_ends_in_postgres(serve_these: Any, db: TestDatabase) -> None:  # noqa: F811
-    """Not only when its own time is over: whoever holds the connection is cancelled, and the connection is lent again."""
+    """Also if the task that uses the connection is cancelled: the connection is used again."""
     client = await serve_these(**{"database.pool_size": 1, "database.statement_seconds": 20.0})
     before = set(await backends(db))
     task = asyncio.ensure_future(opened(client).read(("alice", "", ""), "SELECT pg_sleep(10)::text AS slept", ()))

@@ -66,7 +66,7 @@ async def test_one_that_fails_can_be_asked_again(connection: Connection) -> None
 
 
 async def test_who_gives_up_a_begin_leaves_nothing_to_the_next(connection: Connection) -> None:
-    """asyncpg goes on to believe in that transaction: such a connection is lent to nobody."""
+    """asyncpg still assumes that transaction: such a connection is never used again."""
     lock = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)"))
     await asyncio.sleep(0.05)
     with pytest.raises(Exception, match="another operation is in progress"):

@@ -1,4 +1,4 @@
-"""How Postgres runs a page: whoever has very many rows must not make it read them all, or sort them.
+"""How Postgres runs a page: for a caller with very many rows it must neither read nor sort all of them.
 
 Each query is planned as the server sends it, in the serving role, with row-level security and the caller's scope in it: once
 for nobody in particular, which is what a prepared statement comes to, and once for the arguments that are given.

@@ -1,4 +1,4 @@
-"""The one-statement read: who is asking and the question in a single statement. Is it sound?
+"""The one-statement read sets the scope before any row is read, whatever plan Postgres chooses.
 
 Every query here names no user and no organisation (but the two that say so): row-level security alone decides. The right
 answer comes from the same query in a transaction of its own, in which the settings were made by an earlier statement.
@@ -114,7 +114,7 @@ async def truth(connection: asyncpg.Connection, sql: str, who: Who, *arguments: 
 
 
 async def nothing_left(connection: asyncpg.Connection) -> None:
-    """Between reads a connection belongs to nobody."""
+    """Between reads a connection has no caller's settings."""
     assert [await connection.fetchval("SELECT NULLIF(current_setting($1, true), '')", name) for name in SETTINGS] == [None] * 3
     for table in ("data", "org_data", "invoices"):
         assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0
@@ -182,7 +182,7 @@ async def _apply(connection: asyncpg.Connection, plan: dict[str, str]) -> None:
 
 
 async def test_the_answers_are_not_empty_for_want_of_rows(app: asyncpg.Connection) -> None:
-    """Every query finds something for somebody, and nothing of anybody else's: the test above compares no empty lists."""
+    """Every query finds rows for some caller and none of any other: the test above does not compare empty lists."""
     for name, sql in QUERIES.items():
         rows = await truth(app, sql, someone(3))
         assert rows, name
@@ -192,7 +192,7 @@ async def test_the_answers_are_not_empty_for_want_of_rows(app: asyncpg.Connectio
 
 
 async def test_an_unsound_form_is_noticed(app: asyncpg.Connection) -> None:
-    """The settings in a WHERE: nothing on a clean connection, and somebody else's rows after somebody else."""
+    """With the settings in a WHERE instead: no rows on a clean connection, and another caller's rows after another caller."""
     assert rows_of(await app.fetchval(unsound(QUERIES["page"]), *someone(3))) == []
     async with app.transaction():
         await app.execute("SELECT set_config('gatepost.user_id', 'user_4', true)")
@@ -214,7 +214,7 @@ async def test_both_locks_together(app: asyncpg.Connection) -> None:
 
 
 async def test_nobody_sees_nothing(app: asyncpg.Connection) -> None:
-    """Without an identity, in either way to say so, and in every form; also over somebody else's settings."""
+    """Without an identity, as NULL and as an empty text, and in every form; also over another caller's settings."""
     for nobody in (("", "", ""), (None, None, None)):
         for form in FORMS:
             for stale in ("", "user_4"):
@@ -226,7 +226,7 @@ async def test_nobody_sees_nothing(app: asyncpg.Connection) -> None:
 
 
 async def test_after_an_error_a_timeout_and_a_cancel(app: asyncpg.Connection) -> None:
-    """Whatever ends a read, the connection belongs to nobody afterwards and serves the next one."""
+    """However a read ends, the connection has no caller's settings afterwards and serves the next read."""
     broken = one_statement("SELECT 1 / (length(user_id) - length(user_id)) AS x FROM data")
     slow = one_statement("SELECT pg_sleep(20), user_id FROM data")
     for _ in range(3):

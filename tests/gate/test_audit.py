@@ -1,4 +1,4 @@
-"""The audit log: every write leaves one entry, denials arrive, nobody forges, changes or reads what is not theirs."""
+"""The audit log: each write leaves one entry, denials are recorded, and no caller can forge, change or read entries of others."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_every_write_of_a_handler_leaves_exactly_one_entry(client: Client,
 
 
 async def test_what_a_key_writes_bears_the_keys_name(client: Client, log: TestDatabase) -> None:
-    """An organisation's managed key: no user stands behind it."""
+    """An organisation's managed key, which has no user."""
     made = (await client.post("/api/keys", ADMIN_A, json={"name": "k", "owner": "organization"})).json()
     got = await client.post("/api/orgs/org_a/data", {"X-API-Key": made["secret"]}, json={"name": "a"})
     assert got.json()["created_by"] == f"key:{made['id']}"
@@ -223,7 +223,7 @@ async def test_the_settings_count_within_their_transaction_alone(served: Any, lo
 # Outside of requests -------------------------------------------------------------------------------------------------------
 
 async def test_who_it_was_where_there_is_no_caller(served: Any, log: TestDatabase) -> None:
-    """Clerk's webhook ends keys as `system`, a superuser is `operator`, a stranger on a public route `anonymous`."""
+    """Clerk's webhook ends keys as `system`, a superuser is `operator`, a client on a public route `anonymous`."""
     async with owner_of(log) as owner:
         await apply(owner, "CREATE TABLE letters (id int PRIMARY KEY, text text); SELECT gatepost_audit('letters');"
                            f'GRANT INSERT ON letters TO "{log.server.serving_role}"')

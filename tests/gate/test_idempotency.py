@@ -436,7 +436,7 @@ async def test_a_snapshot_from_before_does_no_second_effect(acme: Client, db: Te
 
 
 async def test_a_row_that_only_the_constraint_sees_undoes_the_second_effect(acme: Client, db: TestDatabase) -> None:
-    """The lock is no more than politeness: without it the row's own uniqueness lets one through."""
+    """The lock only avoids waiting: without it the unique row still lets only one through."""
     name = _name(Identity(provider="stub", user_id="alice", org_id="org_a"), "POST", "/twice", "key-1")
     async with db.server.as_admin(db.name) as other:
         transaction = other.transaction()
@@ -629,7 +629,7 @@ async def test_a_task_that_is_left_behind_harms_nobody(acme: Client, db: TestDat
 async def test_a_task_that_does_not_end_is_not_waited_for_and_harms_nobody(
     serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It still holds a savepoint, so its connection must never be somebody else's."""
+    """It still holds a savepoint, so its connection must never be used by another caller."""
     monkeypatch.setattr(joined, "_PATIENCE_SECONDS", 0.05)
     client = await start(serve, **{"database.pool_size": 1})
     tasks: list[asyncio.Task[None]] = []
@@ -781,7 +781,7 @@ async def kept(acme: Client, db: TestDatabase) -> list[tuple[str, str]]:
 
 
 async def test_row_level_security_alone(kept: list[tuple[str, str]], db: TestDatabase) -> None:
-    """As the serving role, without a WHERE: one's own rows; and nothing can be changed, nor said in another one's name."""
+    """As the serving role, without a WHERE: only the caller's rows; none can be changed, or written in another caller's name."""
     row = "INSERT INTO idempotency_keys (hash, user_id, org_id, fingerprint, status, body, expires_at) VALUES (sha256('x'), $1, $2, sha256('x'), 200, '', now())"
     scopes = [*kept, ("", ""), ("carol", "org_a"), ("carol", ""), ("bob", "org_a"), ("alice", "org_b"), ("", "org_b")]
     async with db.server.connected(db.server.serving_role, db.name) as app:
@@ -828,7 +828,7 @@ async def test_a_row_without_an_owner_cannot_be(db: TestDatabase) -> None:
 
 
 async def test_pruning(kept: list[tuple[str, str]], db: TestDatabase) -> None:
-    """In small steps, what has expired and nothing else; rows that somebody is at are left."""
+    """Expired rows are deleted in small steps, and no others; locked rows are skipped."""
     await db.rows("UPDATE idempotency_keys SET expires_at = now() - interval '1 hour' WHERE user_id IS NOT NULL")
     async with db.server.connected(db.server.serving_role, db.name) as app, db.server.as_admin(db.name) as admin:
         async with admin.transaction():

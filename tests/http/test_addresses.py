@@ -221,7 +221,7 @@ def in_lines(entries: Sequence[str], cuts: Sequence[bool]) -> list[str]:
 
 @given(st.lists(ANYTHING, max_size=5), STRANGERS, st.lists(PROXIES, max_size=5), st.lists(st.booleans(), min_size=12, max_size=12))
 def test_nothing_that_a_client_says_changes_its_address(spoofed: list[str], client: str, proxies: list[str], cuts: list[bool]) -> None:
-    """A client sends any header it likes; each of the proxies adds on the right whom it heard, the last one is our peer."""
+    """A client may send any header; each proxy appends its peer's address on the right, and the last proxy is our peer."""
     heard = [",".join(spoofed), client, *proxies] if spoofed else [client, *proxies]
     addresses = ClientAddress(TRUSTED)
     assert addresses.of(request_from(("10.0.0.1", 1), *in_lines(heard, cuts))) == client

@@ -1,4 +1,4 @@
-"""The header Vary: a shared cache must not return one caller's response to another, whatever header holds the credential."""
+"""The header Vary lists every header that can hold a credential, so that a shared cache never mixes up callers."""
 
 from aiohttp import web
 from kits.app import ask, build_app, provider_plugin, routes_plugin, serving

@@ -311,7 +311,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 
 async def closed(client: Client, seconds: float) -> bool:
-    """Does the server hang up within this time, whatever it says before?"""
+    """Whether the server closes the connection within this time, whatever it sends before."""
     assert client.reader is not None
     try:
         async with asyncio.timeout(seconds):

@@ -19,7 +19,7 @@ def doc_page(name: str) -> Path:
 
 
 def test_exists(file: str, name: str) -> bool:
-    """Is there a test of this name in the one test file of this name, wherever below tests/ that is?"""
+    """Whether the test file of this name, anywhere below tests/, has a test of this name."""
     [found] = (ROOT / "tests").rglob(file)
     return re.search(rf"^(?:async )?def {name}\(", found.read_text("utf-8"), re.MULTILINE) is not None
 

@@ -21,7 +21,7 @@ LOCAL = "localhost"
 
 
 def settings(**given: Any) -> Settings:
-    """Settings of nobody's environment; keys are written with `__` for the dot (`limits__head_seconds`)."""
+    """Settings that read no environment; keys are written with `__` for the dot (`limits__head_seconds`)."""
     values = {"env": "test", "providers": ["stub"], **{key.replace("__", "."): value for key, value in given.items()}}
     return Settings(environ={}, given=values)
 
@@ -50,7 +50,7 @@ def build_app(extra: dict[str, object] | None = None, **given: Any) -> web.Appli
 
 
 def without_storage(app: web.Application) -> None:
-    """Nothing is opened for the database; nobody is revoked, and that stays so."""
+    """Without a database: nothing is opened, and no revocation exists or is stale."""
     app.cleanup_ctx[:] = [one for one in app.cleanup_ctx if one.__name__ != "_open_database"]  # type: ignore[attr-defined]
     app[SERVER_DATABASE].revocations.replace([], math.inf)
 
@@ -178,5 +178,5 @@ def stub(user_id: str = "user_1", **params: str) -> tuple[str, str]:
 
 
 def caller(**fields: Any) -> Identity:
-    """A session of a user in an organisation, unless said otherwise."""
+    """A session of a user in an organisation, unless the arguments differ."""
     return Identity(**{"provider": "test", "token_type": "session_token", "user_id": "user_1", "org_id": "org_1"} | fields)

@@ -114,7 +114,7 @@ def register_handlers(settings: Any) -> Any:
 
 
 class Secrets:
-    """Makes secrets and remembers them. `found(text)` are the names of those that stand in a text."""
+    """Makes secrets and remembers them. `found(text)` returns the names of those that a text contains."""
 
     def __init__(self) -> None:
         self.known: dict[str, list[str]] = {}

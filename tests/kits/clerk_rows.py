@@ -1,4 +1,4 @@
-"""The case table of session tokens: what is changed in a good token, under which settings, and what must come of it.
+"""The case table of session tokens: what is changed in a valid token, the settings, and the expected result.
 
 A row is (name, settings, header changes, claim changes, outcome). The outcome is a dict of what the Identity says, or
 the reason and detail of the refusal. The clock stands at NOW; the good token is the one of kits.tokens.

@@ -99,7 +99,7 @@ class Standby(Fragile):
 
 
 class Link:
-    """A TCP port that leads to a server's socket, until it is told to swallow everything or to hang up at once."""
+    """A TCP port that forwards to a server's socket, and on request drops all data or closes at once."""
 
     def __init__(self, server: Cluster) -> None:
         self._socket = f"{server.folder}/.s.PGSQL.5432"
@@ -116,7 +116,7 @@ class Link:
         return self
 
     def swallow(self) -> None:
-        """As when the machine has lost its power, or a firewall its memory: nothing comes back, nobody hangs up."""
+        """As after a power failure or a firewall's restart: nothing is returned, and no connection is closed."""
         self._mode = "swallow"
         for task in self._tasks:
             task.cancel()

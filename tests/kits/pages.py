@@ -61,7 +61,7 @@ def steps(text: str) -> list[Step]:
 
 
 def fits(shown: str, said: str) -> bool:
-    """Is this what the page shows? `…` stands for anything within a line; what standard error says is not shown."""
+    """Whether this is what the page shows. `…` matches anything within a line; standard error is not shown."""
     pattern = "".join(".*" if part == "…" else re.escape(part) for part in re.split("(…)", shown))
     return re.fullmatch(pattern, said.strip("\n")) is not None
 
@@ -92,7 +92,7 @@ class Shell:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nobody's settings, and this environment's python first."""
+    """An environment without settings, and with this environment's python first."""
     kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     return kept | {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 

@@ -45,7 +45,7 @@ def operations(told: dict[str, Any]) -> dict[tuple[str, str], Operation]:
 
 
 def with_plugin(*routes: web.RouteDef, **given: Any) -> dict[str, Any]:
-    """The document of a server with these routes of a stranger's plugin and `health`."""
+    """The document of a server with `health` and these routes of a plugin."""
     told = document(build_app({"acme": routes_plugin(*routes)}, **{"handlers": ["health"], **given}))
     OpenAPIV31SpecValidator(told).validate()
     return told
@@ -202,7 +202,7 @@ def test_a_machine_route_asks_for_a_machines_token() -> None:
 
 
 class Quiet:
-    """A provider that says nothing of its credentials, or what it is told to say."""
+    """A provider without security schemes, or with the given ones."""
 
     def __init__(self, schemes: Any = None) -> None:
         self.security_schemes = schemes
@@ -252,7 +252,7 @@ class Error(pydantic.BaseModel):
 
 
 async def bare(request: web.Request) -> web.Response:
-    """Words for whoever reads the code."""
+    """Text for readers of the code."""
     return answer([])
 
 
@@ -523,7 +523,7 @@ parameters = {{ id = "{KEY}" }}
 
 @pytest.mark.long
 async def test_schemathesis_finds_nothing(serve: Serve, rows: None, db: TestDatabase, tmp_path: Path) -> None:  # noqa: F811
-    """Fixed seed, a bounded number of examples; see what it said with `-rP`."""
+    """Fixed seed, a bounded number of examples; `-rP` shows its output."""
     await db.rows("INSERT INTO data (id, user_id, org_id, name) VALUES ($1, 'alice', 'org_a', 'old')", OTHER_ROW)
     client = await serve({**WEBHOOKS})
     (tmp_path / "schemathesis.toml").write_text(PARAMETERS)

@@ -1,4 +1,4 @@
-"""Every code block of the README and the pages is run, or read by whoever would read it; what cannot be is marked as text."""
+"""Every code block of the README and the pages is run or parsed by its own tool; blocks that cannot be are marked as text."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_what_is_shown_of_nginx_is_its_example() -> None:
 
 
 def named(page: str) -> dict[str, str]:
-    """The blocks of a page that are files, by the name that stands before them."""
+    """The blocks of a page that are files, by the file name before them."""
     text = (ROOT / page).read_text("utf-8")
     return dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
@@ -302,7 +302,7 @@ async def test_the_page_of_repeated_requests_is_true(tmp_path: Path) -> None:
 
 
 class Moody:
-    """A server that answers as it is told: a status and a body, or None for a connection that is closed without an answer."""
+    """A server with a given response: a status and a body, or None to close the connection without a response."""
 
     def __init__(self, *answers: tuple[int, Mapping[str, Any]] | None) -> None:
         self.answers, self.keys = list(answers), set[str]()

@@ -60,7 +60,7 @@ def quiet(*words: str | Path, **more: Any) -> str:
 
 
 def known_settings(env: dict[str, str], tmp_path: Path) -> Settings:
-    """The settings of this environment with its secrets in files; a name that nobody knows is an error."""
+    """The settings of this environment with its secrets in files; an unknown name is an error."""
     (tmp_path / "secret").write_text("postgresql://gatepost_app@localhost/gatepost")
     (tmp_path / "none").write_text("whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
     files = {name: str(tmp_path / ("secret" if "DATABASE" in name else "none")) for name in env if name.endswith("_FILE")}

@@ -154,7 +154,7 @@ async def run(env: Mapping[str, str], *words: str) -> str:
 
 
 async def asked(url: str, headers: Mapping[str, str] | None = None, **more: Any) -> tuple[int, Any]:
-    """One exchange on a connection of its own; 0 where nobody listens."""
+    """One exchange on a new connection; 0 if the connection is refused."""
     try:
         async with aiohttp.ClientSession() as client, client.request(more.pop("method", "GET"), url, headers=headers, **more) as got:
             return got.status, json.loads(await got.read() or b"null")

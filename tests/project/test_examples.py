@@ -1,4 +1,4 @@
-"""The examples as a stranger has them: installed with pip, their own tests run, served by the real program."""
+"""The examples as a user gets them: installed with pip, tested with their own tests, served by the real program."""
 
 from __future__ import annotations
 

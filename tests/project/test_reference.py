@@ -1,4 +1,4 @@
-"""The pages that are written from the code, `init`, and what commands print for machines and for whoever waits."""
+"""The pages that are generated from the code, `init`, and the JSON and progress that commands print."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_page_of_reference_holds_no_address_of_an_object() -> None:
 
 
 async def test_the_table_of_metrics_is_what_is_told(serve: Serve) -> None:
-    """Every metric of a running server stands in the table with its kind and its labels."""
+    """Every metric of a running server is in the table with its kind and labels."""
     client = await serve({"limits.caller": "1/minute"})
     for _ in range(2):
         await client.get("/api/me", {"Authorization": 'Stub user_id="alice"'})

@@ -32,7 +32,7 @@ def in_order(nav: list[Any]) -> Iterator[str]:
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Build the site of a folder, strictly; whoever asked the network would hit a wall."""
+    """Build the site of a folder, strictly and without network access."""
     wall = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     words = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     return subprocess.run(words, cwd=folder, env=os.environ | wall, capture_output=True, text=True, check=False, timeout=120)
@@ -52,7 +52,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 
 def test_every_page_but_the_first_ones_is_named_by_another() -> None:
-    """Whoever reads finds it, without the navigation too."""
+    """Readers find it without the navigation, too."""
     texts = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", *doc_pages()]}
     for name in texts:
         others = "".join(text for other, text in texts.items() if other != name)

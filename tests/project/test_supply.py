@@ -61,7 +61,7 @@ def floor(wanted: Requirement) -> Version | None:
 
 
 def holes(lines: list[str]) -> list[str]:
-    """What is let in by these requirements or pins and has a known hole; a line that says no version lets in everything."""
+    """The versions with a known vulnerability that these requirements or pins allow; a line without a version allows all."""
     found = []
     for line in lines:
         wanted = Requirement(line)

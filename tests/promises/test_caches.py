@@ -11,7 +11,7 @@ from server.routing.resolver import Resolver
 
 
 def test_the_statement_that_is_remembered_holds_no_caller() -> None:
-    """Its key is the handler's SQL and the number of arguments; whoever asks comes as three arguments behind those."""
+    """Its key is the handler's SQL and the number of arguments; the caller is three further arguments."""
     text = one_statement("SELECT name FROM data WHERE user_id = $1", 1)
     assert one_statement("SELECT name FROM data WHERE user_id = $1", 1) is text
     assert [f"'gatepost.{name}', ${n}" in text for n, name in enumerate(("user_id", "org_id", "admin_org_id"), 2)] == [True] * 3

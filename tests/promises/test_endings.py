@@ -57,7 +57,7 @@ async def end_within_a_second(clients: tuple[Client, ...], *keys: dict[str, str]
 
 
 async def chain(client: Client, db: TestDatabase) -> list[Any]:
-    """A user's key, and the organisation keys below it: three, and no more."""
+    """A user's key, and the organisation keys below it: at most three."""
     anna = stub("anna", org_id="org_a", org_role="org:admin")
     row = await make(client, anna, org_role="org:admin")
     made = [row]
@@ -116,7 +116,7 @@ async def test_work_does_not_grow_with_what_hangs_below(two: tuple[Client, Clien
 
 
 async def test_a_secret_ends_with_the_key_that_rotated_it(two: tuple[Client, Client]) -> None:
-    """A stolen key gives its owner's other key a new secret, with a week of overlap for nobody to notice."""
+    """A stolen key rotates its owner's other key, with a week of overlap so that it goes unnoticed."""
     stolen, other = await make(two[0], ALICE), await make(two[0], ALICE)
     got = await two[0].post(f"/api/keys/{other['id']}/rotate", bearer(stolen), {"overlap_seconds": 7 * 86_400})
     assert got.status == 200

@@ -104,7 +104,7 @@ async def test_a_malformed_act_is_a_401(serve: Serve, clerk: LoopbackClerk, act:
 
 
 async def test_an_oauth_token_of_clerks(serve: Serve, clerk: LoopbackClerk) -> None:
-    """Clerk's answer about an opaque token may have the member `act`; null is nobody there."""
+    """Clerk's answer about an opaque token may have the member `act`; null means none."""
     client = await serve(clerk.settings(), extra={"acme": plugin(web.get("/who", who))})
     for act, wanted in (({"sub": "eve"}, "eve"), (None, None)):
         token = clerk.machine_token("user_1", "oauth_token")

@@ -84,7 +84,7 @@ async def is_whole(db: TestDatabase, row: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def locked(db: TestDatabase, row: str) -> AsyncIterator[None]:
-    """Somebody's transaction holds the row, and does not end."""
+    """Another transaction locks the row, and does not end."""
     async with db.server.as_admin(db.name) as admin, admin.transaction():
         await admin.execute("SELECT 1 FROM data WHERE id = $1 FOR UPDATE", row)
         yield

@@ -1,4 +1,4 @@
-"""For a stranger, a 2xx comes from a route that is declared public and listed, and from nothing else.
+"""Without a credential only routes that are declared public and listed as public respond with a 2xx.
 
 A real server, raw request lines made by mutation, and two oracles: the handler that ran says which it is, and `explain`
 says beforehand what will happen.
@@ -298,7 +298,7 @@ async def test_a_preflight_says_the_same_for_every_path_and_runs_nothing(target:
 
 @pytest.mark.parametrize("target", ["/api/me", "/unknown", "/api/webhooks-admin"])
 async def test_an_expectation_is_answered_after_the_gate(target: str) -> None:
-    """`100 Continue`, and 417 for an unknown expectation, would tell a stranger that somebody listens."""
+    """`100 Continue`, and 417 for an unknown expectation, would reveal the server to a client without a credential."""
     async with server() as (_, port), Client(port) as client:
         for expectation in ("100-continue", "weird"):
             reply = await client.ask("POST", target, [("Host", LOCAL), ("Expect", expectation), ("Content-Length", "0")])

@@ -136,7 +136,7 @@ async def rows(db: TestDatabase) -> None:
 
 
 def stamped(got: Got, *, cacheable: bool = False, own: Mapping[str, str] | None = None) -> None:
-    """The headers that every answer bears, whoever gets it."""
+    """The headers of every response, for every caller."""
     headers = got.headers
     assert re.fullmatch(r"[0-9a-f]{24}", headers["X-Request-Id"])
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -308,7 +308,7 @@ async def test_an_empty_api_key_is_no_credential(client: Client) -> None:
 
 
 def provider(error: Exception | None, answer: object = None) -> tuple[object, list[str]]:
-    """A plugin with a provider that raises or answers as told, and the paths that it was asked about."""
+    """A plugin whose provider raises or returns what it is given, and the paths for which it was called."""
     asked: list[str] = []
 
     class Scripted:

@@ -105,7 +105,7 @@ async def served(file: Path, db: TestDatabase) -> AsyncIterator[Client]:
 
 
 async def scenario(client: Client, caller: Header, provider: str) -> None:
-    """What Alice does on every day of the week, whoever says that she is Alice."""
+    """What Alice does on every day of the week, with every provider that can authenticate her."""
     me = (await client.get("/api/me", caller)).json()
     assert {name: me[name] for name in ("provider", "user_id", "org_id", "org_role", "org_permissions")} == {
         "provider": provider, "user_id": "alice", "org_id": "org_a", "org_role": "org:member", "org_permissions": PERMISSIONS,

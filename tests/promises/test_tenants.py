@@ -49,7 +49,7 @@ async def names(client: Client, path: str, caller: dict[str, str]) -> list[str]:
 
 
 def same_but_for_the_request(one: Got, other: Got) -> None:
-    """Nothing tells these two answers apart."""
+    """These two responses are indistinguishable."""
     assert (one.status, one.raw) == (other.status, other.raw)
     headers = [{name.lower(): value for name, value in got.headers.items()} for got in (one, other)]
     for each in headers:

@@ -176,7 +176,7 @@ async def test_no_spelling_of_none_is_an_algorithm(world: World) -> None:
 
 
 async def test_keys_that_a_header_brings_are_never_looked_at(world: World) -> None:
-    """`jwk`, `x5c`, `jku`, `x5u` (RFC 7515 4.1): nobody is called, and an attacker's key opens nothing. Beside a good signature they mean nothing."""
+    """`jwk`, `x5c`, `jku`, `x5u` (RFC 7515 4.1): no URL is fetched, and an attacker's key is never used. With a valid signature they are ignored."""
     called: list[str] = []
 
     async def listen(request: web.Request) -> web.Response:
@@ -238,7 +238,7 @@ async def test_odd_key_ids_are_only_names(world: World) -> None:
 
 
 class Lookups:
-    """The database as the provider of API keys sees it: knows nobody, and counts."""
+    """The database as the provider of API keys sees it: it finds no key, and counts the calls."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()

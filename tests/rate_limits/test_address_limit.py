@@ -52,7 +52,7 @@ async def flood(port: int, number: int, *headers: tuple[str, str]) -> Counter[in
 
 
 async def test_a_stranger_behind_an_unlisted_proxy_locks_no_user_out() -> None:
-    """Everybody comes from the proxy's address: 3,000 refused credentials of one are nobody else's."""
+    """All clients come from the proxy's address: 3,000 refused credentials of one client do not affect others."""
     async with serving(build_app(**PRODUCTION)) as port:
         assert await flood(port, 3050, BAD) == {401: 3050}
         assert (await ask(port, "GET", "/api/me", token())).status == 200

@@ -70,7 +70,7 @@ class Parser:
 
 
 async def agree(lookup: Resolver, router: web.UrlDispatcher, request: Any) -> bool:
-    """Was the short way taken? And if so, to where the router goes?"""
+    """Whether the fast path was taken, and whether it found the same route as the router."""
     short = lookup.at_once(request)
     if short is None:
         return False

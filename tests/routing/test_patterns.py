@@ -350,7 +350,7 @@ def test_a_template_shadows_another_as_the_automata_say(earlier: str, later: str
 
 @pytest.mark.parametrize("template", ["/api/shared/{{id}}/part{}", "/api/plain{}", "/api/own{}/{{id}}", "/api/{{n:\\d+}}/part{}"])
 def test_many_routes_are_not_held_against_one_another_in_pairs(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start with many routes must not take minutes: nearly all pairs are told apart at first sight."""
+    """A start with many routes must not take minutes: nearly all pairs are distinguished by their first segments."""
     asked, within = [], Automaton.within
     monkeypatch.setattr(Automaton, "within", lambda *given: asked.append(given) or within(*given))
     found = list(_shadowed([template.format(number) for number in range(200)]))

@@ -1,4 +1,4 @@
-"""`python -m server check` on schemas that somebody has spoilt: status 2 and the problem by name; and the start refuses them.
+"""`python -m server check` on damaged schemas: status 2 and the named problem; the server refuses to start with them, too.
 
 What it says of ours: nothing. What is unwise but no hole it tells as a warning, with status 0.
 """

@@ -1,4 +1,4 @@
-"""Nothing tells one tenant what another has: not a conflict, a foreign key, an id, a cursor, a count, nor an error's words.
+"""No conflict, foreign key, id, cursor, count or error message reveals to one tenant what another has.
 
 Two answers are alike when status, body and every header but the request's id and the date are the same.
 """
@@ -181,7 +181,7 @@ async def test_lists_and_counts_do_not_feel_others_rows(client: Client) -> None:
 
 @pytest.mark.long
 async def test_how_long_a_foreign_and_a_missing_row_take(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    """Asked in turn, so that the machine's moods fall on both. 0.50 means: nobody could tell one from the other."""
+    """The requests alternate, so that the machine's load affects both. 0.50 means: the two cannot be distinguished."""
     row = (await made(client, "/api/data", ALICE))["id"]
     for n in range(50):
         await made(client, "/api/data", ALICE, {"name": str(n)})

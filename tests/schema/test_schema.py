@@ -119,7 +119,7 @@ async def test_data_is_inserted_only_for_oneself_and_the_active_organisation(app
 
 @pytest.mark.parametrize(("table", "name"), [("org_data", "name"), ("invoices", "customer")])
 async def test_the_organisations_rows(app: asyncpg.Connection, table: str, name: str) -> None:
-    """Seen, changed and deleted by whoever has it as active organisation, whatever their user or administrator's scope is."""
+    """Seen, changed and deleted by every caller with it as active organisation, whatever the user's or administrator's scope."""
     red = await _as_owner(app, f"SELECT {name} FROM {table}", ("", "red", ""))
     for who, seen in ((ADA, red), (BOB_ADMIN, red), (CLEO, {"b1"}), (("", "red", ""), red), (("ada", "", ""), set()),
                       (("bob", "", "red"), set()), (NOBODY, set())):
@@ -206,7 +206,7 @@ async def test_nobody_else_comes_in(cluster: Server, database: str) -> None:  # 
 # Nobody ------------------------------------------------------------------------------------------------------------------
 
 async def test_without_an_identity_there_are_no_rows(app: asyncpg.Connection) -> None:
-    """Never set (NULL), set in an earlier transaction (''), and set outside of one: all mean nobody."""
+    """Never set (NULL), set in an earlier transaction (''), and set outside of one: all mean no caller."""
     assert [await app.fetchval("SELECT current_setting($1, true)", name) for name in SETTINGS] == [None] * 3
     for _ in range(2):
         for table in ("data", "org_data", "invoices"):
@@ -502,7 +502,7 @@ async def test_sabotage_is_told(cluster: Server, database: str, done: str, said:
 
 
 async def test_a_borrowed_role_is_told(cluster: Server, database: str) -> None:  # noqa: F811
-    """SET ROLE is no serving role: whoever took it on can leave it again."""
+    """A role taken on by SET ROLE is no serving role: the session can leave it again."""
     async with cluster.as_admin(database) as admin:
         await admin.execute(f'SET ROLE "{cluster.serving_role}"')
         assert any("can leave the role" in one for one in await safety.problems(admin))

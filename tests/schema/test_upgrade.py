@@ -64,7 +64,7 @@ def test_a_schema_without_its_numbers_is_noticed() -> None:
 
 
 def forgotten(mark: Mark, released: dict[int, str]) -> bool:
-    """Has the text changed since a release, and the revision has not?"""
+    """Whether the text has changed since a release without a new revision."""
     return mark.revision < max(released, default=0) or released.get(mark.revision, mark.checksum) != mark.checksum
 
 
@@ -193,7 +193,7 @@ async def program(db: Any, where: Path, *words: str) -> tuple[int, str, str]:
 
 
 async def ask(client: aiohttp.ClientSession, url: str, stop: asyncio.Event) -> list[int]:
-    """Write and read until told to stop: the statuses."""
+    """Write and read until `stop` is set; returns the statuses."""
     seen = []
     while not stop.is_set():
         async with client.post(f"{url}/api/data", headers=ME, json={"name": "n"}) as made:

@@ -1,4 +1,4 @@
-"""The end of a server, as the real program: what has been received is answered, and nothing else holds the process."""
+"""Shutdown of the real program: received requests are answered, and nothing else delays the end of the process."""
 
 from __future__ import annotations
 

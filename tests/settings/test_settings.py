@@ -1,4 +1,4 @@
-"""Settings: where they come from, what they may be, what is refused by name, and that no secret is ever said."""
+"""Settings: their sources, their accepted values, errors that name the key, and no secret in any message."""
 
 from pathlib import Path
 from typing import Any

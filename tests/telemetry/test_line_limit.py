@@ -1,4 +1,4 @@
-"""Lines that a client can cause are bounded, and how many are missing is said."""
+"""Log lines that a client can cause are limited, and the number of omitted lines is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: what stands in them, and what never does."""
+"""Log lines: what they contain, and what they never contain."""
 
 from __future__ import annotations
 

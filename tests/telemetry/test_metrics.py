@@ -1,4 +1,4 @@
-"""What is counted, how it is shown, and what it costs nobody: no path, no address, no tenant in a label."""
+"""Metrics: what is counted and how it is exposed, without a path, an address or a tenant in a label."""
 
 from __future__ import annotations
 

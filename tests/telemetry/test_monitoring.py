@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alerts: every metric they ask for is one that the server tells, with the labels it has."""
+"""The Grafana dashboard and the alerts use only metrics and labels that the server exposes."""
 
 from __future__ import annotations
 

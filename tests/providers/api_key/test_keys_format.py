@@ -1,4 +1,4 @@
-"""What a managed key looks like: its parts, its checksum, and what is told apart from a key without asking anybody."""
+"""The format of managed keys: the parts, the checksum, and texts that are recognised as no key without a look-up."""
 
 from __future__ import annotations
 

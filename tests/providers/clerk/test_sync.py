@@ -250,7 +250,7 @@ REVOKED: dict[str, tuple[list[dict[str, Any]], dict[tuple[str, str], float | Non
 
 @pytest.mark.parametrize("name", REVOKED)
 async def test_revoked(hooks: Client, db: TestDatabase, serving: asyncpg.Connection, name: str) -> None:
-    """What is revoked, for how long; the reader sees it, and is told at once if anything is."""
+    """What is revoked and for how long; the feed reads it, and is notified at once."""
     told: list[str] = []
     await serving.add_listener("gatepost_revocations", lambda *said: told.append(said[3]))
     events, wanted = REVOKED[name]
@@ -351,7 +351,7 @@ async def test_replay_says_what_failed(hooks: Client, db: TestDatabase, capsys: 
 
 
 async def test_an_id_is_remembered_for_an_hour_at_least(db: TestDatabase, serving: asyncpg.Connection) -> None:
-    """Whoever asks for less would open the door to replays."""
+    """A shorter time would allow replays."""
     apply = "SELECT apply_clerk_event('msg_1', 'x', now(), '{}', '0', '1 day')"
     assert [await serving.fetchval(apply), await serving.fetchval("SELECT prune_sync()"), await serving.fetchval(apply)] == ["stored", 0, "repeated"]
     await empty(db)

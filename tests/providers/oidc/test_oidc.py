@@ -352,7 +352,7 @@ async def test_a_payload_with_two_readings_is_refused(house: tokens.TestHouse, i
     lambda url: None, lambda url: DROP, lambda url: url.replace("http", "https"), lambda url: f" {url}",
 ])  # fmt: skip
 async def test_another_iss_is_not_ours(house: tokens.TestHouse, issuer: Issuer, change: Any) -> None:
-    """It is nobody's here, whatever has signed it; the gate refuses it when no other provider takes it."""
+    """Such a token belongs to no issuer here, whichever key signed it; the gate refuses it if no other provider accepts it."""
     async with opened(house, table(issuer)) as provider:
         assert await asked(provider, issuer.token(iss=change(issuer.url))) is None
 
