@@ -16,6 +16,7 @@ from .gate.admission import Gate
 from .gate.audit import Audit
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
+from .gate.untaken import holder
 from .http import connection_server
 from .http.backlog import Backlog
 from .http.body_bytes import BODY_LIMITS
@@ -151,6 +152,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         connections=settings.get("limits.connections"),
         descriptors=settings.get("database.pool_size"),
         backlog=backlog,
+        hold=holder(limits.concurrency),
     )
     return app
 

@@ -13,7 +13,10 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
-    RequestHandler: ("_close", "_current_request", "_drain_helper", "_loop", "_manager", "_messages", "_paused", "_request_count", "_upgraded", "_waiter"),
+    RequestHandler: (
+        "_close", "_current_request", "_drain_helper", "_loop", "_manager", "_messages", "_paused",
+        "_request_count", "_upgraded", "_waiter",
+    ),
     StreamReader: ("_eof",),
     StreamWriter: ("_eof",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),

@@ -7,7 +7,9 @@ how long the server keeps the response, the connection and a place among `limits
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -18,6 +20,9 @@ LEAST_BYTES: Final = 65_536
 """What a client must take of a response within `limits.write_seconds`, or all that is left: at 30 s about 2 KiB a second."""
 _LOOKS: Final = 4
 """How many times within `limits.write_seconds` the connections are looked at."""
+
+_UNSENT_IN_KERNEL: Final = 131_072
+"""Bytes of a connection that the kernel may hold without having sent them. By default it takes megabytes."""
 
 
 class Mark:
@@ -106,6 +111,14 @@ class Backlog:
             mark.unsent, mark.since = unsent, now
         mark.unsent = max(mark.unsent, unsent)  # more was written meanwhile
         return now - mark.since >= self._seconds
+
+
+def bound_kernel_buffer(transport: asyncio.BaseTransport) -> None:
+    """Bytes that a client does not take must stay where they are counted (server.http.backlog), not in the kernel."""
+    connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if connection is not None and option is not None and connection.family != getattr(socket, "AF_UNIX", None):
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_IN_KERNEL)
 
 
 BACKLOG: Final = web.AppKey("backlog", Backlog)

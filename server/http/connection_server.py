@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -14,6 +15,8 @@ from .backlog import BACKLOG, Backlog
 from .descriptors import bound_accept_errors, room_for
 from .draining import DrainingServer
 from .protocol import Connection, Handler, HandOver
+
+Hold: TypeAlias = Callable[[web.BaseRequest], Callable[[], None]]
 
 
 class Request(web.Request):
@@ -33,10 +36,12 @@ class ConnectionServer(DrainingServer):
     """The connection balancer, if several workers share a port."""
     backlog: Backlog
     """What the connections hold for their clients."""
+    hold: Hold
+    """Counts a request whose response is not taken yet for its caller; returns the function that ends this."""
 
-    def __init__(self, handler: Any, *, backlog: Backlog, **kwargs: Any) -> None:
+    def __init__(self, handler: Any, *, backlog: Backlog, hold: Hold, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self.backlog = backlog
+        self.backlog, self.hold = backlog, hold
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
@@ -58,6 +63,7 @@ def install(
     connections: int,
     descriptors: int,
     backlog: Backlog,
+    hold: Hold = lambda request: lambda: None,
 ) -> None:
     """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
 
@@ -66,6 +72,7 @@ def install(
     idle_seconds              how long a connection without a request stays open
     descriptors               file descriptors that the process needs besides those of its connections
     backlog                   counts and bounds what is held for all clients; it is kept as `app[BACKLOG]`
+    hold                      counts a request while its response is not taken yet
     """
     app[BACKLOG] = backlog
 
@@ -76,7 +83,7 @@ def install(
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
-        kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog}
+        kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold}
         bound_accept_errors()
         return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)
 

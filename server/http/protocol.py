@@ -7,10 +7,8 @@ is a JSON error, and the log contains only the type of the error.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -18,25 +16,13 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
-from .backlog import Backlog, Mark
+from .backlog import Backlog, Mark, bound_kernel_buffer
 from .errors import error_response
 from .parser_errors import OrderedErrors
 from .response import JsonResponse, last_words
 from .stamp import new_request_id, stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-_UNSENT_IN_KERNEL: Final = 131_072
-"""Bytes of a connection that the kernel may hold without having sent them. By default it takes megabytes."""
-
-
-def _keep_kernel_buffer_small(transport: asyncio.BaseTransport) -> None:
-    """Bytes that a client does not take must stay where they are counted (server.http.backlog), not in the kernel."""
-    connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_NOTSENT_LOWAT", None)
-    if connection is not None and option is not None and connection.family != getattr(socket, "AF_UNIX", None):
-        with suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_IN_KERNEL)
 
 
 class HandOver(Protocol):
@@ -54,6 +40,7 @@ class Manager(Protocol):
 
     sharing: HandOver | None
     backlog: Backlog
+    hold: Callable[[web.BaseRequest], Callable[[], None]]
 
 
 class Connection(OrderedErrors):
@@ -63,8 +50,18 @@ class Connection(OrderedErrors):
     """
 
     __slots__ = (
-        "_busy_bytes", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_most", "_sharing", "_wire",
-        "backlog", "mark",
+        "_busy_bytes",
+        "_handed",
+        "_head_bytes",
+        "_head_limit",
+        "_head_seconds",
+        "_head_timer",
+        "_hold",
+        "_most",
+        "_sharing",
+        "_wire",
+        "backlog",
+        "mark",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +73,7 @@ class Connection(OrderedErrors):
         self._head_limit, self._head_seconds = head_bytes, head_seconds
         self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self.backlog = manager.backlog
+        self.backlog, self._hold = manager.backlog, manager.hold
         self.mark: Mark | None = None
         self._wire: asyncio.Transport | None = None
 
@@ -90,7 +87,7 @@ class Connection(OrderedErrors):
                 return
         super().connection_made(transport)
         self._wire = cast("asyncio.Transport", transport)  # `transport` is None from the moment the connection closes
-        _keep_kernel_buffer_small(transport)
+        bound_kernel_buffer(transport)
         if self._manager is not None:
             self.backlog.watch(self._loop, self._manager._connections)
         if self._manager is not None and len(self._manager._connections) > self._most:
@@ -180,16 +177,23 @@ class Connection(OrderedErrors):
                     return resp, True
                 transport.write(data)
                 resp._eof_sent = True
-                return resp, self._paused and await self._is_lost()
-        done, lost = await super().finish_response(request, resp, start_time)
-        return done, lost or (self._paused and await self._is_lost())
+                return resp, self._paused and await self._is_lost(request)
+        ended = self._hold(request)
+        try:
+            done, lost = await super().finish_response(request, resp, start_time)
+        finally:
+            ended()
+        return done, lost or (self._paused and await self._is_lost(request))
 
-    async def _is_lost(self) -> bool:
+    async def _is_lost(self, request: web.BaseRequest) -> bool:
         """Wait until the client has taken the response. True if the connection ends first."""
+        ended = self._hold(request)
         try:
             await self._drain_helper()
         except ConnectionError:
             return True
+        finally:
+            ended()
         return self.transport is None
 
     def handle_error(

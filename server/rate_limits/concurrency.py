@@ -43,6 +43,10 @@ class Concurrency:
         self._in_work[caller] = count + 1
         return True
 
+    def hold(self, caller: str) -> None:
+        """Count a request of this caller whose response is not taken yet, also beyond the limit. `leave` ends it."""
+        self._in_work[caller] = self._in_work.get(caller, 0) + 1
+
     async def wait(self, caller: str) -> None:
         """Begin a request when it is its turn: first come, first served. Raises TooManyRequests after `WAIT_SECONDS`."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,7 +65,8 @@ class Concurrency:
 
     def leave(self, caller: str) -> None:
         """End a request, exactly once for each that has begun. Its place goes to the longest waiter of the same caller."""
-        if self._waiting and (line := self._waiting.get(caller)) is not None:
+        count = self._in_work[caller]
+        if count <= self._most and self._waiting and (line := self._waiting.get(caller)) is not None:
             while line:
                 turn = line.popleft()
                 if not line:
@@ -69,7 +74,6 @@ class Concurrency:
                 if not turn.done():
                     turn.set_result(None)
                     return
-        count = self._in_work[caller]
         if count > 1:
             self._in_work[caller] = count - 1
         else:

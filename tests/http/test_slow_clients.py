@@ -293,3 +293,17 @@ async def test_a_body_that_breaks_off_in_nonsense_is_one_400() -> None:
         assert await client.closed_by_server()
 
 
+
+
+async def test_responses_that_are_not_taken_count_for_their_caller() -> None:
+    app = app_of(limits__concurrency=3)
+    async with serving(app) as port:
+        clients = [unread(port, "/large") for _ in range(3)]
+        await until(lambda: app[BACKLOG].responses > 3 * MIB)
+        mine = await ask(port, "GET", "/small", stub())
+        assert (mine.status, mine.json["error"]) == (429, "Too Many Requests")
+        assert (await ask(port, "GET", "/small", stub("other"))).status == 200
+        for client in clients:
+            client.close()
+        await until(lambda: at_rest(app[BACKLOG]))
+        assert (await ask(port, "GET", "/small", stub())).status == 200

@@ -1,0 +1,31 @@
+"""A response that its caller takes slowly counts as a request in work, so that one caller cannot hold any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from aiohttp import web
+
+from ..auth.caller import caller_key
+from ..auth.identity import IDENTITY
+from ..http.connection_server import Hold
+from ..rate_limits.concurrency import Concurrency
+
+
+def holder(concurrency: Concurrency) -> Hold:
+    """A function that counts a request's caller once more and returns the function that ends this. Unknown callers are not counted."""
+
+    def hold(request: web.BaseRequest) -> Callable[[], None]:
+        identity = request.get(IDENTITY)
+        if identity is None:
+            return _nothing
+        caller = caller_key(identity)
+        concurrency.hold(caller)
+        return partial(concurrency.leave, caller)
+
+    return hold
+
+
+def _nothing() -> None:
+    """There is no caller to count."""
