@@ -60,6 +60,7 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     """Run one SELECT under the caller's scope in one round trip; returns its rows as a JSON array that Postgres makes.
 
     `sql` uses `$1`, `$2`, … for `args`. Take identities from `identity_of(request)`, never from what the client sends.
+    With the arguments of a `page` it stops reading at `limits.page_bytes` bytes.
     `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]

@@ -59,7 +59,8 @@ HEADERS: Final = {
 
 PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "limit": {
-        "name": "limit", "in": "query", "description": "The maximum number of rows in a page.",
+        "name": "limit", "in": "query",
+        "description": "The maximum number of rows in a page. It may have fewer, and still a `Link`.",
         "schema": {"type": "integer", "minimum": 1, "maximum": LARGEST_LIMIT, "default": DEFAULT_LIMIT},
     },
     "cursor": {
