@@ -14,7 +14,10 @@ from ..rate_limits.concurrency import Concurrency
 
 
 def holder(concurrency: Concurrency) -> Hold:
-    """A function that counts a request's caller once more and returns the function that ends this. Unknown callers are not counted."""
+    """A function that counts the caller of a request once more and returns the function that ends this.
+
+    Unknown callers are not counted.
+    """
 
     def hold(request: web.BaseRequest) -> Callable[[], None]:
         identity = request.get(IDENTITY)
