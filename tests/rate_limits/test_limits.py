@@ -279,17 +279,28 @@ async def test_a_start_without_the_storage(serve: Serve, redis: Redis, caplog: p
     assert await statuses(client, 300) == {200: 100, 429: 200}
 
 
-async def test_a_storage_that_hangs_holds_nobody_up_and_mixes_nothing_up(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_storage_that_hangs_holds_nobody_up_and_mixes_nothing_up(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It never answers while it is stopped, so that each `add` that returns has not waited for it."""
     counters = Counters(redis.url)
+
+    def wait_at_most(seconds: float) -> None:  # before and after, a slow machine is no outage
+        monkeypatch.setattr(counters_room, "_SECONDS", seconds)
+        monkeypatch.setattr(counters_room, "_QUEUE_SECONDS", seconds / 2)
+
+    usual = counters_room._SECONDS
+    wait_at_most(10)
     await asyncio.gather(*(counters.add(f"before-{number}", number, 600) for number in range(1, 17)))
     redis.pause()
+    wait_at_most(usual)
     during = await asyncio.gather(*(counters.add(f"during-{number}", number, 600) for number in range(1, 200)))
     assert during == list(range(1, 200))
     redis.resume()
     async with asyncio.timeout(10):
         while not said(caplog, "answers again"):
             await asyncio.sleep(0.05)
+    wait_at_most(10)
     # Late answers to the calls that were given up must not be taken for answers to these.
     for number in range(1, 17):
         assert await counters.add(f"before-{number}", 1000, 600) == 1000 + number
