@@ -14,12 +14,11 @@ from typing import Any, Final, TypeAlias
 
 from ..http.answers import Rows
 from ..http.errors import Unavailable
-from ..http.pagination import page_bytes_of
 from ..settings.setting import ConfigError
 from . import driver
 from .hosts import Hosts
 from .pool import Pool
-from .statements import IN_UTC, Scoped, one_statement, set_scope_and_limits, set_scope_and_lock_limit
+from .statements import IN_UTC, Scoped, set_scope_and_limits, set_scope_and_lock_limit, statement_of
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
@@ -99,7 +98,7 @@ class Database:
 
     def statement(self, sql: str, args: tuple[Any, ...]) -> str:
         """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
-        return one_statement(sql, len(args), self._first, page_bytes_of(args))
+        return statement_of(sql, args, self._first)
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from ..http.pagination import LARGEST_LIMIT
+from ..http.pagination import LARGEST_LIMIT, page_bytes_of
 
 SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 """The settings that the policies read, in the order of a `Scope`."""
@@ -47,6 +47,11 @@ def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_sec
         f" set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
         f" set_config('idle_in_transaction_session_timeout', '{round(idle_seconds * 1000)}', true)"
     )
+
+
+def statement_of(sql: str, args: tuple[Any, ...], first: str = "") -> str:
+    """As `one_statement`, for these arguments: with a page's bound if they are a page's."""
+    return one_statement(sql, len(args), first, page_bytes_of(args))
 
 
 @lru_cache(maxsize=1024)
