@@ -82,8 +82,8 @@ def membership(kind: str, at: float, *, id: str = "orgmem_1", who: str = "alice"
                  public_user_data={"user_id": who, "identifier": f"{who}@example.com"})  # fmt: skip
 
 
-def session(kind: str, at: float, id: str = "sess_1") -> dict[str, Any]:
-    return event(f"session.{kind}", at, id=id, object="session", user_id="alice", status=kind, client_id="client_1",
+def session(kind: str, at: float, id: str = "sess_1", user_id: str = "alice") -> dict[str, Any]:
+    return event(f"session.{kind}", at, id=id, object="session", user_id=user_id, status=kind, client_id="client_1",
                  user=user("updated", at)["data"], updated_at=round((T0 + at) * 1000), created_at=T0 * 1000)  # fmt: skip
 
 

@@ -266,3 +266,40 @@ async def test_hints_do_not_multiply_the_readings(two: tuple[Client, Client], db
             await asyncio.sleep(0.001)
     assert len(moments) > 3
     assert min(later - earlier for earlier, later in itertools.pairwise(moments)) >= revocation_feed.SHORTEST_SECONDS * 0.9
+
+
+async def test_a_tenant_that_made_all_it_could_is_ended_within_a_second(two: tuple[Client, Client], db: TestDatabase) -> None:
+    """Keys to the limit in chains, rows, stored answers, audit entries and sign-outs; then a ban, while another tenant works."""
+    mallory = stub("mallory", org_id="org_a", org_role="org:admin")
+    first = await make(two[0], mallory, org_role="org:admin")
+    keys = [first, *[await make(two[0], bearer(first), org_role="org:admin") for _ in range(49)]]
+    keys += [await make(two[0], bearer(keys[1]), org_role="org:admin") for _ in range(50)]
+    assert (await two[0].post("/api/keys", mallory, {"name": "k"})).status == 409
+    below = [await make(two[0], bearer(keys[-1]), owner="organization") for _ in range(5)]
+    await db.rows("INSERT INTO data (user_id, org_id, name) SELECT 'mallory', 'org_a', 'x' || n FROM generate_series(1, 20000) AS n")
+    await db.rows("INSERT INTO idempotency_keys (hash, fingerprint, user_id, status, body, expires_at)"
+                  " SELECT sha256(convert_to('m' || n, 'UTF8')), sha256('x'), 'mallory', 200, '', now() + interval '1 day'"
+                  " FROM generate_series(1, 20000) AS n")  # fmt: skip
+    for number in range(60):
+        assert (await deliver(two[0], session("ended", number / 10, id=f"sess_m{number}", user_id="mallory"))).status == 204
+    honest: list[int] = []
+    stop = asyncio.Event()
+
+    async def work() -> None:
+        while not stop.is_set():
+            honest.append((await two[1].get("/api/data", stub("bob"))).status)
+            honest.append((await two[0].post("/api/data", stub("bob"), {"name": "mine"})).status)
+
+    working = asyncio.create_task(work())
+    assert (await deliver(two[0], user("updated", 100, id="mallory", banned=True))).status == 204
+    began = time.monotonic()
+    for client in two:
+        for caller in (mallory, *map(bearer, keys[::10]), bearer(below[-1])):
+            while (got := await client.get("/api/me", caller)).status != 401:
+                assert time.monotonic() < began + 1.0, got
+                await asyncio.sleep(0.02)
+    await sweep(db)
+    stop.set()
+    await working
+    assert set(honest) <= {200, 201}
+    assert await db.rows("SELECT FROM api_keys WHERE revoked_at IS NULL AND user_id = 'mallory'") == []
