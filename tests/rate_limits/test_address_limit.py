@@ -59,8 +59,15 @@ async def test_a_stranger_behind_an_unlisted_proxy_locks_no_user_out() -> None:
 
 
 async def test_behind_a_listed_proxy_the_limit_is_the_strangers() -> None:
-    async with serving(build_app(**PRODUCTION, trusted_proxies=["127.0.0.1"])) as port:
-        assert await flood(port, 3010, BAD, via("198.51.100.7")) == {401: 3000, 429: 10}
+    app = build_app(**PRODUCTION, trusted_proxies=["127.0.0.1"])
+    limit = app[LIMITS].address
+    assert limit is not None
+    async with serving(app) as port:
+        assert await flood(port, 5, BAD, via("198.51.100.7")) == {401: 5}
+        assert limit.refusals["198.51.100.7"].count == 5
+        for _ in range(3000):  # the rest at once: on a slow machine a window would end before 3,000 requests have come
+            limit.charge("198.51.100.7")
+        assert await flood(port, 5, BAD, via("198.51.100.7")) == {429: 5}
         assert (await ask(port, "GET", "/api/me", token(), via("198.51.100.7"))).status == 429
         assert (await ask(port, "GET", "/api/me", token(), via("198.51.100.8"))).status == 200
 
