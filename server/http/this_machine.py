@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+from . import sock_diag
+
 _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTEN: Final = "0A"
 _MAPPED: Final = "00000000" * 2 + ("FFFF0000" if sys.byteorder == "little" else "0000FFFF")
@@ -21,17 +23,10 @@ _MAPPED: Final = "00000000" * 2 + ("FFFF0000" if sys.byteorder == "little" else 
 _verdicts: Final[WeakKeyDictionary[asyncio.BaseTransport, bool]] = WeakKeyDictionary()
 
 
-class _End(NamedTuple):
-    """Who has one end of a TCP connection: the user's number, and the socket's inode."""
-
-    uid: int
-    inode: int
-
-
 class _Sockets(NamedTuple):
     """The TCP sockets of this network namespace. Addresses as in the tables: `0100007F:1F90`."""
 
-    ends: dict[tuple[str, str], _End]
+    ends: dict[tuple[str, str], sock_diag.End]
     """By local and remote address."""
     listening: list[tuple[str, int]]
     """Address and inode."""
@@ -69,15 +64,22 @@ def _judge(server: Any, client: Any) -> bool:
     ours, theirs = _written(server), _written(client)
     if ours is None or theirs is None or _is_ours(theirs, ours):
         return True
-    sockets, own = _read(), _held("self")
-    end = sockets.ends.get((theirs, ours))
+    end, sockets, own = sock_diag.end(client, server), None, _held("self")
     if end is None:
-        # Gone already. Where not even our own sockets are shown, nothing is.
-        return own.isdisjoint([one.inode for one in sockets.ends.values()] + [inode for _, inode in sockets.listening])
+        sockets = _read()
+        end = sockets.ends.get((theirs, ours))
+        if end is None:
+            # Gone already. Where not even our own sockets are shown, nothing is.
+            return own.isdisjoint([one.inode for one in sockets.ends.values()] + [inode for _, inode in sockets.listening])
     if end.uid != os.geteuid():
         return False
     held = next((held for held in _other_processes() if end.inode in held), None)
-    return held is not None and not _is_proxy(held, own, sockets)
+    if held is None:
+        return False
+    listening = sock_diag.listening()
+    if listening is not None and held.isdisjoint(listening):
+        return True
+    return not _is_proxy(held, own, sockets or _read())
 
 
 def _is_proxy(held: set[int], own: set[int], sockets: _Sockets) -> bool:
@@ -100,7 +102,7 @@ def _read() -> _Sockets:
                     sockets.listening.append((local.removeprefix(_MAPPED), int(inode)))
                 else:
                     way = local.removeprefix(_MAPPED), remote.removeprefix(_MAPPED)
-                    sockets.ends[way] = _End(int(uid), int(inode))
+                    sockets.ends[way] = sock_diag.End(int(uid), int(inode))
     return sockets
 
 

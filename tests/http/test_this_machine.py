@@ -17,7 +17,7 @@ from aiohttp import web
 from kits.app import Client, Reply, ask, build_app, serving, stub
 
 from providers.clerk import development_key
-from server.http import this_machine
+from server.http import sock_diag, this_machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel shows sockets on Linux alone")
 REFUSED = (401, {"error": "Unauthorized", "reason": "credential-rejected"})
@@ -221,6 +221,25 @@ async def test_a_program_of_the_same_user_is_local_unless_it_serves_others(tmp_p
     async with serving(made(tmp_path)) as port:
         for credential in credentials(tmp_path):
             assert await status(port, credential, listens, more) == expected
+
+
+@pytest.mark.parametrize(("listens", "expected"), [("", 200), ("127.0.0.1", 200), ("0.0.0.0", 401)])
+async def test_the_tables_say_the_same_where_the_kernel_cannot_be_asked(
+    tmp_path: Path, listens: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)
+    assert sock_diag.listening() is None
+    async with serving(made(tmp_path)) as port:
+        assert await status(port, stub(), listens) == expected
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_kernel_tells_whose_a_socket_is(family: socket.AddressFamily, address: str) -> None:
+    with socket.create_server((address, 0), family=family) as server, socket.create_connection(server.getsockname()[:2]) as client:
+        assert sock_diag.end(client.getsockname(), client.getpeername()) == (os.geteuid(), os.fstat(client.fileno()).st_ino)
+        assert os.fstat(server.fileno()).st_ino in (sock_diag.listening() or ())
+        assert os.fstat(client.fileno()).st_ino not in (sock_diag.listening() or ())
+    assert sock_diag.end((address, 1), (address, 2)) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a program of another user")
