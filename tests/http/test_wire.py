@@ -65,7 +65,17 @@ async def raw(port: int, *pieces: bytes, pause: float = 0.0) -> Reply:
             except ConnectionError:
                 break
             await asyncio.sleep(pause)
-        return await client.reply()
+        try:
+            return await client.reply()
+        except ConnectionResetError:
+            received = bytes(getattr(client.reader, "_buffer", b""))
+            if not received:
+                raise
+            # The reset came after the response. From Python 3.12 on it is often seen before the response is taken.
+            client.reader = asyncio.StreamReader()
+            client.reader.feed_data(received)
+            client.reader.feed_eof()
+            return await client.reply()
 
 
 # What the parser refuses -----------------------------------------------------------------------------------------------
