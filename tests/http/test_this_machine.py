@@ -78,7 +78,7 @@ async def program(port: int, *words: str) -> AsyncIterator[None]:
 def installed(name: str) -> str:
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if path is None:
-        pytest.skip(f"no {name}")
+        pytest.skip(f"{name} is not installed")
     return path
 
 
