@@ -16,7 +16,7 @@ from kits.faults import Fragile, link
 from server import answer, read, scoped, signed_in
 from server.app import SERVER_DATABASE
 from server.database.connections import Database
-from tests.conftest import ALICE, BOB, Client, Serve, TestDatabase, plugin
+from tests.conftest import ALICE, BOB, Client, Serve, TestDatabase, plugin, stub
 from tests.database.test_database_faults import (
     db,  # noqa: F401 - in place of the usual one
     fragile,  # noqa: F401
@@ -161,22 +161,22 @@ async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
         started = time.perf_counter()
         times: list[float] = []
 
-        async def one() -> None:
-            unavailable(await client.get("/api/data", ALICE))
+        async def one(caller: int) -> None:
+            unavailable(await client.get("/api/data", stub(f"caller_{caller}")))  # one caller alone has a bound of its own
             times.append(time.perf_counter() - started)
 
-        await asyncio.gather(*(one() for _ in range(100)))
+        await asyncio.gather(*(one(number) for number in range(100)))
         assert max(times) < 1.0 + 0.5 + 1 + 1, max(times)
         assert len([t for t in times if t < 2.0]) >= 90  # who got no connection does not wait as long as who got one
         await asyncio.sleep(1.2)
         again = time.perf_counter()
-        for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(20))):
+        for got in await asyncio.gather(*(client.get("/api/data", stub(f"caller_{number}")) for number in range(20))):
             unavailable(got)
         assert time.perf_counter() - again < 1.5
     finally:
         fragile.send(signal.SIGCONT)
     await well_again(client)
-    busy = [asyncio.ensure_future(client.post("/sql", ALICE, ["SELECT pg_sleep(0.3)"])) for _ in range(4)]
+    busy = [asyncio.ensure_future(client.post("/sql", stub(f"sleeper_{number}"), ["SELECT pg_sleep(0.3)"])) for number in range(4)]
     await running(db, "pg_sleep", 4)
     assert {got.status for got in await asyncio.gather(*busy)} == {200}
     assert not set(before) & set(await backends(db))

@@ -201,7 +201,8 @@ async def test_no_prepared_statement_is_ever_missed(serve: Serve, bouncer: PgBou
     statuses: list[int] = []
     for _ in range(10):
         got = await asyncio.gather(
-            *(client.get("/api/data", ALICE) for _ in range(20)), *(client.post("/api/data", BOB, {"name": "x"}) for _ in range(20))
+            *(client.get("/api/data", stub(f"reader_{n}")) for n in range(20)),
+            *(client.post("/api/data", stub(f"writer_{n}"), {"name": "x"}) for n in range(20)),
         )
         statuses += [one.status for one in got]
     assert sorted(set(statuses)) == [200, 201]
