@@ -177,7 +177,7 @@ class Supervisor:
         for child in children:
             with suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
-        limit = 2 * float(self._settings.get("limits.drain_seconds")) + 10
+        limit = float(self._settings.get("limits.drain_seconds")) + 8  # before an orchestrator does so, after 10
         waiting = [asyncio.create_task(child.wait()) for child in children]
         if waiting and (await asyncio.wait(waiting, timeout=limit))[1]:
             for child in children:
