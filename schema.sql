@@ -3,8 +3,9 @@
 --
 -- generation 2, revision 2
 --
--- The revision goes up with each release that changes this file; the generation goes up when servers of the release before
--- cannot work with it any more (something they use is dropped, renamed or means another thing). See server/schema/migrate.py.
+-- The revision goes up with each release that changes this file; the generation goes up when servers of the previous
+-- release can no longer work with it (something they use is dropped, renamed or changes its meaning). See
+-- server/schema/migrate.py.
 --
 -- The promise of this file: a query without its WHERE still returns only rows that its caller may see, and a query without a
 -- caller returns none. It protects against mistakes, not against SQL injection or hostile code in the server's process (code
@@ -15,28 +16,29 @@
 --   gatepost_app    the serving role. Owns nothing, is a member of nothing, has column grants and nothing else.
 --   gatepost_auth   cannot log in. It owns the functions that look up a credential, before the caller is known.
 --   gatepost_sync   the same for what arrives without a caller (webhooks, revocations).
---   gatepost_audit  the same for the audit log: it alone adds entries, and takes away the old ones.
+--   gatepost_audit  the same for the audit log: it alone adds entries and deletes old ones.
 --
 -- Settings, set for one transaction only, name the caller. The policies read three:
 --   gatepost.user_id        the user
 --   gatepost.org_id         the active organisation
---   gatepost.admin_org_id   the same organisation, but only on a route which requires the role org:admin
--- and the audit log reads two more, which decide about no row:
---   gatepost.actor          who is writing: the user, or key:<id>, or what a command calls itself. Where somebody else acts for
---                           the user (impersonation): a line feed after it, and the id of the one who really acts
---   gatepost.request_id     the request in which it happens; none outside of requests
+--   gatepost.admin_org_id   the same organisation, but only on a route that requires the role org:admin
+-- and the audit log reads two more, which do not affect the visibility of any row:
+--   gatepost.actor          who is writing: the user, or key:<id>, or a command's own name. If someone else acts as the user
+--                           (impersonation), a line feed and that person's id follow
+--   gatepost.request_id     the current request; unset outside of requests
 -- Always NULLIF(current_setting(name, true), ''): a setting that was never set reads NULL, one that was set in an earlier
 -- transaction of the same connection reads ''. Both must mean "no caller".
 -- Policies for SELECT say (SELECT NULLIF(...)): Postgres then reads the setting once for each query, when the first row is
--- looked at, and not once for each row. In a one-statement read that is after the statement has set it (server/database/statements.py).
--- Where a table has two that an index could answer, the second says COALESCE(..., false), which none does. Were it plain,
--- Postgres could collect the rows of both first and sort them all for every page, and of a user with a million rows it did
--- (tests/database/test_plans.py). So the handler's WHERE chooses the index, and the policies are asked of what it finds. The price:
--- a query without its WHERE asks them of the whole table.
--- An administrators' one is asked only of rows that the first one hides, so it says NULLIF(...) alone: getting ready to ask it
--- once would cost every query more than that.
+-- looked at, and not once for each row. In a one-statement read this happens after the statement has set it
+-- (server/database/statements.py).
+-- Where a table has two policies that an index could answer, the second one says COALESCE(..., false), which no index answers.
+-- Without it, Postgres could collect the rows of both and sort them all for every page; for a user with a million rows it did
+-- (tests/database/test_plans.py). So the handler's WHERE chooses the index, and the policies are checked on the rows that it
+-- finds. The price: a query without its WHERE checks them on the whole table.
+-- A policy for administrators is checked only on rows that the first one hides, so it says NULLIF(...) alone: preparing to
+-- read the setting once would cost every query more than that.
 
-SET LOCAL client_min_messages = warning;                   -- no notices about what exists already
+SET LOCAL client_min_messages = warning;                   -- no notices about what already exists
 SET LOCAL search_path = public, pg_temp;
 
 DO $do$
@@ -54,7 +56,7 @@ BEGIN
     PERFORM set_config('gatepost.serving_role', app, true), set_config('gatepost.owner', owner, true);
 
     -- Roles belong to the whole server, not to this database: created if missing, never altered. Two databases may be
-    -- migrated at the same moment, so it is no error if the role exists by now.
+    -- migrated at the same moment, so it is not an error if the role has been created meanwhile.
     FOREACH name IN ARRAY ARRAY[app, 'gatepost_auth', 'gatepost_sync', 'gatepost_audit'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name);
         BEGIN
@@ -62,7 +64,7 @@ BEGIN
         EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
         END;
     END LOOP;
-    -- A role that was here before is not ours to alter, but neither is it to be trusted blindly.
+    -- A role that already existed is not ours to alter, but it must not be trusted blindly either.
     SELECT rolname INTO name FROM pg_roles
      WHERE rolname IN ('gatepost_auth', 'gatepost_sync', 'gatepost_audit')
        AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication);
@@ -70,16 +72,17 @@ BEGIN
         RAISE EXCEPTION 'role % exists and is not a plain NOLOGIN role', name;
     END IF;
 
-    -- CONNECT and TEMP are PUBLIC's by default: every role of the server could come in, and make temporary tables.
+    -- PUBLIC has CONNECT and TEMP by default: every role of the server could connect, and create temporary tables.
     EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), app);
-    -- Whoever may create in a schema can put a function or a table in the way of ours.
+    -- A role that may create objects in a schema could shadow our functions and tables with its own.
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;
     EXECUTE format('GRANT USAGE ON SCHEMA public TO %I, gatepost_auth, gatepost_sync, gatepost_audit', app);
 END $do$;
 
 
--- Which version of this file the database has; `check` and the start compare. Never a tenant's data, readable by the server.
+-- Which version of this file the database has; `check` and startup compare it. It holds no tenant's data; the server can read
+-- it.
 CREATE TABLE IF NOT EXISTS gatepost_meta (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     checksum    text        NOT NULL,
@@ -156,20 +159,20 @@ CREATE TABLE IF NOT EXISTS api_keys (
 CREATE INDEX IF NOT EXISTS api_keys_by_user ON api_keys (user_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_org ON api_keys (org_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_maker ON api_keys (created_by_key) WHERE created_by_key IS NOT NULL;
--- What a key depends on, noted when it is made and judged when it is looked up: the keys that it comes from, and those that
--- gave it its secrets. The end of one of them ends it, so that ending a key never has to find what hangs below it. Bounded by
--- the trigger that fills them in (gatepost_key_lineage).
+-- What a key depends on, recorded when it is created and checked when it is looked up: the keys that it descends from, and
+-- those that requested its secrets. The end of one of them ends it, so that ending a key never has to find its descendants.
+-- The trigger that fills in these columns (gatepost_key_lineage) bounds them.
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS depth               smallint NOT NULL DEFAULT 0;
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS depends_on          text[]   NOT NULL DEFAULT '{}';
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS secret_depends_on   text[]   NOT NULL DEFAULT '{}';
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS previous_depends_on text[]   NOT NULL DEFAULT '{}';
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS rotated_by_key      text     CHECK (char_length(rotated_by_key) BETWEEN 1 AND 255);
--- The live ones, for what ends them in batches and for the bound on their number.
+-- The live keys, for the functions that end them in batches and for the bound on their number.
 CREATE INDEX IF NOT EXISTS api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS api_keys_live_by_org ON api_keys (org_id) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS api_keys_live_by_ancestor ON api_keys USING gin (depends_on) WHERE revoked_at IS NULL;
--- Keys from before: what they depend on follows from what made them. One that hangs deeper than the bound is revoked. The owner
--- sees rows for this moment alone; FORCE comes again below, in the same transaction.
+-- Keys from before these columns: what they depend on follows from which key created them. A key that is deeper than the bound
+-- is revoked. The owner sees rows for this moment only; FORCE is set again below, in the same transaction.
 ALTER TABLE api_keys NO FORCE ROW LEVEL SECURITY;
 WITH RECURSIVE line (id, ancestor, next, deep) AS (
     SELECT k.id, k.created_by_key, m.created_by_key, 1 FROM api_keys AS k LEFT JOIN api_keys AS m ON m.id = k.created_by_key
@@ -195,8 +198,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- The serving role cannot read a hash, so it cannot copy the old one aside: that happens here, whenever a new hash comes.
--- Revoking is for ever, and a revoked key gets no new secret.
+-- The serving role cannot read a hash, so it cannot keep a copy of the old one: this trigger does, whenever a new hash is
+-- written. A revocation is permanent, and a revoked key gets no new secret.
 CREATE OR REPLACE FUNCTION gatepost_key_changes() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -218,18 +221,20 @@ REVOKE EXECUTE ON FUNCTION gatepost_touch(), gatepost_key_changes() FROM PUBLIC;
 
 
 -- Row-level security ------------------------------------------------------------------------------------------------------
--- ENABLE alone leaves the owner out; FORCE takes it in. No policy for a role or a command means no row.
+-- ENABLE alone exempts the owner; FORCE includes it. Without a policy for a role or a command there are no rows.
 ALTER TABLE data     ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE org_data ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE invoices ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
--- The serving role's name is a setting of `migrate`, so what names it is a text: %1$I below is that name, quoted.
+-- The serving role's name is a setting of `migrate`, so the statements that name it are strings: %1$I below is that name,
+-- quoted.
 DO $do$
 BEGIN
 EXECUTE format($sql$
 
-    -- data: a user's own rows, whatever the active organisation is. A new row may name no organisation but the active one.
+    -- data: a user's own rows, whatever the active organisation is. A new row must not name any organisation but the active
+    -- one.
     DROP POLICY IF EXISTS own_select ON data;
     CREATE POLICY own_select ON data FOR SELECT TO %1$I
         USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')));
@@ -245,8 +250,8 @@ EXECUTE format($sql$
     CREATE POLICY own_delete ON data FOR DELETE TO %1$I
         USING (user_id = NULLIF(current_setting('gatepost.user_id', true), ''));
 
-    -- An administrator sees and deletes the organisation's rows, and changes none. Its setting is separate from the active
-    -- organisation, so that a forgotten WHERE on any other route shows an administrator their own rows and no more.
+    -- An administrator sees and deletes the organisation's rows, but does not change them. Its setting is separate from the
+    -- active organisation, so that a forgotten WHERE on any other route shows an administrator only their own rows.
     DROP POLICY IF EXISTS admin_select ON data;
     CREATE POLICY admin_select ON data FOR SELECT TO %1$I
         USING (COALESCE(org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''), false));
@@ -255,7 +260,7 @@ EXECUTE format($sql$
         USING (org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
 
     -- org_data, invoices: the active organisation's rows. A user cannot create a row in another user's name; for a
-    -- caller that is no user (an organisation's key) the handler sets created_by.
+    -- caller that is not a user (an organisation's key) the handler sets created_by.
     DROP POLICY IF EXISTS org_select ON org_data;
     CREATE POLICY org_select ON org_data FOR SELECT TO %1$I
         USING (organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')));
@@ -286,8 +291,8 @@ EXECUTE format($sql$
     CREATE POLICY org_delete ON invoices FOR DELETE TO %1$I
         USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
 
-    -- api_keys: a user's own; the organisation's (those without a user) for its administrator only. A user's key acts in no
-    -- organisation but the one that was active when it was made. Keys are revoked, never deleted: no policy for DELETE.
+    -- api_keys: a user's own; the organisation's (those without a user) for its administrator only. A user's key acts only in
+    -- the organisation that was active when it was created. Keys are revoked, never deleted: no policy for DELETE.
     DROP POLICY IF EXISTS own_select ON api_keys;
     CREATE POLICY own_select ON api_keys FOR SELECT TO %1$I
         USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')));
@@ -310,9 +315,9 @@ EXECUTE format($sql$
         USING (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''))
         WITH CHECK (user_id IS NULL AND org_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
 
-    -- Grants. First everything is taken, so that the file says all there is. Then by column: what the server owns (ids,
-    -- times) cannot be written, and no UPDATE names a tenant's column, so no row can be moved to another tenant.
-    -- Never TRUNCATE (no policy stops it), REFERENCES (an oracle for other tenants' ids) or TRIGGER.
+    -- Grants. First all rights are revoked, so that this file lists all that there are. Then rights are granted by column:
+    -- what the server owns (ids, times) cannot be written, and no UPDATE names a tenant's column, so no row can be moved to
+    -- another tenant. Never TRUNCATE (no policy stops it), REFERENCES (an oracle for other tenants' ids) or TRIGGER.
     REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM PUBLIC, %1$I;
     GRANT SELECT, DELETE ON data, org_data, invoices TO %1$I;
     GRANT INSERT (user_id, org_id, name, payload), UPDATE (name, payload) ON data TO %1$I;
@@ -320,7 +325,7 @@ EXECUTE format($sql$
     GRANT INSERT (organization_id, created_by, customer, amount, currency, due_on, memo),
           UPDATE (customer, amount, currency, due_on, memo) ON invoices TO %1$I;
     GRANT SELECT ON gatepost_meta TO %1$I;
-    -- A hash is written and never read back. Who a key is and what it may do cannot be changed after it was made.
+    -- A hash is written and never read back. A key's owner and its rights cannot be changed after it was created.
     GRANT SELECT (id, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, created_at,
                   expires_at, revoked_at, previous_expires_at, last_used_at, depth),
           INSERT (id, hash, name, user_id, org_id, org_role, org_permissions, scopes, created_by, created_by_key, expires_at),
@@ -330,14 +335,14 @@ $sql$, current_setting('gatepost.serving_role'));
 END $do$;
 
 
--- What must work before the caller is known -------------------------------------------------------------------------------
+-- Functions that run before the caller is known -------------------------------------------------------------------------------
 -- A key is looked up to identify the caller, so no tenant's policy can apply. A definer function of the table owner would see
 -- nothing (FORCE). So a role without login or members, with a policy and column grants of its own, owns the functions.
 -- `check` refuses any other definer function that the serving role can execute.
 DROP POLICY IF EXISTS auth_select ON api_keys;
 CREATE POLICY auth_select ON api_keys FOR SELECT TO gatepost_auth USING (true);
 REVOKE ALL ON data, org_data, invoices, api_keys, gatepost_meta FROM gatepost_auth, gatepost_sync, gatepost_audit;
--- It reads a key's hashes, its rights and its life, and writes when it was last used: nothing else.
+-- It reads a key's hashes, rights and lifetime, and writes when the key was last used: nothing else.
 GRANT SELECT (id, hash, previous_hash, previous_expires_at, user_id, org_id, org_role, org_permissions, scopes, created_by_key,
               created_at, expires_at, revoked_at, last_used_at, depth, depends_on, secret_depends_on, previous_depends_on),
       UPDATE (last_used_at) ON api_keys TO gatepost_auth;
@@ -345,7 +350,7 @@ DROP POLICY IF EXISTS auth_touch ON api_keys;
 CREATE POLICY auth_touch ON api_keys FOR UPDATE TO gatepost_auth USING (true);
 
 
--- What Clerk tells us: users, organisations, memberships, sign-outs ---------------------------------------------------------
+-- What Clerk reports: users, organisations, memberships, sign-outs ---------------------------------------------------------
 -- Written by the functions of gatepost_sync alone; the serving role reads, under the policies below. Events come late, twice
 -- and in any order: a row remembers the event it came from, and an older one changes nothing. A deleted row stays as a
 -- tombstone without personal data, so that a late update finds it and does not restore it; no caller sees tombstones.
@@ -397,13 +402,13 @@ CREATE TABLE IF NOT EXISTS memberships (
     PRIMARY KEY (organization_id, user_id)
 );
 CREATE INDEX IF NOT EXISTS memberships_by_user ON memberships (user_id);
--- API keys made then or earlier have ended for good: by a ban, although it may be lifted, and by the loss of a membership,
--- although the user may come back. Kept beside the state, so that ending keys is one write, however many they are.
+-- API keys created at this time or earlier have ended for good: by a ban, even if it is lifted, or by the loss of a membership,
+-- even if the user comes back. Kept beside the state, so that ending keys is one write, however many there are.
 ALTER TABLE users       ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
 ALTER TABLE memberships ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
 CREATE INDEX IF NOT EXISTS memberships_page ON memberships (organization_id, created_at DESC, id DESC);
 
--- Every delivery that was taken, for a while: a second one with the same id does nothing, and `replay` applies them again.
+-- Every accepted delivery, for a while: a second one with the same id does nothing, and `replay` applies them again.
 CREATE TABLE IF NOT EXISTS webhook_inbox (
     id          text        PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 255),
     provider    text        NOT NULL,
@@ -416,30 +421,30 @@ CREATE TABLE IF NOT EXISTS webhook_inbox (
 CREATE INDEX IF NOT EXISTS webhook_inbox_in_order ON webhook_inbox (provider, event_at, id);
 CREATE INDEX IF NOT EXISTS webhook_inbox_expiry ON webhook_inbox (expires_at);
 
--- Who is signed out although a token still runs. Every worker holds all of it, so nothing that one tenant does may make it
+-- Who is signed out although a token is still valid. Every worker holds all of it, so nothing that one tenant does may make it
 -- grow: a subject has one row, an owner's keys together have one, and gatepost_revoke puts one wider row in the place of many
 -- narrow ones of the same `owner`.
 CREATE TABLE IF NOT EXISTS revocations (
     kind          text        NOT NULL,
     subject       text        NOT NULL CHECK (subject <> ''),                  -- of a membership: 'user organisation'
-    issued_before timestamptz,                                                 -- credentials of then or earlier; NULL: all
+    issued_before timestamptz,                                                 -- credentials issued by then; NULL: all
     created_at    timestamptz NOT NULL DEFAULT now(),
-    expires_at    timestamptz NOT NULL,                                        -- when the last of those has run out
+    expires_at    timestamptz NOT NULL,                                        -- when the last of those has expired
     PRIMARY KEY (kind, subject)
 );
 CREATE INDEX IF NOT EXISTS revocations_expiry ON revocations (expires_at);
 ALTER TABLE revocations DROP CONSTRAINT IF EXISTS revocations_kind_check;
 ALTER TABLE revocations ADD CONSTRAINT revocations_kind_check
     CHECK (kind IN ('session', 'user', 'membership', 'organization', 'role', 'key', 'keys'));
--- The transaction that wrote the row last: a reader asks for what was written since its last reading. One that is under way
--- while it reads is not below the snapshot's xmin, so it is read the next time, however late it commits.
+-- The transaction that last wrote the row: a reader fetches what was written since its previous read. A transaction that is in
+-- progress during a read is not below the snapshot's xmin, so it is read the next time, however late it commits.
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS changed_in xid8 NOT NULL DEFAULT pg_current_xact_id();
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS owner text;                   -- the user or organisation whose row this is
 CREATE INDEX IF NOT EXISTS revocations_changed ON revocations (changed_in);
 CREATE INDEX IF NOT EXISTS revocations_by_owner ON revocations (kind, owner) WHERE owner IS NOT NULL;
 
--- What has ended and is still to be tidied up after: descendants of a key, keys and memberships of an owner. It decides
--- about no access: that was decided when the end was recorded. sweep_ended processes it in batches.
+-- Ends of access that still need tidying up: descendants of a key, keys and memberships of an owner. No access decision
+-- depends on this table: access ended when the end was recorded. sweep_ended processes it in batches.
 CREATE TABLE IF NOT EXISTS endings (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind     text        NOT NULL CHECK (kind IN ('key', 'ban', 'user', 'organization', 'membership')),
@@ -461,7 +466,8 @@ DECLARE
 BEGIN
 EXECUTE format($sql$
 
-    -- One's own memberships, and those of the active organisation. Names no other table, so that users can name it.
+    -- One's own memberships, and those of the active organisation. It names no other table, so that the policy of users can
+    -- name this one.
     DROP POLICY IF EXISTS own_select ON memberships;
     CREATE POLICY own_select ON memberships FOR SELECT TO %1$I
         USING (user_id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
@@ -470,9 +476,9 @@ EXECUTE format($sql$
         USING (COALESCE(organization_id = (SELECT NULLIF(current_setting('gatepost.org_id', true), '')), false)
                AND deleted_at IS NULL);
 
-    -- Oneself, and the members of the active organisation. The policies of memberships hold inside too; the organisation is
-    -- named as well, so that a wider policy there would show no user here. OFFSET 0: Postgres is to look each user up, and
-    -- not to collect the whole organisation first, for a page of a few.
+    -- The caller, and the members of the active organisation. The policies of memberships apply inside it too; the
+    -- organisation is named as well, so that a wider policy there would show no user here. OFFSET 0 makes Postgres look up
+    -- each user, instead of collecting the whole organisation first for a page of a few.
     DROP POLICY IF EXISTS own_select ON users;
     CREATE POLICY own_select ON users FOR SELECT TO %1$I
         USING (id = (SELECT NULLIF(current_setting('gatepost.user_id', true), '')) AND deleted_at IS NULL);
@@ -507,7 +513,7 @@ END $do$;
 GRANT SELECT, INSERT, UPDATE ON users, organizations, memberships TO gatepost_sync;
 GRANT SELECT, INSERT, UPDATE, DELETE ON revocations, endings TO gatepost_sync;
 GRANT SELECT, INSERT, DELETE ON webhook_inbox TO gatepost_sync;
--- Of API keys it can do one thing: end them. It sees no hash.
+-- The only thing it can do to API keys is end them. It sees no hash.
 DROP POLICY IF EXISTS sync_select ON api_keys;
 CREATE POLICY sync_select ON api_keys FOR SELECT TO gatepost_sync USING (true);
 DROP POLICY IF EXISTS sync_update ON api_keys;
@@ -515,7 +521,7 @@ CREATE POLICY sync_update ON api_keys FOR UPDATE TO gatepost_sync USING (true) W
 GRANT SELECT (id, user_id, org_id, created_by_key, created_at, revoked_at, depends_on), UPDATE (revoked_at) ON api_keys
       TO gatepost_sync;
 
--- What a key may do depends on what is known of its owner: who is gone or banned, and what a membership still allows.
+-- What a key may do depends on what is known about its owner: whether it is gone or banned, and what its membership allows.
 DROP POLICY IF EXISTS auth_select ON users;
 CREATE POLICY auth_select ON users FOR SELECT TO gatepost_auth USING (true);
 DROP POLICY IF EXISTS auth_select ON organizations;
@@ -528,33 +534,34 @@ GRANT SELECT (organization_id, user_id, role, permissions, deleted_at, keys_ende
 
 -- The audit log -------------------------------------------------------------------------------------------------------------
 -- Who did what, allowed or denied, and never a value: which row, which columns changed, by whom, in which request. Writes are
--- noted by a trigger (at the end of this file), which no handler can forget; what the gate denied comes by audit_denied.
--- Nobody can add an entry but the functions of gatepost_audit, and nobody can change one.
+-- noted by a trigger (at the end of this file), which no handler can forget; what the gate denied is recorded by audit_denied.
+-- Only the functions of gatepost_audit can add an entry, and no role can change one.
 CREATE TABLE IF NOT EXISTS audit_log (
-    -- A uuid of version 7 (RFC 9562 5.7): it begins with the time, so that new entries stand together at the end of the index
-    -- and old ones at its beginning; and unlike a counter it does not tell one tenant how much the others do.
+    -- A uuid of version 7 (RFC 9562 5.7): it begins with the time, so that new entries are together at the end of the index
+    -- and old ones at its beginning; and unlike a counter it does not show one tenant how much the others do.
     id         uuid        PRIMARY KEY DEFAULT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
                                substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
                                FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    org_id     text,                                          -- whose row it was; of a denial, the caller's organisation
-    user_id    text,                                          -- who did it, where that was a user or a user's key
+    org_id     text,                                          -- the row's organisation; for a denial, the caller's
+    user_id    text,                                          -- who did it, if that was a user or a user's key
     actor      text        NOT NULL,                          -- the same, or key:<id>, anonymous, system, operator
-    provider   text,                                          -- of a denial: who vouched for the caller
+    provider   text,                                          -- for a denial: which provider identified the caller
     action     text        NOT NULL CHECK (action IN ('insert', 'update', 'delete', 'denied')),
-    target     text        NOT NULL,                          -- the table; of a denial, method and route
+    target     text        NOT NULL,                          -- the table; for a denial, method and route
     row_id     text,
     changed    text[],                                        -- the names of the columns that an update changed
-    reason     text,                                          -- of a denial
-    times      integer     NOT NULL DEFAULT 1,                -- of a denial: how many alike, one soon after another
-    request_id text                                           -- X-Request-Id of the answer; NULL outside of requests
+    reason     text,                                          -- for a denial
+    times      integer     NOT NULL DEFAULT 1,                -- for a denial: how many identical ones in quick succession
+    request_id text                                           -- X-Request-Id of the response; NULL outside requests
 );
--- Who really acted, where that was not the user: the `act` of the token. NULL where nobody acted for somebody else.
+-- Who really acted, if that was not the user: the `act` of the token. NULL without impersonation.
 ALTER TABLE audit_log ADD COLUMN IF NOT EXISTS impersonator text;
 CREATE INDEX IF NOT EXISTS audit_log_by_org ON audit_log (org_id, created_at DESC, id DESC) WHERE org_id IS NOT NULL;
 ALTER TABLE audit_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
--- Not even the owner, nor a superuser: only audit_prune, which is gatepost_audit's. It says so even where no row is meant.
+-- Not even the owner or a superuser deletes entries: only audit_prune, which gatepost_audit owns. It raises even if no row
+-- matches.
 CREATE OR REPLACE FUNCTION gatepost_append_only() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -571,7 +578,7 @@ DO $do$
 BEGIN
 EXECUTE format($sql$
     -- An organisation's administrator reads its entries, on a route that requires the role. Entries without an organisation
-    -- are the operator's to read. This policy also tells the trigger which role serves.
+    -- are for the operator to read. This policy also tells the trigger which role is the serving role.
     DROP POLICY IF EXISTS admin_select ON audit_log;
     CREATE POLICY admin_select ON audit_log FOR SELECT TO %1$I
         USING (org_id = (SELECT NULLIF(current_setting('gatepost.admin_org_id', true), '')));
@@ -613,7 +620,7 @@ BEGIN
 EXECUTE format($sql$
 
     -- Both must be the caller's, "none" included: what a user did in one organisation is not repeated in another. Never (none,
-    -- none), which would be everybody's.
+    -- none), which would match every caller.
     DROP POLICY IF EXISTS own_select ON idempotency_keys;
     CREATE POLICY own_select ON idempotency_keys FOR SELECT TO %1$I
         USING (user_id IS NOT DISTINCT FROM NULLIF(current_setting('gatepost.user_id', true), '')
@@ -633,17 +640,18 @@ EXECUTE format($sql$
 
 $sql$, current_setting('gatepost.serving_role'));
 END $do$;
--- Whoever prunes sees which rows have expired, and neither whose they are nor what was answered.
+-- The role that prunes sees which rows have expired, but not whose they are or what the response was.
 DROP POLICY IF EXISTS sync_select ON idempotency_keys;
 CREATE POLICY sync_select ON idempotency_keys FOR SELECT TO gatepost_sync USING (expires_at <= now());
 DROP POLICY IF EXISTS sync_delete ON idempotency_keys;
 CREATE POLICY sync_delete ON idempotency_keys FOR DELETE TO gatepost_sync USING (expires_at <= now());
--- To lock a row before it is deleted takes the right to update a column of it, and a policy that lets a row be seen for that.
+-- Locking a row before deleting it takes the right to update one of its columns, and a policy that makes the row visible for
+-- it.
 DROP POLICY IF EXISTS sync_update ON idempotency_keys;
 CREATE POLICY sync_update ON idempotency_keys FOR UPDATE TO gatepost_sync USING (expires_at <= now()) WITH CHECK (false);
 GRANT SELECT (hash, expires_at), UPDATE (expires_at), DELETE ON idempotency_keys TO gatepost_sync;
 
--- To make a function that belongs to gatepost_auth the owner must be able to become that role, for this transaction only:
+-- To create a function that belongs to gatepost_auth, the owner must be able to become that role, for this transaction only:
 -- an owner that kept the membership would inherit USING (true). A superuser can become any role and needs no membership.
 -- Postgres 16+ gives the creator of a role ADMIN over it, without INHERIT and SET; that remains and gives access to no table.
 DO $do$
@@ -661,8 +669,9 @@ GRANT CREATE ON SCHEMA public TO gatepost_auth, gatepost_sync, gatepost_audit;
 
 SET LOCAL ROLE gatepost_auth;
 
--- Is what these ids name over for a key of theirs that was made at `made`? A tombstone counts; no row means that nothing is
--- known (keys need no webhooks). NULL for `made`: a key of the settings, which the operator vouches for.
+-- Whether the owner with these ids has ended, for one of its keys that was created at `made`. A tombstone counts as ended; no
+-- row means that nothing is known (keys need no webhooks). NULL for `made`: a key of the settings, which the operator vouches
+-- for.
 CREATE OR REPLACE FUNCTION public.gatepost_owner_ended(whose text, org text, made timestamptz) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     SELECT EXISTS (SELECT FROM public.users AS u WHERE u.id = whose
@@ -682,7 +691,7 @@ $$;
 DO $do$
 BEGIN
     IF pg_get_function_result(to_regprocedure('public.key_by_hash(bytea)')) NOT LIKE '%watched%' THEN
-        DROP FUNCTION public.key_by_hash(bytea);               -- an older one, with other columns
+        DROP FUNCTION public.key_by_hash(bytea);               -- an older version, with other columns
     END IF;
 END $do$;
 CREATE OR REPLACE FUNCTION public.key_by_hash(wanted bytea)
@@ -721,7 +730,7 @@ SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
       FROM found AS f
 $$;
 
--- Is the owner of a key of the settings over, by what is recorded now?
+-- Whether the owner of a key in the settings has ended, by what is recorded now.
 CREATE OR REPLACE FUNCTION public.key_owner_ended(user_id text, org_id text)
 RETURNS TABLE (ended boolean, read_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
@@ -729,7 +738,7 @@ LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_tem
 $$;
 
 -- What a key depends on, whichever key creates or rotates it: read from the keys themselves. Raises program_limit_exceeded
--- where the bound is reached: three keys below each other, and no more than twelve that one can depend on.
+-- if the bound is exceeded: three keys below each other, and at most twelve that one key can depend on.
 CREATE OR REPLACE FUNCTION public.gatepost_key_lineage() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -789,18 +798,19 @@ BEGIN
 END $do$;
 
 
--- What arrives without a caller -------------------------------------------------------------------------------------------
+-- Events without a caller -------------------------------------------------------------------------------------------
 SET LOCAL ROLE gatepost_sync;
 
 -- Revoke a subject's credentials issued at `before` or earlier (NULL: all of them), until `until`, and tell every worker.
--- Two revocations of one subject make the stronger one, in whichever order they come. An `of_owner` with `most` rows of a kind
--- gets one wider row in their place: tokens of the user, or in the organisation, issued until now. Clients fetch fresh ones.
+-- Two revocations of one subject combine into the stronger one, in whichever order they arrive. An `of_owner` with `most`
+-- rows of a kind gets one wider row in their place: tokens of the user, or in the organisation, issued until now. Clients
+-- fetch fresh ones.
 DROP FUNCTION IF EXISTS public.gatepost_revoke(text, text, timestamptz, timestamptz);
 CREATE OR REPLACE FUNCTION public.gatepost_revoke(of_kind text, whom text, before timestamptz, until timestamptz,
                                                   of_owner text DEFAULT NULL, most integer DEFAULT 50)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
-    IF until <= now() THEN                          -- replayed: what it was for has run out long ago
+    IF until <= now() THEN                          -- replayed: what it applied to expired long ago
         RETURN;
     END IF;
     IF of_owner IS NOT NULL AND most <= (SELECT count(*) FROM (SELECT FROM public.revocations AS r
@@ -820,8 +830,8 @@ BEGIN
     PERFORM pg_notify('gatepost_revocations', '');
 END $$;
 
--- What was read of an owner's keys until now does not count any more: a row for each owner, however many keys there are. Ten
--- minutes are far longer than a worker remembers a key.
+-- Whatever was read about an owner's keys until now is no longer valid: one row for each owner, however many keys there are.
+-- Ten minutes are far longer than a worker remembers a key.
 CREATE OR REPLACE FUNCTION public.gatepost_keys_changed(whom text, org text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
@@ -829,8 +839,8 @@ BEGIN
                                    clock_timestamp(), clock_timestamp() + interval '10 minutes');
 END $$;
 
--- Apply what a membership event says: (`body` as in gatepost_apply). The newest membership of a pair wins, by its creation;
--- of one membership the newest state wins; deletion, also of the user or the organisation, is for ever.
+-- Apply a membership event (`body` as in gatepost_apply). The newest membership of a pair wins, by its creation;
+-- of one membership the newest state wins; a deletion, also that of the user or the organisation, is permanent.
 CREATE OR REPLACE FUNCTION public.gatepost_apply_membership(msg text, what text, at timestamptz, body jsonb, until timestamptz)
 RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -847,7 +857,7 @@ BEGIN
     SELECT * INTO old FROM public.memberships AS m WHERE m.organization_id = org AND m.user_id = who;
     gone := least((SELECT u.deleted_at FROM public.users AS u WHERE u.id = who),
                   (SELECT o.deleted_at FROM public.organizations AS o WHERE o.id = org), CASE WHEN ending THEN moment END);
-    IF ending THEN                                  -- also when a newer membership is known: older tokens are older tokens
+    IF ending THEN                                  -- even if a newer membership is known: tokens issued before it still end
         PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until, org, 500);
     END IF;
     IF old.id = body->>'id' THEN
@@ -858,7 +868,7 @@ BEGIN
     ELSIF (old.created_at, old.id) > (born, body->>'id') THEN
         RETURN 'stale';
     END IF;
-    -- A tombstone says the same whatever came before it.
+    -- A tombstone is the same, whatever came before it.
     INSERT INTO public.memberships AS m (organization_id, user_id, id, role, permissions, created_at, updated_at, deleted_at,
                                          last_event_at, last_event_id, keys_ended_at)
     VALUES (org, who, body->>'id', CASE WHEN gone IS NULL THEN body->>'role' END,
@@ -874,7 +884,7 @@ BEGIN
     END IF;
     IF ending THEN
         INSERT INTO public.endings (kind, subject, org_id) VALUES ('membership', who, org);
-    -- Tokens still say the old role. A change of something that we have never seen may be a change of the role.
+    -- Tokens still have the old role. A change of a membership that was never seen before may be a change of the role.
     ELSIF gone IS NULL AND (what = 'organizationMembership.updated' OR old.id IS NOT NULL)
           AND (old.role, old.permissions) IS DISTINCT FROM (body->>'role', rights) THEN
         PERFORM public.gatepost_revoke('membership', who || ' ' || org, moment, until, org, 500);
@@ -882,7 +892,8 @@ BEGIN
     RETURN 'applied';
 END $$;
 
--- End memberships of a deleted user ('user') or organisation, at most `at_most`; true when none is left. Locked rows are skipped.
+-- End memberships of a deleted user ('user') or organisation, at most `at_most`; returns true if none is left. Locked rows
+-- are skipped.
 CREATE OR REPLACE FUNCTION public.gatepost_end_memberships(of_kind text, whom text, at_most integer) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -911,8 +922,8 @@ BEGIN
                           AND (m.deleted_at IS NULL OR m.deleted_at > gone));
 END $$;
 
--- Apply one event; gives 'applied', 'stale' (we know newer), or 'stored' (nothing to apply). `body` has the fields of our
--- tables, already checked, times as RFC 3339 texts; {} where the event could not be read. `until` ends its revocations.
+-- Apply one event; returns 'applied', 'stale' (we know newer), or 'stored' (nothing to apply). `body` has the fields of our
+-- tables, already checked, times as RFC 3339 texts; {} if the event could not be read. `until` ends its revocations.
 CREATE OR REPLACE FUNCTION public.gatepost_apply(msg text, what text, at timestamptz, body jsonb, until timestamptz)
 RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -963,7 +974,7 @@ BEGIN
         END IF;
         PERFORM public.gatepost_keys_changed(me, NULL);
         INSERT INTO public.endings (kind, subject) VALUES ('user', me);
-        PERFORM public.gatepost_end_memberships('user', me, 100);           -- lists show it at once; what is left is swept
+        PERFORM public.gatepost_end_memberships('user', me, 100);           -- lists show it at once; the rest is swept
     WHEN 'organization.created', 'organization.updated' THEN
         INSERT INTO public.organizations AS o (id, name, slug, image_url, public_metadata, created_by, created_at, updated_at,
                                                last_event_at, last_event_id)
@@ -1007,14 +1018,14 @@ REVOKE ALL ON FUNCTION public.gatepost_revoke(text, text, timestamptz, timestamp
     public.gatepost_apply_membership(text, text, timestamptz, jsonb, timestamptz),
     public.gatepost_apply(text, text, timestamptz, jsonb, timestamptz) FROM PUBLIC;
 
--- Take one event: note it in the inbox and apply it, all or nothing. Gives what gatepost_apply gives, or 'repeated' where
--- this event is there already. Events go one at a time: they are few, and no question of order is left open that way.
+-- Accept one event: record it in the inbox and apply it, all or nothing. Returns what gatepost_apply returns, or 'repeated' if
+-- this event is already there. Events are applied one at a time: they are few, and so their order is never in question.
 CREATE OR REPLACE FUNCTION public.apply_clerk_event(event_id text, event_type text, event_at timestamptz, event jsonb,
                                                     keep_for interval, revoke_for interval)
 RETURNS text LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(4716, 2);
-    -- Never forgotten while its signature still counts, whatever the caller says.
+    -- Never forgotten while its signature is still valid, whatever the caller passes.
     INSERT INTO public.webhook_inbox (id, provider, type, event_at, payload, expires_at)
     VALUES (event_id, 'clerk', event_type, event_at, event, now() + greatest(keep_for, interval '1 hour'))
     ON CONFLICT (id) DO NOTHING;
@@ -1024,7 +1035,7 @@ BEGIN
     RETURN public.gatepost_apply(event_id, event_type, event_at, event, now() + revoke_for);
 END $$;
 
--- Apply kept events again, the next `at_most` after a place in their order; one that fails leaves nothing and is said.
+-- Apply stored events again, the next `at_most` after a position in their order; one that fails leaves nothing and is reported.
 CREATE OR REPLACE FUNCTION public.replay_clerk_events(after_at timestamptz, after_id text, at_most integer, revoke_for interval)
 RETURNS TABLE (event_at timestamptz, event_id text, outcome text)
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
@@ -1092,7 +1103,7 @@ BEGIN
     RETURN (SELECT count(*) FROM public.endings);
 END $$;
 
--- Forget events and revocations that have expired; how many rows that were.
+-- Delete events and revocations that have expired; returns the number of rows.
 CREATE OR REPLACE FUNCTION public.prune_sync() RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     WITH events AS (DELETE FROM public.webhook_inbox AS i WHERE i.expires_at <= now() RETURNING 1),
@@ -1137,7 +1148,7 @@ END $$;
 CREATE OR REPLACE FUNCTION public.gatepost_membership_told() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
-    -- Of an organisation that is deleted its own row says it.
+    -- For a deleted organisation, its own row has the same effect.
     IF NOT EXISTS (SELECT FROM public.organizations AS o WHERE o.id = NEW.organization_id AND o.deleted_at IS NOT NULL) THEN
         PERFORM public.gatepost_revoke('keys', 'user:' || NEW.user_id, clock_timestamp(),
                                        clock_timestamp() + interval '10 minutes', NEW.organization_id, 500);
@@ -1145,7 +1156,7 @@ BEGIN
     RETURN NULL;
 END $$;
 REVOKE ALL ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() FROM PUBLIC;
--- Whoever makes a trigger must be able to execute its function, for that moment.
+-- The role that creates a trigger must be able to execute its function, for that moment.
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_key_told(), public.gatepost_membership_told() TO %I',
@@ -1163,15 +1174,15 @@ BEGIN
                    current_setting('gatepost.owner'));
 END $do$;
 
--- What is noted of writes and denials -----------------------------------------------------------------------------------------
+-- What is recorded about writes and denials -----------------------------------------------------------------------------------
 SET LOCAL ROLE gatepost_audit;
 
--- One entry for each row that is written, with the write or not at all: TG_ARGV names the column of the organisation ('' for
--- none) and that of the row's id. Names of columns go in, and no value but those two. What is said of the caller counts within
--- a request alone: a command sets the scope of whose rows it works on, and is not that user. Without any word of who it is, it is
--- `anonymous` in a request; outside of one `system` for the serving role, and `operator` for any other role.
--- The impersonator comes in the same setting as the actor, which every transaction of a request sets: so that no request pays
--- for one more, and none can inherit what an earlier user of its connection left there.
+-- One entry for each row that is written, in the same transaction: TG_ARGV names the column of the organisation ('' for none)
+-- and that of the row's id. The entry has names of columns, and no values but those two. The settings that name the caller
+-- count within a request only: a command sets the scope of the owner whose rows it works on, and is not that user. If no
+-- actor is set, the actor is `anonymous` in a request; outside of one it is `system` for the serving role, and `operator` for
+-- any other role. The impersonator is in the same setting as the actor, which every transaction of a request sets, so that no
+-- request pays for one more setting, and none can inherit what an earlier user of its connection left there.
 CREATE OR REPLACE FUNCTION public.gatepost_audited() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -1207,8 +1218,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Note what the gate denied to known callers, one entry for each place of the arrays; how many that were. A time is taken as it
--- is said, but not one of the future nor of more than a day ago.
+-- Record what the gate denied to known callers, one entry for each position of the arrays; returns their number. A time is
+-- stored as it is passed, but never one in the future or more than a day ago.
 DROP FUNCTION IF EXISTS public.audit_denied(timestamptz[], text[], text[], text[], text[], text[], text[], integer[], text[]);
 CREATE OR REPLACE FUNCTION public.audit_denied(moments timestamptz[], orgs text[], users text[], actors text[], impersonators text[],
                                                providers text[], targets text[], reasons text[], counts integer[], requests text[])
@@ -1225,7 +1236,7 @@ RETURNS bigint LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog
 $$;
 
 -- Delete entries older than `days` among the oldest `at_most`; returns their number. The last seven days always stay: an
--- intruder who runs SQL as the serving role cannot erase the traces. One call at a time; a second one does nothing.
+-- intruder who runs SQL as the serving role cannot erase the traces. One call runs at a time; a second one does nothing.
 CREATE OR REPLACE FUNCTION public.audit_prune(days integer, at_most integer) RETURNS bigint
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
@@ -1242,7 +1253,8 @@ BEGIN
 END $$;
 REVOKE ALL ON FUNCTION public.gatepost_audited(), public.audit_prune(integer, integer), public.audit_denied(timestamptz[],
     text[], text[], text[], text[], text[], text[], text[], integer[], text[]) FROM PUBLIC;
--- The owner makes triggers of the first one, for tables that come later too. That opens nothing: the log is the owner's table.
+-- The owner creates triggers with the first function, also for later tables. That opens nothing: the owner owns the log's
+-- table.
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.gatepost_audited() TO %I',
@@ -1252,7 +1264,7 @@ BEGIN
                    current_setting('gatepost.serving_role'));
 END $do$;
 
--- Back to the owner, and the means go away again.
+-- Back to the owner; the memberships are revoked again.
 SELECT set_config('role', current_setting('gatepost.owner'), true);
 REVOKE CREATE ON SCHEMA public FROM gatepost_auth, gatepost_sync, gatepost_audit;
 DO $do$
@@ -1272,7 +1284,7 @@ END $do$;
 
 -- Which tables are audited ------------------------------------------------------------------------------------------------------
 -- For a table of your own, in a file for `migrate --schema`:  SELECT gatepost_audit('my_table', 'organization_id');
--- Run it as the owner; it can be run again. The entry goes to the log of the organisation that the row names; without such a
+-- Run it as the owner; it can be run again. The entry goes to the log of the row's organisation; without such a
 -- column (NULL) only the operator sees it. An update that names ignored columns only leaves no entry.
 CREATE OR REPLACE FUNCTION public.gatepost_audit(of_table regclass, org_column text DEFAULT NULL, id_column text DEFAULT 'id',
                                                  ignored text[] DEFAULT '{}')
