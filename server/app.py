@@ -53,14 +53,14 @@ AUDIT: Final = web.AppKey("audit", Audit)
 def create_app() -> web.Application:
     """The application, with settings from the file and the environment, for `gunicorn 'server.app:create_app()'`.
 
-    The environment must be named: the default, development, is no way to serve. Development and test serve on loopback only,
-    whatever gunicorn binds to. A mistake in the settings is printed as one line on standard error. The process then exits
-    with status 4, which tells gunicorn not to try again.
+    The environment must be named, because the default, development, is not for serving. Development and test serve on
+    loopback only, whatever gunicorn binds to. A mistake in the settings is printed as one line on standard error. The process
+    then exits with status 4, which tells gunicorn not to try again.
     """
     try:
         settings = Settings()
         if all(source == "default" for key, _, source in settings.explain() if key == "env"):
-            raise ConfigError("env (GATEPOST_ENV): not set; name it: production, or development or test for this machine only")
+            raise ConfigError("env (GATEPOST_ENV): not set; use production, or development or test for this machine only")
         if settings.get("database.url") is None:
             raise ConfigError("database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres")
         app = build(settings)

@@ -64,7 +64,7 @@ An array of tables, in the file only: static keys (see [keys.md](../guides/keys.
 | `hash` | text, required | `sha256:` and 64 hexadecimal digits: `python -m server keys hash` reads a key and prints it |
 | `user_id`, `org_id` | text | the key's owner; at least one of the two |
 | `org_slug`, `org_role` | text | in that organisation |
-| `org_permissions`, `scopes` | array of texts | the key's rights |
+| `org_permissions`, `scopes` | array of strings | the key's rights |
 | `expires_at` | date, or time with offset | after it the response is 401 `key-expired`; without it the key never expires |
 """
 

@@ -32,25 +32,25 @@ def commands() -> Mapping[str, Command]:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
-    create = _whose(actions.add_parser("create", help="make a key and print it, this once"))
+    create = _whose(actions.add_parser("create", help="create a key and print it, this once only"))
     create.add_argument("--name", required=True, help="what it is for")
     create.add_argument("--role", help="its role in the organisation")
-    create.add_argument("--permission", action="append", default=[], help="in the organisation; may be repeated")
-    create.add_argument("--scope", action="append", default=[], help="may be repeated")
+    create.add_argument("--permission", action="append", default=[], help="a permission in the organisation; may be repeated")
+    create.add_argument("--scope", action="append", default=[], help="a scope of the key; may be repeated")
     create.add_argument("--expires", metavar="TIME", help="such as 2027-01-31T00:00:00Z (default: never)")
-    create.add_argument("--days", type=int, help="the same as days from now")
-    _whose(actions.add_parser("list", help="keys of a user or an organisation, revoked ones too"))
+    create.add_argument("--days", type=int, help="the same, as a number of days from now")
+    _whose(actions.add_parser("list", help="list the keys of a user or an organisation, including revoked ones"))
     revoke = _whose(actions.add_parser("revoke", help="revoke a key by its id, or by the key itself from standard input"))
-    revoke.add_argument("id", help="its id; or - to read the key from standard input, then without --user and --org")
-    rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print it, this once"))
+    revoke.add_argument("id", help="its id; or - to read the key itself from standard input (without --user and --org)")
+    rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print it, this once only"))
     rotate.add_argument("id", help="its id")
     rotate.add_argument("--overlap", type=int, default=0, metavar="SECONDS", help="how long the old secret still works")
     actions.add_parser("hash", help="read a key from standard input and print its hash for [[api_key.keys]]")
 
 
 def _whose(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--user", help="the user whose key it is")
-    parser.add_argument("--org", help="the organisation: whose key it is, or in which the user's key acts")
+    parser.add_argument("--user", help="the user who owns the key")
+    parser.add_argument("--org", help="the organisation that owns the key, or in which the user's key acts")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -135,7 +135,7 @@ def _checked(args: argparse.Namespace) -> NewKey:
         raise ValueError("a role or a permission needs an organisation: add --org")
     if args.days is not None:
         if args.expires is not None or not 0 < args.days <= 36_500:
-            raise ValueError("--days must be from 1 to 36500, and not beside --expires")
+            raise ValueError("--days must be from 1 to 36500, and not together with --expires")
         args.expires = (datetime.now(UTC) + timedelta(days=args.days)).isoformat()
     given = {"name": args.name, "scopes": args.scope, "org_role": args.role, "org_permissions": args.permission,
              "expires_at": args.expires}  # fmt: skip

@@ -63,7 +63,7 @@ def _text(value: Any) -> Any:
 
 def _to_come(moment: datetime) -> datetime:
     if moment <= datetime.now(UTC):
-        raise ValueError("must lie in the future")
+        raise ValueError("must be in the future")
     return moment
 
 

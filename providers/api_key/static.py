@@ -67,14 +67,14 @@ def _static_key(number: int, table: Mapping[str, Any]) -> StaticKey:
 def _text(where: str, table: Mapping[str, Any], name: str) -> str | None:
     value = table.get(name)
     if value is not None and (not isinstance(value, str) or not value):
-        raise ValueError(f"{where}: {name} must be a text")
+        raise ValueError(f"{where}: {name} must be a string")
     return value
 
 
 def _list(where: str, table: Mapping[str, Any], name: str) -> Sequence[str] | None:
     value = table.get(name)
     if value is not None and (not isinstance(value, list) or not all(isinstance(word, str) and word for word in value)):
-        raise ValueError(f"{where}: {name} must be a list of texts")
+        raise ValueError(f"{where}: {name} must be a list of strings")
     return value
 
 

@@ -37,8 +37,8 @@ def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
 def register_commands() -> Mapping[str, Command]:
     """`token` prints a development session token, `replay` applies kept webhook events again."""
     return {
-        "token": Command("print a development session token", token_command.arguments, token_command.run),
-        "replay": Command("apply the kept events of Clerk's webhooks again", replay.arguments, replay.run),
+        "token": Command("Print a development session token", token_command.arguments, token_command.run),
+        "replay": Command("Apply the stored events of Clerk's webhooks again", replay.arguments, replay.run),
     }
 
 

@@ -107,7 +107,7 @@ def _scopes(members: Mapping[str, Any]) -> list[str]:
     if scopes is None:
         return []
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-        raise _odd("scopes is not a list of texts")
+        raise _odd("scopes is not a list of strings")
     return scopes
 
 

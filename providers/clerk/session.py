@@ -84,7 +84,7 @@ def _check_audience(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
     audience = claims["aud"]
     named = audience if isinstance(audience, list) else [audience]
     if not all(isinstance(name, str) for name in named):
-        raise _reject("token-audience", "aud is neither a text nor a list of texts")
+        raise _reject("token-audience", "aud is neither a string nor a list of strings")
     if settings.audience.isdisjoint(named):
         raise _reject("token-audience", "aud names none of ours")
 
@@ -106,7 +106,7 @@ def _check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
         return
     issuer = claims.get("iss")
     if not isinstance(issuer, str):
-        raise _reject("token-issuer", "iss is missing or not a text")
+        raise _reject("token-issuer", "iss is missing or not a string")
     if settings.issuers and issuer not in settings.issuers:
         raise _reject("token-issuer", "iss is not one of ours")
 
@@ -123,7 +123,7 @@ def _version_1(claims: Mapping[str, Any]) -> dict[str, Any]:
     org_id = _optional(claims, "org_id")
     permissions = claims.get("org_permissions")
     if permissions is not None and not (isinstance(permissions, list) and all(isinstance(p, str) for p in permissions)):
-        raise _reject("token-claims", "org_permissions is not a list of texts")
+        raise _reject("token-claims", "org_permissions is not a list of strings")
     role, slug = _optional(claims, "org_role"), _optional(claims, "org_slug")
     if org_id is None:
         return {}
@@ -141,7 +141,7 @@ def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
         raise _reject("token-claims", "o has no id")
     packed = [members.get(name, "") for members, name in ((claims, "fea"), (org, "per"), (org, "fpm"))]
     if not all(isinstance(value, str) for value in packed):
-        raise _reject("token-claims", "fea, o.per or o.fpm is not a text")
+        raise _reject("token-claims", "fea, o.per or o.fpm is not a string")
     try:
         permissions = unpack(*packed)
     except OddPermissions as error:

@@ -183,7 +183,7 @@ def _words(table: Mapping[str, Any], name: str) -> frozenset[str]:
         return frozenset()
     fine = isinstance(values, list | tuple)
     if not fine or not all(isinstance(word, str) and word.strip() == word != "" for word in values):
-        raise ValueError(f"clerk.{name} must be a list of texts, none of them empty")
+        raise ValueError(f"clerk.{name} must be a list of strings, none of them empty")
     return frozenset(values)
 
 

@@ -27,7 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--user", default="user_1", help="the user's id (default: user_1)")
     add("--org", help="the active organisation's id")
     add("--role", help="the role in it, such as org:admin (default: org:member)")
-    add("--permission", action="extend", nargs="+", default=[], help="such as org:invoices:read; several, or repeated")
+    add(
+        "--permission",
+        action="extend",
+        nargs="+",
+        default=[],
+        help="such as org:invoices:read; takes several, or may be repeated",
+    )
     add("--feature", action="append", default=[], help="such as sso, o:sso or u:sso; may be repeated")
     add("--plan", action="append", default=[], help="such as pro, o:pro or u:pro; may be repeated")
     add("--fva", help="minutes since the first and the second factor were verified, such as 0,-1 (-1: never)")

@@ -130,7 +130,7 @@ def _kid_of(member: Any) -> str:
 def _check_purpose(jwk: Mapping[str, Any]) -> None:
     kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
     if "kid" in jwk and not (isinstance(kid, str) and 0 < len(kid) <= 255):
-        raise OddKey("its kid is not a text of 1 to 255 characters")
+        raise OddKey("its kid is not a string of 1 to 255 characters")
     if jwk.get("kty") == "oct":
         raise OddKey("it is symmetric")
     if _PRIVATE & jwk.keys():

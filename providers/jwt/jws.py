@@ -127,7 +127,7 @@ class HeaderReader:
                 raise Malformed(f"{name} in the header is refused")
         kid = members.get("kid")
         if "kid" in members and not (isinstance(kid, str) and 0 < len(kid) <= 255):
-            raise Malformed("kid is not a text of 1 to 255 characters")
+            raise Malformed("kid is not a string of 1 to 255 characters")
         return Header(alg, kid, MappingProxyType(members))
 
 

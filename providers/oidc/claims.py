@@ -50,11 +50,11 @@ def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: 
 
 
 def _check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
-    """RFC 7519 4.1.3: a text or a list of texts, one of which must equal a configured audience."""
+    """RFC 7519 4.1.3: a string or a list of strings, one of which must equal a configured audience."""
     audience = lookup(claims, settings.audience_claim)
     named = audience if isinstance(audience, list) else [audience]
     if not all(isinstance(name, str) for name in named):
-        raise CredentialRejected("token-audience", f"{settings.audience_claim} is neither a text nor a list of texts")
+        raise CredentialRejected("token-audience", f"{settings.audience_claim} is neither a string nor a list of strings")
     if settings.audience.isdisjoint(named):
         raise CredentialRejected("token-audience", f"{settings.audience_claim} names no configured audience")
 

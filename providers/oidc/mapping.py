@@ -119,7 +119,7 @@ def _scopes(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, .
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:
-    """Returns a text that can be stored and logged; None if it is missing, null or empty. Raises CredentialRejected."""
+    """Returns a string that can be stored and logged; None if it is missing, null or empty. Raises CredentialRejected."""
     value = lookup(claims, name)
     if value is None or value == "":
         return None
@@ -129,13 +129,13 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _words(claims: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-    """Returns the words of a list of texts, or of one text in which spaces separate them (RFC 6749 3.3); None if missing."""
+    """Returns the words of a list of strings, or of a string in which spaces separate them (RFC 6749 3.3); None if missing."""
     value = lookup(claims, name)
     if value is None:
         return None
     words = value.split(" ") if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _odd(name, "is neither a text nor a list of texts")
+        raise _odd(name, "is neither a string nor a list of strings")
     return tuple(word for word in words if word)
 
 

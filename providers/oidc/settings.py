@@ -160,7 +160,7 @@ def _require(table: Members) -> Mapping[str, tuple[Any, ...]]:
     for claim, given in table.table("require").items():
         values = tuple(given) if isinstance(given, list) else (given,)
         if not values or not all(type(value) in (str, int, bool) and value != "" for value in values):
-            raise table.mistake("require", f"{claim!r} must be a text, a whole number, true or false, or a list of these")
+            raise table.mistake("require", f"{claim!r} must be a string, a whole number, true or false, or a list of these")
         required[claim] = values
     return MappingProxyType(required)
 

@@ -31,12 +31,12 @@ class Members:
                 raise ValueError(f"{self.where}: unknown member {name!r}{nearest}")
 
     def text(self, name: str, *, empty: bool = False) -> str | None:
-        """Returns a text of one line without surrounding spaces."""
+        """Returns a string of one line without surrounding spaces."""
         value = self.given.get(name)
         return None if value is None else self._checked(name, value, empty)
 
     def words(self, name: str, *, required: bool = False, empty: bool = False) -> list[str]:
-        """Returns a list of distinct texts; a single text is a list of one."""
+        """Returns a list of distinct strings; a single string is a list of one."""
         value = self.given.get(name, [])
         listed = value if isinstance(value, list) else [value]
         words = [self._checked(name, word, empty) for word in listed]
@@ -73,5 +73,5 @@ class Members:
 
     def _checked(self, name: str, value: object, empty: bool) -> str:
         if not isinstance(value, str) or not value.isprintable() or value.strip() != value or not (value or empty):
-            raise self.mistake(name, "must be a text (or, where several are allowed, a list of texts), and not empty")
+            raise self.mistake(name, "must be a string (or, where several are allowed, a list of strings), and not empty")
         return value

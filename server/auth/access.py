@@ -149,7 +149,7 @@ def requires(
     more: dict[str, Any] = {}
     if reverification is not None:
         if level_and_minutes(reverification) is None:
-            raise ValueError(f"@requires(reverification={reverification!r}): not a preset, and not a level with minutes")
+            raise ValueError(f"@requires(reverification={reverification!r}): neither a preset nor a level with minutes")
         more["reverification"] = reverification if isinstance(reverification, str) else dict(reverification)
     if scopes is not None:
         more["scopes"] = tuple(_text("scopes", scope) for scope in _several("scopes", scopes))
@@ -159,7 +159,7 @@ def requires(
         if flag is not None:
             fine = (False,) if name == "impersonation" else (True, False)  # impersonation=True could be read as "must be one"
             if not any(flag is one for one in fine):
-                raise ValueError(f"@requires({name}={flag!r}): {' or '.join(map(str, fine))}")
+                raise ValueError(f"@requires({name}={flag!r}): must be {' or '.join(map(str, fine))}")
             more[name] = flag
     if not asked and not more:
         raise ValueError("@requires() requires nothing: name a condition, or use @signed_in")
@@ -168,9 +168,9 @@ def requires(
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not _SLUG.match(value):
-        raise ValueError(f"@requires({name}={value!r}): a word without blanks or commas")
+        raise ValueError(f"@requires({name}={value!r}): must be a word without spaces or commas")
     if name == "scopes" and not _SCOPE.match(value):
-        raise ValueError(f"@requires(scopes=[{value!r}]): a scope must not have such characters (RFC 6749 3.3)")
+        raise ValueError(f"@requires(scopes=[{value!r}]): a scope must not contain such characters (RFC 6749 3.3)")
     if name in ("role", "permission") and not names_something(value):
         raise ValueError(f"@requires({name}={value!r}): must name something after org:")
     return value
@@ -179,14 +179,14 @@ def _text(name: str, value: object) -> str:
 def _several(name: str, values: Iterable[str]) -> list[str]:
     listed = [] if isinstance(values, str) else list(values)
     if not listed:
-        raise ValueError(f"@requires({name}={values!r}): a list with at least one word")
+        raise ValueError(f"@requires({name}={values!r}): must be a list of at least one word")
     return listed
 
 
 def _token_types(values: Iterable[str]) -> frozenset[str]:
     types = frozenset(_several("accepts", values))
     if unknown := types - TOKEN_TYPES:
-        raise ValueError(f"@requires(accepts=...): no such token type: {', '.join(sorted(map(str, unknown)))}")
+        raise ValueError(f"@requires(accepts=...): unknown token type: {', '.join(sorted(map(str, unknown)))}")
     return types
 
 

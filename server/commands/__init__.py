@@ -76,7 +76,7 @@ def _plugged(plugins: Plugins) -> Mapping[str, tuple[str, Command]]:
     """The commands of the plugins: (plugin, command) by name. Raises ConfigError."""
     plugged = plugins.offers().commands
     for name in plugged.keys() & _OWN.keys():
-        raise ConfigError(f"plugin {plugged[name][0]!r}: its command {name!r} has the name of a command of the server's")
+        raise ConfigError(f"plugin {plugged[name][0]!r}: its command {name!r} has the name of one of the server's commands")
     return plugged
 
 
@@ -129,7 +129,7 @@ async def operator_scope(connection: Any, user_id: str | None, org_id: str | Non
 def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (default gatepost.toml)")
     parser.add_argument("--host", help="address to serve on")
-    parser.add_argument("--port", type=int, help="port to serve on; 0 takes a free one")
+    parser.add_argument("--port", type=int, help="port to serve on; 0 chooses a free one")
     parser.add_argument("--workers", type=int, help="processes that share the port")
     return parser
 

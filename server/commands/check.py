@@ -109,7 +109,7 @@ async def _through(url: str, direct: Any, *, pooled: bool) -> tuple[list[str], l
     """(problems, warnings) of the database at `database.url`, as the server will see it."""
     async with direct_connection({"dsn": url, "statement_cache_size": 0}) as connection:
         if not await pooler.same_place(connection, direct):
-            return ["database.direct_url: leads to another database than database.url (DATABASE_URL)"], []
+            return ["database.direct_url: leads to a different database from database.url (DATABASE_URL)"], []
         # A pooler logs in by itself, perhaps as another role.
         return await problems(connection), await pooler.warnings(connection, direct) if pooled else []
 

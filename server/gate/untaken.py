@@ -1,4 +1,4 @@
-"""A response that its caller takes slowly counts as a request in work, so that one caller cannot hold any number of them."""
+"""Counts a response that its caller takes slowly as a request in progress, so that a caller can hold only a few of them."""
 
 from __future__ import annotations
 

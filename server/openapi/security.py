@@ -38,7 +38,7 @@ def schemes_of(providers: Iterable[LoadedProvider]) -> Schemes:
         for name, scheme in schemes.items():
             _check(one.name, name, scheme)
             if name in found:
-                raise ConfigError(f"provider {one.name!r}: the security scheme {name!r} is another provider's already")
+                raise ConfigError(f"provider {one.name!r}: the security scheme {name!r} already belongs to another provider")
             found[name] = dict(scheme)
     return found
 
@@ -61,7 +61,7 @@ def _default(provider: str) -> dict[str, Any]:
 def _check(provider: str, name: object, scheme: object) -> None:
     where = f"provider {provider!r}: security_schemes"
     if not isinstance(name, str) or not _NAME.match(name):
-        raise ConfigError(f"{where}: {name!r} is no name for a scheme (letters, digits, '.', '_', '-')")
+        raise ConfigError(f"{where}: {name!r} is not a valid name for a scheme (letters, digits, '.', '_', '-')")
     if not isinstance(scheme, Mapping) or scheme.get("type") not in _NEEDS:
         raise ConfigError(f"{where}[{name!r}]: its type must be one of {', '.join(_NEEDS)}")
     if missing := [member for member in _NEEDS[scheme["type"]] if member not in scheme]:

@@ -1,4 +1,4 @@
-"""Limits how many requests of one caller are in work at once; the others wait for their turn.
+"""Limits how many requests of one caller are in progress at once; the others wait for their turn.
 
 It is enforced before a request asks for a database connection: requests that a caller sends faster than they are handled wait
 here, where they hold nothing that other callers need.
@@ -17,17 +17,17 @@ WAIT_SECONDS: Final = 2.0
 
 
 class Concurrency:
-    """Counts the requests in work of each caller. It remembers callers with a request under way, and no others."""
+    """Counts each caller's requests in progress. It remembers only callers that have one."""
 
     def __init__(self, most: int) -> None:
-        """`most` is the number of requests of one caller that may be in work at once, at least 1."""
+        """`most` is the number of requests of one caller that may be in progress at once, at least 1."""
         self._most = most
         self._in_work: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @property
     def in_work(self) -> int:
-        """Requests in work, of all callers."""
+        """The number of requests in progress, of all callers."""
         return sum(self._in_work.values())
 
     @property

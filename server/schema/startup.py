@@ -106,7 +106,7 @@ class ServerDatabase:
         """Refuse a direct URL to another database: revocations must be read from where they are written."""
         async with self.database.connection() as connection, direct_connection(direct) as past:
             if not await same_place(connection, past):
-                raise ConfigError("database.direct_url: leads to another database than database.url (DATABASE_URL)")
+                raise ConfigError("database.direct_url: leads to a different database from database.url (DATABASE_URL)")
 
     async def _start_embedded(self) -> dict[str, Any]:
         folder = Path(self._settings.get("data_folder")) / "postgres"

@@ -26,7 +26,7 @@ CORE: Final[Mapping[str, Setting]] = {
         help="development (this machine only), test or production",
     ),
     "host": Setting(default="127.0.0.1", help="address to serve on"),
-    "port": _count(8080, 0, 65535, "port to serve on; 0 takes a free one"),
+    "port": _count(8080, 0, 65535, "port to serve on; 0 chooses a free one"),
     "workers": _count(1, 1, 256, "processes that share the port"),
     "providers": Setting(
         "list",
@@ -118,7 +118,7 @@ CORE: Final[Mapping[str, Setting]] = {
         16,
         1,
         1_000_000,
-        "requests of one caller in work at once, in one process; the others wait for up to 2 seconds, then 429",
+        "requests of one caller in progress at once, in one process; the others wait for up to 2 seconds, then 429",
     ),
     "limits.address": Setting(
         default="auto",

@@ -13,7 +13,7 @@ KINDS: Final = ("str", "int", "float", "bool", "list", "table", "tables")
 class Setting:
     """One key of a settings table: it can be checked, explained, and redacted.
 
-    kind       `str`, `int`, `float`, `bool`, `list` (of texts), `table`, or `tables` (an array of tables; file only)
+    kind       `str`, `int`, `float`, `bool`, `list` (of strings), `table`, or `tables` (an array of tables; file only)
     default    the value where none is set
     env        the environment variable; None: `GATEPOST_<PLUGIN>_<KEY>`
     secret     the value is never printed. Any value may come from a file that `<ENV>_FILE` names

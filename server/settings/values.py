@@ -19,7 +19,7 @@ def convert(value: Any, setting: Setting, where: str) -> Any:
     if kind == "list":
         words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise ConfigError(f"{where}: must be a list of texts")
+            raise ConfigError(f"{where}: must be a list of strings")
         return [word for word in words if word]
     if kind in ("table", "tables"):
         if not (isinstance(value, dict) if kind == "table" else _are_tables(value)):
@@ -27,7 +27,7 @@ def convert(value: Any, setting: Setting, where: str) -> Any:
         return value
     if kind == "str":
         if not isinstance(value, str):
-            raise ConfigError(f"{where}: must be a text")
+            raise ConfigError(f"{where}: must be a string")
         return value
     return _scalar(value, kind, where, setting.secret)
 

@@ -295,7 +295,7 @@ async def test_a_pooler_that_nobody_told_us_of_stops_the_start(make_app: MakeApp
 
 async def test_a_direct_url_to_another_database_stops_the_start(make_app: MakeApp, db: TestDatabase) -> None:
     other = await db.server.fresh()
-    with pytest.raises(ConfigError, match="another database"):
+    with pytest.raises(ConfigError, match="a different database"):
         await _start(make_app({"database.direct_url": url_of(db.server, db.server.serving_role, other)}))
 
 

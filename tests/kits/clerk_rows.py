@@ -71,7 +71,7 @@ add("RS512", {}, OK, alg="RS512")
 for name in ("crit", "b64", "enc", "zip"):
     add(f"{name} in the header", {}, (PRE, f"{name} in the header is refused"), **{name: ["exp"]})
 for kid in ("", 1, None, ["k1"], "k" * 256):
-    add(f"kid {str(kid)[:9]!r}", {}, (PRE, "kid is not a text of 1 to 255 characters"), kid=kid)
+    add(f"kid {str(kid)[:9]!r}", {}, (PRE, "kid is not a string of 1 to 255 characters"), kid=kid)
 add("no kid with a PEM", {}, OK, kid=DROP)
 add("any kid with a PEM", {}, OK, kid="../../dev/null")
 for name in ("jku", "x5u", "jwk", "x5c", "oiat", "unknown"):
@@ -118,7 +118,7 @@ for aud in ("api", ["api"], ["x", "other"]):
 for aud in ("", "ap", "apis", "API", "api,other", [], ["x"], [""]):
     add(f"aud {aud!r}", {"aud": aud}, (AUD, "aud names none of ours"), AUDIENCE)
 for aud in (None, 1, {"api": 1}, [1], ["api", 1], [["api"]], True):
-    add(f"aud {aud!r}", {"aud": aud}, (AUD, "aud is neither a text nor a list of texts"), AUDIENCE)
+    add(f"aud {aud!r}", {"aud": aud}, (AUD, "aud is neither a string nor a list of strings"), AUDIENCE)
 # iss.
 for iss in (
     ISSUER + "/",
@@ -131,12 +131,12 @@ for iss in (
 ):
     add(f"iss {iss!r}", {"iss": iss}, (ISS, "iss is not one of ours"))
 for iss in (DROP, None, [ISSUER], 1, {ISSUER: 1}):
-    add("no iss" if iss is DROP else f"iss {iss!r}", {"iss": iss}, (ISS, "iss is missing or not a text"))
+    add("no iss" if iss is DROP else f"iss {iss!r}", {"iss": iss}, (ISS, "iss is missing or not a string"))
 add("an issuer of the setting", {"iss": "https://proxy.example.com"}, OK, {"issuer": ["https://proxy.example.com"]})
 add("the setting replaces the derived", {}, (ISS, "iss is not one of ours"), {"issuer": ["https://proxy.example.com"]})
 add("no issuer known: none is asked", {"iss": DROP}, OK, {"publishable_key": None})
 add("no issuer known: any is taken", {"iss": "https://x.example"}, OK, {"publishable_key": None})
-add("no issuer known: but a text", {"iss": 1}, (ISS, "iss is missing or not a text"), {"publishable_key": None})
+add("no issuer known: but a text", {"iss": 1}, (ISS, "iss is missing or not a string"), {"publishable_key": None})
 # Times.
 add("no exp", {"exp": DROP}, (CLAIMS, "exp is missing"))
 for name in ("exp", "nbf", "iat"):
@@ -183,9 +183,9 @@ add("v2, no slug", {**V2, "o": o(slg=DROP)}, {"org_slug": None, "org_role": "org
 for name in ("per", "fpm"):
     add(f"v2, no {name}", {**V2, "o": o(**{name: DROP})}, {**ORG, "org_permissions": ()})
     add(f"v2, empty {name}", {**V2, "o": o(**{name: ""})}, {**ORG, "org_permissions": ()})
-    add(f"v2, {name} a list", {**V2, "o": o(**{name: ["3"]})}, (CLAIMS, "fea, o.per or o.fpm is not a text"))
+    add(f"v2, {name} a list", {**V2, "o": o(**{name: ["3"]})}, (CLAIMS, "fea, o.per or o.fpm is not a string"))
 add("v2, no fea", {"v": 2, "o": O}, {**ORG, "org_permissions": ()})
-add("v2, fea a list", {**V2, "fea": ["o:invoices"]}, (CLAIMS, "fea, o.per or o.fpm is not a text"))
+add("v2, fea a list", {**V2, "fea": ["o:invoices"]}, (CLAIMS, "fea, o.per or o.fpm is not a string"))
 add("v2, fea without scope", {**V2, "fea": "invoices"}, (CLAIMS, "an element of fea has no scope"))
 add("v2, fea with a hole", {**V2, "fea": "o:invoices,,o:a"}, (CLAIMS, "an element of fea has no scope"))
 for value in ("org_1", [], 1, True):
@@ -206,7 +206,7 @@ for value in ("org:invoices:read", [1], {}, 1):
     add(
         f"v1, org_permissions {value!r}",
         {**V1, "org_permissions": value},
-        (CLAIMS, "org_permissions is not a list of texts"),
+        (CLAIMS, "org_permissions is not a list of strings"),
     )
 # What is passed through.
 add("pending", {"sts": "pending"}, {"pending": True})

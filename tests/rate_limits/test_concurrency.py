@@ -1,4 +1,4 @@
-"""Requests of one caller that are in work at once: bounded, in their order, and each place given back exactly once."""
+"""Requests of one caller that are in progress at once: bounded, in order, and each place given back exactly once."""
 
 from __future__ import annotations
 

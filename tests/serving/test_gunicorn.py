@@ -132,7 +132,7 @@ async def test_two_workers_serve_and_drain(db: TestDatabase, tmp_path: Path) -> 
         ({}, "gatepost: database.url (DATABASE_URL): not set, and gunicorn's workers cannot share an embedded Postgres"),
         ({"DATABASE_URL": "postgresql:///x", "GATEPOST_PROVIDERS": "acme"}, "gatepost: providers: no loaded plugin offers 'acme'"),
         ({"GATEPOST_ENV": "", "DATABASE_URL": "postgresql:///x"},
-         "gatepost: env (GATEPOST_ENV): not set; name it: production, or development or test for this machine only"),
+         "gatepost: env (GATEPOST_ENV): not set; use production, or development or test for this machine only"),
     ],
     ids=["no database", "a mistake in the settings", "no environment"],
 )

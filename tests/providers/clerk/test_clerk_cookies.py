@@ -106,7 +106,7 @@ ROWS: list[tuple[str, Any, Any, Any, Any, Any]] = [
     ("expired", ("plain", kit.ISSUER, OLD), 1, None, None, ("token-expired", "exp is past")),
     # 1. plain without iss, or undecodable: plain
     ("1 undecodable", "garbage", 1, ("other",), 1, (PRE, "the session cookie holds no JWT")),
-    ("1 no iss", ("plain", kit.ISSUER, {"iss": kit.DROP}), 1, ("other",), 1, ("token-issuer", "iss is missing or not a text")),
+    ("1 no iss", ("plain", kit.ISSUER, {"iss": kit.DROP}), 1, ("other",), 1, ("token-issuer", "iss is missing or not a string")),
     ("1 empty iss", ("plain", ""), 1, ("other",), 1, ("token-issuer", "iss is not one of ours")),
     # 2. plain of another instance: suffixed
     ("2 foreign", ("plain", FOREIGN), NOW + 5, ("other",), 1, "other"),

@@ -101,7 +101,7 @@ HEADERS = [
         ({"typ": typ}, "typ is not allowed")
         for typ in ("jwt", "", None, "at+jwt", "application/at+jwt", 1, ["JWT"], "JWT ")
     ],
-    *[({"kid": kid}, "kid is not a text of 1 to 255 characters") for kid in ("", None, 1, ["k1"], True, {}, "k" * 256)],
+    *[({"kid": kid}, "kid is not a string of 1 to 255 characters") for kid in ("", None, 1, ["k1"], True, {}, "k" * 256)],
     *[({"crit": crit}, "crit in the header is refused") for crit in (["exp"], [], "b64", ["b64"], None)],
     ({"b64": False}, "b64 in the header is refused"),
     ({"b64": True}, "b64 in the header is refused"),
