@@ -223,8 +223,8 @@ def test_a_provider_that_says_nothing_does_not_make_routes_look_open() -> None:
 @pytest.mark.parametrize(
     ("schemes", "said"),
     [
-        ({"stub": {"type": "http", "scheme": "bearer"}}, "'stub' is another provider's"),
-        ({"a b": {"type": "http", "scheme": "bearer"}}, "'a b' is no name"),
+        ({"stub": {"type": "http", "scheme": "bearer"}}, "'stub' already belongs to another provider"),
+        ({"a b": {"type": "http", "scheme": "bearer"}}, "'a b' is not a valid name"),
         ({"acme": {"type": "password"}}, "its type must be one of"),
         ({"acme": {"type": "http"}}, "needs 'scheme'"),
         ({"acme": "bearer"}, "its type must be one of"),

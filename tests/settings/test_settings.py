@@ -99,7 +99,7 @@ def test_every_core_key_exists_in_file_and_environment(key: str, tmp_path: Path)
     value = {
         "str": {"env": "test", "log.format": "human"}.get(key, "127.0.0.1" if "host" in key else "none"),
         "bool": setting.default is not True,
-        "int": 2048 if key.endswith("_bytes") else 7,
+        "int": max(2048 if key.endswith("_bytes") else 7, int(setting.at_least or 0)),
         "float": 7.5,
         "list": ["a", "b"],
     }[setting.kind]
