@@ -63,6 +63,8 @@ class Dispatcher:
             response = error.response()
         except web.HTTPException as error:
             response = from_http(error)
+        except web.RequestPayloadError:  # a handler that reads the body by aiohttp's own means
+            response = BadRequest().response()
         except Unavailable as outage:
             log_failure("unavailable", outage, request_id=request_id, why=str(outage))
             response = ServiceUnavailable(outage.retry_after).response()
@@ -93,9 +95,12 @@ class Dispatcher:
         identity = request.get(IDENTITY)
         if self._served is None or (identity is None and not rule.public):
             return  # the gate has reported it already
-        who = (None, None, None) if identity is None else (identity.provider, identity.user_id, identity.org_id)
-        fields = (request[REQUEST_ID], request.method, rule.template, *who, str(response.status), None, "", seconds)
-        self._served(Decision(*fields)._replace(impersonator=identity.impersonator if identity is not None else None))
+        provider = user_id = org_id = impersonator = None
+        if identity is not None:
+            provider, user_id, org_id = identity.provider, identity.user_id, identity.org_id
+            impersonator = identity.impersonator
+        first = (request[REQUEST_ID], request.method, rule.template, provider, user_id, org_id)
+        self._served(Decision(*first, str(response.status), None, "", seconds, impersonator=impersonator))
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).

@@ -14,8 +14,8 @@ from aiohttp.web_protocol import RequestHandler
 
 PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     RequestHandler: (
-        "_close", "_current_request", "_drain_helper", "_loop", "_manager", "_messages", "_paused",
-        "_request_count", "_upgraded", "_waiter",
+        "_buffer_paused", "_close", "_current_request", "_drain_helper", "_loop", "_manager", "_message_tail", "_messages",
+        "_parser", "_paused", "_payload_parser", "_request_count", "_resume_reading_if_drained", "_upgraded", "_waiter",
     ),
     StreamReader: ("_eof",),
     StreamWriter: ("_eof",),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from aiohttp import web
+from aiohttp import web, web_fileresponse
 from aiohttp.web_protocol import RequestHandler
 
 from .backlog import BACKLOG, Backlog
@@ -75,6 +75,8 @@ def install(
     hold                      counts a request while its response is not taken yet
     """
     app[BACKLOG] = backlog
+    # With sendfile(2) the bytes of a file pass by the transport: a client that takes none of them would never be cut.
+    web_fileresponse.NOSENDFILE = True  # type: ignore[misc]
 
     def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
         app._set_loop(loop)

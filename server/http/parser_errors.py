@@ -9,6 +9,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_ENCODED: Final = b"transfer-encoding"
 _MOST_PARTS: Final = 32
 
 
@@ -18,10 +19,24 @@ class OrderedErrors(RequestHandler):
     __slots__ = ()
 
     def data_received(self, data: bytes) -> None:
-        if data.count(_END_OF_HEAD) > 1 and not self._upgraded:
+        if data.count(_END_OF_HEAD) > 1 and not self._upgraded and _ENCODED not in data.lower():
             self._feed_pipelined(data)
         else:
             self._feed(data)
+
+    def _resume_after_refused_upgrade(self) -> None:
+        """Parse what came after a request with `Upgrade` that is answered like any other: here errors keep their order, too.
+
+        aiohttp would do it within `finish_response`, where an error of the URL parser costs the response itself.
+        """
+        if self._upgraded and not self._messages and self._payload_parser is None and self._parser is not None:
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+            tail, self._message_tail = self._message_tail, b""
+            if tail:
+                self.data_received(tail)
+            if self._buffer_paused:
+                self._resume_reading_if_drained()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -50,7 +65,10 @@ class OrderedErrors(RequestHandler):
         self.close()
 
     def _feed_pipelined(self, data: bytes) -> None:
-        """Parse request by request: the parser drops the requests that come before a malformed one in the same bytes."""
+        """Parse request by request: the parser drops the requests that come before a malformed one in the same bytes.
+
+        Not where a body has an encoding: a head whose framing proves wrong in the same bytes is refused whole.
+        """
         parts = data.split(_END_OF_HEAD, _MOST_PARTS)
         for part in parts[:-1]:
             self._feed(part + _END_OF_HEAD)

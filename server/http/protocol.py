@@ -169,6 +169,8 @@ class Connection(OrderedErrors):
             )
             self.force_close()
             return resp, True
+        if self._upgraded:
+            self._resume_after_refused_upgrade()
         if type(resp) is JsonResponse and not self._upgraded and not self._paused and request._post is None:
             data = resp.as_bytes(request)
             if data is not None:

@@ -35,17 +35,23 @@ def end(local: Any, remote: Any) -> End | None:
         ours, theirs = _packed(local[0]), _packed(remote[0])
         family = socket.AF_INET if len(ours) == 4 else socket.AF_INET6
         names = _PORTS.pack(local[1], remote[1], ours, theirs)
-        for state, uid, inode in _ask(family, 0xFFF, names, _ONE):
+        for state, _, uid, inode in _ask(family, 0xFFF, names, _ONE):
             if state != _LISTEN and inode:
                 return End(uid, inode)
     return None
 
 
-def listening() -> set[int] | None:
-    """The inodes of all listening TCP sockets, or None if the kernel does not say."""
+def serving() -> set[int] | None:
+    """The inodes of all TCP sockets that listen, and of those connected at a port on which one listens.
+
+    The latter tell a process that serves a connection which another one accepted, as a proxy with a process for each does.
+    None if the kernel does not say.
+    """
     with suppress(OSError, AttributeError):
         families, names = (socket.AF_INET, socket.AF_INET6), _PORTS.pack(0, 0, b"", b"")
-        return {inode for family in families for _, _, inode in _ask(family, 1 << _LISTEN, names, _ALL)}
+        found = [one for family in families for one in _ask(family, 0xFFF, names, _ALL)]
+        ports = {port for state, port, _, _ in found if state == _LISTEN}
+        return {inode for _, port, _, inode in found if port in ports}
     return None
 
 
@@ -55,8 +61,8 @@ def _packed(text: str) -> bytes:
     return (mapped or address).packed
 
 
-def _ask(family: int, states: int, names: bytes, flags: int) -> Iterator[tuple[int, int, int]]:
-    """(state, user, inode) of each socket that was asked about. Raises OSError."""
+def _ask(family: int, states: int, names: bytes, flags: int) -> Iterator[tuple[int, int, int, int]]:
+    """(state, local port, user, inode) of each socket that was asked about. Raises OSError."""
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + names + _ANY
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
         kernel.settimeout(0.2)
@@ -69,8 +75,8 @@ def _ask(family: int, states: int, names: bytes, flags: int) -> Iterator[tuple[i
                     return
                 if kind != _BY_FAMILY:
                     raise OSError("the kernel does not say")
-                _, state, _, _, _, _, _, _, uid, inode = _FOUND.unpack_from(data, at + _HEADER.size)
-                yield state, uid, inode
+                _, state, _, _, names, _, _, _, uid, inode = _FOUND.unpack_from(data, at + _HEADER.size)
+                yield state, int.from_bytes(names[:2]), uid, inode
                 at += (size + 3) & ~3
             if flags == _ONE:
                 return

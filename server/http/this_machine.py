@@ -36,8 +36,8 @@ def is_direct(transport: asyncio.BaseTransport) -> bool:
     """Whether a loopback TCP connection comes straight from a program that this process's user runs, and not from a proxy.
 
     The client's socket must belong to the same user, and its process must not be a proxy: one that listens beyond
-    loopback, or that other processes are connected to. Our own process is no proxy. A process that cannot be examined
-    counts as one. Each connection is judged once.
+    loopback, or that other processes are connected to, whichever process has accepted the connection. Our own process is no
+    proxy. A process that cannot be examined counts as one. Each connection is judged once.
 
     True where the kernel shows no sockets, as outside Linux: there the caller's other checks must do.
     """
@@ -76,18 +76,22 @@ def _judge(server: Any, client: Any) -> bool:
     held = next((held for held in _other_processes() if end.inode in held), None)
     if held is None:
         return False
-    listening = sock_diag.listening()
-    if listening is not None and held.isdisjoint(listening):
+    serving = sock_diag.serving()
+    if serving is not None and held.isdisjoint(serving):
         return True
     return not _is_proxy(held, own, sockets or _read())
 
 
 def _is_proxy(held: set[int], own: set[int], sockets: _Sockets) -> bool:
-    """Whether the process with the sockets `held` serves others than itself and us (`own`), or could from other machines."""
+    """Whether the process with the sockets `held` serves others than itself and us (`own`), or could from other machines.
+
+    Its connections may have been accepted by another process, which listens.
+    """
     listening = {local for local, inode in sockets.listening if inode in held}
     if not all(_is_loopback(local) for local in listening):
         return True
-    accepted = [way for way, end in sockets.ends.items() if way[0] in listening and end.inode in held]
+    ports = {_port(local) for local, _ in sockets.listening}
+    accepted = [way for way, end in sockets.ends.items() if end.inode in held and _port(way[0]) in ports]
     clients = [sockets.ends.get((remote, local)) for local, remote in accepted]
     return any(client is None or client.inode not in held | own for client in clients)
 
@@ -163,6 +167,10 @@ def _written(name: Any) -> str | None:
         return ("".join(f"{word:08X}" for word in words) + f":{name[1]:04X}").removeprefix(_MAPPED)
     except (AttributeError, IndexError, TypeError, ValueError):
         return None
+
+
+def _port(local: str) -> str:
+    return local.rpartition(":")[2]
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,11 @@ async def streamed(request: web.Request) -> web.StreamResponse:
         await response.write(b"x" * 65536)
     await response.write_eof()
     return response
+
+
+@signed_in
+async def from_a_file(request: web.Request) -> web.FileResponse:
+    return web.FileResponse(request.query["of"])
 
 
 @signed_in
@@ -105,7 +111,7 @@ COUNTED: list[int] = []
 HANDLERS: dict[str, Callable[[web.Request], Any]] = {
     "/large": large, "/shared": shared, "/aiohttps": aiohttps, "/streamed": streamed, "/small": small, "/after-end": fails_after_its_end,
     "/in-the-middle": fails_in_the_middle, "/twice": answers_twice, "/another": returns_another, "/reused": reused,
-    "/reused-json": reused_json,
+    "/reused-json": reused_json, "/file": from_a_file,
 }  # fmt: skip
 
 
@@ -145,6 +151,17 @@ async def test_a_client_that_takes_nothing_is_cut_and_nothing_is_held_afterwards
         await until(lambda: at_rest(app[BACKLOG]))
         for client in clients:
             client.close()
+
+
+async def test_a_client_that_does_not_take_a_file_is_cut(tmp_path: Path) -> None:
+    """Whatever event loop serves: with sendfile(2), as in asyncio's own, the transport would not know of the bytes."""
+    (tmp_path / "file").write_bytes(b"x" * 16 * MIB)
+    app = app_of(limits__write_seconds=0.5)
+    async with serving(app) as port:
+        client = unread(port, f"/file?of={tmp_path}/file")
+        await until(lambda: app[BACKLOG].cut == 1)
+        await until(lambda: at_rest(app[BACKLOG]))
+        client.close()
 
 
 async def test_small_responses_that_are_not_taken_are_cut_too() -> None:
@@ -283,6 +300,21 @@ async def test_a_malformed_request_is_answered_after_those_before_it(bad: bytes,
         assert await client.closed_by_server()
 
 
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_malformed_request_behind_a_refused_upgrade_costs_no_response(bad: bytes, apart: bool) -> None:
+    async with serving(app_of()) as port, Client(port) as client:
+        good = request_bytes("GET", "/small", [("Host", LOCAL), stub()])
+        upgrade = request_bytes("GET", "/small", [("Host", LOCAL), stub(), ("Upgrade", "websocket"), ("Connection", "Upgrade")])
+        if apart:
+            await client.send(upgrade)
+            await client.send(good + bad + good)
+        else:
+            await client.send(upgrade + good + bad + good)
+        assert [(await client.reply()).status for _ in range(3)] == [200, 200, 400]
+        assert await client.closed_by_server()
+
+
 async def test_a_body_that_breaks_off_in_nonsense_is_one_400() -> None:
     async with serving(app_of()) as port, Client(port) as client:
         head = [("Host", LOCAL), stub(), ("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")]
@@ -307,3 +339,20 @@ async def test_responses_that_are_not_taken_count_for_their_caller() -> None:
             client.close()
         await until(lambda: at_rest(app[BACKLOG]))
         assert (await ask(port, "GET", "/small", stub())).status == 200
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_handler_that_reads_the_body_by_aiohttps_own_means_is_a_400_too(apart: bool) -> None:
+    @signed_in
+    async def read(request: web.Request) -> web.Response:
+        return answer({"length": len(await request.read())})
+
+    app = build_app({"slow": routes_plugin(web.post("/read", read))})
+    async with serving(app) as port, Client(port) as client:
+        head = request_bytes("POST", "/read", [("Host", LOCAL), stub(), ("Transfer-Encoding", "chunked")])
+        await client.send(head + b"2\r\n{}\r\n" if apart else head + b"4_0\r\nabcd\r\n0\r\n\r\n")
+        if apart:
+            await asyncio.sleep(0.1)
+            await client.send(b"4_0\r\nabcd\r\n0\r\n\r\n" + request_bytes("GET", "/small"))
+        assert (await client.reply()).status == 400
+        assert await client.closed_by_server()

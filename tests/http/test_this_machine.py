@@ -223,12 +223,43 @@ async def test_a_program_of_the_same_user_is_local_unless_it_serves_others(tmp_p
             assert await status(port, credential, listens, more) == expected
 
 
+FORKS = """
+import os, socket, sys
+address, port, upstream = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+front = socket.create_server((address, port))
+while True:
+    client, _ = front.accept()
+    if os.fork() == 0:
+        front.close()
+        server = socket.create_connection(("127.0.0.1", upstream))
+        server.sendall(client.recv(65536))
+        client.sendall(server.recv(65536))
+        os._exit(0)
+    client.close()
+"""
+
+
+@pytest.mark.parametrize("diagnosed", [True, False], ids=["asked", "tables"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+async def test_a_proxy_with_a_process_for_each_connection_is_found(
+    tmp_path: Path, address: str, diagnosed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `socat TCP-LISTEN:80,fork TCP:127.0.0.1:8080`: the process that connects to us does not listen itself."""
+    if not diagnosed:
+        monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)
+    async with serving(made(tmp_path)) as port:
+        front = free_port()
+        async with program(front, sys.executable, "-I", "-S", "-c", FORKS, address, str(front), str(port)):
+            for credential in credentials(tmp_path):
+                assert await status(front, credential) == 401
+
+
 @pytest.mark.parametrize(("listens", "expected"), [("", 200), ("127.0.0.1", 200), ("0.0.0.0", 401)])
 async def test_the_tables_say_the_same_where_the_kernel_cannot_be_asked(
     tmp_path: Path, listens: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)
-    assert sock_diag.listening() is None
+    assert sock_diag.serving() is None
     async with serving(made(tmp_path)) as port:
         assert await status(port, stub(), listens) == expected
 
@@ -237,8 +268,8 @@ async def test_the_tables_say_the_same_where_the_kernel_cannot_be_asked(
 def test_the_kernel_tells_whose_a_socket_is(family: socket.AddressFamily, address: str) -> None:
     with socket.create_server((address, 0), family=family) as server, socket.create_connection(server.getsockname()[:2]) as client:
         assert sock_diag.end(client.getsockname(), client.getpeername()) == (os.geteuid(), os.fstat(client.fileno()).st_ino)
-        assert os.fstat(server.fileno()).st_ino in (sock_diag.listening() or ())
-        assert os.fstat(client.fileno()).st_ino not in (sock_diag.listening() or ())
+        assert os.fstat(server.fileno()).st_ino in (sock_diag.serving() or ())
+        assert os.fstat(client.fileno()).st_ino not in (sock_diag.serving() or ())
     assert sock_diag.end((address, 1), (address, 2)) is None
 
 
