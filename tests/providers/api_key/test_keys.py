@@ -117,7 +117,8 @@ async def test_a_users_key(keys: Client, db: TestDatabase) -> None:
         "name": "mine", "owner": "user", "user_id": "alice", "org_id": "org_a", "org_role": "org:member", "org_permissions": [READ],
         "scopes": ["read"], "created_by": "alice", "expires_at": None}  # fmt: skip
     assert await me(keys, row) == {
-        "provider": "api_key", "token_type": "api_key", "user_id": "alice", "session_id": None, "org_id": "org_a", "org_slug": None,
+        "provider": "api_key", "token_type": "api_key", "user_id": "alice", "impersonator": None, "session_id": None,
+        "org_id": "org_a", "org_slug": None,
         "org_role": "org:member", "org_permissions": [READ], "scopes": ["read"], "claims": None}  # fmt: skip
     assert (await keys.get("/api/me", {"Authorization": f"Bearer {row['secret']}"})).status == 200
     assert (await keys.get("/api/invoices", bearer(row))).status == 200
