@@ -187,7 +187,7 @@ async def take(request: web.Request) -> web.Response:
 async def test_slow_heads_and_bodies_are_cut_and_others_are_served() -> None:
     """200 clients drip heads, 100 stall in a body, 50 drip a body: all of these connections are closed in time."""
     ends, latest = SAID(), 0.0
-    limits = {"limits__head_seconds": 2.0, "limits__body_seconds": 2.0, "limits__idle_seconds": 3.0}
+    limits = {"limits__head_seconds": 2.0, "limits__body_seconds": 2.0, "limits__idle_seconds": 3.0, "limits__concurrency": 200}
     routes = routes_plugin(web.post("/api/take", signed_in(take)))
     head = b"POST /api/take HTTP/1.1\r\nHost: localhost\r\n" + ": ".join(stub("slow")).encode() + b"\r\nContent-Type: application/json\r\n"
     kinds = {"head": (b"GET /api/me HTTP/1.1\r\nHost: localhost\r\n", b"X: y\r\n"), "stalled body": (head + b"Content-Length: 99\r\n\r\n", b""), "dripped body": (head + b"Content-Length: 99\r\n\r\n", b"x")}
