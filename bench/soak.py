@@ -79,7 +79,6 @@ async def faults(stage: Stage, tally: Tally, end: float, every: float) -> None:
     """Restart Postgres (or end all connections of the server, where it is not ours to restart)."""
     while time.monotonic() + every + 10 < end:
         await asyncio.sleep(every)
-        tally.faults += 1
         with tally.fault():
             if stage.postgres._embedded is not None and tally.faults % 2:
                 stage.postgres._embedded.stop()  # it ends with the thread that started it

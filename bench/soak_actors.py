@@ -31,20 +31,19 @@ class Tally:
     hostile: int = 0
     busy: int = 0
     busy_without_fault: int = 0
-    faults: int = 0
     foreign: int = 0
     late: int = 0
     wrong: list[str] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     in_fault: int = 0
-    fault_count: int = 0
+    faults: int = 0
 
     @contextlib.contextmanager
     def fault(self) -> Iterator[None]:
         """Marks the time of a fault: refusals with 503 are expected then."""
         self.in_fault += 1
-        self.fault_count += 1
+        self.faults += 1
         try:
             yield
         finally:
@@ -65,7 +64,7 @@ class Caller:
 
     async def ask(self, method: str, path: str, expected: tuple[int, ...], body: Any = None) -> Any:
         """The JSON of the answer, or None for a 503 or 429. Any other status than `expected` is a wrong answer."""
-        tally, began, fault = self._tally, time.monotonic(), self._tally.fault_count
+        tally, began, fault = self._tally, time.monotonic(), self._tally.faults
         was_faulty = tally.in_fault
         tally.requests += 1
         try:
@@ -76,7 +75,7 @@ class Caller:
             tally.wrong.append(f"{method} {path}: {error!r}")
             return None
         if status in (503, 429):
-            faulty = was_faulty or tally.in_fault or tally.fault_count != fault
+            faulty = was_faulty or tally.in_fault or tally.faults != fault
             tally.busy += bool(faulty)
             tally.busy_without_fault += not faulty
             return None
@@ -135,12 +134,12 @@ async def ended(port: int, issuer: Issuer, tally: Tally, end: float) -> None:
 
 
 async def _wait_for_401(callers: list[Caller], tally: Tally) -> None:
-    began, fault = time.monotonic(), tally.fault_count
+    began, fault = time.monotonic(), tally.faults
     while any([await caller.status("/api/me") not in (401, 503, 0) for caller in callers]):
         if time.monotonic() - began > 10:
             break
         await asyncio.sleep(0.02)
-    if tally.fault_count == fault and not tally.in_fault:
+    if tally.faults == fault and not tally.in_fault:
         tally.ends.append(time.monotonic() - began)
         tally.late += tally.ends[-1] > 1.0
 

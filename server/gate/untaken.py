@@ -9,7 +9,7 @@ from aiohttp import web
 
 from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY
-from ..http.connection_server import Hold
+from ..http.protocol import Hold
 from ..rate_limits.concurrency import Concurrency
 
 

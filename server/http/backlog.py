@@ -116,8 +116,8 @@ class Backlog:
 def bound_kernel_buffer(transport: asyncio.BaseTransport) -> None:
     """Bytes that a client does not take must stay where they are counted (server.http.backlog), not in the kernel."""
     connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_NOTSENT_LOWAT", None)
-    if connection is not None and option is not None and connection.family != getattr(socket, "AF_UNIX", None):
-        with suppress(OSError):
+    if connection is not None and option is not None:
+        with suppress(OSError):  # a unix socket has no such option
             connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_IN_KERNEL)
 
 

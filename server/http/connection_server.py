@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from aiohttp import web, web_fileresponse
 from aiohttp.web_protocol import RequestHandler
@@ -14,9 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 from .backlog import BACKLOG, Backlog
 from .descriptors import bound_accept_errors, room_for
 from .draining import DrainingServer
-from .protocol import Connection, Handler, HandOver
-
-Hold: TypeAlias = Callable[[web.BaseRequest], Callable[[], None]]
+from .protocol import Connection, Handler, HandOver, Hold
 
 
 class Request(web.Request):

@@ -23,6 +23,7 @@ from .response import JsonResponse, last_words
 from .stamp import new_request_id, stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Hold: TypeAlias = Callable[[web.BaseRequest], Callable[[], None]]
 
 
 class HandOver(Protocol):
@@ -40,7 +41,7 @@ class Manager(Protocol):
 
     sharing: HandOver | None
     backlog: Backlog
-    hold: Callable[[web.BaseRequest], Callable[[], None]]
+    hold: Hold
 
 
 class Connection(OrderedErrors):
