@@ -27,7 +27,7 @@ class AuditEntry(BaseModel):
     org_id: str
     user_id: Annotated[str | None, Field(description="The user who acted, directly or with a key.")]
     actor: Annotated[str, Field(description="The user, `key:` and the id of a key, `anonymous`, `system` or `operator`.")]
-    impersonator: Annotated[str | None, Field(description="Who acted as the user (the token's `act`); null: nobody else.")]
+    impersonator: Annotated[str | None, Field(description="Who acted as the user (the token's `act`); null if no one did.")]
     provider: Annotated[str | None, Field(description="Of a denial: the provider that authenticated the caller.")]
     action: Literal["insert", "update", "delete", "denied"]
     target: Annotated[str, Field(description="The table; of a denial, method and route.")]

@@ -23,7 +23,7 @@ class Me(BaseModel):
     provider: str
     token_type: str
     user_id: str | None
-    impersonator: Annotated[str | None, Field(description="Who acts as the user (the token's `act`); null: nobody else.")]
+    impersonator: Annotated[str | None, Field(description="Who acts as the user (the token's `act`); null if no one does.")]
     session_id: str | None
     org_id: str | None
     org_slug: str | None

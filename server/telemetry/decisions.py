@@ -19,7 +19,7 @@ class Decision(NamedTuple):
     client              the address behind the trusted proxies
     inbound_request_id  the request id that the nearest trusted proxy sent
     actor               who acted, as the audit log names them
-    impersonator        the other person or program that acted as the user, by the token's `act`; None: nobody else
+    impersonator        the other person or program that acted as the user, by the token's `act`; None if no one did
     """
 
     request_id: str

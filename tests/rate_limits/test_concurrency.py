@@ -42,15 +42,9 @@ DOORS: list[Door] = []
 
 
 @routes.get("/door")
-@signed_in
-async def door(request: web.Request) -> web.Response:
-    await DOORS[-1].through()
-    return web.Response(text="in")
-
-
 @routes.post("/door")
 @signed_in
-async def door_post(request: web.Request) -> web.Response:
+async def door(request: web.Request) -> web.Response:
     await DOORS[-1].through()
     return web.Response(text="in")
 
