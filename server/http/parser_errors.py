@@ -10,7 +10,8 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _ENCODED: Final = b"transfer-encoding"
-_MOST_PARTS: Final = 32
+_MOST_FRUITLESS: Final = 32
+"""A body with more empty lines than this in the same bytes is parsed at once: each part costs a call of the parser."""
 
 
 class OrderedErrors(RequestHandler):
@@ -69,10 +70,14 @@ class OrderedErrors(RequestHandler):
 
         Not where a body has an encoding: a head whose framing proves wrong in the same bytes is refused whole.
         """
-        parts = data.split(_END_OF_HEAD, _MOST_PARTS)
-        for part in parts[:-1]:
-            self._feed(part + _END_OF_HEAD)
+        start = fruitless = 0
+        while fruitless < _MOST_FRUITLESS and (end := data.find(_END_OF_HEAD, start)) >= 0:
+            end += len(_END_OF_HEAD)
+            seen = self._request_count
+            self._feed(data[start:end])
             if self._close or (self._messages and isinstance(self._messages[-1][0], _ErrInfo)):
                 return  # the connection closes after this error
-        if parts[-1]:
-            self._feed(parts[-1])
+            start = end
+            fruitless += self._request_count == seen
+        if start < len(data):
+            self._feed(data[start:])

@@ -300,6 +300,14 @@ async def test_a_malformed_request_is_answered_after_those_before_it(bad: bytes,
         assert await client.closed_by_server()
 
 
+async def test_a_malformed_request_costs_no_response_to_many_requests_in_the_same_bytes() -> None:
+    async with serving(app_of()) as port, Client(port) as client:
+        good = request_bytes("GET", "/small", [("Host", LOCAL), stub()])
+        await client.send(good * 100 + BAD[0] + good)
+        assert [(await client.reply()).status for _ in range(101)] == [200] * 100 + [400]
+        assert await client.closed_by_server()
+
+
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("apart", [False, True])
 async def test_a_malformed_request_behind_a_refused_upgrade_costs_no_response(bad: bytes, apart: bool) -> None:
@@ -323,8 +331,6 @@ async def test_a_body_that_breaks_off_in_nonsense_is_one_400() -> None:
         await client.send(b"ZZ\r\nnonsense\r\n\r\n")
         assert (await client.reply()).status == 400
         assert await client.closed_by_server()
-
-
 
 
 async def test_responses_that_are_not_taken_count_for_their_caller() -> None:
