@@ -60,11 +60,14 @@ async def soak(stage: Stage, child: Child, args: argparse.Namespace) -> tuple[li
     ]
     running = [asyncio.create_task(_named(actor)) for actor in actors]
     await asyncio.sleep(min(60.0, args.minutes * 60 / 3))
-    before = _figures(child)
+    seen = [_figures(child)]
+    for quarter in (3, 2, 1):
+        await asyncio.sleep(max(0.0, end - time.monotonic() - quarter * args.minutes * 60 / 4))
+        seen.append(_figures(child))
     await asyncio.gather(*running)
     await asyncio.sleep(3)
-    after = _figures(child)
-    return _lines(args, tally, before, after), _failures(tally, before, after)
+    seen.append(_figures(child))
+    return _lines(args, tally, seen), _failures(tally, seen[0], seen[-1])
 
 
 async def _named(actor: Coroutine[Any, Any, None]) -> None:
@@ -101,7 +104,7 @@ def _figures(child: Child) -> dict[str, float]:
     return {"memory MiB": machine.memory_mib(child.pid), "descriptors": descriptors, "log lines": lines}
 
 
-def _lines(args: argparse.Namespace, tally: Tally, before: dict[str, float], after: dict[str, float]) -> list[list[str]]:
+def _lines(args: argparse.Namespace, tally: Tally, seen: list[dict[str, float]]) -> list[list[str]]:
     worst = max(tally.ends, default=0.0)
     lines = [
         ["minutes", f"{args.minutes:g}"],
@@ -116,7 +119,7 @@ def _lines(args: argparse.Namespace, tally: Tally, before: dict[str, float], aft
         ["ended later than within a second", f"{tally.late} (slowest {worst:.2f} s)"],
         ["honest p50, p99 ms", "{:.1f}, {:.1f}".format(*tally.quantiles())],
     ]
-    lines += [[f"{name}, after the warm-up and at the end", f"{before[name]:.0f}, {after[name]:.0f}"] for name in before]
+    lines += [[f"{name}, after the warm-up and each quarter", ", ".join(f"{one[name]:.0f}" for one in seen)] for name in seen[0]]
     return lines + [["example of a wrong answer", one] for one in tally.wrong[:5]]
 
 
