@@ -1,10 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check soak clean
+.PHONY: help install deploy-tools client-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 TOOLS   := $(VENV)/.deploy-tools
+CLIENTS := .cache/clients
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
@@ -27,6 +28,8 @@ help: ## show this list
 install: $(STAMP) ## create .venv with everything, including development tools
 
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
+
+client-tools: $(CLIENTS)/.installed ## add generators of clients and linters of the OpenAPI document to .cache (needs npm)
 
 run: $(STAMP) ## serve (installs when needed)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -97,4 +100,13 @@ $(STAMP): pyproject.toml requirements.txt
 
 $(TOOLS): $(STAMP)
 	@$(PYTHON) -m pip install --quiet -e '.[deploy,site]' -c requirements.txt
+	@touch $@
+
+$(CLIENTS)/.installed: tests/openapi/clients/package.json tests/openapi/clients/requirements.txt
+	@command -v npm >/dev/null || { echo "make: npm is not installed (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(CLIENTS)
+	@cp tests/openapi/clients/package.json $(CLIENTS)/package.json
+	@cd $(CLIENTS) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
+	@python3 -m venv $(CLIENTS)/venv
+	@$(CLIENTS)/venv/bin/python -m pip install --quiet -r tests/openapi/clients/requirements.txt
 	@touch $@

@@ -21,7 +21,7 @@ class Health(BaseModel):
 
 @routes.get("/api/health")
 @public
-@describe(returns=Health, summary="Is the server alive?")
+@describe(returns=Health, summary="Is the server alive?", operation_id="get_health")
 async def health(request: web.Request) -> web.Response:
     """Does not use the database: a slow Postgres must not cause the process to be killed."""
     return answer('{"status": "ok"}')

@@ -35,7 +35,7 @@ class Me(BaseModel):
 
 @routes.get("/api/me")
 @signed_in
-@describe(returns=Me, summary="Get the caller's identity")
+@describe(returns=Me, summary="Get the caller's identity", operation_id="get_me")
 async def me(request: web.Request) -> web.Response:
     identity = identity_of(request)
     body = identity.derived.get("me")

@@ -57,7 +57,12 @@ class Member(BaseModel):
 
 @routes.get("/api/me/profile")
 @requires(user=True)
-@describe(returns=Profile, refusals={404: "Clerk has not reported this user."}, summary="Get the caller's profile")
+@describe(
+    returns=Profile,
+    refusals={404: "Clerk has not reported this user."},
+    summary="Get the caller's profile",
+    operation_id="get_profile",
+)
 async def profile(request: web.Request) -> web.Response:
     rows = await read(request, PROFILE, identity_of(request).user_id)
     if not rows.number:

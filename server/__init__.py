@@ -21,6 +21,7 @@ from .http.cors import checked_origin
 from .http.describe import describe
 from .http.errors import Unavailable
 from .http.pagination import page
+from .http.query import query
 from .http.row_id import row_id
 from .openapi.document import openapi_document
 from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
@@ -31,6 +32,6 @@ __all__ = [
     "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
     "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
     "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text",
-    "openapi_document", "page", "public", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "signed_in",
-    "with_org_prefix",
+    "openapi_document", "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
+    "signed_in", "with_org_prefix",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from .http.stamp import vary_on
 from .http.this_machine import public_listeners
 from .openapi import document as openapi
 from .openapi.document import DOCUMENT
+from .openapi.info import info_of
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
 from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, opened
@@ -102,7 +103,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         exposed=_checked(settings, "cors_exposed", checked_header),
     )
     vary_on(credential_headers(providers))
-    app[DOCUMENT] = openapi.make(table, providers)
+    app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get))
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
     app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
     limits = app[LIMITS] = Limits(settings, app[ADDRESSES], credential_headers(providers))

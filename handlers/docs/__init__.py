@@ -86,7 +86,12 @@ def _known(request: web.Request, etag: str) -> bool:
 
 @routes.get("/api/public/openapi.json")
 @public
-@describe(answers={200: dict[str, Any], 304: None}, headers=["ETag", "Cache-Control"], summary="This document")
+@describe(
+    answers={200: dict[str, Any], 304: None},
+    headers=["ETag", "Cache-Control"],
+    summary="This document",
+    operation_id="get_openapi_document",
+)
 async def document(request: web.Request) -> web.Response:
     made = openapi_document(request)
     return sent(request, Asset(memoryview(made.json), "application/json", made.etag), _AGAIN)
@@ -99,6 +104,7 @@ async def document(request: web.Request) -> web.Response:
     headers=["ETag", "Cache-Control"],
     content_type="text/html",
     summary="A page to read this document and to try it",
+    operation_id="get_docs_page",
 )
 async def docs(request: web.Request) -> web.Response:
     return sent(request, _PAGE, _AGAIN)
@@ -112,6 +118,7 @@ async def docs(request: web.Request) -> web.Response:
     headers=["ETag", "Cache-Control"],
     content_type="*/*",
     summary="A file of the page",
+    operation_id="get_docs_file",
 )
 async def docs_file(request: web.Request) -> web.Response:
     """Serves one file of a fixed list: the requested name never becomes a file system path."""

@@ -56,6 +56,7 @@ class Receiver:
             503: "No secret is configured, or the database cannot be asked. Clerk tries again.",
         },
         tags=["webhooks"],
+        operation_id="receive_clerk_event",
     )
     async def take(self, request: web.Request) -> web.Response:
         """204 for a valid event, even a repeated one; raises 400, or 503 without a secret or database (Clerk retries)."""

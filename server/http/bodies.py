@@ -23,7 +23,8 @@ LONGEST_FIELD: Final = 200
 _PATHS_PER_BYTE: Final = 16
 """Limit on the total length of all values' paths, in multiples of the largest body: a validation error contains the paths."""
 
-_INTEGER: Final = 2**63
+LARGEST_INTEGER: Final = 2**63
+"""Integers are at least minus this, and less than this: what 64 bits hold."""
 
 
 async def body(request: web.Request, model: type[T]) -> T:
@@ -42,7 +43,7 @@ async def body(request: web.Request, model: type[T]) -> T:
     try:
         checked = _adapter(cast("Hashable", model)).validate_python(data)
     except pydantic.ValidationError as error:
-        raise Unprocessable((_fields(error) + bad)[:MOST_FIELDS]) from None
+        raise Unprocessable((invalid_fields(error) + bad)[:MOST_FIELDS]) from None
     if bad:
         raise Unprocessable(bad)
     return checked  # type: ignore[no-any-return]
@@ -75,14 +76,14 @@ def _refuse(text: str) -> Any:
 def _float(text: str) -> float:
     # Postgres stores JSON numbers as decimals: 1e308 would come back as 309 digits.
     number = float(text)
-    if not math.isfinite(number) or (number != 0 and not 1e-30 <= abs(number) < _INTEGER):
+    if not math.isfinite(number) or (number != 0 and not 1e-30 <= abs(number) < LARGEST_INTEGER):
         raise ValueError("number out of range")
     return number
 
 
 def _int(text: str) -> int:
     number = int(text)
-    if not -_INTEGER <= number < _INTEGER:
+    if not -LARGEST_INTEGER <= number < LARGEST_INTEGER:
         raise ValueError("number out of range")
     return number
 
@@ -136,12 +137,12 @@ def _find_nul(data: Any, path: list[Any], found: list[str]) -> None:
         return
     if isinstance(data, str):
         if "\x00" in data:
-            found.append(_field(path))
+            found.append(field_path(path))
     elif isinstance(data, dict):
         for key, value in data.items():
             path.append(key)
             if "\x00" in key and len(found) < MOST_FIELDS:
-                found.append(_field(path))
+                found.append(field_path(path))
             if isinstance(value, str | dict | list):
                 _find_nul(value, path, found)
             path.pop()
@@ -153,7 +154,7 @@ def _find_nul(data: Any, path: list[Any], found: list[str]) -> None:
                 path.pop()
 
 
-def _field(path: Iterable[Any]) -> str:
+def field_path(path: Iterable[Any]) -> str:
     """A field's path as errors show it, truncated to LONGEST_FIELD characters."""
     named, length = [], 0
     for part in path:
@@ -165,10 +166,10 @@ def _field(path: Iterable[Any]) -> str:
     return ".".join(named).replace("\x00", "?")[:LONGEST_FIELD]
 
 
-def _fields(error: pydantic.ValidationError) -> list[dict[str, str]]:
+def invalid_fields(error: pydantic.ValidationError) -> list[dict[str, str]]:
     """The invalid fields, at most MOST_FIELDS of them."""
     found = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_FIELDS]
-    return [{"field": _field(one["loc"]), "message": one["msg"][:LONGEST_FIELD]} for one in found]
+    return [{"field": field_path(one["loc"]), "message": one["msg"][:LONGEST_FIELD]} for one in found]
 
 
 @lru_cache(maxsize=256)

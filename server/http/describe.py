@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -9,9 +10,12 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
+from .query_model import PAGE_PARAMETERS, parameters_of
+
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__description__"
 _SECRET: Final = "__answers_secret__"
+_OPERATION_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
@@ -30,6 +34,8 @@ class Description:
     summary: str | None = None
     text: str | None = None
     tags: tuple[str, ...] = ()
+    query: Any = None
+    operation_id: str | None = None
 
 
 def describe(
@@ -46,6 +52,8 @@ def describe(
     summary: str | None = None,
     text: str | None = None,
     tags: Iterable[str] = (),
+    query: Any = None,
+    operation_id: str | None = None,
 ) -> Callable[[F], F]:
     """Describe a handler's input and output. Goes below `@routes`, above or below the access decorator; wraps nothing.
 
@@ -54,14 +62,17 @@ def describe(
     returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body)
     refusals       statuses from 400 on that are specific to this handler, each with its cause: `{409: "..."}`.
                    Those that follow from the access, the path, a body or a page are added automatically.
+    query          the model that the handler passes to `query`: a pydantic model of scalars and lists of scalars
     page           the handler calls `page`: `?limit`, `?cursor` and a `Link` to the next page
     if_match       the handler calls `check_if_match`
     headers        headers of a success: `ETag`, `Location`, or others by name
     content_type   the content type of the successes' bodies
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
+    operation_id   the operation's name in generated clients; without it, the name of the handler
 
-    The description is enforced: `body`, `page` and `check_if_match` raise TypeError in a handler that is described otherwise.
-    Raises TypeError at import for a contradictory or incomplete description.
+    The description is enforced: `body`, `query`, `page` and `check_if_match` raise TypeError in a handler that is described
+    otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that cannot be read
+    from query parameters.
     """
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
@@ -74,9 +85,14 @@ def describe(
         raise TypeError("@describe: headers= and tags= are lists of words")
     if body_optional and body is None:
         raise TypeError("@describe: body_optional= without body=")
+    names = set(parameters_of(query)) if query is not None else set()
+    if page and (taken := sorted(PAGE_PARAMETERS & names)):
+        raise TypeError(f"@describe(query=...): with page=True, {taken[0]!r} is the page's and no parameter of the model")
+    if operation_id is not None and not _OPERATION_ID.match(operation_id):
+        raise TypeError("@describe: operation_id= is a name of letters, digits and '_'")
     made = Description(
         body, body_optional, MappingProxyType(given), MappingProxyType(dict(refusals or {})), page, if_match,
-        tuple(headers), content_type, summary, text, tuple(tags),
+        tuple(headers), content_type, summary, text, tuple(tags), query, operation_id,
     )  # fmt: skip
 
     def mark(handler: F) -> F:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import msgspec
@@ -16,6 +17,7 @@ from aiohttp import web
 from .answers import Rows, answer
 from .describe import hold_to
 from .errors import Unprocessable
+from .query_model import PAGE_PARAMETERS
 
 DEFAULT_LIMIT: Final = 50
 LARGEST_LIMIT: Final = 200
@@ -77,7 +79,7 @@ class Page:
         self.args = (created_at, key, _row_limit(limit + 1, self._bytes))
 
     def answer(self, rows: Rows) -> web.Response:
-        """A 200 with the rows, and `Link: <...>; rel="next"` if there are more.
+        """A 200 with the rows, and `Link: <...>; rel="next"` if there are more. `Link` keeps the other query parameters.
 
         The page ends at `limit` rows, or before the row with which the body would have more than `limits.page_bytes` bytes,
         but has at least one row, if there is one.
@@ -88,8 +90,8 @@ class Page:
         kept, end = rows.first(number)
         last = _position.decode(end)
         after = _encode(last.created_at, last.id)
-        here = self._request.rel_url.raw_path
-        return answer(kept, headers={"Link": f'<{here}?limit={self.limit}&cursor={after}>; rel="next"'})
+        here, others = self._request.rel_url.raw_path, _others(self._request)
+        return answer(kept, headers={"Link": f'<{here}?{others}limit={self.limit}&cursor={after}>; rel="next"'})
 
 
 def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
@@ -116,6 +118,14 @@ def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
     if bad:
         raise Unprocessable(bad)
     return Page(request, limit, created_at, after)
+
+
+def _others(request: web.Request) -> str:
+    """The query parameters that are not the page's, to be written before them: `done=true&`. Escaped anew: they are ASCII."""
+    if not request.query_string:
+        return ""
+    kept = [(name, text) for name, text in request.query.items() if name not in PAGE_PARAMETERS]
+    return f"{urlencode(kept, quote_via=quote)}&" if kept else ""
 
 
 def _encode(created_at: str, key: Any) -> str:

@@ -111,11 +111,10 @@ def _named(status: int) -> str:
 
 def refusal(status: int, schema: dict[str, Any], words: str | None = None) -> dict[str, Any]:
     """The full response object for one error status. `words` replaces the standard description."""
-    body = {**schema, "properties": {"error": {"const": phrase(status)}}}
     return {
         "description": words or WORDS[status],
         "headers": header_refs(*_HEADERS_OF.get(status, ())),
-        "content": {"application/json": {"schema": body}},
+        "content": {"application/json": {"schema": schema, "example": {"error": phrase(status)}}},
     }
 
 

@@ -10,6 +10,7 @@ from ..auth.access import Access
 from ..http.describe import Description, description_of, is_secret
 from ..routing.table import RouteRule
 from .components import Error, header_refs, parameter_ref, refusal, response_ref
+from .parameters import query_parameters
 from .schemas import Schemas
 from .security import Schemes, fitting
 
@@ -37,10 +38,14 @@ def operation(method: str, rule: RouteRule, name: str, handler: object, schemas:
         "security": [] if rule.public else fitting(schemes, rule.access),
         ACCESS: _access(rule),
     }
-    if parameters := [*_path_parameters(rule.template), *map(parameter_ref, _parameters(said, again))]:
+    if parameters := [
+        *_path_parameters(rule.template),
+        *query_parameters(said.query, schemas, rule.plugin),
+        *map(parameter_ref, _parameters(said, again)),
+    ]:
         made["parameters"] = parameters
     if said.body is not None:
-        content = {"application/json": {"schema": schemas.of(said.body, "validation")}}
+        content = {"application/json": {"schema": schemas.of(said.body, "validation", rule.plugin)}}
         made["requestBody"] = {"required": not said.body_optional, "content": content}
     made["responses"] = _responses(method, rule, description, again, schemas)
     return made
@@ -86,7 +91,7 @@ def _responses(
     method: str, rule: RouteRule, description: Description | None, again: bool, schemas: Schemas
 ) -> dict[str, dict[str, Any]]:
     said = description or Description()
-    found = {str(status): _success(said, kind, schemas) for status, kind in sorted(said.answers.items())}
+    found = {str(status): _success(said, kind, schemas, rule.plugin) for status, kind in sorted(said.answers.items())}
     for status in sorted(_refusals(rule, said, again) | ({422} | _unsaid(method) if description is None else set())):
         words = said.refusals.get(status)
         found[str(status)] = refusal(status, schemas.of(Error, "serialization"), words) if words else response_ref(status)
@@ -95,11 +100,11 @@ def _responses(
     return found
 
 
-def _success(said: Description, kind: Any, schemas: Schemas) -> dict[str, Any]:
+def _success(said: Description, kind: Any, schemas: Schemas, plugin: str) -> dict[str, Any]:
     headers = [*said.headers, *(["Link"] if said.page else [])]
     made: dict[str, Any] = {"description": "Done." if kind is None else "Success.", "headers": header_refs(*headers)}
     if kind is not None:
-        made["content"] = {said.content_type: {"schema": schemas.of(kind, "serialization")}}
+        made["content"] = {said.content_type: {"schema": schemas.of(kind, "serialization", plugin)}}
     return made
 
 
@@ -112,7 +117,7 @@ def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
         found.add(403)
     if "{" in rule.template:
         found.add(404)
-    if said.page:
+    if said.page or said.query is not None:
         found.add(422)
     if said.body is not None:
         found |= set(_WITH_BODY)

@@ -27,6 +27,8 @@ class RouteRule:
     template: str
     public: bool
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
+    plugin: str = ""
+    """The plugin that offers the route; "" for a built-in one."""
 
     @property
     def words(self) -> str:
@@ -84,7 +86,8 @@ def build(
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
         for added in _register(router, plugin, route):
-            rule = table.rules[added] = RouteRule(access, route.path, is_open, metrics.tally(added.method, route.path))
+            tally, owner = metrics.tally(added.method, route.path), "" if plugin in builtin else plugin
+            rule = table.rules[added] = RouteRule(access, route.path, is_open, tally, owner)
             handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
             table.rows.append(Row(added.method, route.path, rule.words, handler))
     for text, _ in public:

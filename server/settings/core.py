@@ -86,6 +86,27 @@ CORE: Final[Mapping[str, Setting]] = {
     "idempotency.keep_seconds": _seconds(
         86400.0, "how long an answer is kept for a repeated Idempotency-Key", at_least=1, at_most=366 * 86400
     ),
+    "openapi.title": Setting(default="Gatepost", help="the product's name in the OpenAPI document"),
+    "openapi.version": Setting(default="1", help="the version of the API in the OpenAPI document"),
+    "openapi.description": Setting(
+        example="Orders and invoices of Example Ltd.", help="what the API is for, in Markdown; unset: a text about this server"
+    ),
+    "openapi.contact": Setting(
+        "table",
+        example={"name": "Support", "email": "support@example.com"},
+        help="name and email of those to ask about the API",
+    ),
+    "openapi.license": Setting(
+        "table",
+        example={"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        help="name and SPDX identifier of the API's licence",
+    ),
+    "openapi.servers": Setting(
+        "list",
+        None,
+        example=("https://api.example.com",),
+        help="URLs of the API in the OpenAPI document; unset: where it is read",
+    ),
     "ops.host": Setting(default="127.0.0.1", help="address of the operations port"),
     "ops.port": _count(9090, 0, 65535, "port of /livez, /readyz and /metrics; 0: off"),
     "log.format": Setting(
