@@ -100,7 +100,7 @@ async def list_data(request: web.Request) -> web.Response:
 async def create_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewRow), identity_of(request)
     async with scoped(request) as db:
-        row = found(await db.row(INSERT, caller.user_id, caller.org_id, new.name, json.dumps(new.payload)))
+        row = found(await db.row(INSERT, caller.user_id, caller.org_id, new.name, new.payload))
     return answer(row, 201, {"Location": f"/api/data/{json.loads(row)['id']}", "ETag": entity_tag(row)})
 
 
@@ -118,7 +118,7 @@ async def get_data(request: web.Request) -> web.Response:
 @describe(body=Change, returns=DataRow, if_match=True, headers=["ETag"], summary="Change one of the caller's rows")
 async def change_data(request: web.Request) -> web.Response:
     change, user_id = await body(request, Change), identity_of(request).user_id
-    payload = json.dumps(change.payload) if "payload" in change.model_fields_set else None
+    payload = change.payload if "payload" in change.model_fields_set else None
     name = change.name if "name" in change.model_fields_set else None
     async with scoped(request) as db:
         before = found(await db.row(ONE + " FOR UPDATE", user_id, row_id(request)))

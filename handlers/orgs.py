@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -54,7 +53,7 @@ async def list_org_data(request: web.Request) -> web.Response:
 async def create_org_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewOrgRow), identity_of(request)
     async with scoped(request) as db:
-        row = await db.row(INSERT, caller.org_id, caller.actor, new.name, json.dumps(new.payload))
+        row = await db.row(INSERT, caller.org_id, caller.actor, new.name, new.payload)
     return answer(row, 201, {"ETag": entity_tag(row)})
 
 

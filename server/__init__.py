@@ -12,6 +12,7 @@ from .auth.names import is_plain_text, with_org_prefix
 from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
 from .database.scope import read, scoped
+from .database.violations import CheckViolation, ForeignKeyViolation, UniqueViolation
 from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
 from .http.bodies import body
@@ -25,13 +26,15 @@ from .http.query import query
 from .http.row_id import row_id
 from .openapi.document import openapi_document
 from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
+from .plugins.services import service
 from .settings.setting import Setting
 from .single_flight import SingleFlight
 
 __all__ = [
-    "Answer", "BoundedDict", "Command", "CommandContext", "CredentialRejected", "House", "Identity", "Provider", "Setting",
-    "SingleFlight", "Unavailable", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
-    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text",
-    "openapi_document", "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
-    "signed_in", "with_org_prefix",
+    "Answer", "BoundedDict", "CheckViolation", "Command", "CommandContext", "CredentialRejected",
+    "ForeignKeyViolation", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable",
+    "UniqueViolation", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
+    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local",
+    "is_plain_text", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
+    "revocation_failed", "row_id", "scoped", "service", "signed_in", "with_org_prefix",
 ]  # fmt: skip

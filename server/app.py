@@ -31,6 +31,7 @@ from .openapi.info import info_of
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
 from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, opened
+from .plugins.services import SERVICES, Services
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
 from .routing.table import RouteTable
@@ -39,7 +40,7 @@ from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
 from .telemetry.decisions import DenialLog, RequestLog
-from .telemetry.log import LOG
+from .telemetry.log import LOG, log_tracebacks
 from .telemetry.metrics import Metrics
 
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -49,6 +50,7 @@ LIMITS: Final = web.AppKey("limits", Limits)
 DISPATCHER: Final = web.AppKey("dispatcher", Dispatcher)
 METRICS: Final = web.AppKey("metrics", Metrics)
 AUDIT: Final = web.AppKey("audit", Audit)
+HOUSE: Final = web.AppKey("house", ServerHouse)
 
 
 def create_app() -> web.Application:
@@ -91,6 +93,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     extra           plugin objects by name, loaded as if they were installed and named in `plugins`
     beside_parent   True in a worker, whose parent process has started the embedded Postgres
     """
+    log_tracebacks(settings.get("env") == "development")
     plugins = Plugins(settings, extra)
     offers = plugins.offers()
     providers = [plugins.provider(name, offers) for name in settings.words("providers")]
@@ -139,10 +142,13 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[REVOCATION_FAILURES] = Counter()
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
+    house = app[HOUSE] = _house(settings, server_database)
+    services = app[SERVICES] = Services(plugins.services(house))
     app.cleanup_ctx.append(_open_database)
     app.cleanup_ctx.append(audit.running)
     app.cleanup_ctx.append(_open_limits)
     app.cleanup_ctx.append(open_providers)
+    app.cleanup_ctx.append(services.running)
     connection_server.install(
         app,
         app[DISPATCHER].handle,
@@ -190,9 +196,10 @@ async def _open_limits(app: web.Application) -> AsyncIterator[None]:
 
 async def open_providers(app: web.Application) -> AsyncIterator[None]:
     """A context in which the providers are open. Raises ConfigError for a mistake that only opening shows."""
-    settings = app[SETTINGS]
-    house = ServerHouse(
-        settings.get("env"), Path(settings.get("data_folder")), app[DATABASE].call, app[SERVER_DATABASE].revocations
-    )
-    async with opened(app[PROVIDERS], house):
+    async with opened(app[PROVIDERS], app[HOUSE]):
         yield
+
+
+def _house(settings: Settings, storage: ServerDatabase) -> ServerHouse:
+    folder, database = Path(settings.get("data_folder")), storage.database
+    return ServerHouse(settings.get("env"), folder, database.call, storage.revocations, database.scoped)

@@ -41,10 +41,10 @@ Everything that a plugin may import from `server`, with signatures and docstring
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Declare a handler's access": ("public", "signed_in", "requires", "describe", "answers_secret"),
     "The caller": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
-    "Rows": ("read", "scoped"),
+    "Rows": ("read", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
     "Requests and responses": ("body", "raw_body", "row_id", "query", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight", "revocation_failed"),
-    "Hooks, settings, commands": ("hookimpl", "Setting", "checked_origin", "Command", "CommandContext"),
+    "Hooks, settings, services, commands": ("hookimpl", "service", "Setting", "checked_origin", "Command", "CommandContext"),
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -60,8 +60,28 @@ def _read_slowly(raw: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+class FrozenDict(dict[str, Any]):
+    """A dictionary that cannot be changed. Every JSON encoder takes it for the dictionary that it is."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("these claims serve many requests and cannot be changed; dict(...) makes a copy")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return {name: copy.deepcopy(member, memo) for name, member in self.items()}
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
 def freeze(value: Any) -> Any:
-    """Returns the JSON value read-only at every depth: objects become mapping proxies, arrays become tuples.
+    """Returns the JSON value read-only at every depth: objects become FrozenDicts, arrays become tuples.
 
     It also changes `value`. One verified payload serves many requests, so no handler must be able to change it.
     """
@@ -69,7 +89,7 @@ def freeze(value: Any) -> Any:
         for name, member in value.items():
             if type(member) is dict or type(member) is list:
                 value[name] = freeze(member)
-        return MappingProxyType(value)
+        return FrozenDict(value)
     return tuple(freeze(member) for member in value) if type(value) is list else value
 
 

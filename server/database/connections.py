@@ -1,7 +1,6 @@
 """Connections to Postgres, the scope of a transaction, and the translation of the database's failures into exceptions.
 
-Every statement of a handler runs with the caller's user, organisation and (only if the route's access requires an
-administrator) admin organisation set for that transaction alone.
+Every statement of a handler runs under its caller's scope, which is set for that transaction alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..settings.setting import ConfigError
 from . import driver
 from .hosts import Hosts
 from .pool import Pool
-from .statements import IN_UTC, Scoped, set_scope_and_limits, set_scope_and_lock_limit, statement_of
+from .statements import IN_UTC, Scoped, leave, set_scope_and_limits, set_scope_and_lock_limit, statement_of
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
@@ -43,8 +42,7 @@ class Database:
         self._set_scope = set_scope_and_limits(statement_seconds, idle, lock) if pooled else set_scope_and_lock_limit(lock)
         self._first = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
-        self._resets: set[asyncio.Task[None]] = set()
-        self._doubtful: set[Any] = set()
+        self._resets, self._doubtful = set[asyncio.Task[None]](), set[Any]()
         self._hosts: Hosts[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any]) -> None:
@@ -62,7 +60,7 @@ class Database:
             "max_cached_statement_lifetime": 0,  # a statement stays prepared; asyncpg notices a change of the schema
             "command_timeout": self._statement + 1,  # the client's own limit, for a Postgres that does not respond at all
         }
-        hosts = Hosts(driver.connect, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
+        hosts = Hosts(driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
         self._pool, self._hosts = Pool(hosts.open, self._size, busy=driver.must_discard), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
@@ -178,15 +176,17 @@ class Database:
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
         """A transaction under this scope, for this caller: committed at the end of the block, rolled back when it raises."""
-        connection = await self._take(caller)
+        block = Scoped(connection := await self._take(caller))
         try:
             await connection.execute("BEGIN")
             await connection.execute(self._set_scope, *scope, *writer)
-            yield Scoped(connection)
+            yield block
+            leave(block)
             if await connection.execute("COMMIT") != "COMMIT":
                 # Postgres turns COMMIT into a rollback if a statement has failed: that must not look like success.
                 raise RuntimeError("a failed statement was passed over, so nothing was committed")
         except BaseException as error:
+            leave(block)
             if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
                 with suppress(Exception):  # if this fails, it is closed or still in the transaction, and is not used again
                     await connection.execute("ROLLBACK", timeout=_RESET_SECONDS)

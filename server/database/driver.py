@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import Any, Final
 
 import asyncpg
 
-from ..http.errors import ApiError, Conflict, Forbidden, Unavailable, Unprocessable
+from ..http.errors import Unavailable, Unprocessable
+from . import json_values
+from .violations import NOT_NOW, StatementError, error_for_argument, error_for_state
 
-# Classes that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
-NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
 # The server is read-only or shutting down: the connection is no longer useful.
 NOT_AGAIN: Final = ("25006", "57P")
-_KNOWN: Final[dict[str, type[ApiError]]] = {"23505": Conflict, "23503": Conflict, "23P01": Conflict}
-
-
-def error_for_state(state: str, name: str) -> Exception | None:
-    """Returns the exception for this SQLSTATE; None for a mistake in the SQL. `name` is the error's class, for the log."""
-    if state == "42501":  # refused by a policy or a grant: the row would be another tenant's
-        return Forbidden("organization")
-    if state in _KNOWN:
-        return _KNOWN[state]()
-    if state.startswith(("22", "23", "54")):
-        return Unprocessable([])
-    if state.startswith(NOT_NOW):
-        return Unavailable(f"database: {name} ({state})")
-    return None
-
-
 _MOST_KEPT: Final = 256
+_UNDO_SECONDS: Final = 1.0
+_MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
+"""How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
+_savepoints: Final = count(1)
 
 
 class Connection(asyncpg.Connection):
@@ -63,10 +53,43 @@ class Connection(asyncpg.Connection):
         statement = self._kept[sql] = await self.prepare(sql)
         return statement
 
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """A part of the open transaction that is undone alone when the block raises. What it raises is raised further."""
+        name = f"gatepost_{next(_savepoints)}"
+        await self.execute(f"SAVEPOINT {name}")
+        try:
+            yield
+            await self.execute(f"RELEASE SAVEPOINT {name}")
+        except BaseException as error:
+            await self._undo(name)
+            if (refused := refusal(error)) is None:
+                raise
+            raise refused from None
+
+    async def _undo(self, savepoint: str) -> None:
+        try:
+            await self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}", timeout=_UNDO_SECONDS)
+        except BaseException:
+            self.terminate()  # otherwise the end of the transaction might commit what should be undone
+
 
 async def connect(**arguments: Any) -> Connection:
     """Open a connection; `arguments` are asyncpg's."""
     made: Connection = await asyncpg.connect(connection_class=Connection, **arguments)
+    return made
+
+
+async def connect_for_handlers(**arguments: Any) -> Connection:
+    """As `connect`, for a connection that takes and returns values of the type jsonb as Python objects."""
+    made = await connect(**arguments)
+    try:
+        await made.set_type_codec(
+            "jsonb", schema="pg_catalog", encoder=json_values.encode, decoder=json_values.decode, format="binary"
+        )
+    except BaseException:
+        made.terminate()
+        raise
     return made
 
 
@@ -101,17 +124,34 @@ def ends_the_server(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(NOT_AGAIN)
 
 
+def refusal(error: BaseException) -> Exception | None:
+    """The exception that a handler gets at once for a statement that Postgres has refused; None for any other failure.
+
+    The connection is in order after it. Other failures say something about the connection, and are translated at the end of
+    the transaction.
+    """
+    if not isinstance(error, Exception) or not is_server_error(error):
+        return None
+    translated = translate_error(error)
+    return None if isinstance(translated, Unavailable) else translated
+
+
 def translate_error(error: Exception) -> Exception:
-    """The exception for the caller, without any text of Postgres. One that comes from elsewhere is returned as it is."""
+    """The exception for the caller, without a value of any row. One that comes from elsewhere is returned as it is."""
     if isinstance(error, asyncpg.PostgresError):
         state, name = error.sqlstate or "", type(error).__name__
         if isinstance(error, asyncpg.InvalidCachedStatementError):
             return Unavailable(f"database: {name} ({state})")
-        return error_for_state(state, name) or error
+        if isinstance(error, asyncpg.DataError) and error.severity is None:
+            return error_for_argument(str(error), error.__cause__)
+        where = {"constraint": error.constraint_name, "function": error.server_source_function, "position": error.position}
+        return error_for_state(state, name, error.message or "", **where)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return ValueError("not a Postgres URL that can be used")
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return Unprocessable([])  # a value that asyncpg cannot send
+    if isinstance(error, asyncpg.InterfaceError) and str(error).startswith(_MISUSE):
+        return StatementError(str(error).partition("\n")[0])
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
         return Unavailable(f"database: {type(error).__name__}")
     return error

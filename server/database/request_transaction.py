@@ -90,6 +90,13 @@ class RequestTransaction:
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
 
     @asynccontextmanager
+    async def savepoint(self, block: Savepoint) -> AsyncIterator[None]:
+        """A savepoint inside `block`, under its scope: what is run with the block's `Scoped` meanwhile belongs to it."""
+        block.must_be_open()
+        async with self._savepoint(block.scope):
+            yield
+
+    @asynccontextmanager
     async def _savepoint(self, scope: Scope) -> AsyncIterator[Savepoint]:
         above = self._here()
         async with above.turn:
@@ -97,7 +104,7 @@ class RequestTransaction:
             block = Savepoint(scope, above)
             _innermost.set(block)
             try:
-                async with self._connection.transaction():
+                async with self._connection.savepoint():
                     self._set = None  # each savepoint sets its scope again, because earlier SQL may have changed it
                     async with self.left(block):
                         yield block
@@ -160,7 +167,7 @@ class RequestTransaction:
 
 
 class _Turns:
-    """A connection limited to one savepoint: the four methods that `Scoped` uses."""
+    """A connection limited to one savepoint: the methods that `Scoped` uses."""
 
     __slots__ = ("_block", "_transaction")
 
@@ -178,6 +185,9 @@ class _Turns:
 
     async def execute(self, sql: str, *args: Any) -> Any:
         return await self._transaction.run(self._block, "execute", sql, *args)
+
+    def savepoint(self) -> Any:
+        return self._transaction.savepoint(self._block)
 
 
 JOINED: Final = web.RequestKey("joined", RequestTransaction)

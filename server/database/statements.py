@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from ..http.pagination import LARGEST_LIMIT, page_bytes_of
+from .driver import refusal
+from .violations import StatementError
 
 SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
 """The settings that the policies read, in the order of a `Scope`."""
@@ -30,6 +33,9 @@ SET_SCOPE_AND_WRITER: Final = f"SELECT {', '.join(_set_local(SETTINGS))}"
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
+_QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
+_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_PLACES: Final = re.compile(r"(?<![\w$])\$(\d{1,5})\b(?!\$)")
 
 _UNIT: Final = 1024
 _ROW_END: Final = "E'\\x1e'"
@@ -65,8 +71,11 @@ def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0
     condition sets the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there
     would be no rows at all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
     """
-    if not _READ_ONLY.match(sql) or _WRITES.search(re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", sql)):
+    bare = _QUOTED.sub("", sql)
+    if not _READ_ONLY.match(sql) or _WRITES.search(bare):
         raise ValueError("read() runs one SELECT; writes go through scoped()")
+    if (named := max(map(int, _PLACES.findall(_COMMENT.sub("", bare))), default=0)) > arguments:
+        raise StatementError(f"the statement names ${named}, and is given {arguments} arguments")  # it would be a scope's value
     scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
     # No column has the name of the alias (row_to_json would use the column); the line break ends a comment in the SQL.
     rows = f"(\n{sql.strip().rstrip(';')}\n) AS gatepost_row"
@@ -99,7 +108,11 @@ def _up_to(page_bytes: int, rows: str) -> str:
 
 
 class Scoped:
-    """One transaction under one caller's scope. SQL is plain, arguments are `$1`, `$2`, ..."""
+    """One transaction under one caller's scope. SQL is plain, arguments are `$1`, `$2`, ...
+
+    A statement that Postgres refuses raises at once: `UniqueViolation` and its like, or the exception of a 403 or 422. The
+    transaction is then over, unless the statement was in a `savepoint`.
+    """
 
     __slots__ = ("_connection",)
 
@@ -108,22 +121,65 @@ class Scoped:
 
     async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
         """Run a statement; returns all rows."""
-        return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
+        try:
+            return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
+        except Exception as error:
+            _raise(error)
 
     async def fetchrow(self, sql: str, *args: Any) -> Mapping[str, Any] | None:
         """Run a statement; returns the first row, or None."""
-        return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
+        try:
+            return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
+        except Exception as error:
+            _raise(error)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """Run a statement; returns the first column of the first row, or None."""
-        return await self._connection.fetchval(sql, *args)
+        try:
+            return await self._connection.fetchval(sql, *args)
+        except Exception as error:
+            _raise(error)
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; returns its command tag, such as `DELETE 1`."""
-        return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
+        try:
+            return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
+        except Exception as error:
+            _raise(error)
 
     async def row(self, sql: str, *args: Any) -> str | None:
         """Run a SELECT, or a write with RETURNING, of at most one row; returns it as JSON made by Postgres, or None."""
         one = f"WITH gatepost_row AS (\n{sql}\n) SELECT row_to_json(gatepost_row)::text FROM gatepost_row"  # noqa: S608
-        row: str | None = await self._connection.fetchval(one, *args)
-        return row
+        try:
+            return await self._connection.fetchval(one, *args)  # type: ignore[no-any-return]
+        except Exception as error:
+            _raise(error)
+
+    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+        """`async with db.savepoint():` a part of the transaction that is undone alone when its block raises.
+
+        The exception leaves the savepoint: catch it around `async with db.savepoint()`, not inside.
+        """
+        return self._connection.savepoint()  # type: ignore[no-any-return]
+
+
+class _Left:
+    """Stands for the connection of a `Scoped` whose block was left: it is another request's by now."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("used after its block was left")
+
+
+_LEFT: Final = _Left()
+
+
+def leave(block: Scoped) -> None:
+    """Take the connection from a `Scoped`: no statement can be run with it any more."""
+    block._connection = _LEFT
+
+
+def _raise(error: Exception) -> NoReturn:
+    """Raise what a handler gets for a failed statement."""
+    if (refused := refusal(error)) is None:
+        raise error
+    raise refused from None

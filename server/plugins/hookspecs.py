@@ -50,6 +50,7 @@ class Provider(Protocol):
         """
 
 
+ServiceOffer: TypeAlias = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 ProviderFactory: TypeAlias = Callable[[Mapping[str, Any]], Provider]
 
 
@@ -63,7 +64,7 @@ class Answer:
 
 
 class House(Protocol):
-    """The server context passed to a provider's `open`: all of the server that a provider may use."""
+    """The server context passed to a provider's `open` and to `register_services`: all of the server that they may use."""
 
     env: str
     """`development`, `test` or `production`."""
@@ -105,6 +106,16 @@ class House(Protocol):
     def has_issuers_beside(self, provider: str) -> bool:
         """Does any other provider have issuers? If not, no JWT can belong to another provider."""
 
+    def scoped(self, *, user_id: str | None = None, org_id: str | None = None, actor: str) -> AbstractAsyncContextManager[Any]:
+        """`async with house.scoped(org_id="org_1", actor="job:nightly") as db:` a transaction for one tenant.
+
+        For work outside a request. `db` is that of `scoped(request)`, under the same policies. Name the user, the
+        organisation or both: there is no scope for all tenants, and none of an administrator. `actor` is who the audit log
+        names: a kind and a name, such as `job:nightly`; not `key:`, `user:`, `org:` or the name of a provider. Whether the
+        tenant still exists is not checked.
+        Raises ValueError for arguments of another form, Unavailable without a database (before it is open, too).
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
@@ -143,6 +154,13 @@ def register_providers() -> Mapping[str, ProviderFactory]:
 @hookspec
 def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef] | Sequence[web.RouteDef]:
     """Return the routes. Each handler must declare its access with @public, @signed_in or @requires."""
+    raise NotImplementedError
+
+
+@hookspec
+def register_services(settings: Mapping[str, Any], house: House) -> Mapping[str, ServiceOffer]:
+    """Return services by name: asynchronous context managers, or callables that return one. `service(request, name)` returns
+    what they yield. Each worker opens them before the port is bound, in order, and closes them in reverse."""
     raise NotImplementedError
 
 

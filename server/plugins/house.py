@@ -1,9 +1,10 @@
-"""Implements the protocol House: a bounded HTTP client, the listed database functions, and the revocations."""
+"""Implements the protocol House: a bounded HTTP client, listed database functions, revocations, and work for one tenant."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,34 @@ import aiohttp
 from ..auth.revocation import Revocations
 from ..http.errors import Unavailable
 from .hookspecs import Answer
+from .tenant_work import work_of
+
+
+def _no_database(*_: object) -> AbstractAsyncContextManager[Any]:
+    raise Unavailable("there is no database here")
 
 
 class ServerHouse:
-    """The House that all providers of one server share."""
+    """The House that all providers and services of one server share."""
 
-    def __init__(self, env: str, folder: Path, call: Any, revocations: Revocations) -> None:
-        """`call(function, *args)` runs a listed database function."""
+    def __init__(
+        self,
+        env: str,
+        folder: Path,
+        call: Any,
+        revocations: Revocations,
+        transaction: Callable[..., AbstractAsyncContextManager[Any]] = _no_database,
+    ) -> None:
+        """`call(function, *args)` runs a listed database function; `transaction(scope, writer, caller)` opens a transaction."""
+        self._transaction = transaction
         self.env = env
         self.folder = folder
         self._call = call
         self._revocations = revocations
         self._issuers: dict[str, str] = {}
         self._owners: set[str] = set()
+        self._providers: set[str] = set()
+        self._namespaces: set[str] = set()
         self._client: aiohttp.ClientSession | None = None
 
     def claim_issuer(self, issuer: str, provider: str) -> str | None:
@@ -32,6 +48,14 @@ class ServerHouse:
         owner = self._issuers.setdefault(issuer, provider)
         self._owners.add(owner)
         return None if owner == provider else owner
+
+    def claim_actor(self, provider: str, namespace: str = "") -> None:
+        """Record a provider, and a prefix of its users' ids: no work outside a request is audited under such a name."""
+        self._providers.add(provider)
+        self._namespaces.add(namespace)
+
+    def scoped(self, *, user_id: str | None = None, org_id: str | None = None, actor: str) -> AbstractAsyncContextManager[Any]:
+        return self._transaction(*work_of(user_id, org_id, actor, self._providers, self._namespaces))
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
         if self._revocations.stale:
@@ -76,6 +100,7 @@ class ServerHouse:
         """Close the HTTP client."""
         if self._client is not None:
             await self._client.close()
+            self._client = None
 
     def _open_client(self) -> aiohttp.ClientSession:
         if self._client is None:

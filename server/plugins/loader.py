@@ -19,8 +19,9 @@ from ..settings.core import SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .hookspecs import Command, ProviderFactory
+from .hookspecs import Command, House, ProviderFactory, ServiceOffer
 from .providers import LoadedProvider
+from .services import is_context_manager
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
@@ -97,6 +98,17 @@ class Plugins:
                 f"provider {name!r}: reads, issuers, namespaces, authorized_parties must be lists: {error}"
             ) from error
 
+    def services(self, house: House) -> dict[str, tuple[str, ServiceOffer]]:
+        """(plugin, service) by the service's name, in the order in which they are opened. Raises ConfigError."""
+        offered: dict[str, tuple[str, ServiceOffer]] = {}
+        for name, given in self._each("register_services", house=house):
+            for service, what in _mapping(name, given, object, "register_services").items():
+                if not callable(what) and not is_context_manager(what):
+                    kinds = "an asynchronous context manager nor a callable that returns one"
+                    raise ConfigError(f"plugin {name!r}: service {service!r} is neither {kinds}")
+                _put(offered, service, (name, what), "service")
+        return offered
+
     def table_of(self, plugin: str) -> Mapping[str, Any]:
         """A plugin's own settings, read-only."""
         return self._settings.table(self._tables[plugin])
@@ -143,13 +155,16 @@ class Plugins:
         except pluggy.PluginValidationError as error:
             raise ConfigError(f"plugins: no such hook: {' '.join(str(error).split())}") from error
 
-    def _each(self, hook: str) -> Iterable[tuple[str, Any]]:
-        """(plugin, result) of each implementation, in loading order. Called without pluggy, to know whose result it is."""
+    def _each(self, hook: str, **more: object) -> Iterable[tuple[str, Any]]:
+        """(plugin, result) of each implementation, in loading order. Called without pluggy, to know whose result it is.
+
+        An argument is that of `more`, or the plugin's own table of the settings.
+        """
         implementations = {impl.plugin_name: impl for impl in getattr(self._manager.hook, hook).get_hookimpls()}
         for name in self._tables:
             if name in implementations:
                 impl = implementations[name]
-                arguments = {argument: self.table_of(name) for argument in impl.argnames}
+                arguments = {argument: more.get(argument) or self.table_of(name) for argument in impl.argnames}
                 try:
                     yield name, impl.function(**arguments)
                 except ConfigError:

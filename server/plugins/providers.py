@@ -150,7 +150,9 @@ def _claim(providers: list[LoadedProvider], house: ServerHouse) -> None:
         for issuer in one.issuers:
             if other := house.claim_issuer(issuer, one.name):
                 raise ConfigError(f"providers: both {other!r} and {one.name!r} answer for the issuer {issuer}")
+        house.claim_actor(one.name)
         for space in one.namespaces:
+            house.claim_actor(one.name, space)
             if (other := spaces.setdefault(space, one.name)) != one.name:
                 where = f"in the namespace {space!r}" if space else "without a namespace"
                 raise ConfigError(f"providers: {other!r} and {one.name!r} both have ids {where}; give one of them another")

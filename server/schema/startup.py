@@ -14,6 +14,7 @@ from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
+from ..settings.setting import StartFailed as StartFailed
 from ..settings.sources import Settings
 from ..telemetry.log import LOG
 from .migrate import SERVING_ROLE, migrate
@@ -21,10 +22,6 @@ from .pooler import same_place
 from .safety import problems, warnings
 
 NAME: Final = "gatepost"
-
-
-class StartFailed(Exception):
-    """Startup failed for a reason that is not a mistake in the settings: exit status 1."""
 
 
 class ServerDatabase:

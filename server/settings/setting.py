@@ -75,3 +75,7 @@ class Setting:
 
 class ConfigError(Exception):
     """A mistake in the configuration: the server refuses to start, with this one line and exit status 2."""
+
+
+class StartFailed(Exception):
+    """Startup failed for a reason that is not a mistake in the settings: exit status 1."""

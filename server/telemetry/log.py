@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -83,12 +84,30 @@ def _first_words(text: str) -> str:
 
 
 LOG: Final = logging.getLogger("gatepost")
+_PLACES: Final = 8
+_MOST_TRACEBACK: Final = 16_384
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey some of them
+_options: Final = {"tracebacks": False}
+
+
+def log_tracebacks(whole: bool) -> None:
+    """Log exceptions with their tracebacks and texts from now on, or only their types. For development alone."""
+    _options["tracebacks"] = whole
 
 
 def log_failure(message: str, error: BaseException, **fields: Any) -> None:
-    """Log an exception by its type and the last eight places of its traceback.
+    """Log an exception by its type and the last eight places of its traceback; in development with the traceback itself.
 
-    Its text is never logged: it can contain a row or a credential.
+    Otherwise its text is not logged, because it can contain a row or a credential. Only an exception that has the attribute
+    `log_text` is logged with that text, as the field `why`.
     """
-    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-_PLACES:]]
+    if (why := getattr(error, "log_text", None)) is not None:
+        fields.setdefault("why", str(why))
+    if _options["tracebacks"]:
+        fields["exception"] = _CONTROL.sub(_visible, "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:].rstrip())
     LOG.error(message, extra={"fields": {**fields, "error": type(error).__name__, "places": places}})
+
+
+def _visible(control: re.Match[str]) -> str:
+    return f"\\x{ord(control[0]):02x}"

@@ -8,13 +8,15 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from server.app import build
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
 from server.telemetry.decisions import DenialLog
-from server.telemetry.log import LOG, log_failure, start_logging
+from server.telemetry.log import LOG, log_failure, log_tracebacks, start_logging
 from tests.conftest import ALICE, Serve, _Sweep
 
 
@@ -140,3 +142,51 @@ def test_lines_of_denials_are_bounded_and_the_rest_is_counted(
     now[0] = 2.5
     assert log.hears(known=known, status=status)
     assert len(caplog.records) == 1  # nothing was left out in between
+
+
+@pytest.mark.parametrize("format", ["json", "human"])
+def test_in_development_the_traceback_is_logged(format: str, fresh: None, capfd: pytest.CaptureFixture[str]) -> None:
+    start_logging(format)
+    log_tracebacks(True)
+    try:
+        try:
+            raise KeyError("the inner one")
+        except KeyError as error:
+            raise ValueError("what the handler\x1b[31m says") from error
+    except ValueError as error:
+        log_failure("handler failed", error, request_id="abc")
+        log_failure("handler failed", ValueError("x" * 100_000), request_id="abc")
+    finally:
+        log_tracebacks(False)
+    said = capfd.readouterr().err
+    assert len(said) < 40_000
+    if format == "json":
+        said = json.loads(said.splitlines()[0])["exception"]
+    assert "the inner one" in said
+    assert "what the handler\\x1b[31m says" in said
+    assert "\x1b[31m says" not in said
+    assert "test_in_development_the_traceback_is_logged" in said
+
+
+@pytest.mark.parametrize(("env", "logged"), [("development", True), ("test", False), ("production", False)])
+async def test_only_in_development(env: str, logged: bool, caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+    given = {"env": env, "database.url": "postgresql://x/y", "providers": ["api_key"], "data_folder": str(tmp_path)}
+    build(Settings(environ={}, given=given))
+    try:
+        raise ValueError("the text")
+    except ValueError as error:
+        log_failure("handler failed", error)
+    finally:
+        log_tracebacks(False)
+    (record,) = [one for one in caplog.records if one.getMessage() == "handler failed"]
+    assert ("the text" in str(vars(record))) is logged
+
+
+def test_an_exception_may_have_a_text_for_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Explained(Exception):
+        log_text = "what is wrong"
+
+    log_failure("handler failed", Explained("a secret"), request_id="abc")
+    (record,) = caplog.records
+    assert record.fields["why"] == "what is wrong"  # type: ignore[attr-defined]
+    assert "a secret" not in str(vars(record))

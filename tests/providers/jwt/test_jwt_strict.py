@@ -1,8 +1,12 @@
 """The strict layer: what has two readings is refused, each time for the reason that the row states."""
 
 import contextlib
+import copy
 import json
+import operator
+import pickle
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,9 +251,24 @@ def test_the_unverified_issuer_of_garbage(raw: bytes) -> None:
 def test_frozen_all_the_way_down() -> None:
     value = freeze({"a": [1, {"b": []}], "o": {"x": {"y": 1}}})
     assert value["a"] == (1, {"b": ()})
-    for spoil in (lambda: value.update(a=1), lambda: value["o"]["x"].update(y=2), lambda: value["a"].append(1)):
-        with pytest.raises(AttributeError):
+    for spoil in (
+        lambda: value.update(a=1), lambda: value["o"]["x"].update(y=2), lambda: value["a"].append(1), lambda: value.pop("a"),
+        lambda: value.setdefault("z", 1), lambda: value.clear(), lambda: value.popitem(), lambda: operator.setitem(value, "a", 1),
+        lambda: operator.delitem(value, "a"), lambda: operator.ior(value, {"a": 1}), lambda: setattr(value, "a", 1),
+    ):  # fmt: skip
+        with pytest.raises((AttributeError, TypeError)):
             spoil()
+    assert value == {"a": (1, {"b": ()}), "o": {"x": {"y": 1}}}
+
+
+def test_what_is_frozen_is_json_and_its_copies_are_not_frozen() -> None:
+    value = freeze({"a": [1, {"b": []}], "o": {"x": {"y": 1}}})
+    assert json.loads(json.dumps(value)) == json.loads(msgspec.json.encode(value)) == {"a": [1, {"b": []}], "o": {"x": {"y": 1}}}
+    for copied in (copy.deepcopy(value), pickle.loads(pickle.dumps(value)), copy.copy(value), dict(value), value.copy(), value | {}):
+        copied["a"] = 2
+    deep = copy.deepcopy(value)
+    deep["o"]["x"]["y"] = 2
+    assert value["o"]["x"]["y"] == 1
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: f"e30.{kit.b64(raw)}.e30"))
