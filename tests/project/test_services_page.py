@@ -97,7 +97,7 @@ def signed(body: bytes, *, secret: str = SECRET, at: float | None = None) -> dic
 @pytest.fixture
 async def paid(db: TestDatabase) -> AsyncIterator[TestDatabase]:
     """The database with the page's table."""
-    (table,) = [block for block in blocks("sql", page=WEBHOOKS)]
+    (table,) = blocks("sql", page=WEBHOOKS)
     async with db.server.as_admin(db.name) as admin:
         await admin.execute(table.text.replace("gatepost_app", db.server.serving_role))
         try:
