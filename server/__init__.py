@@ -7,7 +7,7 @@ refuse_to_start_without()
 
 
 from .auth.access import accepted_types, public, requires, signed_in
-from .auth.identity import CredentialRejected, Identity, identity_of
+from .auth.identity import CredentialRejected, Identity, caller_of, identity_of
 from .auth.names import is_plain_text, with_org_prefix
 from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
@@ -17,10 +17,12 @@ from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
 from .http.bodies import body
 from .http.body_bytes import raw_body
+from .http.body_stream import body_stream
 from .http.client_address import client_address, client_network, is_local
 from .http.cors import checked_origin
 from .http.describe import describe
 from .http.errors import Unavailable
+from .http.limited import limited
 from .http.pagination import page
 from .http.query import query
 from .http.row_id import row_id
@@ -31,10 +33,10 @@ from .settings.setting import Setting
 from .single_flight import SingleFlight
 
 __all__ = [
-    "Answer", "BoundedDict", "CheckViolation", "Command", "CommandContext", "CredentialRejected",
-    "ForeignKeyViolation", "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable",
-    "UniqueViolation", "accepted_types", "answer", "answers_secret", "body", "check_if_match", "checked_origin",
-    "client_address", "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local",
-    "is_plain_text", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
-    "revocation_failed", "row_id", "scoped", "service", "signed_in", "with_org_prefix",
+    "Answer", "BoundedDict", "CheckViolation", "Command", "CommandContext", "CredentialRejected", "ForeignKeyViolation",
+    "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "UniqueViolation", "accepted_types", "answer",
+    "answers_secret", "body", "body_stream", "caller_of", "check_if_match", "checked_origin", "client_address",
+    "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited",
+    "openapi_document", "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
+    "service", "signed_in", "with_org_prefix",
 ]  # fmt: skip

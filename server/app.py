@@ -16,6 +16,7 @@ from .gate.admission import Gate
 from .gate.audit import Audit
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
+from .gate.route_limits import route_limits
 from .gate.untaken import holder
 from .http import connection_server
 from .http.backlog import Backlog
@@ -126,6 +127,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         address_limit=limits.address,
         addresses=app[ADDRESSES],
         concurrency=limits.concurrency,
+        route_limits=route_limits(table.rules, limits),
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
     app[METRICS], app[DISPATCHER] = (

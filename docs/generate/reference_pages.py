@@ -39,10 +39,10 @@ Everything that a plugin may import from `server`, with signatures and docstring
 [plugins.md](../guides/plugins.md).
 """
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Declare a handler's access": ("public", "signed_in", "requires", "describe", "answers_secret"),
-    "The caller": ("identity_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
+    "Declare a handler's access": ("public", "signed_in", "requires", "limited", "describe", "answers_secret"),
+    "The caller": ("identity_of", "caller_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
     "Rows": ("read", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
-    "Requests and responses": ("body", "raw_body", "row_id", "query", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
+    "Requests and responses": ("body", "raw_body", "body_stream", "row_id", "query", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Providers": ("Provider", "House", "Answer", "CredentialRejected", "Unavailable", "BoundedDict", "SingleFlight", "revocation_failed"),
     "Hooks, settings, services, commands": ("hookimpl", "service", "Setting", "checked_origin", "Command", "CommandContext"),
 }

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 
 from aiohttp import web
 
 from ..http.errors import Forbidden, Unauthorized
 from ..http.protocol import Handler
 from ..http.stamp import OPENED
-from .identity import ADMIN, IDENTITY, TOKEN_TYPES, Identity
-from .names import names_something, with_org_prefix
+from .identity import ADMIN, IDENTITY, Identity
+from .names import with_org_prefix
+from .required import one_word, several, token_types
 from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)
 
 EVERYDAY_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
-_SLUG: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,200}\Z")
-_SCOPE: Final = re.compile(r"[!#-\[\]-~]+\Z")
 _MARK: Final = "__access__"
 
 
@@ -31,6 +29,7 @@ class Access:
     """The conditions of a route; all that are set must hold. With nothing set but the defaults, any known caller has access."""
 
     public: bool = False
+    optional: bool = False
     user: bool = False
     role: str | None = None
     permission: str | None = None
@@ -57,7 +56,7 @@ class Access:
     def words(self) -> str:
         """The access in words, as `routes` prints it."""
         if self.public:
-            return "public"
+            return ", ".join(["public", *(["caller optional"] if self.optional else []), *self._accepts()])
         parts = ["signed in", "user"] if self.user else []
         if self.organization:
             parts.append(f"organization {{{self.organization}}}")
@@ -65,12 +64,14 @@ class Access:
         parts += [f"scope {scope}" for scope in self.scopes]
         if self.reverification is not None:
             parts.append(f"reverification {self.reverification if isinstance(self.reverification, str) else 'custom'}")
-        if self.accepts != EVERYDAY_TYPES:
-            parts.append("accepts " + " ".join(sorted(self.accepts)))
+        parts += self._accepts()
         if self.allow_pending:
             parts.append("pending sessions too")
         parts += [] if self.impersonation else ["no impersonation"]
         return ", ".join(parts) if parts else "signed in"
+
+    def _accepts(self) -> list[str]:
+        return [] if self.accepts == EVERYDAY_TYPES else ["accepts " + " ".join(sorted(self.accepts))]
 
 
 def check(access: Access, identity: Identity | None, parameters: Mapping[str, str]) -> None:
@@ -104,12 +105,32 @@ def access_of(handler: object) -> Access | None:
     return access if isinstance(access, Access) else None
 
 
-def public(handler: H) -> H:
-    """Declare that anyone may call this handler, without a credential.
+@overload
+def public(handler: H, /) -> H: ...
+
+
+@overload
+def public(*, optional: bool = False, accepts: Iterable[str] | None = None) -> Callable[[H], H]: ...
+
+
+def public(handler: Any = ..., /, *, optional: bool = False, accepts: Iterable[str] | None = None) -> Any:
+    """Declare that anyone may call this handler, without a credential: `@public`, or `@public(optional=True)`.
 
     The route is public only if a pattern of the setting `public_routes` covers it too; otherwise it requires a known caller.
+
+    optional  True: a caller who shows a credential is known (`caller_of`), as on a route that requires one: a bad credential
+              is a 401, and limits and revocations apply. Without it credentials are not read, and nobody is known
+    accepts   the token types that are accepted, as in `requires`; only with `optional=True`
+
+    Raises ValueError, when the module is imported, for another value.
     """
-    return _declare(Access(public=True), handler)
+    if optional is not True and optional is not False:
+        raise ValueError(f"@public(optional={optional!r}): must be True or False")
+    if accepts is not None and not optional:
+        raise ValueError("@public(accepts=...): without optional=True no credential is read")
+    types = EVERYDAY_TYPES if accepts is None else token_types("public", accepts)
+    access = Access(public=True, optional=optional, accepts=types)
+    return functools.partial(_declare, access) if handler is ... else _declare(access, handler)
 
 
 def signed_in(handler: H) -> H:
@@ -145,16 +166,16 @@ def requires(
     Raises ValueError, when the module is imported, where nothing is required, and for an empty or misspelt value.
     """
     texts = {"role": role, "permission": permission, "feature": feature, "plan": plan, "organization": organization}
-    asked: dict[str, Any] = {name: _text(name, value) for name, value in texts.items() if value is not None}
+    asked: dict[str, Any] = {name: one_word(name, value) for name, value in texts.items() if value is not None}
     more: dict[str, Any] = {}
     if reverification is not None:
         if level_and_minutes(reverification) is None:
             raise ValueError(f"@requires(reverification={reverification!r}): neither a preset nor a level with minutes")
         more["reverification"] = reverification if isinstance(reverification, str) else dict(reverification)
     if scopes is not None:
-        more["scopes"] = tuple(_text("scopes", scope) for scope in _several("scopes", scopes))
+        more["scopes"] = tuple(one_word("scopes", scope) for scope in several("scopes", scopes))
     if accepts is not None:
-        more["accepts"] = _token_types(accepts)
+        more["accepts"] = token_types("requires", accepts)
     for name, flag in (("allow_pending", allow_pending), ("user", user), ("impersonation", impersonation)):
         if flag is not None:
             fine = (False,) if name == "impersonation" else (True, False)  # impersonation=True could be read as "must be one"
@@ -166,30 +187,6 @@ def requires(
     return functools.partial(_declare, Access(**asked, **more))
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _SLUG.match(value):
-        raise ValueError(f"@requires({name}={value!r}): must be a word without spaces or commas")
-    if name == "scopes" and not _SCOPE.match(value):
-        raise ValueError(f"@requires(scopes=[{value!r}]): a scope must not contain such characters (RFC 6749 3.3)")
-    if name in ("role", "permission") and not names_something(value):
-        raise ValueError(f"@requires({name}={value!r}): must name something after org:")
-    return value
-
-
-def _several(name: str, values: Iterable[str]) -> list[str]:
-    listed = [] if isinstance(values, str) else list(values)
-    if not listed:
-        raise ValueError(f"@requires({name}={values!r}): must be a list of at least one word")
-    return listed
-
-
-def _token_types(values: Iterable[str]) -> frozenset[str]:
-    types = frozenset(_several("accepts", values))
-    if unknown := types - TOKEN_TYPES:
-        raise ValueError(f"@requires(accepts=...): unknown token type: {', '.join(sorted(map(str, unknown)))}")
-    return types
-
-
 def _declare(access: Access, handler: H) -> H:
     if access_of(handler) is not None:
         raise TypeError(f"{getattr(handler, '__qualname__', handler)}: its access is declared twice")
@@ -199,10 +196,7 @@ def _declare(access: Access, handler: H) -> H:
     @functools.wraps(handler)
     async def checked(request: web.Request) -> web.StreamResponse:
         # The second lock: the same check again, so that a handler is safe even without the gate.
-        if access.public:
-            if OPENED not in request and IDENTITY not in request:
-                raise Unauthorized("credential-missing")
-        else:
+        if not access.public or OPENED not in request:
             check(access, request.get(IDENTITY), request.match_info)
         return await handler(request)
 

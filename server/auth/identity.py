@@ -206,3 +206,11 @@ def identity_of(request: web.Request) -> Identity:
     if identity is None:
         raise Unauthorized("credential-missing")
     return identity
+
+
+def caller_of(request: web.Request) -> Identity | None:
+    """The caller of this request, or None where there is none: for routes that are `@public(optional=True)`.
+
+    On a locked route it is the caller, as `identity_of` returns; on a route that is `@public` alone it is always None.
+    """
+    return request.get(IDENTITY)

@@ -74,10 +74,17 @@ async def explain(app: web.Application, method: str, target: str) -> dict[str, s
 
 
 def _access_of(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
+    """What is known of a route: its access, its own limits if it has any, and why it is public or not."""
+    found = _openness(app, method, rule)
+    return found if rule.bounds is None else found | {"limits": rule.bounds.words()}
+
+
+def _openness(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
     route = f"{method} {rule.template}"
     patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(rule.template)]
     if rule.public:
-        return {"route": route, "access": "public", "answer": "open", "why": f"declared @public, and {patterns[0]!r} covers it"}
+        why = f"declared @public{'(optional=True)' if rule.optional else ''}, and {patterns[0]!r} covers it"
+        return {"route": route, "access": rule.words, "answer": "open", "why": why}
     if rule.access.public:
         why = "declared @public, but no pattern in public_routes covers it"
     elif patterns:

@@ -5,7 +5,6 @@ It decides on the route that the router chose and on the access declared there, 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -14,24 +13,23 @@ from aiohttp import hdrs, web
 
 from ..auth.access import check
 from ..auth.caller import caller_key
-from ..auth.identity import IDENTITY, CredentialRejected, Identity
+from ..auth.identity import IDENTITY, Identity
 from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
-from ..http.errors import ApiError, BadRequest, Forbidden, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
+from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
 from ..http.stamp import OPENED
-from ..plugins.providers import LoadedProvider, credential_headers
+from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
-from ..rate_limits.concurrency import Concurrency
+from ..rate_limits.concurrency import Concurrency, Turns
+from ..rate_limits.routes import RouteLimit
 from ..routing.table import RouteRule
 from ..telemetry.decisions import DenialListener
-from ..telemetry.log import log_failure
 from ..telemetry.metrics import Metrics
-from .deadline import within
 from .denials import denial
 from .idempotency import KEY, once
+from .identification import Identification, NoCredential
 
-_SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 _HANDLERS_WORD: Final = Forbidden("handler")
 
 
@@ -49,14 +47,15 @@ class Gate:
         denied: Sequence[DenialListener],
         addresses: ClientAddress,
         concurrency: Concurrency,
+        route_limits: Mapping[web.AbstractRoute, RouteLimit],
         caller_limit: CallerLimit | None = None,
         address_limit: AddressLimit | None = None,
     ) -> None:
-        """`denied` are told of every request that is turned away."""
-        self._rules = dict(rules)
-        self._asked = list(providers)
-        self._credentials = credential_headers(providers)
-        self._seconds = provider_seconds
+        """`denied` are told of every request that is turned away. `route_limits` has every rule that has bounds."""
+        self._rules, self._route_limits = dict(rules), route_limits
+        identification = Identification(providers, provider_seconds, metrics)
+        self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
+        self._recall, self._identify = identification.recall, identification.identify
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
         self._denied, self._concurrency = denied, concurrency
@@ -65,7 +64,9 @@ class Gate:
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
         rule = self._rules.get(match.route)
-        if rule is not None and rule.public:
+        if rule is not None and rule.public and not (rule.optional and self._may_be_shown(request.headers)):
+            if rule.bounds is not None:
+                return await self._within_bounds(request, match, rule, time.perf_counter())
             request[OPENED] = True  # the credentials of a public route are never read
             return await match.handler(request)
         started = time.perf_counter()
@@ -83,21 +84,21 @@ class Gate:
                     limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
+            caller = caller_key(identity)
             if self._caller_limit is not None:
-                request[LEASE] = self._caller_limit.take(identity) or await self._caller_limit.ask(identity)
+                request[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
             if rule is None:  # no such path or method; were it anything else, a route that we do not know stays shut
                 raise match.http_exception or web.HTTPNotFound
+            turns = self._concurrency if rule.bounds is None else await self._route_limits[match.route].count(request, caller)
             check(rule.access, identity, match)
-            caller = caller_key(identity)
-            if not self._concurrency.enter(caller):
-                await self._wait_for_turn(identity, caller)
+            if not turns.enter(caller):
+                await self._wait_for_turn(turns, identity, caller)
         except (ApiError, web.HTTPException) as error:
-            if isinstance(error, TooManyRequests):
-                self._limited["address" if identity is None else error.reason or "caller"] += 1
-            if self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
-                self._address_limit.refused(request.headers, self._addresses.of(request))
-            self._tell(request, rule, identity, error, started)
-            raise
+            if rule is None or not rule.optional or not isinstance(error, NoCredential):
+                self._refused(request, rule, identity, error, started)
+                raise
+        if identity is None:  # of an optional caller, and there is no credential
+            return await self._within_bounds(request, match, rule, started)
         request[IDENTITY] = identity
         try:
             if request.method == hdrs.METH_POST and KEY in request.headers:
@@ -108,92 +109,61 @@ class Gate:
             self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
             raise
         finally:
-            self._concurrency.leave(caller)
+            turns.leave(caller)
         if response.status == 403:
             self._tell(request, rule, identity, _HANDLERS_WORD, started)
         return response
 
-    async def _wait_for_turn(self, identity: Identity, caller: str) -> None:
-        await self._concurrency.wait(caller)
+    async def _within_bounds(
+        self, request: web.Request, match: web.UrlMappingMatchInfo, rule: RouteRule, started: float
+    ) -> web.StreamResponse:
+        """The answer of a public route to a client without a credential, within the route's own limits, if it has any."""
+        begun = None
+        if rule.bounds is not None:
+            try:
+                begun = await self._route_limits[match.route].enter(request)
+            except TooManyRequests as error:
+                self._limited[error.reason or "rate"] += 1
+                self._tell(request, rule, None, error, started)
+                raise
+        request[OPENED] = True
+        try:
+            return await match.handler(request)
+        finally:
+            if begun is not None:
+                turns, client = begun
+                turns.leave(client)
+
+    async def _wait_for_turn(self, turns: Concurrency | Turns, identity: Identity, caller: str) -> None:
+        await turns.wait(caller)
         try:
             if self._revocations.denies(identity):  # access may have ended while the request waited
                 raise Unauthorized("session-revoked")
         except BaseException:
-            self._concurrency.leave(caller)
+            turns.leave(caller)
             raise
+
+    def _refused(
+        self,
+        request: web.Request,
+        rule: RouteRule | None,
+        identity: Identity | None,
+        error: ApiError | web.HTTPException,
+        started: float,
+    ) -> None:
+        """Count a request that is turned away, and tell the listeners."""
+        if isinstance(error, NoCredential):
+            self._told["none", "missing"] += 1
+        elif isinstance(error, TooManyRequests):
+            self._limited["address" if identity is None else error.reason or "caller"] += 1
+        elif self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
+            self._address_limit.refused(request.headers, self._addresses.of(request))
+        self._tell(request, rule, identity, error, started)
 
     def rule_of(self, request: web.Request) -> RouteRule | None:
         """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
         match = request._match_info
         return self._rules.get(match.route) if match is not None else None
-
-    def _shown(self, request: web.Request) -> int:
-        """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
-        headers = request.headers
-        shown = 0
-        for name in self._credentials:
-            if name in headers:
-                values = headers.getall(name)
-                shown += len(values)
-                if "" in values and name != hdrs.AUTHORIZATION:
-                    shown -= values.count("")  # a proxy or a client that has no key may send the header all the same
-        if shown > 1:
-            raise BadRequest("credentials-ambiguous")
-        return shown
-
-    def _recall(self, request: web.Request) -> Identity | None:
-        """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
-        headers = request.headers
-        for one in self._asked:
-            if one.may_know(headers):
-                if one.recall is None:
-                    return None
-                try:
-                    found = one.recall(request)
-                except CredentialRejected as rejected:
-                    raise self._rejected(one.name, rejected) from None
-                except Exception:
-                    return None  # `authenticate` is asked, and will tell what is wrong
-                if not isinstance(found, Identity):
-                    return None
-                self._told[one.known] += 1
-                return found
-        return None
-
-    async def _identify(self, request: web.Request, shown: int) -> Identity:
-        for one in self._asked:
-            if not one.may_know(request.headers):
-                continue
-            identity = await self._ask(one, request)
-            if identity is not None:
-                self._told[one.known] += 1
-                return identity
-        self._told["none", "rejected" if shown else "missing"] += 1
-        if shown:
-            raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
-        raise Unauthorized("credential-missing")
-
-    def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
-        self._told[name, "rejected"] += 1
-        return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
-
-    async def _ask(self, one: LoadedProvider, request: web.Request) -> Identity | None:
-        """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
-        try:
-            identity = await within(self._seconds, one.authenticate(request))
-            if identity is None or isinstance(identity, Identity):
-                return identity
-            raise TypeError(f"authenticate returned a {type(identity).__name__}")
-        except CredentialRejected as rejected:
-            raise self._rejected(one.name, rejected) from None
-        except Unavailable as outage:
-            self._told[one.name, "unavailable"] += 1
-            log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
-            raise ServiceUnavailable(outage.retry_after) from None
-        except Exception as error:
-            self._told[one.name, "unavailable"] += 1
-            log_failure("provider failed", error, provider=one.name)
-            raise ServiceUnavailable from None
 
     def _tell(
         self,
@@ -209,8 +179,3 @@ class Gate:
         decision = denial(request, rule, identity, error, started, self._addresses)
         for listener in listeners:
             listener(decision)
-
-
-def _slug(reason: object) -> str:
-    """A plugin's reason, if it is a slug at all."""
-    return reason if isinstance(reason, str) and _SLUG.match(reason) else "credential-rejected"

@@ -14,7 +14,7 @@ from ..http.backlog import Backlog
 from ..http.cors import Cors
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable, error_response, from_http
 from ..http.response import JsonResponse
-from ..http.stamp import REQUEST_ID, new_request_id, stamp
+from ..http.stamp import OPENED, REQUEST_ID, new_request_id, stamp
 from ..http.targets import malformed
 from ..rate_limits.callers import LEASE, mark
 from ..routing.resolver import Resolver
@@ -93,7 +93,7 @@ class Dispatcher:
 
     def _tell(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
         identity = request.get(IDENTITY)
-        if self._served is None or (identity is None and not rule.public):
+        if self._served is None or (identity is None and OPENED not in request):
             return  # the gate has reported it already
         provider = user_id = org_id = impersonator = None
         if identity is not None:
@@ -105,6 +105,8 @@ class Dispatcher:
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).
         cacheable = rule is not None and rule.public and (response.status < 300 or response.status == 304)
+        # What a known caller gets is theirs alone.
+        cacheable = cacheable and not (rule is not None and rule.optional and IDENTITY in request)
         stamp(response, request_id, cacheable=cacheable)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)

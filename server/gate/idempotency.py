@@ -21,12 +21,13 @@ from ..auth.identity import IDENTITY, Identity
 from ..database.request_transaction import JOINED, RequestTransaction, Undone, one_transaction
 from ..database.scope import DATABASE, scope_of, writer_of
 from ..http.body_bytes import raw_body
-from ..http.describe import is_secret, mark_secret
+from ..http.body_stream import IDEMPOTENCY_KEY
+from ..http.describe import description_of, is_secret, mark_secret
 from ..http.errors import BadRequest, Conflict, Unprocessable
 from ..http.protocol import Handler
 from ..http.response import STANDARD_HEADERS
 
-KEY: Final = "Idempotency-Key"
+KEY: Final = IDEMPOTENCY_KEY
 KEEP_SECONDS: Final = web.AppKey("idempotency_keep_seconds", float)
 MOST_BYTES: Final = 262_144  # of a response that is stored; the same number is in schema.sql
 _KEPT_HEADERS: Final = (hdrs.CONTENT_TYPE, hdrs.ETAG, hdrs.LINK, hdrs.LOCATION)
@@ -53,14 +54,17 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     """Respond to a POST that has an `Idempotency-Key`: from its handler the first time, then from the stored response.
 
     For a request that the gate has admitted; `template` is the route's path. Raises an ApiError, which becomes the
-    response: 400 for an invalid key, what `raw_body` raises except 411 (a handler that needs a body raises it itself),
-    409 while a request with the same key is in progress or if its response was not stored, 422 if the key was used for
-    a different request, and 503, after which nothing has been stored.
+    response: 400 for an invalid key or a handler that streams its body, what `raw_body` raises except 411 (a handler that
+    needs a body raises it itself), 409 while a request with the same key is in progress or if its response was not stored,
+    422 if the key was used for a different request, and 503, after which nothing has been stored.
     """
     key, identity = _key(request), request[IDENTITY]
     scope = scope_of(request)
     if not (identity.user_id or identity.org_id):
         raise BadRequest("idempotency-key-unowned")  # no tenant, so no row can belong to this caller
+    described = description_of(request.match_info.handler)
+    if described is not None and described.body_stream:  # to compare it with a repeat's, the body would have to be kept
+        raise BadRequest("idempotency-key-unsupported")
     body = await raw_body(request) if request.body_exists else b""
     name, fingerprint = _name(identity, request.method, template, key), _fingerprint(request, key, body)
     response: Any = None

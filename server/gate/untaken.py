@@ -11,15 +11,20 @@ from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY
 from ..http.protocol import Hold
 from ..rate_limits.concurrency import Concurrency
+from ..rate_limits.routes import TURN
 
 
 def holder(concurrency: Concurrency) -> Hold:
     """A function that counts the caller of a request once more and returns the function that ends this.
 
-    Unknown callers are not counted.
+    Unknown callers are not counted, but on a route that has its own limit of them.
     """
 
     def hold(request: web.BaseRequest) -> Callable[[], None]:
+        if (turn := request.get(TURN)) is not None:
+            turns, caller = turn
+            turns.hold(caller)
+            return partial(turns.leave, caller)
         identity = request.get(IDENTITY)
         if identity is None:
             return _nothing

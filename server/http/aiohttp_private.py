@@ -20,7 +20,7 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     StreamReader: ("_eof",),
     StreamWriter: ("_eof",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
-    web.BaseRequest: ("_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
+    web.BaseRequest: ("_client_max_size", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
     web.Request: ("_match_info",),
     web.Response: (
         "_body", "_chunked", "_compression", "_cookies", "_eof_sent", "_headers", "_keep_alive", "_must_be_empty_body",

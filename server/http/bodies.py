@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 import pydantic
 from aiohttp import web
 
-from .body_bytes import BODY_LIMITS, read_body
+from .body_bytes import BODY_LIMITS, body_limits, read_body
 from .describe import hold_to
 from .errors import BadRequest, Unprocessable
 
@@ -35,8 +35,9 @@ async def body(request: web.Request, model: type[T]) -> T:
     with every invalid field. Raises TypeError if the handler is described (`describe`) with another model.
     """
     hold_to(request, "body", model)
-    limit, _, depth, values = request.app[BODY_LIMITS]
-    data = _parse(await read_body(request), depth)
+    _, _, depth, values = request.app[BODY_LIMITS]
+    limit, seconds = body_limits(request)
+    data = _parse(await read_body(request, limit, seconds), depth)
     bad = [{"field": where, "message": "must not contain the character NUL"} for where in _nul(data)]
     if _too_many(data, values, _PATHS_PER_BYTE * limit):
         raise Unprocessable(bad or [{"field": "", "message": f"must not have more than {values} values, or overlong names"}])

@@ -9,12 +9,13 @@ from aiohttp import hdrs, web
 
 from .backlog import BACKLOG
 from .errors import BadRequest, ContentTooLarge, LengthRequired, RequestTimeout, ServiceUnavailable, UnsupportedMediaType
+from .limited import bounds_of
 from .stamp import OPENED
 
 BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
 """(maximum body size in bytes, maximum time in seconds, maximum depth of the JSON, maximum number of values in it)"""
 UNPROVEN_BYTES: Final = 256 * 1024
-"""The largest body, in bytes, that is read from a caller without a verified credential."""
+"""The largest body, in bytes, that is read from a caller without a verified credential, unless the route has its own bound."""
 
 
 async def raw_body(request: web.Request) -> bytes:
@@ -22,31 +23,51 @@ async def raw_body(request: web.Request) -> bytes:
 
     Raises an ApiError, which becomes the response: 411, 413, 415 (a content encoding), 408 as `body` does, and 400.
     """
-    return await read_body(request, any_type=True)
+    return await read_body(request, *body_limits(request), any_type=True)
 
 
-async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
-    """The request's body within the limits: of any content type, or only of JSON. Raises what `raw_body` says."""
+def body_limits(request: web.Request) -> tuple[int, float]:
+    """The largest body of this request in bytes, and the longest time for it in seconds: the route's own, or the settings'."""
     limit, seconds, *_ = request.app[BODY_LIMITS]
     if OPENED in request:
         limit = min(limit, UNPROVEN_BYTES)
-    if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
-        raise LengthRequired
-    if (request.content_length or 0) > limit:
-        raise ContentTooLarge
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not (any_type or _is_json(request)):
+    bounds = bounds_of(request.match_info.handler)
+    if bounds is not None:
+        limit, seconds = bounds.body_bytes or limit, bounds.body_seconds or seconds
+    return limit, seconds
+
+
+async def read_body(request: web.Request, limit: int, seconds: float, *, any_type: bool = False) -> bytes:
+    """The request's body within the limits (bytes, seconds): of any content type, or only of JSON. Raises as `raw_body`."""
+    check_head(request, limit)
+    if not (any_type or _is_json(request)):
         raise UnsupportedMediaType
     try:
         async with asyncio.timeout(seconds):
-            expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
-            if expected and request.can_read_body:  # not again if the body has already been read
-                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request.writer.output_size = 0
+            await send_continue(request)
             return await _collected(request, limit)
     except TimeoutError:
         raise RequestTimeout from None
     except web.RequestPayloadError:
         raise BadRequest from None
+
+
+def check_head(request: web.Request, limit: int) -> None:
+    """Raise 411, 413 or 415 for what the head says about the body: no length, one over `limit` bytes, an encoding."""
+    if request.content_length is None and hdrs.TRANSFER_ENCODING not in request.headers:
+        raise LengthRequired
+    if (request.content_length or 0) > limit:
+        raise ContentTooLarge
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise UnsupportedMediaType
+
+
+async def send_continue(request: web.Request) -> None:
+    """Send `100 Continue` to a client that waits for it (RFC 9110 10.1.1)."""
+    expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1)
+    if expected and request.can_read_body:  # not again if the body has already been read
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
 
 
 async def _collected(request: web.Request, limit: int) -> bytes:

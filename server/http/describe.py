@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__description__"
 _SECRET: Final = "__answers_secret__"
 _OPERATION_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_CONTENT_TYPE: Final = re.compile(r"(?:\*/\*|[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+))\Z")
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
@@ -25,6 +26,7 @@ class Description:
 
     body: Any = None
     body_optional: bool = False
+    body_stream: tuple[str, ...] = ()
     answers: Mapping[int, Any] = field(default_factory=lambda: _NOTHING)
     refusals: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
     page: bool = False
@@ -42,6 +44,7 @@ def describe(
     *,
     body: Any = None,
     body_optional: bool = False,
+    body_stream: str | Iterable[str] = (),
     returns: Any = None,
     answers: Mapping[int, Any] | None = None,
     refusals: Mapping[int, str] | None = None,
@@ -59,6 +62,8 @@ def describe(
 
     body           the type that the handler passes to `body`: a pydantic model, or any type pydantic can validate
     body_optional  the body may be left out
+    body_stream    the content types of a body that the handler takes by `body_stream`, such as `image/png`, `image/*` or
+                   `["text/csv", "application/octet-stream"]`; another one is a 415
     returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body)
     refusals       statuses from 400 on that are specific to this handler, each with its cause: `{409: "..."}`.
                    Those that follow from the access, the path, a body or a page are added automatically.
@@ -70,9 +75,9 @@ def describe(
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
     operation_id   the operation's name in generated clients; without it, the name of the handler
 
-    The description is enforced: `body`, `query`, `page` and `check_if_match` raise TypeError in a handler that is described
-    otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that cannot be read
-    from query parameters.
+    The description is enforced: `body`, `body_stream`, `query`, `page` and `check_if_match` raise TypeError in a handler that
+    is described otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that
+    cannot be read from query parameters.
     """
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
@@ -91,8 +96,8 @@ def describe(
     if operation_id is not None and not _OPERATION_ID.match(operation_id):
         raise TypeError("@describe: operation_id= is a name of letters, digits and '_'")
     made = Description(
-        body, body_optional, MappingProxyType(given), MappingProxyType(dict(refusals or {})), page, if_match,
-        tuple(headers), content_type, summary, text, tuple(tags), query, operation_id,
+        body, body_optional, _content_types(body, body_stream), MappingProxyType(given), MappingProxyType(dict(refusals or {})),
+        page, if_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id,
     )  # fmt: skip
 
     def mark(handler: F) -> F:
@@ -128,6 +133,15 @@ def hold_to(request: web.Request, word: str, value: object) -> None:
     description = description_of(request.match_info.handler)
     if description is not None and getattr(description, word) != value:
         raise TypeError(f"the handler is described with {word}={getattr(description, word)!r}, and uses {value!r}")
+
+
+def _content_types(body: Any, given: str | Iterable[str]) -> tuple[str, ...]:
+    types: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(given)
+    if wrong := [one for one in types if not isinstance(one, str) or not _CONTENT_TYPE.match(one)]:
+        raise TypeError(f"@describe(body_stream=...): {wrong[0]!r} is not a content type in lower case, without parameters")
+    if types and body is not None:
+        raise TypeError("@describe: either body= or body_stream=, not both")
+    return types
 
 
 def _statuses(name: str, given: Mapping[int, Any], allowed: range) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..auth.access import Access
 from ..http.describe import Description, description_of, is_secret
+from ..http.limited import Bounds
 from ..routing.table import RouteRule
 from .components import Error, header_refs, parameter_ref, refusal, response_ref
 from .parameters import query_parameters
@@ -15,6 +16,7 @@ from .schemas import Schemas
 from .security import Schemes, fitting
 
 ACCESS: Final = "x-gatepost-access"
+LIMITS: Final = "x-gatepost-limits"
 _WITH_BODY: Final = (408, 411, 413, 415, 422)
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
 _ONE_OF: Final = ("role", "permission", "feature", "plan", "organization", "reverification")
@@ -29,15 +31,18 @@ def operation(method: str, rule: RouteRule, name: str, handler: object, schemas:
     """The operation of one route. `name` is its `operationId`; `schemas` knows all types of the handler's description."""
     description = description_of(handler)
     said = description or Description()
-    again = method == "POST" and not rule.public and not is_secret(handler)  # a secret is not kept for a repeat
+    # A secret is not kept for a repeat, and a streamed body is not kept to compare it with a repeat's.
+    again = method == "POST" and _knows(rule) and not is_secret(handler) and not said.body_stream
     made: dict[str, Any] = {
         "summary": said.summary or name.strip("_").replace("_", " ").capitalize(),
-        "description": "\n\n".join(filter(None, [said.text, f"**Access:** {rule.words}"])),
+        "description": "\n\n".join(filter(None, [said.text, f"**Access:** {rule.words}", _limits(rule)])),
         "tags": list(said.tags) or [_subject(rule.template)],
         "operationId": name,
-        "security": [] if rule.public else fitting(schemes, rule.access),
+        "security": _security(rule, schemes),
         ACCESS: _access(rule),
     }
+    if rule.bounds is not None:
+        made[LIMITS] = rule.bounds.members()
     if parameters := [
         *_path_parameters(rule.template),
         *query_parameters(said.query, schemas, rule.plugin),
@@ -47,8 +52,27 @@ def operation(method: str, rule: RouteRule, name: str, handler: object, schemas:
     if said.body is not None:
         content = {"application/json": {"schema": schemas.of(said.body, "validation", rule.plugin)}}
         made["requestBody"] = {"required": not said.body_optional, "content": content}
+    elif said.body_stream:
+        bytes_ = {"schema": {"type": "string", "format": "binary"}}
+        made["requestBody"] = {"required": True, "content": dict.fromkeys(said.body_stream, bytes_)}
     made["responses"] = _responses(method, rule, description, again, schemas)
     return made
+
+
+def _limits(rule: RouteRule) -> str | None:
+    return f"**Limits:** {rule.bounds.words()}" if rule.bounds is not None else None
+
+
+def _knows(rule: RouteRule) -> bool:
+    """Whether the route can have a known caller."""
+    return not rule.public or rule.optional
+
+
+def _security(rule: RouteRule, schemes: Schemes) -> list[dict[str, list[str]]]:
+    """The credentials of which any one is accepted; `{}` is none at all."""
+    if not _knows(rule):
+        return []
+    return [*([{}] if rule.optional else []), *fitting(schemes, rule.access)]
 
 
 def _subject(template: str) -> str:
@@ -59,6 +83,8 @@ def _subject(template: str) -> str:
 
 def _access(rule: RouteRule) -> dict[str, Any]:
     access, found = rule.access, {"words": rule.words, "public": rule.public}
+    if rule.optional:
+        return found | {"optional": True, "accepts": sorted(access.accepts)}
     if rule.public:
         return found
     found |= {word: value for word in _ONE_OF if (value := getattr(access, word)) is not None}
@@ -111,8 +137,10 @@ def _success(said: Description, kind: Any, schemas: Schemas, plugin: str) -> dic
 def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
     """Every status from 400 on that can follow from what is declared; 500 is a fault, and no promise."""
     found = {400, 431} | set(said.refusals)
-    if not rule.public:
+    if _knows(rule):
         found |= {401, 429, 503}
+    if rule.bounds is not None:
+        found |= _of_bounds(rule.bounds)
     if not rule.public and _asks(rule.access):
         found.add(403)
     if "{" in rule.template:
@@ -121,9 +149,16 @@ def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
         found.add(422)
     if said.body is not None:
         found |= set(_WITH_BODY)
+    if said.body_stream:
+        found |= set(_WITH_BODY) - {422}
     if said.if_match:
         found.add(412)
     return found | {409, 422} if again else found
+
+
+def _of_bounds(bounds: Bounds) -> set[int]:
+    follows = {429: bounds.rate or bounds.concurrency, 413: bounds.body_bytes, 408: bounds.body_seconds}
+    return {status for status, bound in follows.items() if bound}
 
 
 def _asks(access: Access) -> bool:

@@ -47,12 +47,14 @@ class Concurrency:
         """Count a request of this caller whose response is not taken yet, also beyond the limit. `leave` ends it."""
         self._in_work[caller] = self._in_work.get(caller, 0) + 1
 
-    async def wait(self, caller: str) -> None:
-        """Begin a request when it is its turn: first come, first served. Raises TooManyRequests after `WAIT_SECONDS`."""
+    async def wait(self, caller: str, deadline: float | None = None) -> None:
+        """Begin a request when it is its turn: first come, first served. Raises TooManyRequests after `WAIT_SECONDS`, or at
+        `deadline`, a time of the event loop.
+        """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(turn)
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout_at(deadline or asyncio.get_running_loop().time() + WAIT_SECONDS):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():  # the turn came at the moment of the time-out or cancellation
@@ -85,3 +87,44 @@ class Concurrency:
             line.remove(turn)
             if not line:
                 del self._waiting[caller]
+
+
+class Turns:
+    """Requests of one route: its own Concurrency, and the one of all routes. Used like a Concurrency.
+
+    The route's place is taken first, so that a request that waits for it takes none of its caller's other places.
+    """
+
+    def __init__(self, own: Concurrency, common: Concurrency) -> None:
+        self._own, self._common = own, common
+
+    def enter(self, caller: str) -> bool:
+        """Begin a request of this caller; False: call `wait`."""
+        if not self._own.enter(caller):
+            return False
+        if self._common.enter(caller):
+            return True
+        self._own.leave(caller)
+        return False
+
+    def hold(self, caller: str) -> None:
+        """Count a request whose response is not taken yet, in both. `leave` ends it."""
+        self._own.hold(caller)
+        self._common.hold(caller)
+
+    async def wait(self, caller: str) -> None:
+        """Begin a request when it is its turn in both. Raises TooManyRequests after `WAIT_SECONDS`."""
+        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        if not self._own.enter(caller):
+            await self._own.wait(caller, deadline)
+        try:
+            if not self._common.enter(caller):
+                await self._common.wait(caller, deadline)
+        except BaseException:
+            self._own.leave(caller)
+            raise
+
+    def leave(self, caller: str) -> None:
+        """End a request in both."""
+        self._common.leave(caller)
+        self._own.leave(caller)

@@ -76,14 +76,15 @@ class Counters:
             except Exception as error:
                 self._is_out(self._storage, error)
 
-    async def add(self, key: str, amount: int, seconds: int) -> int:
+    async def add(self, key: str, amount: int, seconds: int, local: LocalCounters | None = None) -> int:
         """Add `amount` hits to a key, whose count expires `seconds` after its first hit. Returns the new count.
 
         It is the count of all processes that share the storage, or of this process alone while the storage is slow or away.
+        `local` are the counts of this process, if not the common ones: what strangers fill must not displace callers.
         """
-        storage = self._storage
+        storage, own = self._storage, local or self._local
         if storage is None or self._recovery is not None:
-            return self._local.add(key, amount, seconds)
+            return own.add(key, amount, seconds)
         deadline = asyncio.get_running_loop().time() + _SECONDS
         if await self._slot():
             try:
@@ -94,7 +95,7 @@ class Counters:
                 self._is_out(storage, error)
             finally:
                 self._slots.release()
-        return self._local.add(key, amount, seconds)
+        return own.add(key, amount, seconds)
 
     async def _slot(self) -> bool:
         """Take a slot; False where none became free in time. That is a burst of calls here, and no outage of the storage."""

@@ -7,15 +7,11 @@ callers start a new window in the same second.
 
 from __future__ import annotations
 
-import re
 import zlib
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from ..settings.rates import amount_and_seconds
 from ..settings.setting import ConfigError
-
-# The notation of the `limits` library (`10/minute`, `10 per 5 seconds`), whose months have 30 days and years 12 of these.
-_RATE: Final = re.compile(r"\s*([0-9]{1,20})\s*(?:/|per)\s*([0-9]{1,20})?\s*(second|minute|hour|day|month|year)s?\s*\Z")
-_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 2592000, "year": 31104000}
 
 
 class Window(NamedTuple):
@@ -52,10 +48,7 @@ def parse_rate(name: str, text: str, auto: str) -> Rate | None:
     chosen = (auto if text.strip().lower() == "auto" else text).strip().lower()
     if chosen == "off":
         return None
-    found = _RATE.match(chosen)
-    if found is None:
-        raise ConfigError(f"limits.{name}: must be one rate such as 6000/minute, or auto, or off; not {text!r}")
-    rate = Rate(name, int(found[1]), int(found[2] or 1) * _SECONDS[found[3]])
-    if not 1 <= rate.amount <= 10**9 or not 1 <= rate.seconds <= 366 * 86400:
-        raise ConfigError(f"limits.{name}: must be 1 to 1000000000 hits within a year at most; 'off' turns the limit off")
-    return rate
+    try:
+        return Rate(name, *amount_and_seconds(chosen))
+    except ValueError as error:
+        raise ConfigError(f"limits.{name}: {error}; or auto, or off") from None

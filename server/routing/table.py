@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from ..auth.access import Access, access_of
+from ..http.limited import Bounds, bounds_of
 from ..settings.core import DEFAULT_PUBLIC
 from ..settings.setting import ConfigError
 from ..telemetry.metrics import Metrics, Tally
@@ -21,12 +22,18 @@ from .trie import Trie, beginning, shape_of
 
 @dataclass(frozen=True, slots=True)
 class RouteRule:
-    """The gate's rule for one route: its access, its template, whether it is public, and the counter of its requests."""
+    """The gate's rule for one route: its access, its template, whether it is public, and the counter of its requests.
+
+    optional   it is public, and a caller who shows a credential is known
+    bounds     what its handler declares by `@limited`, or None
+    """
 
     access: Access
     template: str
     public: bool
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
+    optional: bool = False
+    bounds: Bounds | None = None
     plugin: str = ""
     """The plugin that offers the route; "" for a built-in one."""
 
@@ -86,10 +93,13 @@ def build(
         is_open = access.public and bool(opening)
         table.warnings += _warnings(plugin, route, access.public, opening, is_open)
         for added in _register(router, plugin, route):
-            tally, owner = metrics.tally(added.method, route.path), "" if plugin in builtin else plugin
-            rule = table.rules[added] = RouteRule(access, route.path, is_open, tally, owner)
+            tally, bounds = metrics.tally(added.method, route.path), bounds_of(route.handler)
+            owner = "" if plugin in builtin else plugin
+            rule = RouteRule(access, route.path, is_open, tally, is_open and access.optional, bounds, owner)
+            table.rules[added] = rule
             handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
-            table.rows.append(Row(added.method, route.path, rule.words, handler))
+            words = ", ".join([rule.words, bounds.words()]) if bounds else rule.words
+            table.rows.append(Row(added.method, route.path, words, handler))
     for text, _ in public:
         if text not in used:
             if text not in DEFAULT_PUBLIC:

@@ -47,6 +47,7 @@ PYTHON = {
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/services.md": (1, "test_services_page.py::test_the_http_client"),
     "docs/guides/receive-webhooks.md": (1, "test_services_page.py::test_stripes_webhook"),
+    "docs/guides/public-routes.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/impersonation.md": (1, "test_impersonation.py::test_the_route_of_the_guide_refuses"),
 }
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
@@ -164,6 +165,9 @@ def test_every_call_of_the_program_is_one_that_it_takes(page: str, words: str, p
 
 FRAGMENTS = [
     ("docs/guides/openapi.md", "/api/notes", "List one's own notes"),
+    ("docs/guides/public-routes.md", "/articles/{slug}", "signed in (declared public, not listed)"),
+    ("docs/guides/public-routes.md", "/login", "rate 5/minute"),
+    ("docs/guides/public-routes.md", "/attachments/{name}", "application/pdf"),
     ("docs/guides/clerk.md", "/api/reports", "scope reports:read, accepts clerk_api_key session_token"),
     ("docs/reference/idempotency.md", "/api/tokens", "signed in, user"),
 ]

@@ -1,0 +1,121 @@
+"""Identifies the caller of a request: asks the providers in the operator's order, one await at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import hdrs, web
+from multidict import MultiMapping
+
+from ..auth.identity import CredentialRejected, Identity
+from ..http.errors import BadRequest, ServiceUnavailable, Unauthorized, Unavailable
+from ..plugins.providers import LoadedProvider, credential_headers
+from ..telemetry.log import log_failure
+from ..telemetry.metrics import Metrics
+from .deadline import within
+
+_SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+
+
+class NoCredential(Unauthorized):
+    """The request shows no credential at all: no provider takes anything of it as its own."""
+
+
+class Identification:
+    """Asks the providers. `shown`, then `recall`, then `identify` make one identification."""
+
+    def __init__(self, providers: Sequence[LoadedProvider], seconds: float, metrics: Metrics) -> None:
+        """`seconds` is the longest time for one provider's answer."""
+        self._asked = list(providers)
+        self._credentials = credential_headers(providers)
+        self._seconds, self._told = seconds, metrics.authentications
+        self._reads_cookies = any(name.lower() == "cookie" for one in providers for name in one.reads or ())
+        self._reads_anything = any(one.reads is None for one in providers)
+
+    def may_be_shown(self, headers: MultiMapping[str]) -> bool:
+        """May these headers hold a credential? If not, no provider need be asked."""
+        if self._reads_anything or (self._reads_cookies and hdrs.COOKIE in headers):
+            return True
+        for name in self._credentials:  # noqa: SIM110 - a generator for `any` costs as much as all the rest
+            if name in headers:
+                return True
+        return False
+
+    def shown(self, request: web.Request) -> int:
+        """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
+        headers = request.headers
+        shown = 0
+        for name in self._credentials:
+            if name in headers:
+                values = headers.getall(name)
+                shown += len(values)
+                if "" in values and name != hdrs.AUTHORIZATION:
+                    shown -= values.count("")  # a proxy or a client that has no key may send the header all the same
+        if shown > 1:
+            raise BadRequest("credentials-ambiguous")
+        return shown
+
+    def recall(self, request: web.Request) -> Identity | None:
+        """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
+        headers = request.headers
+        for one in self._asked:
+            if one.may_know(headers):
+                if one.recall is None:
+                    return None
+                try:
+                    found = one.recall(request)
+                except CredentialRejected as rejected:
+                    raise self._rejected(one.name, rejected) from None
+                except Exception:
+                    return None  # `authenticate` is asked, and will tell what is wrong
+                if not isinstance(found, Identity):
+                    return None
+                self._told[one.known] += 1
+                return found
+        return None
+
+    async def identify(self, request: web.Request, shown: int) -> Identity:
+        """The caller, by the first provider that takes the credential. `shown` is how many credentials the headers show.
+
+        Raises Unauthorized (NoCredential where there is none) or ServiceUnavailable.
+        """
+        for one in self._asked:
+            if not one.may_know(request.headers):
+                continue
+            identity = await self._ask(one, request)
+            if identity is not None:
+                self._told[one.known] += 1
+                return identity
+        if shown:
+            self._told["none", "rejected"] += 1
+            raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
+        raise NoCredential("credential-missing")
+
+    def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
+        self._told[name, "rejected"] += 1
+        return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
+
+    async def _ask(self, one: LoadedProvider, request: web.Request) -> Identity | None:
+        """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
+        try:
+            identity = await within(self._seconds, one.authenticate(request))
+            if identity is None or isinstance(identity, Identity):
+                return identity
+            raise TypeError(f"authenticate returned a {type(identity).__name__}")
+        except CredentialRejected as rejected:
+            raise self._rejected(one.name, rejected) from None
+        except Unavailable as outage:
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
+            raise ServiceUnavailable(outage.retry_after) from None
+        except Exception as error:
+            self._told[one.name, "unavailable"] += 1
+            log_failure("provider failed", error, provider=one.name)
+            raise ServiceUnavailable from None
+
+
+def _slug(reason: object) -> str:
+    """A plugin's reason, if it is a slug at all."""
+    return reason if isinstance(reason, str) and _SLUG.match(reason) else "credential-rejected"
