@@ -1,7 +1,7 @@
 -- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
 -- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
 --
--- generation 2, revision 2
+-- generation 2, revision 3
 --
 -- The revision goes up with each release that changes this file; the generation goes up when servers of the previous
 -- release can no longer work with it (something they use is dropped, renamed or changes its meaning). See
@@ -78,6 +78,46 @@ BEGIN
     -- A role that may create objects in a schema could shadow our functions and tables with its own.
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;
     EXECUTE format('GRANT USAGE ON SCHEMA public TO %I, gatepost_auth, gatepost_sync, gatepost_audit', app);
+END $do$;
+
+
+-- Gatepost's own tables, each with columns that it had when it was created.
+CREATE OR REPLACE FUNCTION public.gatepost_own_tables() RETURNS TABLE (name name, columns name[])
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    VALUES ('data'::name, '{id,user_id,org_id,name,payload,created_at,updated_at}'::name[]),
+           ('org_data', '{id,organization_id,created_by,name,payload,created_at,updated_at}'),
+           ('invoices', '{id,organization_id,created_by,customer,amount,currency,due_on,memo,created_at,updated_at}'),
+           ('api_keys', '{id,hash,name,user_id,org_id,scopes,created_by,created_at,expires_at,revoked_at}'),
+           ('users', '{id,external_id,image_url,public_metadata,deleted_at,last_event_at,last_event_id}'),
+           ('organizations', '{id,slug,image_url,public_metadata,deleted_at,last_event_at,last_event_id}'),
+           ('memberships', '{id,organization_id,user_id,role,permissions,deleted_at,last_event_at,last_event_id}'),
+           ('webhook_inbox', '{id,provider,type,event_at,payload,expires_at}'),
+           ('revocations', '{kind,subject,issued_before,expires_at}'),
+           ('endings', '{id,kind,subject,org_id,ended_at}'),
+           ('idempotency_keys', '{hash,user_id,org_id,fingerprint,status,headers,body,expires_at}'),
+           ('audit_log', '{id,org_id,user_id,actor,action,target,row_id,changed,request_id}'),
+           ('gatepost_meta', '{id,checksum,migrated_at}'),
+           ('gatepost_public', '{relation,reason,declared_at}')
+$$;
+REVOKE ALL ON FUNCTION public.gatepost_own_tables() FROM PUBLIC;
+
+-- A table that has one of these names and that Gatepost did not create belongs to another program, which would lose its rows
+-- from sight: nothing is changed then.
+DO $do$
+DECLARE
+    foreign_tables text := (
+        SELECT string_agg(format('public.%I', o.name), ', ' ORDER BY o.name)
+          FROM public.gatepost_own_tables() AS o
+          JOIN pg_class AS c ON c.relname = o.name AND c.relnamespace = 'public'::regnamespace
+         WHERE c.relkind <> 'r' OR to_regclass('public.gatepost_meta') IS NULL
+            OR EXISTS (SELECT FROM unnest(o.columns) AS needed
+                        WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = needed
+                                             AND a.attnum > 0 AND NOT a.attisdropped)));
+BEGIN
+    IF foreign_tables IS NOT NULL THEN
+        RAISE EXCEPTION 'this database has tables that Gatepost did not create and whose names it needs: %. Give Gatepost a '
+                        'database of its own, or rename them', foreign_tables USING ERRCODE = 'duplicate_table';
+    END IF;
 END $do$;
 
 
@@ -1178,7 +1218,7 @@ END $do$;
 SET LOCAL ROLE gatepost_audit;
 
 -- One entry for each row that is written, in the same transaction: TG_ARGV names the column of the organisation ('' for none)
--- and that of the row's id. The entry has names of columns, and no values but those two. The settings that name the caller
+-- and that of the row's id; a third one says that the table is partitioned, so that its name is looked up. The entry has names of columns, and no values but those two. The settings that name the caller
 -- count within a request only: a command sets the scope of the owner whose rows it works on, and is not that user. If no
 -- actor is set, the actor is `anonymous` in a request; outside of one it is `system` for the serving role, and `operator` for
 -- any other role. The impersonator is in the same setting as the actor, which every transaction of a request sets, so that no
@@ -1213,7 +1253,10 @@ BEGIN
     INSERT INTO public.audit_log (org_id, user_id, actor, impersonator, action, target, row_id, changed, request_id)
     VALUES (NULLIF(coalesce(after->>TG_ARGV[0], before->>TG_ARGV[0]), ''),
             CASE WHEN request IS NOT NULL THEN NULLIF(current_setting('gatepost.user_id', true), '') END, who, behind, lower(TG_OP),
-            CASE WHEN TG_TABLE_SCHEMA = 'public' THEN TG_TABLE_NAME ELSE TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME END,
+            CASE WHEN TG_NARGS > 2 THEN (SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname
+                                           FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                                          WHERE c.oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))
+                 WHEN TG_TABLE_SCHEMA = 'public' THEN TG_TABLE_NAME ELSE TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME END,
             coalesce(after, before)->>TG_ARGV[1], columns, request);
     RETURN NULL;
 END $$;
@@ -1303,11 +1346,270 @@ BEGIN
         END IF;
     END LOOP;
     EXECUTE format('CREATE OR REPLACE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE %s ON %s'
-                   ' FOR EACH ROW EXECUTE FUNCTION public.gatepost_audited(%L, %L)',
+                   ' FOR EACH ROW EXECUTE FUNCTION public.gatepost_audited(%L, %L%s)',
                    (SELECT 'OF ' || string_agg(format('%I', t.name), ', ') FROM unnest(there) AS t (name)
                      WHERE ignored <> '{}' AND NOT t.name = ANY (ignored)),
-                   of_table, coalesce(org_column, ''), coalesce(id_column, ''));
+                   of_table, coalesce(org_column, ''), coalesce(id_column, ''),
+                   (SELECT ', ''partitioned''' FROM pg_class WHERE oid = of_table AND relkind = 'p'));
 END $$;
 REVOKE ALL ON FUNCTION public.gatepost_audit(regclass, text, text, text[]) FROM PUBLIC;
 SELECT gatepost_audit('data', 'org_id'), gatepost_audit('org_data', 'organization_id'),
        gatepost_audit('invoices', 'organization_id'), gatepost_audit('api_keys', 'org_id', ignored => '{last_used_at}');
+
+
+-- Tables of a product -----------------------------------------------------------------------------------------------------------
+-- For a file for `migrate --schema`. Run as the owner; docs/guides/tables.md explains what is written, line by line.
+
+-- Tables whose policies may show rows to no caller in particular. The server reads it, at startup and in `check`; only the
+-- owner declares, by gatepost_public_rows.
+CREATE TABLE IF NOT EXISTS gatepost_public (
+    relation    regclass    PRIMARY KEY,
+    reason      text        NOT NULL CHECK (reason ~ '\S' AND char_length(reason) <= 300 AND reason !~ '[[:cntrl:]]'),
+    declared_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+DELETE FROM gatepost_public AS p WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = p.relation);
+DO $do$
+BEGIN
+    EXECUTE format('REVOKE ALL ON gatepost_public FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %1$I;'
+                   'GRANT SELECT ON gatepost_public TO %1$I', current_setting('gatepost.serving_role'));
+END $do$;
+
+-- The serving role: the one that this session names (`migrate` does), or else the one that the last migration served.
+CREATE OR REPLACE FUNCTION public.gatepost_serving_role() RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(NULLIF(current_setting('gatepost.serving_role', true), '')::name,
+                    (SELECT r.rolname FROM pg_policy AS p JOIN pg_roles AS r ON r.oid = ANY (p.polroles)
+                      WHERE p.polrelid = 'public.audit_log'::regclass AND p.polname = 'admin_select'))
+$$;
+
+-- Raises unless this is a table of the product's own that policies can protect, and whose owner runs this.
+CREATE OR REPLACE FUNCTION public.gatepost_must_be_own(of_table regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    app   oid := (SELECT oid FROM pg_roles WHERE rolname = public.gatepost_serving_role());
+    found pg_class;
+    fault text;
+BEGIN
+    IF app IS NULL THEN
+        RAISE EXCEPTION 'there is no serving role: run `python -m server migrate` first';
+    END IF;
+    SELECT * INTO found FROM pg_class AS c WHERE c.oid = of_table;
+    fault := CASE
+        WHEN found.oid IS NULL THEN 'is not in this database'
+        WHEN found.relpersistence = 't' THEN 'is temporary'
+        WHEN found.relnamespace = ANY (ARRAY['pg_catalog', 'information_schema']::regnamespace[]) THEN 'belongs to Postgres'
+        WHEN found.relnamespace = 'public'::regnamespace
+             AND found.relname IN (SELECT o.name FROM public.gatepost_own_tables() AS o) THEN 'is Gatepost''s own'
+        WHEN found.relkind = 'f' THEN 'is a foreign table: no policy protects rows of another server'
+        WHEN found.relkind NOT IN ('r', 'p') THEN 'is not a table'
+        WHEN found.relispartition THEN format('is a partition: name %s instead', pg_partition_root(of_table))
+        WHEN EXISTS (SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+                      WHERE NOT c.relispartition AND of_table IN (i.inhrelid, i.inhparent))
+            THEN 'inherits, or is inherited from: policies and triggers do not follow inheritance'
+        WHEN EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = of_table AND d.deptype = 'e')
+            THEN 'belongs to an extension'
+        WHEN EXISTS (SELECT FROM pg_partition_tree(of_table) AS t JOIN pg_class AS c ON c.oid = t.relid WHERE c.relkind = 'f')
+            THEN 'has a foreign table as a partition: no policy protects rows of another server'
+        WHEN app IN (SELECT c.relowner FROM pg_class AS c WHERE c.oid = of_table
+                     UNION ALL SELECT c.relowner FROM pg_partition_tree(of_table) AS t JOIN pg_class AS c ON c.oid = t.relid)
+            THEN 'belongs to the serving role, which could switch row-level security off: change its owner'
+        WHEN NOT pg_has_role(found.relowner, 'USAGE')
+            THEN format('belongs to %I: run this as that role', pg_get_userbyid(found.relowner))
+    END;
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION 'the table % %', of_table, fault USING ERRCODE = 'wrong_object_type';
+    END IF;
+END $$;
+
+-- Declare that policies of this table may show rows to no caller in particular, for SELECT alone, and why; NULL takes that
+-- back. It writes no policy. `check` and startup accept such policies for declared tables only.
+CREATE OR REPLACE FUNCTION public.gatepost_public_rows(of_table regclass, why text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM public.gatepost_public AS p
+     WHERE p.relation = of_table OR NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = p.relation);
+    IF why IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM public.gatepost_must_be_own(of_table);
+    IF why !~ '\S' OR char_length(why) > 300 OR why ~ '[[:cntrl:]]' THEN
+        RAISE EXCEPTION 'say why rows of % are public, in one line of at most 300 characters', of_table
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO public.gatepost_public (relation, reason) VALUES (of_table, btrim(why));
+END $$;
+
+-- Raises where gatepost_tenant would not know what it does: columns, policies and triggers that do not fit.
+CREATE OR REPLACE FUNCTION public.gatepost_tenant_fits(of_table regclass, organization name, author name, "user" name,
+                                                       admin_deletes boolean, written name[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    app   oid := (SELECT oid FROM pg_roles WHERE rolname = public.gatepost_serving_role());
+    asked name;
+    found record;
+    fault text := CASE
+        WHEN organization IS NULL AND "user" IS NULL
+            THEN 'name the column of its tenant, as in organization => ''organization_id'' or "user" => ''user_id'''
+        WHEN author IS NOT NULL AND "user" IS NOT NULL THEN 'a row of a user has no other author: leave author out'
+        WHEN admin_deletes AND organization IS NULL
+            THEN 'admin_deletes needs the column of the organisation whose administrators may delete'
+        WHEN organization IN ("user", author) THEN format('%I cannot be two of organization, author and user', organization)
+    END;
+BEGIN
+    FOREACH asked IN ARRAY array_remove(ARRAY[organization, author, "user"], NULL) LOOP
+        SELECT a.atttypid, a.attgenerated, a.attidentity, co.collisdeterministic INTO found
+          FROM pg_attribute AS a LEFT JOIN pg_collation AS co ON co.oid = a.attcollation
+         WHERE a.attrelid = of_table AND a.attname = asked AND a.attnum > 0 AND NOT a.attisdropped;
+        fault := coalesce(fault, CASE
+            WHEN found.atttypid IS NULL THEN format('it has no column %I', asked)
+            WHEN found.atttypid <> 'text'::regtype
+                THEN format('its column %I is %s: ids of users and organisations are text', asked, format_type(found.atttypid, NULL))
+            WHEN found.attgenerated <> '' THEN format('its column %I is generated', asked)
+            WHEN NOT found.collisdeterministic
+                THEN format('the collation of its column %I takes different ids for the same', asked)
+        END);
+    END LOOP;
+    FOR found IN SELECT a.attname, a.atttypid, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL AS lacking
+                   FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                  WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped
+                    AND a.attname IN ('id', 'created_at', 'updated_at')
+                    AND a.attname <> ALL (array_remove(ARRAY[organization, author, "user"], NULL)) LOOP
+        fault := coalesce(fault, CASE
+            WHEN found.lacking THEN format('its column %I is set by the database and never by a caller: it needs a DEFAULT', found.attname)
+            WHEN found.attname = 'updated_at' AND found.atttypid <> 'timestamptz'::regtype
+                THEN 'its column updated_at is not a timestamptz'
+        END);
+    END LOOP;
+    FOR found IN SELECT p.polname, p.polcmd FROM pg_policy AS p
+                  WHERE p.polrelid = of_table AND p.polpermissive AND p.polname <> ALL (written) AND p.polroles && ARRAY[0::oid, app]
+                    AND NOT (p.polcmd = 'r' AND EXISTS (SELECT FROM public.gatepost_public AS d WHERE d.relation = of_table))
+                  ORDER BY p.polname LOOP
+        fault := coalesce(fault, format('it has the policy %I, which this function did not write: drop it%s', found.polname,
+                                        CASE WHEN found.polcmd = 'r' THEN ', declare public rows by gatepost_public_rows' ELSE '' END)
+                                 || ', or drop it before this call and create it again after it');
+    END LOOP;
+    FOR found IN SELECT t.tgname FROM pg_trigger AS t
+                  WHERE t.tgrelid = of_table
+                    AND (t.tgname, t.tgfoid) NOT IN (('touch'::name, 'public.gatepost_touch()'::regprocedure::oid),
+                                                     ('audited'::name, 'public.gatepost_audited()'::regprocedure::oid))
+                    AND t.tgname IN ('touch', 'audited') LOOP
+        fault := coalesce(fault, format('it has a trigger %I of another origin: rename it', found.tgname));
+    END LOOP;
+    FOR found IN SELECT a.attname FROM pg_partition_tree(of_table) AS tree
+                   JOIN pg_partitioned_table AS p ON p.partrelid = tree.relid
+                   JOIN pg_attribute AS a ON a.attrelid = of_table AND a.attname = ANY (ARRAY[organization, author, "user"])
+                  WHERE pg_get_partkeydef(p.partrelid) ~ ('(^|\W)' || regexp_replace(quote_ident(a.attname), '(\W)', '\\\1', 'g') || '(\W|$)') LOOP
+        fault := coalesce(fault, format('it is partitioned by %I, which its policies use: one-statement reads could come back empty',
+                                        found.attname));
+    END LOOP;
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION 'gatepost_tenant(''%''): %', of_table, fault USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END $$;
+
+-- Make a table its tenants': row-level security, policies, column grants, index, updated_at, audit. What it wrote at an earlier
+-- call is replaced. A table of organisations (`organization`, and `author` for the column of who created the row) has the
+-- policies of org_data; one of users ("user") has those of data, with `organization` for an administrator's too.
+CREATE OR REPLACE FUNCTION public.gatepost_tenant(of_table regclass, organization text DEFAULT NULL, author text DEFAULT NULL,
+                                                  "user" text DEFAULT NULL, admin_deletes boolean DEFAULT false)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    app     name   := public.gatepost_serving_role();
+    org     text   := coalesce(organization, '');                          -- '': there is none
+    whose   text   := coalesce("user", '');
+    tenants text[] := array_remove(ARRAY[organization, author, "user"], NULL);
+    admins  boolean := coalesce(admin_deletes, false);
+    user_id  CONSTANT text := 'NULLIF(current_setting(''gatepost.user_id'', true), '''')';
+    org_id   CONSTANT text := 'NULLIF(current_setting(''gatepost.org_id'', true), '''')';
+    admin_id CONSTANT text := 'NULLIF(current_setting(''gatepost.admin_org_id'', true), '''')';
+    written  CONSTANT name[] := '{own_select,own_insert,own_update,own_delete,org_select,org_insert,org_update,org_delete,admin_select,admin_delete}';
+    there      text[];
+    insertable text;
+    changeable text;
+    each       record;
+BEGIN
+    PERFORM public.gatepost_must_be_own(of_table);
+    PERFORM public.gatepost_tenant_fits(of_table, organization, author, "user", admins, written);
+
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', of_table);
+    FOR each IN SELECT p.polname FROM pg_policy AS p WHERE p.polrelid = of_table AND p.polname = ANY (written) LOOP
+        EXECUTE format('DROP POLICY %I ON %s', each.polname, of_table);
+    END LOOP;
+    FOR each IN
+        SELECT * FROM (VALUES
+            (whose <> '', 'own_select', 'SELECT', format('USING (%I = (SELECT %s))', whose, user_id)),
+            (whose <> '', 'own_insert', 'INSERT', format('WITH CHECK (%I = %s%s)', whose, user_id,
+                CASE WHEN org <> '' THEN format(' AND (%1$I IS NULL OR %1$I = %2$s)', org, org_id) END)),
+            (whose <> '', 'own_update', 'UPDATE', format('USING (%1$I = %2$s) WITH CHECK (%1$I = %2$s)', whose, user_id)),
+            (whose <> '' AND NOT admins, 'own_delete', 'DELETE', format('USING (%I = %s)', whose, user_id)),
+            (whose <> '' AND org <> '', 'admin_select', 'SELECT', format('USING (COALESCE(%I = %s, false))', org, admin_id)),
+            (whose = '', 'org_select', 'SELECT', format('USING (%I = (SELECT %s))', org, org_id)),
+            (whose = '', 'org_insert', 'INSERT', format('WITH CHECK (%I = %s%s)', org, org_id,
+                CASE WHEN author IS NOT NULL THEN format(' AND %1$s = coalesce(%2$s, %1$s)', quote_ident(author), user_id) END)),
+            (whose = '', 'org_update', 'UPDATE', format('USING (%1$I = %2$s) WITH CHECK (%1$I = %2$s)', org, org_id)),
+            (whose = '' AND NOT admins, 'org_delete', 'DELETE', format('USING (%I = %s)', org, org_id)),
+            (org <> '' AND (whose <> '' OR admins), 'admin_delete', 'DELETE', format('USING (%I = %s)', org, admin_id))
+        ) AS policies (needed, policy, command, terms) WHERE needed LOOP
+        EXECUTE format('CREATE POLICY %I ON %s FOR %s TO %I %s', each.policy, of_table, each.command, app, each.terms);
+    END LOOP;
+
+    -- Rights by column: ids, times, and what the database computes or counts are never written; tenants and authors never changed.
+    there := ARRAY(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped);
+    SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
+           string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attname <> ALL (tenants))
+      INTO insertable, changeable
+      FROM pg_attribute AS a
+     WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity = ''
+       AND (a.attname = ANY (tenants)
+            OR (a.attname NOT IN ('id', 'created_at', 'updated_at')
+                AND NOT EXISTS (SELECT FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+                                 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                                   AND d.refobjid = of_table AND d.refobjsubid = a.attnum)));
+    EXECUTE format('REVOKE ALL ON %s FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %I', of_table, app);
+    EXECUTE format('GRANT SELECT, DELETE, INSERT (%s)%s ON %s TO %I', insertable, ', UPDATE (' || changeable || ')', of_table, app);
+    FOR each IN SELECT DISTINCT s.oid::regclass AS name
+                  FROM pg_attrdef AS f
+                  JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+                  JOIN pg_class AS s ON s.oid = d.refobjid AND s.relkind = 'S'
+                 WHERE f.adrelid = of_table LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', each.name, app);
+    END LOOP;
+    FOR each IN SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                 WHERE c.oid = of_table AND NOT has_schema_privilege(app, n.oid, 'USAGE') LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', each.nspname, app);
+    END LOOP;
+    -- Partitions are reached through their table only.
+    FOR each IN SELECT t.relid AS part FROM pg_partition_tree(of_table) AS t WHERE t.relid <> of_table LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', each.part);
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %I', each.part, app);
+    END LOOP;
+
+    IF 'updated_at' = ANY (there) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER touch BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION public.gatepost_touch()', of_table);
+    ELSIF EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = of_table AND t.tgname = 'touch') THEN
+        EXECUTE format('DROP TRIGGER touch ON %s', of_table);
+    END IF;
+    PERFORM public.gatepost_audit(of_table, organization, CASE WHEN 'id' = ANY (there) THEN 'id' END);
+    IF there @> '{id,created_at}' THEN
+        PERFORM public.gatepost_page_index(of_table, coalesce("user", organization));
+    END IF;
+END $$;
+
+-- An index for the pages of one tenant, newest first, unless there is one.
+CREATE OR REPLACE FUNCTION public.gatepost_page_index(of_table regclass, tenant name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
+         WHERE i.indrelid = of_table AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts >= 3 AND m.amname = 'btree'
+           AND (i.indoption[1], i.indoption[2]) IN ((0, 0), (3, 3))         -- both as they are, or both DESC
+           AND ARRAY(SELECT a.attname FROM unnest(ARRAY[0, 1, 2]) AS n
+                       JOIN pg_attribute AS a ON a.attrelid = of_table AND a.attnum = i.indkey[n] ORDER BY n)
+               = ARRAY[tenant, 'created_at', 'id']) THEN
+        EXECUTE format('CREATE INDEX ON %s (%I, created_at DESC, id DESC)', of_table, tenant);
+    END IF;
+END $$;
+
+REVOKE ALL ON FUNCTION public.gatepost_serving_role(), public.gatepost_must_be_own(regclass), public.gatepost_public_rows(regclass, text),
+    public.gatepost_tenant_fits(regclass, name, name, name, boolean, name[]), public.gatepost_page_index(regclass, name),
+    public.gatepost_tenant(regclass, text, text, text, boolean) FROM PUBLIC;

@@ -9,23 +9,6 @@ CREATE TABLE IF NOT EXISTS todos (
     completed_at    timestamptz,
     created_at      timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS todos_by_org ON todos (organization_id, created_at DESC, id DESC);
 
--- Forced: the owner is bound too. Without a caller the settings are empty, and no row is anybody's.
-ALTER TABLE todos ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-
-DROP POLICY IF EXISTS org_select ON todos;
-CREATE POLICY org_select ON todos FOR SELECT TO gatepost_app
-    USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
-DROP POLICY IF EXISTS org_insert ON todos;
-CREATE POLICY org_insert ON todos FOR INSERT TO gatepost_app
-    WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
-                AND created_by = NULLIF(current_setting('gatepost.user_id', true), ''));
-DROP POLICY IF EXISTS org_update ON todos;
-CREATE POLICY org_update ON todos FOR UPDATE TO gatepost_app
-    USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''))
-    WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
-
--- By column: no caller can move a row to another organisation, or change who created it.
-REVOKE ALL ON todos FROM PUBLIC, gatepost_app;
-GRANT SELECT, INSERT (organization_id, created_by, title), UPDATE (completed_at) ON todos TO gatepost_app;
+-- Row-level security, policies, rights by column, index, audit: docs/guides/tables.md shows all that it writes.
+SELECT gatepost_tenant('todos', organization => 'organization_id', author => 'created_by');

@@ -6,25 +6,5 @@ CREATE TABLE IF NOT EXISTS todos (
     done            boolean     NOT NULL DEFAULT false,
     created_at      timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS todos_by_org ON todos (organization_id, created_at DESC, id DESC);
 
-ALTER TABLE todos ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-
-DROP POLICY IF EXISTS org_select ON todos;
-CREATE POLICY org_select ON todos FOR SELECT TO gatepost_app
-    USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
-DROP POLICY IF EXISTS org_insert ON todos;
-CREATE POLICY org_insert ON todos FOR INSERT TO gatepost_app
-    WITH CHECK (organization_id = NULLIF(current_setting('gatepost.org_id', true), '')
-                AND created_by = NULLIF(current_setting('gatepost.user_id', true), ''));
-DROP POLICY IF EXISTS org_update ON todos;
-CREATE POLICY org_update ON todos FOR UPDATE TO gatepost_app
-    USING (organization_id = NULLIF(current_setting('gatepost.org_id', true), ''));
-DROP POLICY IF EXISTS admin_delete ON todos;
-CREATE POLICY admin_delete ON todos FOR DELETE TO gatepost_app
-    USING (organization_id = NULLIF(current_setting('gatepost.admin_org_id', true), ''));
-
-REVOKE ALL ON todos FROM PUBLIC, gatepost_app;
-GRANT SELECT, INSERT (organization_id, created_by, title), UPDATE (done), DELETE ON todos TO gatepost_app;
-
-SELECT gatepost_audit('todos', 'organization_id');
+SELECT gatepost_tenant('todos', organization => 'organization_id', author => 'created_by', admin_deletes => true);

@@ -20,7 +20,7 @@ from ..plugins.providers import PROVIDERS, not_ready
 from ..schema import leaks as oracles
 from ..schema import pooler
 from ..schema.capacity import Capacity, capacity
-from ..schema.safety import problems, warnings
+from ..schema.safety import problems, public_rows, warnings
 from ..schema.startup import ServerDatabase, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -28,12 +28,16 @@ from ..settings.sources import Settings
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What was found in the database: problems, warnings, and how many connections it allows. `looked`: was there one?"""
+    """What was found in the database: problems, warnings, how many connections it allows, and which tables have public rows.
+
+    `looked`: was there a database?
+    """
 
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     capacity: Capacity | None = None
     looked: bool = True
+    public_rows: list[str] = field(default_factory=list)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +61,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(found.capacity.line())
     if not found.looked:
         print("database: not checked, because database.url is not set and no embedded Postgres has been created here yet")
+    for line in found.public_rows:
+        print(f"public rows: {line}")
     for line in [*app[TABLE].warnings, *found.warnings, *unready]:
         print(f"warning: {line}")
     for line in found.problems:
@@ -71,6 +77,7 @@ def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[s
         "database_checked": found.looked,
         "problems": found.problems,
         "warnings": found.warnings,
+        "public_rows": found.public_rows,
         "connections": asdict(found.capacity) if found.capacity else None,
         "not_ready": unready,
     }
@@ -100,7 +107,8 @@ async def _find(settings: Settings) -> _Findings:
                 pooled = settings.get("database.pooler") == "transaction"
                 more, also = await _through(url, connection, pooled=pooled)
                 wrong, notes = list(dict.fromkeys([*wrong, *more])), [*notes, *also]
-        return _Findings(wrong, [line for line in notes if line], available)
+            public = await public_rows(connection)
+        return _Findings(wrong, [line for line in notes if line], available, public_rows=public)
     except Unavailable as error:
         return _Findings([f"the database cannot be reached: {error}"])
 

@@ -1,4 +1,8 @@
-"""The queries that startup and `check` run on the catalogs. Each returns one column, a sentence per problem."""
+"""The queries on the catalogs of startup, `check` and `migrate`. Each returns one column, a sentence per problem.
+
+Their arguments: $1 the names of columns that name a tenant, $2 the serving role, $3 the tables that are declared to have public
+rows (oid[]).
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,18 @@ from .inventory import AUDITED_TABLES, HELPER_ROLES, sql_array
 
 # What every query starts with:
 # me: the role; tables: those that it can access outside the system's schemas and that hold tenants' rows, by the name of a
-# column ($1) or by a policy (its own, or that of a table it is a part of); tenants: the columns that name a tenant.
+# column or by a policy (its own, or that of a table it is a part of); tenants: the columns that name a tenant; policies: those
+# for the role, each `open` if it may show rows to no caller: it is for SELECT alone, on a table with public rows.
 COMMON: Final = r"""
-WITH me AS (SELECT oid, rolname FROM pg_roles WHERE rolname = current_user),
+WITH me AS (SELECT oid, rolname FROM pg_roles WHERE rolname = $2),
 schemas AS (SELECT oid, nspname FROM pg_namespace
-             WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' AND has_schema_privilege(oid, 'USAGE')),
+             WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
+               AND has_schema_privilege($2, pg_namespace.oid, 'USAGE')),
 relations AS (SELECT c.*, format('%I.%I', nspname, relname) AS name
                 FROM pg_class c JOIN schemas s ON s.oid = relnamespace
                WHERE relkind IN ('r', 'p', 'f', 'v', 'm')
-                 AND (has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
-                      OR has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE'))),
+                 AND (has_table_privilege($2, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+                      OR has_any_column_privilege($2, c.oid, 'SELECT, INSERT, UPDATE'))),
 guarded AS (SELECT oid FROM pg_class WHERE relrowsecurity UNION SELECT polrelid FROM pg_policy),
 tables AS (SELECT c.* FROM relations c
             WHERE relkind IN ('r', 'p', 'f')
@@ -26,7 +32,8 @@ tables AS (SELECT c.* FROM relations c
                    OR c.oid IN (SELECT oid FROM guarded)
                    OR EXISTS (SELECT FROM pg_partition_ancestors(c.oid) AS above JOIN guarded ON guarded.oid = above.relid)
                    OR EXISTS (SELECT FROM pg_inherits JOIN guarded ON guarded.oid = inhparent WHERE inhrelid = c.oid))),
-policies AS (SELECT p.*, c.name, concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) AS said
+policies AS (SELECT p.*, c.name, concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) AS said,
+                    polcmd = 'r' AND polrelid = ANY ($3) AS open
                FROM pg_policy p JOIN tables c ON c.oid = polrelid, me
               WHERE polpermissive AND polroles && ARRAY[0::oid, me.oid]),
 tenants AS (SELECT c.oid AS relid, c.name, a.attnum, a.attname
@@ -42,12 +49,12 @@ _ROLE: Final = f"""
 SELECT format('the role %I has the attribute %s', rolname, word)
   FROM pg_roles, LATERAL (VALUES ('SUPERUSER', rolsuper), ('BYPASSRLS', rolbypassrls), ('CREATEROLE', rolcreaterole),
        ('CREATEDB', rolcreatedb), ('REPLICATION', rolreplication)) AS attributes (word, has)
- WHERE rolname = current_user AND has
+ WHERE rolname = $2 AND has
 UNION ALL
 SELECT format('the session belongs to %I, which can leave the role %I again: connect as the serving role itself',
-              session_user, current_user) WHERE session_user <> current_user
+              session_user, current_user) WHERE session_user <> current_user AND current_user = $2
 UNION ALL
-SELECT format('the role %I is a member of %I', current_user, rolname) FROM pg_roles WHERE oid IN (
+SELECT format('the role %I is a member of %I', $2, rolname) FROM pg_roles WHERE oid IN (
     WITH RECURSIVE above AS (SELECT roleid FROM pg_auth_members JOIN me ON member = me.oid
                              UNION SELECT m.roleid FROM pg_auth_members m JOIN above a ON m.member = a.roleid)
     SELECT roleid FROM above)
@@ -84,24 +91,29 @@ SELECT format('the role %I has %s on the table %s', rolname, word, name)
               FROM pg_class c JOIN schemas s ON s.oid = relnamespace WHERE relkind IN ('r', 'p', 'f', 'v', 'm')) AS every
        CROSS JOIN unnest(ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']
                          || CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ARRAY['MAINTAIN'] END) AS word
- WHERE has_table_privilege(every.oid, word)
-    OR (word = 'REFERENCES' AND has_any_column_privilege(every.oid, 'REFERENCES'))
+ WHERE has_table_privilege($2, every.oid, word)
+    OR (word = 'REFERENCES' AND has_any_column_privilege($2, every.oid, 'REFERENCES'))
 UNION ALL
 SELECT format('the role %I has CREATE on the schema %I', rolname, nspname) FROM me, pg_namespace
- WHERE nspname !~ '^pg_(toast_)?temp_' AND has_schema_privilege(pg_namespace.oid, 'CREATE')
+ WHERE nspname !~ '^pg_(toast_)?temp_' AND has_schema_privilege($2, pg_namespace.oid, 'CREATE')
 UNION ALL
 SELECT format('the role %I has %s on the database %I', rolname, word, current_database())
-  FROM me, unnest(ARRAY['CREATE', 'TEMP']) AS word WHERE has_database_privilege(current_database(), word)
+  FROM me, unnest(ARRAY['CREATE', 'TEMP']) AS word WHERE has_database_privilege($2, current_database(), word)
 UNION ALL
 SELECT format('the role %I may change the parameter %s', rolname, parname)
-  FROM me, pg_parameter_acl WHERE has_parameter_privilege(parname, 'SET, ALTER SYSTEM')
+  FROM me, pg_parameter_acl WHERE has_parameter_privilege($2, parname, 'SET, ALTER SYSTEM')
 UNION ALL
 SELECT format('the role %I can move rows to another tenant: UPDATE on %s.%I', rolname, name, attname)
-  FROM me, tenants WHERE has_column_privilege(relid, attnum, 'UPDATE')
+  FROM me, tenants WHERE has_column_privilege($2, relid, attnum, 'UPDATE')
 UNION ALL
 SELECT format('the role %I can read %s.%I', rolname, name, attname)
   FROM me, tables JOIN pg_attribute ON attrelid = tables.oid
- WHERE relname = 'api_keys' AND attname IN ('hash', 'previous_hash') AND has_column_privilege(tables.oid, attnum, 'SELECT')
+ WHERE relname = 'api_keys' AND attname IN ('hash', 'previous_hash') AND has_column_privilege($2, tables.oid, attnum, 'SELECT')
+UNION ALL
+SELECT format('the role %I has %s on public.gatepost_public, which only the owner may declare', rolname, word)
+  FROM me, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
+ WHERE CASE word WHEN 'DELETE' THEN has_table_privilege($2, to_regclass('public.gatepost_public'), word)
+                 ELSE has_any_column_privilege($2, to_regclass('public.gatepost_public'), word) END
 """
 
 # Row-level security of every table that holds tenants' rows.
@@ -120,13 +132,13 @@ UNION ALL
 SELECT format('the policy %I on %s %s: %s', polname, name, fault, said)
   FROM policies, LATERAL (VALUES
        ('does not depend on the caller',
-        said !~ 'current_setting\(''gatepost\.' OR said ~* '\mOR true\M'
-        OR 'true' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))),
+        NOT open AND (said !~ 'current_setting\(''gatepost\.' OR said ~* '\mOR true\M'
+        OR 'true' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)))),
        ('takes an empty setting for a caller: write NULLIF(current_setting(name, true), '''')',
         regexp_count(said, 'current_setting\(''gatepost\.')
         <> regexp_count(said, 'NULLIF\(current_setting\(''gatepost\.\w+''::text, true\), ''''::text\)')),
        ('looks at no column of the row, so a caller with the setting has all rows',
-        said ~ 'current_setting\(''gatepost\.' AND NOT EXISTS (
+        NOT open AND said ~ 'current_setting\(''gatepost\.' AND NOT EXISTS (
             SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = policies.oid
                                       AND d.refclassid = 'pg_class'::regclass AND d.refobjid = polrelid AND d.refobjsubid > 0)))
        AS faults (fault, found)
@@ -138,7 +150,8 @@ SELECT DISTINCT format('the table %s is partitioned by %I, which its policies us
   CROSS JOIN LATERAL pg_partition_tree(tables.oid) AS tree
   JOIN pg_partitioned_table p ON p.partrelid = tree.relid
   JOIN pg_attribute a ON a.attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
- WHERE relkind = 'p' AND pg_get_partkeydef(p.partrelid) ~ ('\m' || attname || '\M')
+ WHERE relkind = 'p' AND pg_get_partkeydef(p.partrelid)
+       ~ ('(^|\W)' || regexp_replace(quote_ident(attname), '(\W)', '\\\1', 'g') || '(\W|$)')
    AND EXISTS (SELECT FROM pg_depend d JOIN policies ON d.objid = policies.oid
                 WHERE d.classid = 'pg_policy'::regclass AND d.refobjid = tables.oid AND d.refobjsubid = a.attnum)
 """
@@ -175,21 +188,23 @@ UNION ALL
 SELECT format('the role %I has %s on the audit log', rolname, word)
   FROM me, tables, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS word
  WHERE tables.oid = to_regclass('public.audit_log')
-   AND CASE word WHEN 'DELETE' THEN has_table_privilege(tables.oid, word) ELSE has_any_column_privilege(tables.oid, word) END
+   AND CASE word WHEN 'DELETE' THEN has_table_privilege($2, tables.oid, word)
+                 ELSE has_any_column_privilege($2, tables.oid, word) END
 """  # noqa: S608
 
 QUESTIONS: Final = (_ROLE, _HELPERS, _RIGHTS, _TABLES, _AROUND, _AUDIT)
-READABLE: Final = "SELECT name FROM tables WHERE has_any_column_privilege(oid, 'SELECT') "
-# Every query takes the same argument; this makes its type known where nothing else does, and adds no row.
-USES_ARGUMENT: Final = "UNION ALL SELECT NULL WHERE cardinality($1::text[]) < 0"
+READABLE: Final = "SELECT name FROM tables WHERE has_any_column_privilege($2, oid, 'SELECT') AND oid <> ALL ($3) "
+# Every query takes the same arguments; this makes their types known where nothing else does, and adds no row.
+USES_ARGUMENTS: Final = "UNION ALL SELECT NULL WHERE cardinality($1::text[]) < 0 AND $2::name IS NULL AND $3::oid[] IS NULL"
 
-# Functions that run with their owner's rights and that the role may call, and those with a listed name ($1).
+# Functions that run with their owner's rights and that the role ($2) may call, and those with a listed name ($1).
 FUNCTIONS: Final = """
 SELECT format('%I.%I(%s)', nspname, proname, (SELECT string_agg(format_type(t, NULL), ', ' ORDER BY nth)
                                                 FROM unnest(proargtypes) WITH ORDINALITY AS types (t, nth))),
        pg_get_userbyid(proowner), array_to_string(proconfig, '; '), prosecdef
   FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace
  WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
-   AND ((prosecdef AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(pg_proc.oid, 'EXECUTE'))
+   AND ((prosecdef AND has_schema_privilege($2::name, n.oid, 'USAGE')
+         AND has_function_privilege($2::name, pg_proc.oid, 'EXECUTE'))
         OR proname = ANY ($1))
 """

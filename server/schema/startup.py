@@ -19,7 +19,7 @@ from ..settings.sources import Settings
 from ..telemetry.log import LOG
 from .migrate import SERVING_ROLE, migrate
 from .pooler import same_place
-from .safety import problems, warnings
+from .safety import problems, public_rows, refusal, warnings
 
 NAME: Final = "gatepost"
 
@@ -92,12 +92,14 @@ class ServerDatabase:
 
     async def _refuse_unsafe(self) -> None:
         async with self.database.connection() as connection:
-            found, remarks = await problems(connection), await warnings(connection)
+            trouble = refusal(await problems(connection))
+            remarks, public = await warnings(connection), await public_rows(connection)
         for line in remarks:
             LOG.warning(line)
-        if found:
-            more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
-            raise ConfigError(f"the database is not safe to serve from: {found[0]}{more}")
+        for line in public:
+            LOG.info(line)
+        if trouble:
+            raise ConfigError(trouble)
 
     async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
         """Refuse a direct URL to another database: revocations must be read from where they are written."""
