@@ -17,7 +17,7 @@ from .gate.audit import Audit
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
 from .gate.route_limits import route_limits
-from .gate.untaken import holder
+from .gate.slow_clients import holder
 from .http import connection_server
 from .http.backlog import Backlog
 from .http.body_bytes import BODY_LIMITS

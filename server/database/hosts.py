@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
@@ -30,11 +29,11 @@ class Hosts(Generic[C]):
         *,
         elsewhere: Callable[[Exception], bool],
     ) -> None:
-        """`connect(**arguments, timeout=...)` opens one; `seconds` for all hosts together; `elsewhere(error)`: may another
-        host do better after this error?"""
-        self._connect, self._seconds, self._elsewhere = connect, seconds, elsewhere
+        """`connect(**arguments, timeout=...)` opens one; `seconds` is for all hosts together; `elsewhere(error)` is true if
+        another host may succeed after this error."""
+        self._connect, self._seconds, self._may_try_another = connect, seconds, elsewhere
         dsn = arguments.get("dsn")
-        self._each = [{**arguments, "dsn": one} for one in split(dsn)] if dsn else [dict(arguments)]
+        self._hosts = [{**arguments, "dsn": one} for one in split(dsn)] if dsn else [dict(arguments)]
         self._opened_at: WeakKeyDictionary[C, float] = WeakKeyDictionary()
         self._failed = False
         self._trying = False
@@ -55,7 +54,7 @@ class Hosts(Generic[C]):
         except BaseException as error:
             # A caller that gave up early (its client disconnected) says nothing about the database.
             if isinstance(error, Exception) or time.monotonic() - began > self._seconds / 4:
-                self._lost()
+                self._note_failure()
             raise
         finally:
             self._trying = False
@@ -64,24 +63,23 @@ class Hosts(Generic[C]):
         return connection
 
     def is_new(self, connection: C) -> bool:
-        """Whether it was opened within the last second, so that another one would be no better."""
+        """Whether it was opened within the last second: opening another one now would find no better host."""
         return time.monotonic() - self._opened_at.get(connection, 0.0) < NEW_SECONDS
 
     async def _in_turn(self) -> C:
-        share = self._seconds / len(self._each)
-        *others, last = tuple(self._each)
+        share = self._seconds / len(self._hosts)
+        *others, last = tuple(self._hosts)
         for arguments in others:
             try:
                 return await self._connect(**arguments, timeout=share)
             except Exception as error:
-                if not self._elsewhere(error):
+                if not self._may_try_another(error):
                     raise
-            with suppress(ValueError):  # from now on the next host is tried first, and this one last
-                self._each.remove(arguments)
-                self._each.append(arguments)
+            self._hosts.remove(arguments)  # from now on the next host is tried first, and this one last
+            self._hosts.append(arguments)
         return await self._connect(**last, timeout=share)
 
-    def _lost(self) -> None:
+    def _note_failure(self) -> None:
         if self._failed:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._failed = True
@@ -95,8 +93,8 @@ def split(dsn: str) -> list[str]:
         query = parse_qs(parts.query)
     except ValueError:
         return [dsn]  # not a URL: connecting reports it
-    who, at, where = parts.netloc.rpartition("@")
+    login, at, where = parts.netloc.rpartition("@")
     hosts = where.split(",")
     if len(hosts) == 1 or query.get("target_session_attrs") == ["prefer-standby"]:
         return [dsn]
-    return [urlunsplit(parts._replace(netloc=f"{who}{at}{host}")) for host in hosts]
+    return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts]

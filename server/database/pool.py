@@ -29,22 +29,22 @@ C = TypeVar("C", bound=Poolable)
 PROMPT: Final = 10
 """Connections that are lent without waiting."""
 PATIENCE: Final = 0.005
-"""Seconds after which a waiting request gets a connection beyond these, where there is one."""
+"""Seconds after which a waiting request gets a connection beyond `PROMPT`, if there is one."""
 
 
 class Pool(Generic[C]):
     """At most `size` connections, opened when they are needed, with a lower limit on how many are in use at once.
 
-    Each connection is a process of Postgres. Thirty that take turns on a few cores spend a third more on the same queries
-    than ten do, because none finds its memory in the processor's caches. So no more than `PROMPT` are lent at once, and the
-    others wait for these. A request that has waited for `PATIENCE` seconds, as behind slow queries, gets one more.
+    Each connection is a Postgres process. Thirty of them on a few cores need a third more time for the same queries than ten
+    do, because they evict each other from the processor's caches. So no more than `PROMPT` are lent at once, and other requests
+    wait for these. A request that has waited for `PATIENCE` seconds, for example behind slow queries, gets one more.
 
-    No caller holds more than half of the connections: its other requests wait, even while connections are idle. None stands
-    for the server itself, which has no such bound.
+    No caller holds more than half of the connections: its other requests wait, even while connections are idle. The caller None
+    is the server itself, which has no such bound.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
-        """`busy(connection)` is true while the connection is occupied with work that its last user abandoned."""
+        """`busy(connection)` is true if a connection cannot be used again: its last query may still run."""
         self._connect, self._size, self._busy = connect, size, busy
         self._idle: list[C] = []
         self._shares = Shares(max(1, size // 2))
@@ -73,8 +73,8 @@ class Pool(Generic[C]):
 
     @property
     def waiting(self) -> int:
-        """Requests that have waited for longer than `PATIENCE`: there are not enough connections, or they are slow."""
-        if not self._waiting.lines:
+        """How many requests have waited for longer than `PATIENCE`: there are too few connections, or the queries are slow."""
+        if not self._waiting.queues:
             return 0
         late = asyncio.get_running_loop().time() - PATIENCE
         return sum(waiter.since <= late for waiter in self._waiting)
@@ -104,17 +104,18 @@ class Pool(Generic[C]):
                     try:
                         return await self._open_one(caller)
                     except Exception:
+                        if self._idle:
+                            continue  # one was returned meanwhile
                         if not self._lent:
-                            raise
-                        # No more can be opened now; one of the open ones will be returned.
+                            raise  # otherwise a lent one will be returned
             handed = await self._wait(caller)
             if handed is not None:
                 return handed
-            prompt = True  # it was woken to take one itself
+            prompt = True  # it was woken to take or open one itself
         raise ConnectionError("the pool is closed")
 
     def release(self, connection: C) -> None:
-        """Take a connection back: it goes to a waiting request or to the idle ones. One that is not clean is closed."""
+        """Take a connection back, for a waiting request or as an idle one. One with unfinished work is closed."""
         if connection not in self._lent:
             return
         if self._closed or self._busy(connection) or connection.is_in_transaction():
@@ -124,7 +125,7 @@ class Pool(Generic[C]):
             return
         self._shares.remove(self._lent[connection])
         if (
-            self._waiting.lines
+            self._waiting.queues
             and (first := self._waiting.first()) is not None
             and (len(self._lent) <= PROMPT or _is_late(first))
         ):
@@ -178,7 +179,7 @@ class Pool(Generic[C]):
         waiter: Waiter[C] = Waiter(loop.create_future(), loop.time(), caller)
         self._waiting.add(waiter)
         if self._timer is None:
-            self._timer = loop.call_later(PATIENCE, self._look_after_the_late)
+            self._timer = loop.call_later(PATIENCE, self._serve_late_waiters)
         try:
             handed = await waiter.turn
         except BaseException:
@@ -191,18 +192,18 @@ class Pool(Generic[C]):
                 self._wake_one()
             raise
         if handed is None:
-            self._shares.remove(caller)  # what was promised is taken or opened now
+            self._shares.remove(caller)  # the promised share is counted again when one is taken or opened
         return handed
 
-    def _look_after_the_late(self) -> None:
-        """Wake the requests that have waited too long, so that they take connections beyond `PROMPT`."""
+    def _serve_late_waiters(self) -> None:
+        """Wake the requests that have waited for `PATIENCE` seconds, so that they take connections beyond `PROMPT`."""
         self._timer = None
         spare = len(self._idle) + self._size - self.open
         while spare > 0 and (first := self._waiting.first()) is not None and _is_late(first):
             self._wake(first, None)
             spare -= 1
-        if self._waiting.lines and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look_after_the_late)
+        if self._waiting.queues and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._serve_late_waiters)
 
     def _wake_one(self) -> None:
         if (first := self._waiting.first()) is not None:

@@ -56,7 +56,7 @@ _innermost: ContextVar[Savepoint | None] = ContextVar("innermost block", default
 """The savepoint that the running code is in, or left last. A task inherits the savepoint that it is started in."""
 
 
-class Undone(Exception):
+class Rollback(Exception):
     """Raised inside the transaction to roll it back; `one_transaction` does not raise it further."""
 
 
@@ -69,7 +69,7 @@ class RequestTransaction:
         self._set: Scope | None = scope  # the scope that the connection has now; None: not known
 
     @property
-    def itself(self) -> Scoped:
+    def outermost(self) -> Scoped:
         """The transaction outside of all savepoints, under the scope with which it was opened."""
         return Scoped(_Turns(self, self.root))
 
@@ -139,7 +139,7 @@ class RequestTransaction:
             block.must_be_open()
             return await self._run(block.scope, method, sql, *args)
 
-    async def last(self, sql: str, *args: Any) -> None:
+    async def run_last(self, sql: str, *args: Any) -> None:
         """Run a statement outside of all savepoints and after them; no new savepoint can be opened.
 
         Raises the same exceptions as the end of a savepoint.
@@ -201,7 +201,7 @@ async def one_transaction(
     """A request's transaction, under this scope and of this writer; None where another transaction holds `lock` (64 bits): it
     is not waited for.
 
-    Committed at the end; rolled back when the block raises. `Undone` rolls back and is not raised further.
+    Committed at the end; rolled back when the block raises. `Rollback` rolls back and is not raised further.
     Raises Unavailable, also when the commit fails: then nothing was applied, or all of it.
     """
     try:
@@ -215,5 +215,5 @@ async def one_transaction(
             transaction = RequestTransaction(database, connection, scope)
             async with transaction.left(transaction.root):
                 yield transaction
-    except Undone:
+    except Rollback:
         pass

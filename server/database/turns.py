@@ -1,4 +1,4 @@
-"""Who gets the next connection: each caller has a bounded share, and the callers that wait take turns."""
+"""Which request gets the next connection: each caller has a bounded share, and waiting callers take turns."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ class Shares:
 
 
 class Waiter(Generic[C]):
-    """One waiting request. `turn` becomes a connection, or None: a connection may be taken or opened.
+    """One waiting request.
 
+    turn    its result is a connection, or None: the request may take or open one itself
     since   when it began to wait, on the event loop's clock
-    caller  whose request it is; None where it is no caller's
+    caller  whose request it is; None for one of the server itself
     """
 
     __slots__ = ("caller", "since", "turn")
@@ -65,24 +66,24 @@ class Turns(Generic[C]):
     def __init__(self, is_at_bound: Callable[[str | None], bool]) -> None:
         """`is_at_bound(caller)`: whether this caller must not have another connection now."""
         self._is_at_bound = is_at_bound
-        self.lines: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
-        """The lines, the next caller's first; empty: no request waits."""
+        self.queues: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
+        """A queue for each waiting caller, the next caller's first; empty: no request waits."""
 
     def __iter__(self) -> Iterator[Waiter[C]]:
-        """The waiting requests, line after line."""
-        return (waiter for line in self.lines.values() for waiter in line if not waiter.turn.done())
+        """The waiting requests, queue after queue."""
+        return (waiter for queue in self.queues.values() for waiter in queue if not waiter.turn.done())
 
     def add(self, waiter: Waiter[C]) -> None:
-        """Let a request wait behind the others of its caller. One that is no caller's has a line of its own."""
-        self.lines.setdefault(waiter.caller or waiter, deque()).append(waiter)
+        """Let a request wait behind the others of its caller. One of the server itself has a queue of its own."""
+        self.queues.setdefault(waiter.caller or waiter, deque()).append(waiter)
 
     def first(self) -> Waiter[C] | None:
-        """The request that is served next; None where all callers that wait are at their bound.
+        """Returns the request that is served next; None if all waiting callers are at their bound.
 
-        No more than three callers can be: each then holds half of the connections, rounded down.
+        It skips three callers at most: each at its bound holds half of the connections, rounded down.
         """
-        for line in self.lines.values():
-            for waiter in line:
+        for queue in self.queues.values():
+            for waiter in queue:
                 if waiter.turn.done():
                     continue  # it was cancelled, and will be removed
                 if self._is_at_bound(waiter.caller):
@@ -91,11 +92,11 @@ class Turns(Generic[C]):
         return None
 
     def remove(self, waiter: Waiter[C], *, served: bool) -> None:
-        """Remove a request that is served, or gives up. After one that is served the other callers have their turns first."""
-        name = waiter.caller or waiter
-        line = self.lines[name]
-        line.remove(waiter)
-        if not line:
-            del self.lines[name]
+        """Remove a request that is served or gives up. A caller that was served goes behind the other callers."""
+        key = waiter.caller or waiter
+        queue = self.queues[key]
+        queue.remove(waiter)
+        if not queue:
+            del self.queues[key]
         elif served:
-            self.lines.move_to_end(name)
+            self.queues.move_to_end(key)

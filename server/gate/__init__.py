@@ -1,1 +1,1 @@
-"""Every request passes here: who is calling, and may they?"""
+"""The gate: a request passes only if its caller is known and has access."""

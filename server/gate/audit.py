@@ -33,16 +33,16 @@ MOST_TIMES: Final = 2**31 - 1
 Call = Callable[..., Awaitable[list[Mapping[str, Any]]]]
 
 
-class Denials:
-    """A buffer of 403s of known callers. Those that do not fit are counted and logged at most once a minute."""
+class DenialBuffer:
+    """A buffer of known callers' 403s. Those that do not fit are counted, and the count is logged at most once a minute."""
 
     def __init__(self, call: Call, *, most: int = MOST_WAITING, clock: Callable[[], float] = time.monotonic) -> None:
         """`call(function, *args)` runs a listed database function; `most` is the number of different denials held."""
         self._call, self._most, self._clock = call, most, clock
         self._waiting: dict[tuple[str | None, ...], tuple[datetime, str, int]] = {}
-        self._lost, self._say_at = 0, clock()
+        self._lost, self._log_at = 0, clock()
         self.dropped = 0
-        """Denials that were not noted, since the start."""
+        """Denials that were dropped since startup."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -58,10 +58,10 @@ class Denials:
         self._add((*who, target, decision.reason), (datetime.now(UTC), decision.request_id, 1))
 
     def _add(self, key: tuple[str | None, ...], new: tuple[datetime, str, int]) -> None:
-        """Equal denials are counted; the first one sets the time and the request id."""
-        known = self._waiting.get(key)
-        if known is not None:
-            self._waiting[key] = (known[0], known[1], min(known[2] + new[2], MOST_TIMES))
+        """Add a denial or count it with an equal one, which keeps its time and request id."""
+        first = self._waiting.get(key)
+        if first is not None:
+            self._waiting[key] = (first[0], first[1], min(first[2] + new[2], MOST_TIMES))
         elif len(self._waiting) < self._most:
             self._waiting[key] = new
         else:
@@ -70,21 +70,21 @@ class Denials:
     def _lose(self, number: int) -> None:
         self.dropped += number
         self._lost += number
-        if self._clock() >= self._say_at:
-            self.say_lost()
+        if self._clock() >= self._log_at:
+            self.log_lost()
 
-    def say_lost(self) -> None:
+    def log_lost(self) -> None:
         """Log how many denials were lost since this was last logged."""
         if self._lost:
-            LOG.warning("denials were not noted in the audit log", extra={"fields": {"count": self._lost}})
-            self._lost, self._say_at = 0, self._clock() + 60
+            LOG.warning("denials were not recorded in the audit log", extra={"fields": {"count": self._lost}})
+            self._lost, self._log_at = 0, self._clock() + 60
 
     def give_up(self) -> None:
         """Count everything in the buffer as lost, and log it."""
         lost = sum(times for _, _, times in self._waiting.values())
         self._lost, self.dropped = self._lost + lost, self.dropped + lost
         self._waiting.clear()
-        self.say_lost()
+        self.log_lost()
 
     async def write(self) -> None:
         """Write the buffer to Postgres in batches. Raises Unavailable; what was not written then stays in the buffer."""
@@ -96,13 +96,13 @@ class Denials:
                 for key, value in batch:
                     self._add(key, value)
                 raise
-            except Exception as error:  # Postgres refuses this batch, and would refuse it again
+            except Exception as error:  # Postgres refused this batch, and would refuse it again
                 log_failure("denials were refused by the audit log", error)
                 self._lose(sum(times for _, (_, _, times) in batch))
 
     async def _write(self, batch: list[tuple[tuple[str | None, ...], tuple[datetime, str, int]]]) -> None:
         moments, requests, times = zip(*(value for _, value in batch), strict=True)
-        # (organisations, users, actors, impersonators, providers, targets, reasons), as `__call__` puts them together
+        # (organisations, users, actors, impersonators, providers, targets, reasons), in the order of `__call__`
         columns = zip(*(key for key, _ in batch), strict=True)
         await self._call("audit_denied", moments, *columns, times, requests)
 
@@ -113,22 +113,22 @@ class Audit:
     def __init__(self, call: Call, *, denials: bool, retention_days: int) -> None:
         """`call(function, *args)` runs a listed database function; `retention_days` 0 keeps entries forever."""
         self._call, self._days = call, retention_days
-        self._denials = Denials(call) if denials else None
+        self._denials = DenialBuffer(call) if denials else None
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         self._stop = asyncio.Event()
 
     @property
-    def listeners(self) -> list[Denials]:
+    def listeners(self) -> list[DenialBuffer]:
         """The listeners for the gate's denials."""
         return [] if self._denials is None else [self._denials]
 
     @property
     def dropped(self) -> int:
-        """Denials that were not noted, since the start."""
+        """Denials that were dropped since startup."""
         return self._denials.dropped if self._denials is not None else 0
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
-        """The application's cleanup context: entries are written while it is open, and what is left when it closes."""
+        """The application's cleanup context: denials are written while it is open, and the rest when it closes."""
         task = asyncio.create_task(self._run())
         try:
             yield
@@ -136,7 +136,7 @@ class Audit:
             await self._finish(task)
 
     async def _finish(self, task: asyncio.Task[None]) -> None:
-        """Finish a write in progress and write the rest, within FLUSH_SECONDS in all; log how much is lost after that."""
+        """Finish a write in progress and write the rest, within FLUSH_SECONDS altogether; log how many denials are lost."""
         self._stop.set()
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(FLUSH_SECONDS):
@@ -159,7 +159,7 @@ class Audit:
 
     async def _run(self) -> None:
         pause = INTERVAL_SECONDS
-        while not await self._told_to_stop(pause):
+        while not await self._is_stopping_within(pause):
             try:
                 if self._denials is not None:
                     await self._denials.write()
@@ -173,15 +173,15 @@ class Audit:
                 log_failure("audit log failed", error)
                 pause = LONGEST_PAUSE
 
-    async def _told_to_stop(self, seconds: float) -> bool:
-        """Wait for this time or until the server stops. Returns whether it is stopping."""
+    async def _is_stopping_within(self, seconds: float) -> bool:
+        """Wait for this time, or until the server stops. Returns whether it is stopping."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
         return self._stop.is_set()
 
     async def _prune_sometimes(self) -> None:
-        """Every process does this; it does not matter which one is first."""
+        """Prune if it is time. Every process does this; the database function lets one prune at a time."""
         if time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_SECONDS
             await self.prune()

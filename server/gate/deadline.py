@@ -29,13 +29,13 @@ def within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, 
         _at_once(bound.__aexit__(type(error), error, error.__traceback__))  # raises TimeoutError if the time is up
         raise
     _at_once(bound.__aexit__(None, None, None))
-    if bound.expired():  # it was cancelled and went on: still too late
+    if bound.expired():  # the coroutine caught the cancellation and returned: still too late
         raise TimeoutError
     return result
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any, T]:
-    """Drive a coroutine that is already waiting: pass what it awaits to the event loop, and the outcome back to it."""
+    """Drive a coroutine that is already waiting: pass what it awaits to the event loop, and the outcome back."""
     while True:
         thrown: BaseException | None = None
         try:
@@ -54,4 +54,4 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
         coroutine.send(None)
     except StopIteration:
         return
-    raise RuntimeError("it waited")
+    raise RuntimeError("a coroutine that must not wait did")

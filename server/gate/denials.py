@@ -1,4 +1,4 @@
-"""What the listeners of denials receive about a request that was turned away."""
+"""Makes the Decision that is reported about a refused request."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def denial(
     started: float,
     addresses: ClientAddress,
 ) -> Decision:
-    """The Decision about a denied request. `started` is when the gate received it, on the clock of time.perf_counter."""
+    """Returns the Decision about a refused request. `started`: when the gate received it, on the clock of time.perf_counter."""
     return Decision(
-        request.get(REQUEST_ID, ""),
-        request.method,
-        rule.template if rule else "(none)",
-        identity.provider if identity else None,
-        identity.user_id if identity else None,
-        identity.org_id if identity else None,
-        {401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status)),
-        error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
-        error.detail if isinstance(error, Unauthorized) else "",
-        time.perf_counter() - started,
-        addresses.of(request),
-        addresses.inbound_request_id(request),
-        identity.audited_as if identity else None,
-        identity.impersonator if identity else None,
+        request_id=request.get(REQUEST_ID, ""),
+        method=request.method,
+        route=rule.template if rule else "(none)",
+        provider=identity.provider if identity else None,
+        user_id=identity.user_id if identity else None,
+        org_id=identity.org_id if identity else None,
+        outcome={401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status)),
+        reason=error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
+        detail=error.detail if isinstance(error, Unauthorized) else "",
+        seconds=time.perf_counter() - started,
+        client=addresses.of(request),
+        inbound_request_id=addresses.inbound_request_id(request),
+        actor=identity.audited_as if identity else None,
+        impersonator=identity.impersonator if identity else None,
     )

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from ..auth.access import access_of, check
 from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
-from ..database.request_transaction import JOINED, RequestTransaction, Undone, one_transaction
+from ..database.request_transaction import JOINED, RequestTransaction, Rollback, one_transaction
 from ..database.scope import DATABASE, scope_of, writer_of
 from ..http.body_bytes import raw_body
 from ..http.body_stream import IDEMPOTENCY_KEY
@@ -33,10 +33,10 @@ MOST_BYTES: Final = 262_144  # of a response that is stored; the same number is 
 _KEPT_HEADERS: Final = (hdrs.CONTENT_TYPE, hdrs.ETAG, hdrs.LINK, hdrs.LOCATION)
 _BARE: Final = re.compile(r"[!#-~][!-~]{0,254}\Z")
 _QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"\Z')  # a String of RFC 8941 3.3.3, here without spaces
-_LOOK: Final = """SELECT fingerprint, status, headers::text, body, withheld, expires_at <= now() AS expired
+_FIND: Final = """SELECT fingerprint, status, headers::text, body, withheld, expires_at <= now() AS expired
                   FROM idempotency_keys WHERE hash = $1"""
-_FORGET: Final = "DELETE FROM idempotency_keys WHERE hash = $1"
-_KEEP: Final = """INSERT INTO idempotency_keys (hash, user_id, org_id, fingerprint, status, headers, body, withheld, expires_at)
+_DELETE: Final = "DELETE FROM idempotency_keys WHERE hash = $1"
+_SAVE: Final = """INSERT INTO idempotency_keys (hash, user_id, org_id, fingerprint, status, headers, body, withheld, expires_at)
                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9))"""
 H = TypeVar("H", bound=Callable[..., Awaitable[web.StreamResponse]])
 
@@ -71,42 +71,43 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     lock = int.from_bytes(name[:8], "big", signed=True)
     async with one_transaction(request.app[DATABASE], scope, lock, writer_of(request), caller_key(identity)) as joined:
         if joined is None:
-            raise _under_way()
-        kept = await _look(joined, name)
-        if kept is not None:
-            return _again(request, kept, fingerprint)
+            raise _in_progress()
+        stored = await _find(joined, name)
+        if stored is not None:
+            return _replay(request, stored, fingerprint)
         response = await _run(request, handler, joined)
         if not isinstance(response, web.StreamResponse) or response.status >= 400:
-            raise Undone
-        await _keep(joined, name, identity.user_id, identity.org_id, fingerprint, *_kept(request, response))
+            raise Rollback
+        await _save(joined, name, identity.user_id, identity.org_id, fingerprint, *_stored_form(request, response))
     return response  # the dispatcher turns anything but a response into a 500
 
 
-async def _look(joined: RequestTransaction, name: bytes) -> Mapping[str, Any] | None:
-    """What is stored under this name, or None. An expired row is deleted, so that the name can be used again."""
-    kept = await joined.itself.fetchrow(_LOOK, name)
-    if kept is not None and kept["expired"]:
-        await joined.itself.execute(_FORGET, name)
+async def _find(joined: RequestTransaction, name: bytes) -> Mapping[str, Any] | None:
+    """Returns the row stored under this name, or None. An expired one is deleted, so that the name can be used again."""
+    stored = await joined.outermost.fetchrow(_FIND, name)
+    if stored is not None and stored["expired"]:
+        await joined.outermost.execute(_DELETE, name)
         return None
-    return kept
+    return stored
 
 
-async def _keep(joined: RequestTransaction, *row: Any) -> None:
+async def _save(joined: RequestTransaction, *row: Any) -> None:
     try:
-        await joined.last(_KEEP, *row)
+        await joined.run_last(_SAVE, *row)
     except Conflict:
-        # Another request was faster. The lock prevents this unless the database's default isolation reads an old snapshot.
-        raise _under_way() from None
+        # Another request stored it first. The lock prevents this unless the database's default isolation reads an old snapshot.
+        raise _in_progress() from None
 
 
 async def _run(request: web.Request, handler: Handler, joined: RequestTransaction) -> Any:
+    """Run the handler with all its database work in the transaction; returns what it returns."""
     request[JOINED] = joined
     try:
         return await handler(request)
     except web.HTTPException as raised:
         if raised.status >= 400:
             raise
-        # A response that was raised, such as a redirect: its effects stay. Only its meaningful headers are kept.
+        # A response that was raised, such as a redirect: its effects are committed. Only its meaningful headers are kept.
         return web.Response(
             status=raised.status, headers={n: raised.headers[n] for n in _KEPT_HEADERS[1:] if n in raised.headers}
         )
@@ -114,23 +115,23 @@ async def _run(request: web.Request, handler: Handler, joined: RequestTransactio
         del request[JOINED]
 
 
-def _again(request: web.Request, kept: Mapping[str, Any], fingerprint: bytes) -> web.Response:
-    """The stored response. The second lock is checked here, because the handler that checks it does not run."""
+def _replay(request: web.Request, stored: Mapping[str, Any], fingerprint: bytes) -> web.Response:
+    """Returns the stored response. The handler's access (lock 2) is checked here, because its wrapper does not run."""
     access = access_of(request.match_info.handler)
     if access is not None:
         check(access, request[IDENTITY], request.match_info)
-    if kept["fingerprint"] != fingerprint:
+    if stored["fingerprint"] != fingerprint:
         raise _OtherRequest
-    if kept["withheld"] is not None:
-        raise Conflict(f"idempotency-{kept['withheld']}-not-kept")
+    if stored["withheld"] is not None:
+        raise Conflict(f"idempotency-{stored['withheld']}-not-kept")
     headers: CIMultiDict[str] = STANDARD_HEADERS.copy()
-    headers.update(json.loads(kept["headers"]))
+    headers.update(json.loads(stored["headers"]))
     headers["Idempotency-Replayed"] = "true"
-    return web.Response(body=kept["body"], status=kept["status"], headers=headers)
+    return web.Response(body=stored["body"], status=stored["status"], headers=headers)
 
 
-def _kept(request: web.Request, response: web.StreamResponse) -> tuple[int, str, bytes | None, str | None, float]:
-    """What is stored of a response: (status, headers, body, why there is no body, lifetime in seconds)."""
+def _stored_form(request: web.Request, response: web.StreamResponse) -> tuple[int, str, bytes | None, str | None, float]:
+    """Returns what is stored of a response: (status, headers, body, why there is no body, lifetime in seconds)."""
     seconds = request.app[KEEP_SECONDS]
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     if is_secret(request.match_info.handler):
@@ -174,7 +175,7 @@ def _fingerprint(request: web.Request, key: str, body: bytes) -> bytes:
     return hashlib.sha256(json.dumps(head).encode() + b"\0" + body).digest()
 
 
-def _under_way() -> Conflict:
+def _in_progress() -> Conflict:
     return Conflict("idempotency-in-progress", headers={"Retry-After": "1"})
 
 

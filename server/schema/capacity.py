@@ -8,8 +8,8 @@ from typing import Final
 from ..settings.sources import Settings
 from .migrate import Connection
 
-# What is left for the serving role: without the superuser's connections and (from Postgres 16 on) the reserved ones. The role
-# and the database may have limits of their own; -1 means none.
+# The connections left for the serving role, without the superuser's and (from Postgres 16) the reserved ones. The role and the
+# database may have limits of their own; -1 means none.
 _GIVEN: Final = """
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int
@@ -21,7 +21,13 @@ SELECT current_setting('max_connections')::int
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The most connections of `each` worker, the `workers` of one server, and the connections `given` to the serving role."""
+    """The connections of a server, and those that Postgres allows.
+
+    each      the most connections of one worker
+    workers   how many workers a server has
+    given     how many connections Postgres allows the serving role
+    pooled    whether a pooler is in between, so that `given` limits only the connections that listen
+    """
 
     each: int
     workers: int
@@ -44,10 +50,10 @@ class Capacity:
 
     def line(self) -> str:
         """Returns the comparison as one line of text."""
-        wants = f"connections: {self.workers} worker(s) x ({self.each - 1} pooled + 1 to listen) = {self.server} per server"
+        needed = f"connections: {self.workers} worker(s) x ({self.each - 1} pooled + 1 to listen) = {self.server} per server"
         if self.pooled:
-            return f"{wants}; the pooled ones are the pooler's to limit, those that listen are of Postgres's {self.given}"
-        return f"{wants}; Postgres gives {self.given}: enough for {self.given // self.server} server(s)"
+            return f"{needed}; the pooler limits the pooled ones, and those that listen count towards Postgres's {self.given}"
+        return f"{needed}; Postgres allows {self.given}: enough for {self.given // self.server} server(s)"
 
 
 async def capacity(connection: Connection, settings: Settings) -> Capacity:

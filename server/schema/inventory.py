@@ -1,4 +1,4 @@
-"""What schema.sql creates and the safety checks name: helper roles, definer functions and audited tables, each listed once."""
+"""The helper roles, definer functions and audited tables of schema.sql, which the safety checks compare with the database."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ SEARCH_PATH: Final = "search_path=pg_catalog, pg_temp"
 
 
 def sql_array(names: tuple[str, ...]) -> str:
-    """`ARRAY['a', 'b']`, for names that are constants of this program and need no quoting."""
+    """Returns `ARRAY['a', 'b']`. For names that are constants of this program: it does not quote them."""
     return f"ARRAY[{', '.join(repr(name) for name in names)}]"

@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 _PLACE: Final = "SELECT current_database() || ' ' || extract(epoch FROM pg_postmaster_start_time())"
-# Those of the role in this database come last, because they take precedence.
+# The role's settings for this database come last, because they take precedence over its settings for all databases.
 _SETTINGS: Final = """SELECT unnest(s.setconfig) AS setting FROM pg_db_role_setting AS s JOIN pg_roles AS r ON r.oid = s.setrole
  WHERE r.rolname = $1 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
  ORDER BY s.setdatabase"""
 _CHANNEL: Final = "gatepost_check"
-_NOTICE_SECONDS: Final = 1.0
+_NOTIFY_SECONDS: Final = 1.0
 
 
 async def same_place(one: Any, other: Any) -> bool:
@@ -38,8 +38,8 @@ async def warnings(pooled: Any, direct: Any) -> list[str]:
             f"behind the pooler the time zone of {role} is {zone}: a read takes a time literal without a zone as in that zone; "
             f"ALTER ROLE {role} SET timezone = 'UTC'"
         )
-    if not await _notices(direct, pooled):
-        found.append("database.direct_url: no notice arrives there, so it leads through a pooler as well")
+    if not await _is_notified(direct, pooled):
+        found.append("database.direct_url: no notification arrives there, so it leads through a pooler as well")
     return found
 
 
@@ -50,11 +50,12 @@ async def role_has_limits(connection: Any, role: str) -> bool:
     return settings.get("statement_timeout", "0") != "0" and settings.get("timezone", "").upper() in ("UTC", "ETC/UTC")
 
 
-async def _notices(direct: Any, pooled: Any) -> bool:
-    heard = asyncio.Event()
-    await direct.add_listener(_CHANNEL, lambda *_: heard.set())
+async def _is_notified(direct: Any, pooled: Any) -> bool:
+    """Whether a notification that is sent on `pooled` arrives on `direct`: through a transaction pooler none would."""
+    notified = asyncio.Event()
+    await direct.add_listener(_CHANNEL, lambda *_: notified.set())
     await pooled.execute(f"SELECT pg_notify('{_CHANNEL}', '')")
     with suppress(TimeoutError):
-        async with asyncio.timeout(_NOTICE_SECONDS):
-            await heard.wait()
-    return heard.is_set()
+        async with asyncio.timeout(_NOTIFY_SECONDS):
+            await notified.wait()
+    return notified.is_set()

@@ -21,7 +21,7 @@ from .migrate import SERVING_ROLE, migrate
 from .pooler import same_place
 from .safety import problems, public_rows, refusal, warnings
 
-NAME: Final = "gatepost"
+DATABASE_NAME: Final = "gatepost"
 
 
 class ServerDatabase:
@@ -103,8 +103,8 @@ class ServerDatabase:
 
     async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
         """Refuse a direct URL to another database: revocations must be read from where they are written."""
-        async with self.database.connection() as connection, direct_connection(direct) as past:
-            if not await same_place(connection, past):
+        async with self.database.connection() as connection, direct_connection(direct) as straight:
+            if not await same_place(connection, straight):
                 raise ConfigError("database.direct_url: leads to a different database from database.url (DATABASE_URL)")
 
     async def _start_embedded(self) -> dict[str, Any]:
@@ -117,19 +117,19 @@ class ServerDatabase:
         self._watch = asyncio.create_task(self._embedded.watch())
         owner = {"host": str(self._embedded.socket), "port": self._embedded.port, "user": self._embedded.superuser}
         await migrate_embedded(owner)
-        return {**owner, "user": SERVING_ROLE, "database": NAME}
+        return {**owner, "user": SERVING_ROLE, "database": DATABASE_NAME}
 
 
 async def migrate_embedded(owner: dict[str, Any]) -> None:
     """Create the database if it is missing, and migrate its schema. `owner` holds asyncpg's arguments for its superuser."""
     async with direct_connection({**owner, "database": "postgres"}) as first:
-        if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", NAME):
-            await first.execute(f"CREATE DATABASE {NAME}")
-    async with direct_connection({**owner, "database": NAME}) as connection:
+        if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE_NAME):
+            await first.execute(f"CREATE DATABASE {DATABASE_NAME}")
+    async with direct_connection({**owner, "database": DATABASE_NAME}) as connection:
         await migrate(connection, serving_role=SERVING_ROLE)
 
 
 def beside_running_server(settings: Settings) -> dict[str, Any] | None:
     """Returns asyncpg's arguments for the embedded Postgres of a server that runs on this data folder, or None."""
     socket = running_socket(Path(settings.get("data_folder")) / "postgres")
-    return {"host": str(socket), "port": 5432, "user": SERVING_ROLE, "database": NAME} if socket else None
+    return {"host": str(socket), "port": 5432, "user": SERVING_ROLE, "database": DATABASE_NAME} if socket else None

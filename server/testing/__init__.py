@@ -36,7 +36,7 @@ from ..app import build
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
 from ..schema.migrate import SERVING_ROLE, apply, serving_role_of
-from ..schema.startup import NAME, migrate_embedded
+from ..schema.startup import DATABASE_NAME, migrate_embedded
 from ..settings.sources import Settings
 from .clerk import LoopbackClerk
 
@@ -65,8 +65,8 @@ def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_sch
         socket = {"host": str(postgres.socket), "port": postgres.port}
         owner = {**socket, "user": postgres.superuser}
         asyncio.run(migrate_embedded(owner))
-        asyncio.run(_apply({**owner, "database": NAME}, gatepost_schema, SERVING_ROLE))
-        yield f"postgresql://{SERVING_ROLE}@/{NAME}?{urlencode(socket)}"
+        asyncio.run(_apply({**owner, "database": DATABASE_NAME}, gatepost_schema, SERVING_ROLE))
+        yield f"postgresql://{SERVING_ROLE}@/{DATABASE_NAME}?{urlencode(socket)}"
     finally:
         postgres.stop()
 

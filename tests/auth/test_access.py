@@ -322,7 +322,7 @@ async def test_the_wrapper_asks_the_same_question_as_the_gate() -> None:
 
 
 async def test_a_locked_public_handler_runs_for_a_known_caller() -> None:
-    """Declared @public, not on the list: it stays locked, which means signed in."""
+    """A route that is declared @public but not on the operator's list requires a signed-in caller."""
     assert await called(public, caller()) == 200
 
 

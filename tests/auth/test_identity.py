@@ -1,4 +1,4 @@
-"""Identity.has(): every rule of Clerk's, and that whatever is missing or odd is a no."""
+"""Identity.has(): every rule of Clerk's; anything missing or malformed is refused."""
 
 import math
 from typing import Any

@@ -106,7 +106,7 @@ def test_before_the_first_reading_nobody_with_a_session_passes() -> None:
 async def test_a_revocation_reaches_every_server_on_the_database(serve: Any, db: Any) -> None:
     """Two servers, one database: a session that both have accepted is refused by both once its row is there.
 
-    How soon is a figure for a benchmark; here it must happen without any other event, and within the deadline.
+    A benchmark measures how soon. Here it must happen without any other event, and within the deadline.
     """
     async with LoopbackClerk() as clerk:
         clients = [await serve(clerk.settings()) for _ in range(2)]
@@ -142,7 +142,7 @@ async def test_a_feed_that_cannot_be_read_makes_sessions_a_503_and_recovers(serv
 
 
 async def test_an_outage_in_the_moment_of_closing_does_not_hold_up_the_end(db: Any) -> None:
-    """A connect that fails just when it is cancelled says that it failed, and the cancellation is lost (Python 3.11)."""
+    """A connection attempt that fails at the moment of its cancellation raises its own error, and the cancellation is lost (Python 3.11)."""
     connected = 0
 
     @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Fresh verification and pending sessions, over HTTP with really signed tokens; and the tokens of the `token` command."""
+"""Step-up and pending sessions, over HTTP with signed tokens; and the tokens of the command `token`."""
 
 from __future__ import annotations
 

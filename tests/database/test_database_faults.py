@@ -1,4 +1,4 @@
-"""Postgres goes away in every way it can: 503 while it is gone, and all is well again when it is back."""
+"""Postgres becomes unavailable in every possible way: 503 meanwhile, and everything works again afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BRIEF = {"database.acquire_seconds": 0.5, "database.statement_seconds": 0.5}
 
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Fragile]:
-    """A Postgres of this file's own."""
+    """A Postgres server for this file alone."""
     if not bin_folders():
         pytest.skip("no Postgres here that may be killed")
     server = Fragile(next(iter(bin_folders().values())))
@@ -48,7 +48,7 @@ def fragile_database(fragile: Fragile) -> TestDatabase:
 
 @pytest.fixture
 async def db(fragile: Fragile, fragile_database: TestDatabase) -> AsyncIterator[TestDatabase]:
-    """The fragile database in place of the usual one; whole again afterwards."""
+    """The fragile database in place of the usual one; it is repaired after each test."""
     yield fragile_database
     with contextlib.suppress(OSError):
         fragile.send(signal.SIGCONT)
@@ -64,7 +64,7 @@ routes = web.RouteTableDef()
 @routes.post("/sql")
 @signed_in
 async def run_sql(request: web.Request) -> web.Response:
-    """Runs the statements of the body, in one transaction."""
+    """Runs the statements in the body, in one transaction."""
     async with scoped(request) as db:
         for sql in await body(request, list[str]):
             await db.execute(sql)
@@ -95,7 +95,7 @@ def serve_sql(serve: Serve) -> Callable[..., Awaitable[Client]]:
 
 
 def unavailable(got: Got) -> None:
-    """The one answer for all that is out of order."""
+    """The one response to every failure of the database."""
     assert (got.status, got.json()) == (503, {"error": "Service Unavailable"})
     assert int(got.headers["Retry-After"]) >= 1
     assert got.headers["Cache-Control"] == "no-store"
@@ -103,7 +103,7 @@ def unavailable(got: Got) -> None:
 
 
 async def without_database(client: Client) -> None:
-    """What needs no database goes on, and quickly."""
+    """Requests that need no database are still answered, and quickly."""
     started = time.perf_counter()
     assert (await client.get("/api/health")).json() == {"status": "ok"}
     assert (await client.get("/api/me", ALICE)).json()["user_id"] == "alice"
@@ -114,7 +114,7 @@ async def without_database(client: Client) -> None:
 
 
 async def well_again(client: Client, seconds: float = 10) -> None:
-    """Both ways into the database work within `seconds`, and until then every answer is a 503."""
+    """Both `read` and `scoped` work again within `seconds`; until then every response is a 503."""
     end = time.monotonic() + seconds
     while True:
         got = await client.post("/api/data", ALICE, {"name": "after"})
@@ -218,7 +218,7 @@ async def test_a_database_that_refuses_connections(serve_sql: Any, db: TestDatab
 
 
 async def test_no_connection_to_be_had(serve_sql: Any, db: TestDatabase) -> None:
-    """53300: who can wait for one of the connections that there are waits; where there is none it is a 503."""
+    """53300: a request waits if there is an open connection to wait for; otherwise it gets a 503."""
     client, role = await serve_sql(**LONG), db.server.serving_role
     under_way = [asyncio.ensure_future(client.post("/sql", ALICE, ["SELECT pg_sleep(0.5)"])) for _ in range(2)]
     await running(db, "pg_sleep", 2)
@@ -297,7 +297,7 @@ async def test_a_client_that_goes_away_leaves_the_connection_in_order(serve_sql:
 
 
 def raising(state: str) -> str:
-    """A statement that fails with this SQLSTATE, and says far too much."""
+    """A statement that fails with this SQLSTATE, with a message that must not reach a client."""
     said = "MESSAGE = 'secret-message', DETAIL = 'Key (name)=(secret-detail)', HINT = 'secret-hint', TABLE = 'secret_table'"
     return f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}', {said}; END $$"
 

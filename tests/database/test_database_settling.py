@@ -1,4 +1,4 @@
-"""What a fault leaves behind: connections that are not clean, statements that run on, a success that was none."""
+"""After a fault: connections in an unknown state, statements that are still running, a COMMIT that was a rollback."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def typed(request: web.Request) -> web.Response:
 @routes.post("/swallowed")
 @signed_in
 async def swallowed(request: web.Request) -> web.Response:
-    """Passes over a failure, and goes on as if nothing had been."""
+    """Ignores a failed statement, and continues."""
     async with scoped(request) as one:
         await one.execute("INSERT INTO data (user_id, name) VALUES ('alice', 'swallowed')")
         try:
@@ -77,7 +77,7 @@ async def backends(db: TestDatabase) -> dict[int, str]:  # noqa: F811
 
 
 async def quiet(db: TestDatabase, seconds: float = 2) -> None:  # noqa: F811
-    """Wait until no connection of the server's does anything."""
+    """Wait until none of the server's connections is busy."""
     end = time.monotonic() + seconds
     while set((await backends(db)).values()) - {"idle"}:
         assert time.monotonic() < end, await backends(db)
@@ -85,7 +85,7 @@ async def quiet(db: TestDatabase, seconds: float = 2) -> None:  # noqa: F811
 
 
 async def test_a_value_that_cannot_be_sent_leaves_no_open_transaction(serve_these: Any, db: TestDatabase) -> None:  # noqa: F811
-    """asyncpg finds it after Postgres has begun: the transaction would stay open, hold a lock and fail the next one's statement."""
+    """asyncpg raises after Postgres has begun: the transaction would stay open, hold a lock and fail the next borrower's statement."""
     client = await serve_these(**{"database.pool_size": 1, "database.statement_seconds": 0.3})
     for _ in range(3):
         assert (await client.get("/typed/not-a-uuid", ALICE)).status == 422
@@ -98,7 +98,7 @@ async def test_a_value_that_cannot_be_sent_leaves_no_open_transaction(serve_thes
 
 
 async def test_a_failure_that_a_handler_swallows_is_no_success(serve_these: Any, db: TestDatabase) -> None:  # noqa: F811
-    """Postgres answers COMMIT with ROLLBACK there, without an error."""
+    """Postgres then answers COMMIT with ROLLBACK, without an error."""
     client = await serve_these()
     got = await client.post("/swallowed", ALICE)
     assert (got.status, got.json()) == (500, {"error": "Internal Server Error"})
@@ -120,7 +120,7 @@ async def test_a_type_that_changed_is_a_503_once(serve_these: Any, db: TestDatab
 
 
 async def test_a_statement_that_was_given_up_ends_in_postgres(serve_these: Any, db: TestDatabase) -> None:  # noqa: F811
-    """Also if the task that uses the connection is cancelled: the connection is used again."""
+    """Also if the task that uses the connection is cancelled; the connection is then used again."""
     client = await serve_these(**{"database.pool_size": 1, "database.statement_seconds": 20.0})
     before = set(await backends(db))
     task = asyncio.ensure_future(opened(client).read(("alice", "", ""), "SELECT pg_sleep(10)::text AS slept", ()))
@@ -152,7 +152,7 @@ async def test_a_statement_that_was_given_up_ends_in_postgres(serve_these: Any, 
 async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
     serve_these: Any, fragile: Fragile, db: TestDatabase  # noqa: F811
 ) -> None:
-    """Everybody is answered within the sum of the bounds; afterwards the pool has its full size, with new connections."""
+    """Every request is answered within the sum of the time limits; afterwards the pool has its full size, with new connections."""
     client = await serve_these(**{"database.pool_size": 4, "database.acquire_seconds": 1.0})
     await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(16)))
     before = await backends(db)
@@ -183,7 +183,7 @@ async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
 
 
 async def test_a_server_that_only_reads_is_left(serve_these: Any, db: TestDatabase) -> None:  # noqa: F811
-    """25006: neither that connection nor the idle ones beside it are used again; a new one that says the same is kept."""
+    """25006: neither that connection nor the idle ones are used again; a new connection to a read-only server is kept."""
     client = await serve_these(**{"database.pool_size": 3})
     await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(12)))
     before = set(await backends(db))
@@ -244,7 +244,7 @@ async def test_a_first_host_that_swallows_packets_does_not_use_up_the_time(
 async def test_the_feed_of_revocations_comes_back_after_packets_were_swallowed(
     serve_these: Any, fragile: Fragile, db: TestDatabase  # noqa: F811
 ) -> None:
-    """Its old connection never says a word again: it must not be waited for."""
+    """The old connection never receives anything again, so the feed must not wait for it."""
     role, name = db.server.serving_role, db.name
     async with link(fragile) as way:
         client = await serve_these(**{"database.url": f"postgresql://{role}@127.0.0.1:{way.port}/{name}?sslmode=disable"})

@@ -25,7 +25,7 @@ async def connection(db: Any) -> AsyncIterator[Connection]:
 
 
 async def prepared(connection: Connection) -> int:
-    """How many statements Postgres holds for this connection, this question left out."""
+    """How many prepared statements Postgres holds for this connection, without that of this query."""
     return int(await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE statement !~ 'pg_prepared'"))
 
 
@@ -66,7 +66,7 @@ async def test_one_that_fails_can_be_asked_again(connection: Connection) -> None
 
 
 async def test_who_gives_up_a_begin_leaves_nothing_to_the_next(connection: Connection) -> None:
-    """asyncpg still assumes that transaction: such a connection is never used again."""
+    """asyncpg still assumes an open transaction, so such a connection is never used again."""
     lock = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)"))
     await asyncio.sleep(0.05)
     with pytest.raises(Exception, match="another operation is in progress"):

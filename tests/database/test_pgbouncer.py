@@ -1,5 +1,5 @@
-"""Behind a real PgBouncer in transaction mode with one single connection to Postgres: every transaction is the next
-tenant's on that same connection. What is the next one's must never be seen through what an earlier one left.
+"""Behind a real PgBouncer in transaction mode with a single connection to Postgres, which the transactions of all tenants
+share: no transaction may see anything that an earlier one left.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def behind(db: TestDatabase, bouncer: PgBouncer) -> dict[str, Any]:
 
 @pytest.fixture
 def make_app(tmp_path: Path, behind: dict[str, Any]) -> MakeApp:
-    """In place of the usual one: every test here, the ones from other files too, goes through PgBouncer."""
+    """Replaces the usual fixture: every test here, including those from other files, goes through PgBouncer."""
 
     def make(settings: Any = None, extra: Any = None) -> web.Application:
         usual = {"env": "test", "ops.port": 0, "providers": ["stub", "api_key"], "database.pool_size": 4,
@@ -68,7 +68,7 @@ def make_app(tmp_path: Path, behind: dict[str, Any]) -> MakeApp:
 
 
 def _taken_over(module: Any, prefix: str, *marks: pytest.MarkDecorator) -> None:
-    """Make every test of a module one of this one's, under the fixtures of this file."""
+    """Run every test of another module here too, with the fixtures of this file."""
     for name, what in vars(module).items():
         if name.startswith("test_"):
             copy = FunctionType(what.__code__, what.__globals__, name, what.__defaults__, what.__closure__)
@@ -99,7 +99,7 @@ async def insert(client: Client, who: str, name: str) -> int:
 async def test_two_tenants_interleaved_never_mix(
     serve: Serve, db: TestDatabase, capsys: pytest.CaptureFixture[str], sent: int
 ) -> None:
-    """Reads, transactions, errors, time-outs and clients that go away, of two tenants in a random order, eight at a time."""
+    """Reads, transactions, errors, time-outs and disconnecting clients of two tenants, in random order, eight at a time."""
     client = await serve({"database.statement_seconds": 0.3, "database.acquire_seconds": 5.0}, extra={"sql": plugin(*routes)})
     people = {"alice": ALICE, "bob": BOB}
     for who in people:
@@ -148,7 +148,7 @@ async def test_two_tenants_interleaved_never_mix(
 
 
 async def test_a_read_that_takes_too_long_ends_in_postgres_too(serve: Serve, db: TestDatabase) -> None:
-    """Set inside the statement, a time-out does not bind it; so it is cancelled, through the pooler."""
+    """A time-out set inside a statement does not apply to it, so the server cancels the statement through the pooler."""
     client = await serve({"database.statement_seconds": 0.3}, extra={"sql": plugin(*routes)})
     started = time.perf_counter()
     unavailable(await client.get("/slow/read", ALICE))
@@ -196,7 +196,7 @@ async def test_times_are_utc_whatever_the_role_has(serve: Serve, db: TestDatabas
 
 
 async def test_no_prepared_statement_is_ever_missed(serve: Serve, bouncer: PgBouncer) -> None:
-    """With named ones 379 of 400 requests failed here; there are none."""
+    """With named statements 379 of 400 requests failed here, so none are used."""
     client = await serve()
     statuses: list[int] = []
     for _ in range(10):
@@ -333,14 +333,14 @@ async def test_check_and_migrate_behind_it(
         assert "behind the pooler" not in capsys.readouterr().out
         monkeypatch.setenv("GATEPOST_DATABASE_DIRECT_URL", behind["database.url"])  # not direct at all
         assert await asyncio.to_thread(run, ["check"]) == 0
-        assert "no notice arrives there" in capsys.readouterr().out
+        assert "no notification arrives there" in capsys.readouterr().out
     finally:
         await db.rows(f'ALTER ROLE "{role}" RESET ALL')
         await db.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
 
 
 async def test_what_asyncpg_would_do_without_being_told(db: TestDatabase) -> None:
-    """To show that the tests above would notice: named statements do get lost where there is more than one connection."""
+    """Shows that the tests above would notice: with more than one connection, named statements do get lost."""
     with pgbouncer(db.server, 4) as wide:
         url = wide.url(db.server.serving_role, db.name)
         several = [await asyncpg.connect(url, statement_cache_size=100) for _ in range(8)]

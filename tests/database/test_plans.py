@@ -1,7 +1,7 @@
 """How Postgres runs a page: for a caller with very many rows it must neither read nor sort all of them.
 
-Each query is planned as the server sends it, in the serving role, with row-level security and the caller's scope in it: once
-for nobody in particular, which is what a prepared statement comes to, and once for the arguments that are given.
+Each query is planned as the server sends it, in the serving role, with row-level security and the caller's scope: once with a
+generic plan, which a prepared statement ends up with, and once for the given arguments.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ async def serving(cluster: Server, filled: str) -> AsyncIterator[asyncpg.Connect
 
 
 def as_sent(sql: str, arguments: int) -> str:
-    """The statement of a page, with its bound in bytes."""
+    """The statement of a page, with its limit in bytes."""
     return one_statement(sql, arguments, page_bytes=4 * 2**20)
 
 
 async def plan(connection: asyncpg.Connection, statement: str, arguments: str, mode: str) -> str:
-    """The plan, and that it gives rows."""
+    """The plan; the query must return rows."""
     await connection.execute(f"SET plan_cache_mode = {mode}")
     await connection.execute(f"PREPARE page AS {statement}")
     assert len(await connection.fetchval(f"EXECUTE page ({arguments})")) > 100
@@ -96,7 +96,7 @@ async def test_a_page_is_read_in_the_order_of_an_index(
 
 @pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
 async def test_a_page_of_keys_reads_nobody_elses(serving: asyncpg.Connection, mode: str) -> None:
-    """A user's keys and the organisation's are two places in two indexes, so they are sorted; a tenant has not that many."""
+    """A user's keys and the organisation's come from two indexes, so they are sorted; a tenant has few of them."""
     tenant = "light_7"
     arguments = f"'{tenant}', '{tenant}', {END}, 21, '{tenant}', '{tenant}', '{tenant}'"
     found = await plan(serving, as_sent(manage.PAGE, 5), arguments, mode)
@@ -105,7 +105,7 @@ async def test_a_page_of_keys_reads_nobody_elses(serving: asyncpg.Connection, mo
 
 @pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
 async def test_rows_beyond_the_pages_bytes_are_not_read(cluster: Server, filled: str, mode: str) -> None:  # noqa: F811
-    """Two hundred rows of a mebibyte: the fifth is the last of which Postgres makes JSON, or which it reads at all."""
+    """Two hundred rows of a mebibyte: Postgres neither reads nor makes JSON of any row after the fifth."""
     async with cluster.as_admin(filled) as admin:
         await admin.execute("""INSERT INTO data (user_id, name, payload) SELECT 'large', 'x', jsonb_build_object('a', repeat('x', 1048576))
                                FROM generate_series(1, 200) WHERE NOT EXISTS (SELECT FROM data WHERE user_id = 'large')""")

@@ -1,4 +1,6 @@
-"""The pool: each caller in turn, first come, first served, and nothing unclean is lent again. Its connections here are plain objects."""
+"""The pool: callers take turns, each caller's requests are served in order, and a connection with unfinished work is closed.
+
+The connections here are plain objects."""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from server.gate.deadline import within
 
 
 def queued(pool: Pool) -> int:
-    """All requests that wait for a connection, the late ones of `Pool.waiting` and the others."""
+    """All requests that wait for a connection; `Pool.waiting` counts the late ones only."""
     return len(list(pool._waiting))
 
 
 class Line:
-    """A connection that is nothing but its state."""
+    """A connection that has only a state."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -164,6 +166,18 @@ async def test_who_cannot_have_a_new_one_waits_for_one_that_there_is() -> None:
     pool.release(held)  # and when the last one is gone, the failure is told
     with pytest.raises(ConnectionRefusedError):
         await second
+
+
+async def test_a_failure_to_open_takes_one_that_was_returned_meanwhile() -> None:
+    pool, lines = make(2)
+    held = await pool.acquire()
+    lines.down = True
+    opening = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)  # it has begun to open one
+    assert pool.opening == 1
+    pool.release(held)
+    assert await opening is held
+    assert pool.open == pool.lent == 1
 
 
 async def test_expired_ones_are_not_lent_again() -> None:
@@ -381,7 +395,7 @@ async def test_a_failure_to_open_gives_the_share_back() -> None:
 
 
 async def test_shares_are_exact_whatever_happens(few: None) -> None:
-    """Random callers, failures, broken connections and cancellations: no bound is passed, and nothing is left over."""
+    """Random callers, failures, broken connections and cancellations: no bound is exceeded, and no share is leaked."""
     chance, (pool, lines) = random.Random(11), make(6)
     held: Counter[str | None] = Counter()
 

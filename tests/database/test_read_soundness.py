@@ -1,7 +1,7 @@
 """The one-statement read sets the scope before any row is read, whatever plan Postgres chooses.
 
-Every query here names no user and no organisation (but the two that say so): row-level security alone decides. The right
-answer comes from the same query in a transaction of its own, in which the settings were made by an earlier statement.
+No query here names a user or an organisation (except two that say so): row-level security alone decides. The expected rows come
+from the same query in a separate transaction, in which an earlier statement made the settings.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Who = tuple[str | None, str | None, str | None]
 
 
 def one_statement(sql: str, arguments: int = 0, form: str = "json_agg") -> str:
-    """`sql` with `arguments` arguments as a read, whose last three arguments say who is asking."""
+    """`sql`, which has `arguments` arguments, as a read; its last three arguments are the caller's scope."""
     if form == "page":
         return statements.one_statement(sql, arguments, page_bytes=BOUND)
     told = SET.format(*range(arguments + 1, arguments + 4))
@@ -82,13 +82,13 @@ def one_statement(sql: str, arguments: int = 0, form: str = "json_agg") -> str:
 
 
 def unsound(sql: str) -> str:
-    """What looks like the same and is not: here to show that these tests would notice."""
+    """A form that looks equivalent and is not: it shows that these tests would notice."""
     return (f"SELECT coalesce(json_agg(gatepost_row), '[]')::text FROM (\n{sql}\n) AS gatepost_row "
             f"WHERE {SET.format(1, 2, 3)}")
 
 
 def rows_of(text: str, form: str = "json_agg") -> list[Any]:
-    """The rows in a read's answer, in an order of their own; and the count that came with them is right."""
+    """The rows that a read returned, sorted; the count that came with them must be right."""
     if form in ("separated", "page"):
         found = [json.loads(one) for one in text.split("\x1e")] if text else []
     else:
@@ -99,12 +99,12 @@ def rows_of(text: str, form: str = "json_agg") -> list[Any]:
 
 
 def someone(n: int, admin: bool = False) -> Who:
-    """User n in one of the organisations."""
+    """The scope of user n in one of the organisations."""
     return f"user_{n}", f"org_{n % ORGS}", f"org_{n % ORGS}" if admin else ""
 
 
 async def truth(connection: asyncpg.Connection, sql: str, who: Who, *arguments: Any) -> list[Any]:
-    """The rows that `who` may see, by settings made before the query is planned."""
+    """The rows that `who` may see, with settings made before the query is planned."""
     async with connection.transaction():
         for name, value in zip(SETTINGS, who, strict=True):
             await connection.execute("SELECT set_config($1, $2, true)", name, value)
@@ -114,7 +114,7 @@ async def truth(connection: asyncpg.Connection, sql: str, who: Who, *arguments: 
 
 
 async def nothing_left(connection: asyncpg.Connection) -> None:
-    """Between reads a connection has no caller's settings."""
+    """Asserts that the connection has no caller's settings."""
     assert [await connection.fetchval("SELECT NULLIF(current_setting($1, true), '')", name) for name in SETTINGS] == [None] * 3
     for table in ("data", "org_data", "invoices"):
         assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0
@@ -143,7 +143,7 @@ async def filled(cluster: Server) -> str:  # noqa: F811
 
 @pytest.fixture
 async def app(cluster: Server, filled: str) -> AsyncIterator[asyncpg.Connection]:  # noqa: F811
-    """A connection of the serving role."""
+    """The serving role's connection."""
     async with cluster.connected(cluster.serving_role, filled) as connection:
         yield connection
 
@@ -154,7 +154,7 @@ async def app(cluster: Server, filled: str) -> AsyncIterator[asyncpg.Connection]
     ids=lambda plan: " ".join(plan) or "defaults",
 )
 async def test_own_rows_under_every_plan(cluster: Server, filled: str, plan: dict[str, str]) -> None:  # noqa: F811
-    """The right rows, clean, over another user's settings of the transaction, and over another's of the session."""
+    """The right rows on a clean connection, over another user's settings in the transaction, and over another's in the session."""
     async with cluster.connected(cluster.serving_role, filled) as app, cluster.connected(cluster.serving_role, filled) as judge:
         await _apply(app, plan)
         # Compiling takes its time; a few queries tell what it would change.
@@ -182,7 +182,7 @@ async def _apply(connection: asyncpg.Connection, plan: dict[str, str]) -> None:
 
 
 async def test_the_answers_are_not_empty_for_want_of_rows(app: asyncpg.Connection) -> None:
-    """Every query finds rows for some caller and none of any other: the test above does not compare empty lists."""
+    """Every query finds rows for some caller, so the test above does not compare empty lists."""
     for name, sql in QUERIES.items():
         rows = await truth(app, sql, someone(3))
         assert rows, name
@@ -201,7 +201,7 @@ async def test_an_unsound_form_is_noticed(app: asyncpg.Connection) -> None:
 
 
 async def test_both_locks_together(app: asyncpg.Connection) -> None:
-    """The WHERE and the policy must agree: another user's name in either gives nothing."""
+    """The WHERE and the policy must agree: with another user in either of them there are no rows."""
     read = one_statement(MINE, arguments=1)
     for mode in ("auto", "force_generic_plan", "force_custom_plan"):
         await app.execute(f"SET plan_cache_mode = {mode}")
@@ -214,7 +214,7 @@ async def test_both_locks_together(app: asyncpg.Connection) -> None:
 
 
 async def test_nobody_sees_nothing(app: asyncpg.Connection) -> None:
-    """Without an identity, as NULL and as an empty text, and in every form; also over another caller's settings."""
+    """Without an identity, as NULL and as an empty text, in every form of the query; also over another caller's settings."""
     for nobody in (("", "", ""), (None, None, None)):
         for form in FORMS:
             for stale in ("", "user_4"):
@@ -254,7 +254,7 @@ async def test_no_parallel_worker_ever_takes_part(app: asyncpg.Connection) -> No
 
 
 async def test_a_bound_leaves_the_first_rows_of_the_callers_own(app: asyncpg.Connection) -> None:
-    """A page that ends at its bytes is the beginning of the whole one, under the right scope although another's is set."""
+    """A page that ends at its limit in bytes is the beginning of the whole one, under the right scope even if another's is set."""
     many = "SELECT d.user_id AS who, n FROM data AS d, generate_series(1, 40) AS n ORDER BY d.id, n"
     cut = statements.one_statement(many, 0, page_bytes=1024)
     for n in range(4):
@@ -269,7 +269,7 @@ async def test_a_bound_leaves_the_first_rows_of_the_callers_own(app: asyncpg.Con
 
 
 async def test_the_index_is_used(cluster: Server, filled: str) -> None:  # noqa: F811
-    """A page of own rows walks the index in its order, with the policies as a mere filter: no sort, no scan of the table."""
+    """A page of the caller's rows is read in the index's order, with the policies as a filter: no sort, no scan of the table."""
     async with cluster.connected(cluster.serving_role, filled, enable_seqscan="off", enable_bitmapscan="off") as app:
         page = ("SELECT id, name FROM data WHERE user_id = 'user_1' AND (created_at, id) < ('infinity', "
                 "'ffffffff-ffff-ffff-ffff-ffffffffffff') ORDER BY created_at DESC, id DESC LIMIT 5")
@@ -291,7 +291,7 @@ async def test_writes_are_refused_inside_a_read(app: asyncpg.Connection) -> None
 
 async def test_a_table_partitioned_by_the_policys_column_is_empty_but_never_a_leak(
         cluster: Server, filled: str) -> None:  # noqa: F811
-    """Partitions are chosen before the settings are made: why `check` refuses such a table."""
+    """Postgres chooses partitions before the settings are made, which is why `check` refuses such a table."""
     async with cluster.as_admin(filled) as admin:
         await admin.execute(f"""
             DROP TABLE IF EXISTS parted;
@@ -314,7 +314,7 @@ async def test_a_table_partitioned_by_the_policys_column_is_empty_but_never_a_le
 
 
 async def test_two_tenants_and_nobody_interleaved_on_one_connection(app: asyncpg.Connection) -> None:
-    """Thousands of random operations by several callers, errors and rolled back writes among them."""
+    """Thousands of random operations by several callers, including errors and writes that are rolled back."""
     rng = random.Random(4)
     whole, page = QUERIES["whole"], QUERIES["join"]
     expected = {(n, sql): await truth(app, sql, someone(n)) for n in (1, 2, 3) for sql in (whole, page)}

@@ -1,4 +1,4 @@
-"""The audit log: each write leaves one entry, denials are recorded, and no caller can forge, change or read entries of others."""
+"""The audit log: each write leaves one entry, denials are recorded, and no caller can forge, change or read others' entries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server.commands import operator_scope
 from server.database.connections import Database
 from server.database.scope import DATABASE
 from server.gate import audit as room
-from server.gate.audit import Audit, Denials
+from server.gate.audit import Audit, DenialBuffer
 from server.schema import safety
 from server.schema.inventory import AUDITED_TABLES
 from server.schema.migrate import apply, mark_in, mark_of, migrate, schema_text
@@ -73,12 +73,12 @@ async def client(served: Callable[..., Any]) -> Client:
 
 
 async def entries(log: TestDatabase) -> list[dict[str, Any]]:
-    """All of them, the oldest first."""
+    """All entries, oldest first."""
     return await log.rows("SELECT * FROM audit_log ORDER BY created_at, id")
 
 
 async def until(log: TestDatabase, number: int, seconds: float = 8) -> list[dict[str, Any]]:
-    """The entries, once there are so many; they are written in the background."""
+    """Wait until there are this many entries, which are written in the background; returns them."""
     async with asyncio.timeout(seconds):
         while len(found := await entries(log)) < number:
             await asyncio.sleep(0.05)
@@ -87,7 +87,7 @@ async def until(log: TestDatabase, number: int, seconds: float = 8) -> list[dict
 
 @contextlib.asynccontextmanager
 async def serving(log: TestDatabase, **settings: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the serving role in a transaction with these settings (`user_id="ada"`), rolled back at the end."""
+    """The serving role's connection in a transaction with these settings (`user_id="ada"`), which is rolled back at the end."""
     async with log.server.connected(log.server.serving_role, log.name) as connection:
         transaction = connection.transaction()
         await transaction.start()
@@ -102,7 +102,7 @@ def owner_of(log: TestDatabase) -> Any:
 
 
 async def refusal(connection: asyncpg.Connection, sql: str) -> str | None:
-    """The name of the error with which the statement fails; None where it does not. The transaction around it goes on."""
+    """The name of the error that the statement raises, or None. The transaction around it stays usable."""
     try:
         async with connection.transaction():
             await connection.execute(sql)
@@ -191,7 +191,7 @@ async def test_a_write_that_is_rolled_back_leaves_none(served: Any, log: TestDat
 
 
 async def test_a_post_that_is_sent_again_is_noted_once(client: Client, log: TestDatabase) -> None:
-    """Its handler's block joins a transaction, whose writer it has."""
+    """The handler's block joins the request's transaction, and its writer is that transaction's."""
     sent = {**ALICE, "Idempotency-Key": "k1"}
     first, again = [await client.post("/api/data", sent, json={"name": "a"}) for _ in range(2)]
     assert (first.status, again.headers["Idempotency-Replayed"]) == (201, "true")
@@ -213,7 +213,7 @@ async def test_several_rows_in_one_transaction_keep_their_order(log: TestDatabas
 
 
 async def test_the_settings_count_within_their_transaction_alone(served: Any, log: TestDatabase) -> None:
-    """One connection: who wrote before is not who writes now."""
+    """On one connection, the writer of an earlier transaction is not recorded for a later one."""
     client = await served({"database.pool_size": 1})
     await client.post("/api/data", ALICE, json={"name": "a"})
     async with client.app[DATABASE].connection() as connection:
@@ -248,7 +248,7 @@ async def test_who_it_was_where_there_is_no_caller(served: Any, log: TestDatabas
 
 
 async def test_a_key_that_takes_others_with_it(client: Client, log: TestDatabase) -> None:
-    """The key is the request's; those that end with it are tidied up later, by the system."""
+    """The request revokes one key; the system later revokes the keys that depend on it."""
     made = (await client.post("/api/keys", ALICE, json={"name": "k"})).json()
     await log.rows("INSERT INTO api_keys (id, hash, name, user_id, created_by, created_by_key) VALUES ('k2', sha256('2'), 'k', 'alice', 'alice', $1)",
                    made["id"])
@@ -260,7 +260,7 @@ async def test_a_key_that_takes_others_with_it(client: Client, log: TestDatabase
 
 
 async def test_the_operators_command_is_the_operator(log: TestDatabase, capsys: pytest.CaptureFixture[str]) -> None:
-    """It sets the scope of the user whose keys these are, and is not that user."""
+    """The command sets the scope of the keys' owner, but is not recorded as that user."""
     @contextlib.asynccontextmanager
     async def connect() -> AsyncIterator[asyncpg.Connection]:
         async with log.server.connected(log.server.serving_role, log.name) as connection:
@@ -289,7 +289,7 @@ async def test_last_use_of_a_key_leaves_no_entry(log: TestDatabase) -> None:
 
 
 async def test_no_value_of_a_column_is_kept(served: Any, log: TestDatabase) -> None:
-    """The canary is everywhere a client, an operator or a key can put one, and nowhere in the log."""
+    """The canary is put wherever a client, an operator or a key can write, and must not be in the log."""
     canary = "canary" + secrets.token_hex(8)
     client = await served({"api_key.scopes": [canary]})
     row = (await client.post("/api/data", ALICE, json={"name": canary, "payload": {canary: canary}})).json()
@@ -435,7 +435,7 @@ async def test_denials_of_known_callers_arrive_and_strangers_leave_none(client: 
 
 
 async def test_a_revoked_session_is_a_stranger(client: Client, log: TestDatabase) -> None:
-    """401 session-revoked leaves no entry, although it is known whose session it was."""
+    """401 session-revoked leaves no entry, although the session's owner is known."""
     await log.rows("INSERT INTO revocations (kind, subject, expires_at) VALUES ('user', 'alice', now() + interval '1 hour')")
     await log.rows("NOTIFY gatepost_revocations")
     async with asyncio.timeout(5):
@@ -452,7 +452,7 @@ async def test_a_revoked_session_is_a_stranger(client: Client, log: TestDatabase
 
 
 async def test_what_a_handler_denies_is_noted_too(served: Any, log: TestDatabase) -> None:
-    """Its own 403, an exception of aiohttp's, and a row that Postgres refuses."""
+    """The handler's own 403, one of aiohttp's exceptions, and a row that Postgres refuses."""
     @signed_in
     async def answers(request: web.Request) -> web.Response:
         return answer({"error": "Forbidden"}, 403)
@@ -511,7 +511,7 @@ def decision(number: int, **more: Any) -> Decision:
 
 @pytest.fixture
 async def base(log: TestDatabase) -> AsyncIterator[Database]:
-    """A pool as the server has it."""
+    """An open Database, as the server has one."""
     base = Database(size=2, acquire_seconds=1, statement_seconds=5, pooled=False)
     await base.open({"dsn": log.url})
     yield base
@@ -520,16 +520,16 @@ async def base(log: TestDatabase) -> AsyncIterator[Database]:
 
 async def test_the_queue_is_bounded_and_says_what_it_lost(base: Database, log: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gatepost")
-    denials = Denials(base.call, most=10, clock=lambda: 0.0)
+    denials = DenialBuffer(base.call, most=10, clock=lambda: 0.0)
     for number in range(25):
         denials(decision(number))
         denials(decision(0))
     assert len(denials) == 10
-    said = [record.fields for record in caplog.records if "not noted" in record.getMessage()]  # type: ignore[attr-defined]
+    said = [record.fields for record in caplog.records if "not recorded" in record.getMessage()]  # type: ignore[attr-defined]
     assert said == [{"count": 1}]                                    # and then no more for a minute
     await denials.write()
     assert len(denials) == 0
-    denials.say_lost()
+    denials.log_lost()
     assert [record.fields for record in caplog.records][1:] == [{"count": 14}]  # type: ignore[attr-defined]
     assert sorted((entry["actor"], entry["times"]) for entry in await entries(log)) == sorted(
         [("u0", 26), *((f"u{number}", 1) for number in range(1, 10))])
@@ -537,7 +537,7 @@ async def test_the_queue_is_bounded_and_says_what_it_lost(base: Database, log: T
 
 
 async def test_more_than_one_batch(base: Database, log: TestDatabase) -> None:
-    denials = Denials(base.call)
+    denials = DenialBuffer(base.call)
     for number in range(room.BATCH * 2 + 1):
         denials(decision(number))
     await denials.write()
@@ -545,11 +545,11 @@ async def test_more_than_one_batch(base: Database, log: TestDatabase) -> None:
 
 
 async def test_a_batch_that_postgres_refuses_is_dropped_and_said(base: Database, log: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
-    denials = Denials(base.call)
+    denials = DenialBuffer(base.call)
     denials(decision(1, actor="a\x00canary"))
     await denials.write()
     assert len(denials) == 0
-    assert "not noted" in caplog.text
+    assert "not recorded" in caplog.text
     assert "canary" not in caplog.text
     denials(decision(2))
     await denials.write()
@@ -578,7 +578,7 @@ async def test_a_shutdown_without_a_database_is_not_held_up(client: Client, log:
     started = asyncio.get_running_loop().time()
     await client.server.close()
     assert asyncio.get_running_loop().time() - started < 4           # two seconds for the log, and the server's own
-    assert "not noted" in caplog.text
+    assert "not recorded" in caplog.text
 
 
 async def test_a_moment_cannot_be_made_up(base: Database, log: TestDatabase) -> None:
@@ -694,7 +694,7 @@ INSERT INTO gatepost_meta (checksum) VALUES ('older');
 
 
 async def test_a_database_of_before_gets_its_log(log: TestDatabase) -> None:
-    """Rows that are there get no entry; what is written from then on does."""
+    """Existing rows get no entry; writes after the migration do."""
     await log.rows("INSERT INTO org_data (organization_id, created_by, name) VALUES ('red', 'x', 'x')")
     async with log.server.as_admin(log.name) as admin:
         await admin.execute(BEFORE)
@@ -723,7 +723,7 @@ INSERT INTO gatepost_meta (generation, revision, checksum) SELECT generation, re
 
 
 async def test_a_log_of_before_the_impersonators(log: TestDatabase) -> None:
-    """Its entries stay, and the older function goes: the checks know no such one."""
+    """Its entries stay, and the older function is dropped, because the checks would refuse it as unlisted."""
     await log.rows("INSERT INTO org_data (organization_id, created_by, name) VALUES ('red', 'x', 'x')")
     before = await entries(log)
     async with log.server.as_admin(log.name) as admin:
@@ -747,7 +747,7 @@ async def test_entries_survive_a_migration(log: TestDatabase) -> None:
 
 
 def test_every_table_that_a_tenant_writes_is_audited() -> None:
-    """The list of the schema, that of the safety check and that of the tests are one."""
+    """The lists in the schema, in the safety check and in the tests are the same."""
     text = schema_text()
     for table in TABLES:
         assert f"gatepost_audit('{table}', " in text

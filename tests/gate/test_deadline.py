@@ -1,4 +1,4 @@
-"""Waiting with a bound."""
+"""`within`: a coroutine is awaited for a limited time."""
 
 from __future__ import annotations
 

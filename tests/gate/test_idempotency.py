@@ -1,4 +1,4 @@
-"""Idempotency-Key: whatever happens between a client and its answer, what it asked for is done once, or not at all."""
+"""Idempotency-Key: whatever happens between a client and its response, the request takes effect once or not at all."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def insert(request: web.Request, name: str, **more: Any) -> None:
 @routes.post("/twice")
 @signed_in
 async def twice(request: web.Request) -> web.StreamResponse:
-    """Two transactions, as far as it knows; what goes wrong between them, `X-Chaos` says."""
+    """Two transactions, as far as the handler knows; the header `X-Chaos` says what fails between them."""
     given, chaos = await body(request, dict[str, str]), request.headers.get("X-Chaos", "")
     await insert(request, given["name"] + " 1")
     if chaos == "raise":
@@ -96,7 +96,7 @@ async def twice(request: web.Request) -> web.StreamResponse:
 @routes.post("/caught")
 @signed_in
 async def caught(request: web.Request) -> web.Response:
-    """A block that fails, which the handler expects, and one that does not."""
+    """One block that fails, as the handler expects, and one that does not."""
     with contextlib.suppress(Exception):
         async with scoped(request) as db:
             await db.execute(INSERT, "alice", None, "lost")
@@ -110,7 +110,7 @@ async def caught(request: web.Request) -> web.Response:
 @routes.post("/admin")
 @signed_in
 async def admin(request: web.Request) -> web.Response:
-    """The administrator's scope inside, around and after the usual one."""
+    """The administrator's scope inside the usual one, around it and after it."""
     seen = []
     async with scoped(request) as db:
         seen.append(await db.fetchval(COUNT))
@@ -140,7 +140,7 @@ async def admin(request: web.Request) -> web.Response:
 @routes.post("/at-once")
 @signed_in
 async def at_once(request: web.Request) -> web.Response:
-    """Several tasks, beside each other and in a block that is open meanwhile; and one that fails alone."""
+    """Several concurrent tasks, outside of a block and inside an open one; one of them fails alone."""
     async def fails() -> None:
         async with scoped(request) as db:
             await db.execute(INSERT, "alice", None, "lost")
@@ -166,7 +166,7 @@ async def at_once(request: web.Request) -> web.Response:
 @routes.post("/left")
 @signed_in
 async def left(request: web.Request) -> web.Response:
-    """Fails while a task of its own is still at work."""
+    """Fails while a task that it started is still running."""
     async def lingers() -> None:
         async with scoped(request) as db:
             await db.execute(INSERT, "alice", None, "lingering")
@@ -187,7 +187,7 @@ TASKS = web.AppKey("tasks", list)
 @routes.post("/answers/{kind}")
 @signed_in
 async def answers(request: web.Request) -> web.StreamResponse:
-    """Answers of every sort."""
+    """Responses of every kind."""
     await insert(request, request.match_info["kind"])
     match request.match_info["kind"]:
         case "none":
@@ -400,7 +400,7 @@ async def test_every_caller_and_route_has_keys_of_its_own(acme: Client, db: Test
 
 
 async def test_twenty_at_once_are_one(serve: Serve, db: TestDatabase) -> None:
-    """Over two servers on one database, with pools smaller than the crowd."""
+    """Through two servers on one database, with fewer connections than requests."""
     servers = [await start(serve), await start(serve)]
     for key in ("k1", "k2", "k3"):
         sent = [servers[n % 2].post("/twice", keyed(ALICE, key, chaos="slow"), {"name": key}) for n in range(20)]
@@ -418,7 +418,7 @@ async def test_twenty_at_once_are_one(serve: Serve, db: TestDatabase) -> None:
 
 
 async def test_a_snapshot_from_before_does_no_second_effect(acme: Client, db: TestDatabase) -> None:
-    """Where the operator's default is another isolation the lookup may read from before the other's commit."""
+    """With another default isolation level, the lookup may read a snapshot from before the other request's commit."""
     for level in ("serializable", "repeatable read"):
         await db.rows(f"ALTER DATABASE \"{db.name}\" SET default_transaction_isolation = '{level}'")
         try:
@@ -436,7 +436,7 @@ async def test_a_snapshot_from_before_does_no_second_effect(acme: Client, db: Te
 
 
 async def test_a_row_that_only_the_constraint_sees_undoes_the_second_effect(acme: Client, db: TestDatabase) -> None:
-    """The lock only avoids waiting: without it the unique row still lets only one through."""
+    """The lock only avoids waiting: without it, the unique row still allows one effect only."""
     name = _name(Identity(provider="stub", user_id="alice", org_id="org_a"), "POST", "/twice", "key-1")
     async with db.server.as_admin(db.name) as other:
         transaction = other.transaction()
@@ -454,7 +454,7 @@ async def test_a_row_that_only_the_constraint_sees_undoes_the_second_effect(acme
 
 
 async def test_one_connection_a_request(serve: Serve, db: TestDatabase) -> None:
-    """With a single connection in the pool everything works, which it could not if one request wanted two."""
+    """Everything works with a single connection in the pool, so no request needs two."""
     client = await start(serve, **{"database.pool_size": 1, "database.acquire_seconds": 1.0})
     for path in ("/twice", "/caught", "/at-once"):
         got = await client.post(path, keyed(ALICE, path), {"name": "one"})
@@ -501,7 +501,7 @@ async def test_a_connection_that_dies_between_effect_and_commit(acme: Client, db
 
 @pytest.mark.parametrize("fault", ["PERFORM pg_terminate_backend(pg_backend_pid())", "RAISE EXCEPTION USING ERRCODE = '53100'"])
 async def test_a_commit_that_fails_leaves_nothing(acme: Client, db: TestDatabase, fault: str) -> None:
-    """A deferred trigger runs in the COMMIT itself."""
+    """A deferred trigger fails during the COMMIT itself."""
     await db.rows(f"CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN {fault}; RETURN NULL; END $$")
     await db.rows("CREATE CONSTRAINT TRIGGER fault AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
                   " EXECUTE FUNCTION fault()")  # fmt: skip
@@ -516,7 +516,7 @@ async def test_a_commit_that_fails_leaves_nothing(acme: Client, db: TestDatabase
 
 @pytest.mark.parametrize("cancels", [False, True])
 async def test_a_client_that_hangs_up_repeats_and_has_one_effect(acme: Client, db: TestDatabase, cancels: bool) -> None:
-    """Our server lets the handler go on, so the repeat gets its answer; one that cancels it undoes all."""
+    """Our server lets the handler finish, so the repeat gets its response; a server that cancels it undoes everything."""
     acme.server.handler.handler_cancellation = cancels
     reached, may_go_on = asyncio.Event(), asyncio.Event()
 
@@ -554,7 +554,7 @@ async def test_half_a_body_does_nothing(acme: Client, db: TestDatabase) -> None:
 
 
 async def test_a_request_that_is_cancelled_is_undone(acme: Client, db: TestDatabase) -> None:
-    """As when the server stops; between two statements, and in the middle of one."""
+    """As when the server stops: between two statements, and during one."""
     tasks: list[asyncio.Task[Any]] = []
 
     async def sleep(request: web.Request) -> None:
@@ -593,7 +593,7 @@ async def test_a_block_that_fails_and_is_caught_undoes_itself_alone(acme: Client
 
 
 async def test_scopes_in_scopes(acme: Client, db: TestDatabase) -> None:
-    """With the header a handler sees what it sees without it, the administrator's scope where it asked and nowhere else."""
+    """A handler sees the same rows with the header as without it; it has the administrator's scope only where it asked for it."""
     for who, org in (("alice", "org_a"), ("alice", "org_a"), ("anna", "org_a"), ("bob", "org_b")):
         await db.rows(f"INSERT INTO data (user_id, org_id, name) VALUES ('{who}', '{org}', 'x')")
     plain = await acme.post("/admin", ADMIN_A)
@@ -657,7 +657,7 @@ async def test_the_handlers_body_is_what_was_sent(acme: Client) -> None:
 
 
 async def test_the_gate_comes_first(acme: Client, db: TestDatabase) -> None:
-    """A repeat is let in anew; whom the gate does not know touches neither body nor table."""
+    """A repeat passes the gate again; for an unknown caller neither the body nor the table is read."""
     assert (await acme.post("/admins", keyed(ADMIN_A))).status == 200
     now_member = stub("anna", org_id="org_a", org_role="org:member")
     assert (await acme.post("/admins", keyed(now_member))).json() == {"error": "Forbidden", "reason": "role"}
@@ -771,7 +771,7 @@ async def test_kept_for_as_long_as_is_set(serve: Serve, db: TestDatabase) -> Non
 
 @pytest.fixture
 async def kept(acme: Client, db: TestDatabase) -> list[tuple[str, str]]:
-    """A row of each of four owners."""
+    """One stored response of each of four owners."""
     owners = [("alice", "org_a"), ("alice", ""), ("bob", "org_b"), ("", "org_a")]
     for caller in (ALICE, ALICE_ALONE, BOB):
         assert (await acme.post("/twice", keyed(caller), {"name": "a"})).status == 201
@@ -809,11 +809,11 @@ async def test_row_level_security_alone(kept: list[tuple[str, str]], db: TestDat
 
 
 class Undo(Exception):
-    """Rolls a transaction of a test back."""
+    """Rolls back a test's transaction."""
 
 
 async def undone(connection: asyncpg.Connection, sql: str, *args: Any) -> None:
-    """Run a statement and undo it; raises Undo where it was no error."""
+    """Run a statement and undo it; raises Undo if the statement succeeded."""
     async with connection.transaction():
         await connection.execute(sql, *args)
         raise Undo
@@ -867,7 +867,7 @@ FATES = st.sampled_from(["", "slow", "raise", "422", "409", "state", "kill", "ha
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rounds=st.lists(st.lists(FATES, min_size=1, max_size=5), min_size=1, max_size=4), keys=st.integers(1, 2))
 async def test_whatever_happens_a_key_has_one_effect_at_most(acme: Client, db: TestDatabase, rounds: list[list[str]], keys: int) -> None:
-    """Rounds of requests at once, each with a fate of its own; then a client that does not give up."""
+    """Rounds of concurrent requests that fail in different ways; then a client that repeats until it succeeds."""
     await db.empty()
     bodies: dict[str, set[bytes]] = {f"k{n}": set() for n in range(keys)}
 

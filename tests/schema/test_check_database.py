@@ -1,6 +1,6 @@
 """`python -m server check` on damaged schemas: status 2 and the named problem; the server refuses to start with them, too.
 
-What it says of ours: nothing. What is unwise but no hole it tells as a warning, with status 0.
+Our own schema has no problems. What is unwise but not a hole is a warning, with status 0.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ HARMLESS = NOTES + f"""
 
 @pytest.fixture
 async def spoilt(postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestDatabase]:
-    """A database of one test, and the environment of its operator."""
+    """A database for one test, and its operator's environment."""
     found = TestDatabase(postgres, await postgres.fresh())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GATEPOST_PROVIDERS", "stub")
@@ -167,7 +167,7 @@ async def test_ours_gives_no_problem_and_no_warning(spoilt: TestDatabase, tmp_pa
 
 
 def cases(table: dict[str, tuple[str, str]]) -> list[Any]:
-    """Every third in every run, the others with the long ones; tests/schema/test_schema.py has more in every run."""
+    """A third of the cases in every run, the others with the long tests; tests/schema/test_schema.py has more in every run."""
     return [pytest.param(*case, id=name, marks=[pytest.mark.long] if n % 3 else []) for n, (name, case) in enumerate(table.items())]
 
 
@@ -193,7 +193,7 @@ async def test_what_is_unwise_is_a_warning(spoilt: TestDatabase, tmp_path: Path,
 
 
 async def test_rows_without_a_caller_are_a_problem(spoilt: TestDatabase, capsys: Any) -> None:
-    """What the catalogs do not tell: it is tried."""
+    """The catalogs do not show this, so `check` tries it."""
     more = f"CREATE POLICY more ON notes FOR SELECT USING (coalesce({OWN}, name) = name)"
     await execute(spoilt, NOTES + more + "; INSERT INTO notes (user_id, name) VALUES ('a', 'b')")
     status, problems, _ = await check(capsys)
@@ -207,7 +207,7 @@ async def test_what_is_in_order_is_neither(spoilt: TestDatabase, capsys: Any) ->
 
 
 async def test_without_a_database_it_says_that_none_was_looked_at(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder `problems: none` alone would be read as: the database is in order."""
+    """In an empty folder, `problems: none` alone would read as if the database were safe."""
     monkeypatch.chdir(tmp_path)
     for name in ("DATABASE_URL", "GATEPOST_CONFIG", "GATEPOST_DATA_FOLDER"):
         monkeypatch.delenv(name, raising=False)

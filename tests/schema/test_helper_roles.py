@@ -47,7 +47,7 @@ async def test_a_helper_role_that_someone_can_be_is_a_problem(postgres: Server, 
 
 
 def test_the_inventory_names_every_role_that_the_schema_creates() -> None:
-    """schema.sql writes down its roles in one array; whatever else looks like a role of Gatepost's is compared, too."""
+    """schema.sql lists its roles in one array; every other name that looks like a role of Gatepost's is compared, too."""
     text = schema_text()
     (created,) = re.findall(r"FOREACH name IN ARRAY ARRAY\[app, ([^\]]+)\] LOOP", text)
     assert tuple(re.findall(r"'(\w+)'", created)) == HELPER_ROLES
@@ -56,7 +56,7 @@ def test_the_inventory_names_every_role_that_the_schema_creates() -> None:
 
 
 async def test_the_inventory_is_what_the_schema_makes(postgres: Any) -> None:
-    """The definer functions with their owners, and the audited tables, in a database that schema.sql has just made."""
+    """The definer functions with their owners, and the audited tables, in a new database made by schema.sql."""
     database = await postgres.fresh()
     try:
         async with postgres.as_admin(database) as admin:

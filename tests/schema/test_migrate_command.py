@@ -25,7 +25,7 @@ END $do$;
 
 @pytest.fixture
 async def settings(postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    """The environment of an operator with an empty database; its name."""
+    """The environment of an operator with an empty database, and the database's name."""
     name = await postgres.create_database("gp_migrate")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", url_of(postgres, postgres.serving_role, name))

@@ -89,7 +89,7 @@ async def test_a_foreign_key_to_another_tenants_row(pads: Client, db: TestDataba
 
 
 async def test_a_key_that_names_no_tenant_is_an_oracle(pads: Client, db: TestDatabase) -> None:
-    """Why `check` warns of them: row-level security does not close this. (It shows that the tests above would notice.)"""
+    """Row-level security does not close this, so `check` warns of it. (It also shows that the tests above would notice.)"""
     await db.rows("CREATE UNIQUE INDEX everybodys ON pads (slug)")
     await pads.post("/pads", ALICE, "plans")
     assert [(await pads.post("/pads", BOB, slug)).status for slug in ("plans", "never seen")] == [409, 201]
@@ -99,7 +99,7 @@ async def test_a_key_that_names_no_tenant_is_an_oracle(pads: Client, db: TestDat
 
 
 async def one_of_each(client: Client) -> dict[str, str]:
-    """Rows of alice's and org_a's: path of a row by the route's template."""
+    """Creates a row of alice's or org_a's for each route; returns the row's id by the route's template."""
     row, invoice = await made(client, "/api/data", ALICE), await made(client, "/api/invoices", CLERK_A, INVOICE)
     key = await made(client, "/api/keys", ALICE)
     return {"/api/data/{id}": row["id"], "/api/invoices/{id}": invoice["id"], "/api/keys/{id}": key["id"],
@@ -181,7 +181,7 @@ async def test_lists_and_counts_do_not_feel_others_rows(client: Client) -> None:
 
 @pytest.mark.long
 async def test_how_long_a_foreign_and_a_missing_row_take(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    """The requests alternate, so that the machine's load affects both. 0.50 means: the two cannot be distinguished."""
+    """The requests alternate, so that the machine's load affects both. 0.50 means that the two cannot be distinguished."""
     row = (await made(client, "/api/data", ALICE))["id"]
     for n in range(50):
         await made(client, "/api/data", ALICE, {"name": str(n)})

@@ -1,6 +1,6 @@
-"""schema.sql: row-level security as the only lock, the grants, the roles; and that `check` sees every way to spoil them.
+"""schema.sql: row-level security as the only lock, the grants and the roles; and `check` detects every way to damage them.
 
-No statement here has a WHERE on a tenant: a handler that forgot it is what this lock is for.
+No statement here has a WHERE on a tenant, as in a handler that forgot it.
 """
 
 
@@ -44,7 +44,7 @@ INSERT INTO api_keys (id, hash, name, user_id, org_id, created_by) VALUES
 
 @pytest.fixture
 async def app(cluster: Server, database: str) -> AsyncIterator[asyncpg.Connection]:  # noqa: F811
-    """The serving role's connection to a database with rows of everybody."""
+    """The serving role's connection to a database with rows of several tenants."""
     async with cluster.as_admin(database) as admin:
         await admin.execute(SEED)
     async with cluster.connected(cluster.serving_role, database) as connection:
@@ -53,7 +53,7 @@ async def app(cluster: Server, database: str) -> AsyncIterator[asyncpg.Connectio
 
 @contextlib.asynccontextmanager
 async def being(connection: asyncpg.Connection, who: tuple[str, str, str]) -> AsyncIterator[None]:
-    """A transaction of this caller, rolled back at the end."""
+    """A transaction under this caller's scope, rolled back at the end."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -69,7 +69,7 @@ async def names(connection: asyncpg.Connection, sql: str) -> set[str]:
 
 
 async def refused(connection: asyncpg.Connection, sql: str, *arguments: Any) -> bool:
-    """Whether the statement is refused; the transaction around it goes on."""
+    """Whether the statement is refused; the transaction around it stays usable."""
     try:
         async with connection.transaction():
             await connection.execute(sql, *arguments)
@@ -95,7 +95,7 @@ async def test_data_is_seen(app: asyncpg.Connection, who: tuple[str, str, str], 
     (BOB_ADMIN, {"bob red"}, {"bob red", "ada red"}), (("", "", "red"), set(), {"ada red", "bob red"}), (NOBODY, set(), set()),
 ])
 async def test_data_is_changed_and_deleted(app: asyncpg.Connection, who: tuple[str, str, str], changed: set[str], deleted: set[str]) -> None:
-    """An administrator deletes the organisation's rows, and changes none but their own."""
+    """An administrator may delete all of the organisation's rows, but change only their own."""
     async with being(app, who):
         assert await names(app, "UPDATE data SET payload = '{\"x\": 1}' RETURNING name") == changed
     async with being(app, who):
@@ -119,7 +119,7 @@ async def test_data_is_inserted_only_for_oneself_and_the_active_organisation(app
 
 @pytest.mark.parametrize(("table", "name"), [("org_data", "name"), ("invoices", "customer")])
 async def test_the_organisations_rows(app: asyncpg.Connection, table: str, name: str) -> None:
-    """Seen, changed and deleted by every caller with it as active organisation, whatever the user's or administrator's scope."""
+    """Every caller with this active organisation sees, changes and deletes them, whatever the user or admin organisation in the scope."""
     red = await _as_owner(app, f"SELECT {name} FROM {table}", ("", "red", ""))
     for who, seen in ((ADA, red), (BOB_ADMIN, red), (CLEO, {"b1"}), (("", "red", ""), red), (("ada", "", ""), set()),
                       (("bob", "", "red"), set()), (NOBODY, set())):
@@ -145,7 +145,7 @@ async def _as_owner(app: asyncpg.Connection, sql: str, who: tuple[str, str, str]
 
 
 async def test_keys(app: asyncpg.Connection) -> None:
-    """One's own; the organisation's only in an administrator's scope; another user's never, not even there."""
+    """A caller sees their own keys; the organisation's only in an administrator's scope; another user's never."""
     for who, seen in ((ADA, {"k_ada"}), (CLEO, {"k_cleo"}), (BOB, set()), (BOB_ADMIN, {"k_red"}), (CLEO_ADMIN, {"k_cleo", "k_blue"}),
                       (("", "red", ""), set()), (NOBODY, set())):
         for sql in ("SELECT id FROM api_keys", "UPDATE api_keys SET revoked_at = now() RETURNING id"):
@@ -161,7 +161,7 @@ async def test_keys(app: asyncpg.Connection) -> None:
 # Grants ------------------------------------------------------------------------------------------------------------------
 
 async def test_no_row_moves_and_no_hash_is_read(app: asyncpg.Connection) -> None:
-    """What the server owns cannot be written, and nothing is granted beyond the four commands."""
+    """Server-owned columns cannot be written, and nothing is granted beyond the four commands."""
     async with being(app, ("ada", "red", "red")):
         for table, columns in {"data": "id user_id org_id created_at updated_at", "org_data": "id organization_id created_by created_at updated_at",
                                "invoices": "id organization_id created_by created_at updated_at",
@@ -189,7 +189,7 @@ async def test_a_switched_off_row_security_opens_nothing(app: asyncpg.Connection
 
 
 async def test_nobody_else_comes_in(cluster: Server, database: str) -> None:  # noqa: F811
-    """CONNECT is not PUBLIC's any more; and with CONNECT there is still no table."""
+    """PUBLIC no longer has CONNECT; and even with CONNECT a role can read no table."""
     guest = await cluster.create_role(f"guest_{database}")
     with pytest.raises(DENIED):
         async with cluster.connected(guest, database):
@@ -206,7 +206,7 @@ async def test_nobody_else_comes_in(cluster: Server, database: str) -> None:  # 
 # Nobody ------------------------------------------------------------------------------------------------------------------
 
 async def test_without_an_identity_there_are_no_rows(app: asyncpg.Connection) -> None:
-    """Never set (NULL), set in an earlier transaction (''), and set outside of one: all mean no caller."""
+    """A setting that was never made (NULL), made in an earlier transaction ('') or made outside of one: each means no caller."""
     assert [await app.fetchval("SELECT current_setting($1, true)", name) for name in SETTINGS] == [None] * 3
     for _ in range(2):
         for table in ("data", "org_data", "invoices"):
@@ -220,7 +220,7 @@ async def test_without_an_identity_there_are_no_rows(app: asyncpg.Connection) ->
 
 
 async def test_the_owner_sees_no_row_and_is_no_member(cluster: Server, database: str, app: asyncpg.Connection) -> None:  # noqa: F811
-    """Forced: not even the settings help it, for the policies are the serving role's. And it cannot become the helpers."""
+    """Row-level security is forced and the policies are the serving role's, so no setting helps the owner. Nor can it become a helper role."""
     async with cluster.connected(cluster.owner_role, database) as owner, being(owner, ("ada", "red", "red")):
         for table in TABLES:
             assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0
@@ -250,7 +250,7 @@ async def test_the_definer_function_finds_a_key_and_nothing_else_does(app: async
 
 
 async def test_a_rotated_key_has_two_secrets_for_a_while(app: asyncpg.Connection) -> None:
-    """The old hash is kept aside without being read; without an overlap it is forgotten; a revoked key stays revoked."""
+    """The old hash is kept without being readable; without an overlap it is deleted; a revoked key stays revoked."""
     async def found(word: str) -> str | None:
         return await app.fetchval("SELECT id FROM key_by_hash($1)", digest(word))
 
@@ -301,7 +301,7 @@ async def test_updated_at_always_moves(app: asyncpg.Connection) -> None:
 # Migrating ---------------------------------------------------------------------------------------------------------------
 
 async def _shape(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
-    """Everything that a second run might double or lose."""
+    """Everything that a second run might duplicate or lose."""
     return [tuple(row) for row in await connection.fetch("""
         SELECT 'policy', polrelid::regclass::text, polname::text, polcmd::text, polroles::regrole[]::text, pg_get_expr(polqual, polrelid) FROM pg_policy
         UNION ALL SELECT 'acl', relname, relacl::text, relrowsecurity::text, relforcerowsecurity::text, NULL FROM pg_class WHERE relnamespace = 'public'::regnamespace
@@ -315,7 +315,7 @@ async def _shape(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
 
 
 async def test_migrating_again_changes_nothing(cluster: Server, database: str, app: asyncpg.Connection) -> None:  # noqa: F811
-    """By the owner and by a superuser: rows, rights, owners and marks stay as they are; and it mends what was spoilt."""
+    """By the owner and by a superuser: rows, rights, owners and marks stay unchanged, and damage is repaired."""
     async with cluster.as_admin(database) as admin:
         before = await _shape(admin)
         for user in (cluster.owner_role, cluster.admin, cluster.owner_role):
@@ -349,7 +349,7 @@ async def test_a_first_migration_by_either_kind_of_owner(cluster: Server, superu
 
 
 async def test_another_name_for_the_serving_role(cluster: Server) -> None:  # noqa: F811
-    """A role that needs quoting, which is there already and keeps its options; nothing is granted to anybody else."""
+    """A role whose name needs quoting, which already exists and keeps its options; nothing is granted to any other role."""
     await cluster.template()
     role = await cluster.create_role(f'Serving-{cluster.run}', "CONNECTION LIMIT 7")
     name = await cluster.create_database(f"named_{cluster.run}", owner=cluster.owner_role)
@@ -371,7 +371,7 @@ async def test_another_name_for_the_serving_role(cluster: Server) -> None:  # no
 
 
 async def test_an_unfinished_migration_leaves_nothing(cluster: Server) -> None:  # noqa: F811
-    """All or nothing: what fails at the end takes the tables away again."""
+    """All or nothing: a failure at the end removes the tables again."""
     await cluster.template()
     name = await cluster.create_database(f"half_{cluster.run}", owner=cluster.owner_role)
     try:
@@ -502,14 +502,14 @@ async def test_sabotage_is_told(cluster: Server, database: str, done: str, said:
 
 
 async def test_a_borrowed_role_is_told(cluster: Server, database: str) -> None:  # noqa: F811
-    """A role taken on by SET ROLE is no serving role: the session can leave it again."""
+    """A role assumed with SET ROLE is not a serving role, because the session can leave it again."""
     async with cluster.as_admin(database) as admin:
         await admin.execute(f'SET ROLE "{cluster.serving_role}"')
         assert any("can leave the role" in one for one in await safety.problems(admin))
 
 
 async def test_harmless_things_are_no_problem(cluster: Server, database: str) -> None:  # noqa: F811
-    """A table without tenants, a view with its reader's rights, what the role cannot reach, restrictive policies."""
+    """A table without tenants, a view with its reader's rights, objects that the role cannot access, restrictive policies."""
     async with cluster.as_admin(database) as admin:
         await admin.execute(f"""
             CREATE TABLE countries (code text); GRANT SELECT ON countries TO "{cluster.serving_role}";

@@ -1,4 +1,4 @@
-"""Rolling upgrades: which server serves from which schema, tried with the program itself and with copies of it that are newer."""
+"""Rolling upgrades: which server may serve from which schema, tried with the program itself and with newer copies of it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ CREATE OR REPLACE FUNCTION public.later() RETURNS bigint LANGUAGE sql SECURITY D
 
 
 def later_text(revision: int, generation: int | None = None) -> str:
-    """The schema of a version to come: a table, a column, and a function with the rights of the look-ups."""
+    """The schema of a later version: a new table, a new column, and a function with the rights of the key lookup."""
     mine = mark_of(schema_text())
     numbers = f"-- generation {generation or mine.generation}, revision {revision}"
     text = re.sub(r"^-- generation .*$", numbers, schema_text(), flags=re.MULTILINE)
@@ -105,7 +105,7 @@ def later_text(revision: int, generation: int | None = None) -> str:
 
 @pytest.fixture
 async def empty(postgres: Any) -> AsyncIterator[Any]:
-    """An empty database of the superuser's; `url` and `owner` lead to it."""
+    """An empty database that belongs to the superuser; `url` and `owner` lead to it."""
     name = await postgres.create_database("gp_upgrade")
     urls = {who: database_url(postgres, role, name) for who, role in (("url", postgres.serving_role), ("owner", postgres.admin))}
     yield SimpleNamespace(name=name, **urls)
@@ -113,7 +113,7 @@ async def empty(postgres: Any) -> AsyncIterator[Any]:
 
 
 async def test_a_newer_functions_owner_must_be_a_role_that_nobody_can_be(empty: Any, postgres: Any) -> None:
-    """With a newer mark an unknown function of gatepost_auth is fine; one of anybody else, or a loose one, is not."""
+    """With a newer mark an unknown function of gatepost_auth is accepted; one of another role, or without a pinned search_path, is not."""
     mine = mark_of(schema_text())
     async with postgres.as_admin(empty.name) as admin:
         await migrate(admin, serving_role=postgres.serving_role)
@@ -167,7 +167,7 @@ async def test_a_database_from_before_the_numbers_is_migrated(empty: Any, postgr
 
 
 def version(folder: Path, text: str) -> Path:
-    """A checkout of ours with another schema, whose new function it knows."""
+    """A copy of our checkout with another schema, whose new function it knows."""
     for name in ("server", "providers", "handlers"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "schema.sql").write_text(text)
@@ -178,7 +178,7 @@ def version(folder: Path, text: str) -> Path:
 
 
 async def program(db: Any, where: Path, *words: str) -> tuple[int, str, str]:
-    """`python -m server` of the version in that folder, run to its end: status, output, errors."""
+    """Runs `python -m server` of the version in that folder; returns its status, output and errors."""
     given = {"GATEPOST_ENV": "test", "GATEPOST_PROVIDERS": "stub", "DATABASE_URL": db.url, "DATABASE_OWNER_URL": db.owner,
              "GATEPOST_PORT": "0", "GATEPOST_OPS_PORT": "0", "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -250,7 +250,7 @@ async def test_migrate_first_then_roll(empty: Any, tmp_path: Path) -> None:
 def test_the_sum_of_connections() -> None:
     sum_ = Capacity(each=33, workers=2, given=97, pooled=False)
     assert (sum_.server, sum_.shortage()) == (66, None)
-    assert sum_.line() == "connections: 2 worker(s) x (32 pooled + 1 to listen) = 66 per server; Postgres gives 97: enough for 1 server(s)"
+    assert sum_.line() == "connections: 2 worker(s) x (32 pooled + 1 to listen) = 66 per server; Postgres allows 97: enough for 1 server(s)"
     assert "lower database.pool_size" in (Capacity(each=33, workers=3, given=97, pooled=False).shortage() or "")
     assert Capacity(each=33, workers=3, given=97, pooled=True).shortage() is None
 
@@ -273,5 +273,5 @@ async def test_check_tells_the_sum_and_what_postgres_gives(
     monkeypatch.setenv("GATEPOST_DATABASE_POOL_SIZE", "900")
     assert await asyncio.to_thread(run, ["check"]) == 0
     out = capsys.readouterr().out
-    assert f"= 2703 per server; Postgres gives {given}: enough for 0 server(s)" in out
+    assert f"= 2703 per server; Postgres allows {given}: enough for 0 server(s)" in out
     assert "warning: one server may open 2703 connections" in out

@@ -1,4 +1,4 @@
-"""Counts a response that its caller takes slowly as a request in progress, so that a caller can hold only a few of them."""
+"""Counts a response that its client reads slowly as a request in progress, so that a caller can hold only a few of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..rate_limits.routes import TURN
 
 
 def holder(concurrency: Concurrency) -> Hold:
-    """A function that counts the caller of a request once more and returns the function that ends this.
+    """Returns a function that counts a request's caller once more, and that returns the function to undo this.
 
     Unknown callers are not counted, but on a route that has its own limit of them.
     """
@@ -36,4 +36,4 @@ def holder(concurrency: Concurrency) -> Hold:
 
 
 def _nothing() -> None:
-    """There is no caller to count."""
+    """Undo for a request without a caller: nothing was counted."""
