@@ -32,9 +32,54 @@ async def test_it_is_granted_to_the_role_that_serves(gatepost_database_url):
 """
 
 
-def _passes(pytester: pytest.Pytester) -> None:
+READER = """
+import pytest
+from aiohttp import web
+
+from server import answer, caller_of, hookimpl, limited, public
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/articles")
+@public(optional=True)
+@limited(rate="2/day")
+async def articles(request):
+    reader = caller_of(request)
+    return answer({"reader": reader and reader.user_id})
+
+
+class Acme:
+    @hookimpl
+    def register_handlers(self):
+        return routes
+
+
+@pytest.fixture
+def gatepost_plugins():
+    return {"acme": Acme()}
+
+
+@pytest.fixture
+def gatepost_settings():
+    return {"public_routes": ["/articles"]}
+
+
+async def test_a_reader_and_a_visitor(client_as):
+    for user in ("user_alice", None, "user_bob"):
+        client = await client_as(user)
+        for status in (200, 200, 429):
+            async with client.get("/articles") as got:
+                assert got.status == status
+                assert status == 429 or (await got.json()) == {"reader": user}
+    async with (await client_as("user_carol", sts="pending")).get("/articles") as got:
+        assert (got.status, (await got.json())["reason"]) == (401, "session-pending")
+"""
+
+
+def _passes(pytester: pytest.Pytester, tests: str = TESTS) -> None:
     pytester.makeconftest(CONFTEST)
-    pytester.makepyfile(TESTS)
+    pytester.makepyfile(tests)
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto").assert_outcomes(passed=1)
 
 
@@ -53,6 +98,11 @@ async def named(postgres: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.usefixtures("named")
 async def test_own_tables_on_a_database_that_is_named(pytester: pytest.Pytester) -> None:
     _passes(pytester)
+
+
+@pytest.mark.usefixtures("named")
+async def test_an_optional_caller_and_the_limit_of_a_route(pytester: pytest.Pytester) -> None:
+    _passes(pytester, READER)
 
 
 @pytest.mark.long
