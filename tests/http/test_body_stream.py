@@ -183,14 +183,16 @@ async def test_a_client_that_stops_sending_is_a_408_and_a_slow_handler_is_not(ac
         assert (await wire.answer(4))[0] == 200
 
 
-async def test_a_body_that_breaks_off_or_is_no_body(acme: Client) -> None:
+async def test_a_body_that_breaks_off_or_is_no_body(acme: Client, caplog: pytest.LogCaptureFixture) -> None:
     async with acme.wire() as wire:
         await wire.send("PUT /usual", {**ALICE, **BYTES, "Transfer-Encoding": "chunked"}, body=b"3\r\nxxx\r\nnonsense\r\n")
         assert (await wire.answer())[0] == 400
     async with acme.wire() as wire:
         await wire.send("PUT /files", {**ALICE, **BYTES, "Content-Length": "10"}, body=b"x")
-        wire.writer.close()
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
     assert (await acme.get("/api/me", ALICE)).status == 200
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_the_described_content_types_are_the_only_ones(acme: Client) -> None:

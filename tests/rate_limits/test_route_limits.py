@@ -88,6 +88,20 @@ async def open_export(request: web.Request) -> web.Response:
     return await hold(request)
 
 
+@routes.get("/download")
+@signed_in
+@limited(concurrency=1)
+async def download(request: web.Request) -> web.Response:
+    return answer(b"x" * 8_000_000)
+
+
+@routes.get("/open/download")
+@public
+@limited(concurrency=1)
+async def open_download(request: web.Request) -> web.Response:
+    return answer(b"x" * 8_000_000)
+
+
 @routes.get("/slow")
 @signed_in
 async def slow(request: web.Request) -> web.Response:
@@ -403,6 +417,21 @@ async def test_clients_without_a_credential_take_turns_by_address(acme: Client, 
     await until(lambda: len(HELD) == 2)
     HELD[1].set()
     assert (await again[0]).status == 200
+
+
+@pytest.mark.parametrize(("path", "caller"), [("/download", ALICE), ("/open/download", {})])
+async def test_a_response_that_is_not_taken_holds_its_place(
+    acme: Client, monkeypatch: pytest.MonkeyPatch, path: str, caller: dict[str, str]
+) -> None:
+    monkeypatch.setattr(turns_module, "WAIT_SECONDS", 0.1)
+    async with acme.wire() as wire:
+        await wire.send(f"GET {path}", caller)
+        await asyncio.sleep(0.5)
+        got = await acme.get(path, caller)
+        assert (got.status, got.json()["reason"]) == (429, "concurrency")
+        assert (await acme.get("/api/me", ALICE)).status == 200
+        assert len((await wire.answer())[2]) == 8_000_000
+    assert (await acme.get(path, caller)).status == 200
 
 
 async def test_a_request_with_an_idempotency_key_is_counted_too(acme: Client) -> None:
