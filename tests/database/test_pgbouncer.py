@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 from kits.pgbouncer import PgBouncer, pgbouncer
+from kits.product import labels
 
 from server.app import build
 from server.commands import run
@@ -25,6 +26,7 @@ from server.schema.startup import StartFailed
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
 from tests.conftest import ALICE, BOB, KEYS, Client, MakeApp, Serve, TestDatabase, plugin, stub, url_of
+from tests.database import test_json_values, test_violations
 from tests.database.test_database_faults import routes, unavailable
 from tests.handlers import test_resources
 from tests.promises import test_routes_matrix, test_tenants
@@ -42,6 +44,12 @@ def bouncer(postgres: Any, migrated: TestDatabase) -> Iterator[PgBouncer]:
 async def db(migrated: TestDatabase, bouncer: PgBouncer) -> AsyncIterator[TestDatabase]:
     yield migrated
     await migrated.empty()
+
+
+@pytest.fixture
+async def with_labels(db: TestDatabase) -> AsyncIterator[None]:
+    async with labels(db):
+        yield
 
 
 @pytest.fixture
@@ -79,6 +87,8 @@ def _taken_over(module: Any, prefix: str, *marks: pytest.MarkDecorator) -> None:
 _taken_over(test_tenants, "tenants")
 _taken_over(test_routes_matrix, "matrix", pytest.mark.long)
 _taken_over(test_resources, "resources", pytest.mark.long)
+_taken_over(test_json_values, "jsonb", pytest.mark.usefixtures("with_labels"))
+_taken_over(test_violations, "violations", pytest.mark.usefixtures("with_labels"), pytest.mark.long)
 
 
 async def test_it_really_is_one_connection(client: Client, db: TestDatabase) -> None:

@@ -45,7 +45,7 @@ PYTHON = {
     "docs/guides/lists.md": (3, "test_lists_page.py::test_filters"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
-    "docs/guides/services.md": (1, "test_services_page.py::test_the_http_client"),
+    "docs/guides/services.md": (2, "test_services_page.py::test_the_queue_of_jobs"),
     "docs/guides/receive-webhooks.md": (1, "test_services_page.py::test_stripes_webhook"),
     "docs/guides/public-routes.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/impersonation.md": (1, "test_impersonation.py::test_the_route_of_the_guide_refuses"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -20,7 +21,10 @@ from hypothesis import strategies as st
 from kits import ROOT
 from kits.pages import blocks
 
-from tests.conftest import ADMIN_A, ALICE, Serve, TestDatabase
+from server.plugins.services import SERVICES as SERVICES_OF_APP
+from server.schema.safety import problems
+from server.settings.setting import StartFailed
+from tests.conftest import ADMIN_A, ALICE, BOB, Serve, TestDatabase, url_of
 
 PARCEL = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 
@@ -140,3 +144,80 @@ async def test_stripes_webhook(serve: Serve, paid: TestDatabase) -> None:
 @example("t=1,v1=\udcff")
 def test_no_header_passes_or_fails_the_function(header: str) -> None:
     assert module(WEBHOOKS, "billing.py").is_signed(header, b"{}", SECRET, 1.0) is False
+
+
+# A queue of jobs ---------------------------------------------------------------------------------------------------------
+
+SERVICES = "docs/guides/services.md"
+
+
+@pytest.fixture
+async def queue(db: TestDatabase) -> AsyncIterator[str]:
+    """The database with the page's tables, role and queue; the queue's URL."""
+    pytest.importorskip("pgqueuer", reason="pgqueuer is not installed")
+    from pgqueuer import Queries
+
+    role = f"jobs_{db.server.run}"
+    table, own = [block.text.replace("gatepost_app", db.server.serving_role).replace("jobs_app", role) for block in blocks("sql", page=SERVICES)]
+    async with db.server.as_admin(db.name) as admin:
+        await admin.execute(table)
+        await admin.execute(own)
+        async with db.server.connected(role, db.name) as connection:
+            await Queries.from_asyncpg_connection(connection).install()
+        try:
+            yield url_of(db.server, role, db.name)
+        finally:
+            await admin.execute(f"DROP TABLE reports; DROP SCHEMA jobs CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_the_queue_of_jobs(serve: Serve, db: TestDatabase, queue: str) -> None:
+    client = await serve({"reports.queue_url": queue}, extra={"reports": module(SERVICES, "reports.py")})
+    reports: Any = client.app[SERVICES_OF_APP].get("reports")
+    for _ in range(3):
+        await client.post("/api/orgs/org_a/data", ALICE, {"name": "x"})
+    await client.post("/api/orgs/org_b/data", BOB, {"name": "x"})
+
+    async def rows(number: int) -> list[dict[str, Any]]:
+        for _ in range(100):
+            if len(found := await db.rows("SELECT organization_id, total FROM reports ORDER BY created_at")) >= number:
+                break
+            await asyncio.sleep(0.1)
+        return found
+
+    assert (await client.post("/api/orgs/org_a/reports", ALICE)).status == 202
+    assert (await client.post("/api/orgs/org_b/reports", ALICE)).status == 403
+    assert await rows(1) == [{"organization_id": "org_a", "total": 3}]
+    await db.rows("INSERT INTO jobs.nightly VALUES ('org_b') RETURNING 1")
+    await reports.every_night(None)
+    assert (await rows(2))[1] == {"organization_id": "org_b", "total": 1}
+    audit = await db.rows("SELECT org_id, actor, user_id, target FROM audit_log WHERE target = 'reports' ORDER BY id")
+    assert audit == [{"org_id": org, "actor": "job:report", "user_id": None, "target": "reports"} for org in ("org_a", "org_b")]
+
+    # A job whose tenant is another's in the payload alone does nothing to others; what cannot be a tenant fails and is kept.
+    await reports.ask(" ")
+    for _ in range(100):
+        if held := await db.rows("SELECT status::text FROM jobs.pgqueuer WHERE status = 'failed'"):
+            break
+        await asyncio.sleep(0.1)
+    assert held == [{"status": "failed"}]
+    assert len(await rows(2)) == 2
+
+    began = time.monotonic()
+    await client.server.close()
+    assert time.monotonic() - began < 8
+
+
+async def test_the_queue_and_the_handlers_see_nothing_of_each_other(db: TestDatabase, queue: str) -> None:
+    role = f"jobs_{db.server.run}"
+    async with db.server.connected(role, db.name) as jobs, db.server.connected(db.server.serving_role, db.name) as serving:
+        for connection, sql in ((jobs, "SELECT * FROM public.data"), (jobs, "SELECT * FROM public.reports"), (serving, "SELECT * FROM jobs.pgqueuer")):
+            with pytest.raises(Exception, match="permission denied"):
+                await connection.fetch(sql)
+        assert await problems(serving) == []  # what `check` and the start say
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/x"])
+async def test_a_queue_that_cannot_be_reached_prevents_startup(make_app: Any, queue: str, url: str) -> None:
+    runner = web.AppRunner(make_app({"reports.queue_url": url}, {"reports": module(SERVICES, "reports.py")}))
+    with pytest.raises(StartFailed, match="plugin 'reports': service 'reports' failed to open: ConnectionRefusedError"):
+        await runner.setup()
