@@ -47,6 +47,36 @@ def register_handlers():
 '''
 
 
+SERVICE = '''
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from aiohttp import web
+from server import answer, hookimpl, service, signed_in
+
+@asynccontextmanager
+async def mailer():
+    Path(f"opened.{os.getpid()}").touch()
+    yield os.getpid()
+    Path(f"closed.{os.getpid()}").touch()
+
+@hookimpl
+def register_services():
+    return {"mailer": mailer}
+
+routes = web.RouteTableDef()
+
+@routes.get("/api/pid")
+@signed_in
+async def pid(request):
+    return answer({"pid": service(request, "mailer")})
+
+@hookimpl
+def register_handlers():
+    return routes
+'''
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,6 +154,22 @@ async def test_two_workers_serve_and_drain(db: TestDatabase, tmp_path: Path) -> 
             async with await late as got:
                 assert (got.status, await got.json()) == (200, {"late": True})
         assert await asyncio.wait_for(process.wait(), 30) == 0, log.read_text()
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["in the workers", "before them"])
+async def test_each_worker_has_services_of_its_own(db: TestDatabase, tmp_path: Path, preload: list[str]) -> None:
+    (tmp_path / "gp_mailer.py").write_text(SERVICE)
+    settings = {"DATABASE_URL": db.url, "GATEPOST_PROVIDERS": "stub", "GATEPOST_PLUGINS": "module:gp_mailer"}
+    async with gunicorn(tmp_path, *preload, **settings) as (process, url, log):
+        await until_answers(process, url, log)
+        async with asyncio.timeout(20):
+            while len(workers := {int(file.suffix[1:]) for file in tmp_path.glob("opened.*")}) < 2:
+                await asyncio.sleep(0.05)
+        assert workers == {child.pid for child in psutil.Process(process.pid).children()}
+        assert await pids(url) <= workers
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 40) == 0, log.read_text()
+    assert {int(file.suffix[1:]) for file in tmp_path.glob("closed.*")} == workers
 
 
 @pytest.mark.parametrize(
