@@ -1,4 +1,4 @@
-"""Connections to Postgres, the scope of a transaction, and the translation of the database's failures into exceptions.
+"""The serving role's connections: each statement runs under a scope, and a connection in an unknown state is reset.
 
 Every statement of a handler runs under its caller's scope, which is set for that transaction alone.
 """
@@ -34,15 +34,15 @@ class Database:
     """A pool of connections in the serving role."""
 
     def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
-        """`size` connections at the most; `pooled`: through a transaction pooler."""
+        """`size`: the most connections; `pooled`: they go through a transaction pooler."""
         self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
         idle = statement_seconds + _IDLE_MORE
-        # A request that waits for a lock holds a connection: it gives up before those that wait for a connection do.
+        # A request that waits for a lock holds a connection, so it gives up before those that wait for a connection do.
         lock = min(acquire_seconds / 2, statement_seconds)
         self._set_scope = set_scope_and_limits(statement_seconds, idle, lock) if pooled else set_scope_and_lock_limit(lock)
-        self._first = IN_UTC if pooled else ""
+        self._set_time_zone = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
-        self._resets, self._doubtful = set[asyncio.Task[None]](), set[Any]()
+        self._resets, self._uncertain = set[asyncio.Task[None]](), set[Any]()
         self._hosts: Hosts[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Database:
             "command_timeout": self._statement + 1,  # the client's own limit, for a Postgres that does not respond at all
         }
         hosts = Hosts(driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
-        self._pool, self._hosts = Pool(hosts.open, self._size, busy=driver.must_discard), hosts
+        self._pool, self._hosts = Pool(hosts.open, self._size, must_discard=driver.must_discard), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
@@ -91,12 +91,12 @@ class Database:
         try:
             yield connection
         except BaseException as error:
-            raise self._back_after(connection, error) from None
-        self._back(connection)
+            raise self._release_after(connection, error) from None
+        self._release(connection)
 
     def statement(self, sql: str, args: tuple[Any, ...]) -> str:
         """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
-        return statement_of(sql, args, self._first)
+        return statement_of(sql, args, self._set_time_zone)
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""
@@ -107,13 +107,13 @@ class Database:
             fetch = connection.fetchval if self._pooled else connection.read
             rows = Rows(await fetch(statement, *args, *scope))
         except BaseException as error:
-            raise self._back_after(connection, error) from None
-        self._back(connection)
+            raise self._release_after(connection, error) from None
+        self._release(connection)
         return rows
 
     async def _take(self, caller: str | None) -> Any:
         try:
-            if (connection := self._opened.take(caller)) is not None:  # mostly: and then no timer is needed
+            if (connection := self._opened.take(caller)) is not None:  # nearly always; then no timer is needed
                 return connection
             async with asyncio.timeout(self._acquire):
                 return await self._opened.acquire(caller)
@@ -135,28 +135,28 @@ class Database:
         """
         translated = driver.translate_error(error) if isinstance(error, Exception) else error
         if driver.ends_the_server(error):
-            self._leave(connection)
+            self._leave_server(connection)
         if not driver.is_server_error(error) and not (translated is error and isinstance(error, Exception)):
-            self._doubtful.add(connection)
+            self._uncertain.add(connection)
         return translated
 
-    def _back_after(self, connection: Any, error: BaseException) -> BaseException:
+    def _release_after(self, connection: Any, error: BaseException) -> BaseException:
         """Return a connection to the pool after `error` was raised on it; returns the exception to raise."""
         translated = self.failed(connection, error)
-        self._back(connection)
+        self._release(connection)
         return translated
 
-    def _back(self, connection: Any) -> None:
+    def _release(self, connection: Any) -> None:
         """Return a connection to the pool; one in an unknown state is reset first, in the background."""
-        if connection not in self._doubtful or connection.is_closed():
-            self._doubtful.discard(connection)
+        if connection not in self._uncertain or connection.is_closed():
+            self._uncertain.discard(connection)
             self._opened.release(connection)
             return
         task = asyncio.get_running_loop().create_task(self._reset(connection))
         self._resets.add(task)
         task.add_done_callback(self._resets.discard)
 
-    def _leave(self, connection: Any) -> None:
+    def _leave_server(self, connection: Any) -> None:
         """Close a connection to a server that can no longer be used, and all idle connections.
 
         A connection opened just now is kept: no better server was found, and this one may still read. Otherwise every write
@@ -170,7 +170,7 @@ class Database:
         try:
             await driver.reset(connection, _RESET_SECONDS)
         finally:
-            self._doubtful.discard(connection)
+            self._uncertain.discard(connection)
             self._opened.release(connection)
 
     @asynccontextmanager
@@ -184,22 +184,22 @@ class Database:
             leave(block)
             if await connection.execute("COMMIT") != "COMMIT":
                 # Postgres turns COMMIT into a rollback if a statement has failed: that must not look like success.
-                raise RuntimeError("a failed statement was passed over, so nothing was committed")
+                raise RuntimeError("a failed statement was ignored, so nothing was committed")
         except BaseException as error:
             leave(block)
             if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
                 with suppress(Exception):  # if this fails, it is closed or still in the transaction, and is not used again
                     await connection.execute("ROLLBACK", timeout=_RESET_SECONDS)
-            raise self._back_after(connection, error) from None
-        self._back(connection)
+            raise self._release_after(connection, error) from None
+        self._release(connection)
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         """Call a listed definer function, which works without an identity; returns its rows. Raises ValueError, Unavailable."""
         if not _FUNCTION.match(function):
             raise ValueError("not the name of a function")
-        holes = ", ".join(f"${n}" for n in range(1, len(args) + 1))
+        numbers = ", ".join(f"${n}" for n in range(1, len(args) + 1))
         async with self.connection() as connection:
-            rows = await connection.fetch(f"SELECT * FROM public.{function}({holes})", *args)  # noqa: S608 - a name we checked
+            rows = await connection.fetch(f"SELECT * FROM public.{function}({numbers})", *args)  # noqa: S608 - checked above
         return [dict(row) for row in rows]
 
 

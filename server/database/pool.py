@@ -43,9 +43,9 @@ class Pool(Generic[C]):
     is the server itself, which has no such bound.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, busy: Callable[[C], bool]) -> None:
-        """`busy(connection)` is true if a connection cannot be used again: its last query may still run."""
-        self._connect, self._size, self._busy = connect, size, busy
+    def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, must_discard: Callable[[C], bool]) -> None:
+        """`must_discard(connection)` is true if a connection cannot be used again: its last query may still run."""
+        self._connect, self._size, self._must_discard = connect, size, must_discard
         self._idle: list[C] = []
         self._shares = Shares(max(1, size // 2))
         self._waiting: Turns[C] = Turns(self._shares.is_at_bound)
@@ -118,7 +118,7 @@ class Pool(Generic[C]):
         """Take a connection back, for a waiting request or as an idle one. One with unfinished work is closed."""
         if connection not in self._lent:
             return
-        if self._closed or self._busy(connection) or connection.is_in_transaction():
+        if self._closed or self._must_discard(connection) or connection.is_in_transaction():
             connection.terminate()
         if connection.is_closed():
             self.discard(connection)

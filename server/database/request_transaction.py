@@ -20,24 +20,24 @@ from .statements import SET_SCOPE, Scoped
 
 
 class Savepoint:
-    """A block of work under one scope, inside another savepoint (`above`) or outermost."""
+    """A block of work under one scope, inside another savepoint (`above`); None: the outermost."""
 
-    __slots__ = ("above", "closed", "scope", "turn")
+    __slots__ = ("above", "closed", "lock", "scope")
 
     def __init__(self, scope: tuple[str, str, str], above: Savepoint | None) -> None:
         self.scope, self.above = scope, above
-        self.turn = asyncio.Lock()
-        """Held by a statement of this savepoint while it runs, and by an inner savepoint for all of its life."""
+        self.lock = asyncio.Lock()
+        """Held by a statement of this savepoint while it runs, and by an inner savepoint until it is closed."""
         self.closed = False
 
-    def within(self, other: Savepoint) -> bool:
+    def is_within(self, other: Savepoint) -> bool:
         """Whether this is `other`, or is inside it at any depth."""
         block: Savepoint | None = self
         while block is not None and block is not other:
             block = block.above
         return block is other
 
-    def must_be_open(self) -> None:
+    def check_open(self) -> None:
         """Raises RuntimeError once this savepoint, or one around it, is closed: its transaction is over."""
         block: Savepoint | None = self
         while block is not None:
@@ -47,13 +47,13 @@ class Savepoint:
 
     async def close(self) -> None:
         """Close to new work, after the work in progress has ended."""
-        async with self.turn:
+        async with self.lock:
             self.closed = True
 
 
 _PATIENCE_SECONDS: Final = 2.0
-_innermost: ContextVar[Savepoint | None] = ContextVar("innermost block", default=None)
-"""The savepoint that the running code is in, or left last. A task inherits the savepoint that it is started in."""
+_innermost: ContextVar[Savepoint | None] = ContextVar("innermost savepoint", default=None)
+"""The savepoint that the running code is in, or was in last. A task inherits the savepoint that it is started in."""
 
 
 class Rollback(Exception):
@@ -66,12 +66,12 @@ class RequestTransaction:
     def __init__(self, database: Database, connection: Any, scope: Scope) -> None:
         self._database, self._connection = database, connection
         self.root = Savepoint(scope, None)
-        self._set: Scope | None = scope  # the scope that the connection has now; None: not known
+        self._current_scope: Scope | None = scope  # the scope that the connection has now; None: not known
 
     @property
     def outermost(self) -> Scoped:
         """The transaction outside of all savepoints, under the scope with which it was opened."""
-        return Scoped(_Turns(self, self.root))
+        return Scoped(_SavepointConnection(self, self.root))
 
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
@@ -80,50 +80,50 @@ class RequestTransaction:
         The writer and the connection's caller are those of the transaction, because it belongs to one request.
         """
         async with self._savepoint(scope) as block:
-            yield Scoped(_Turns(self, block))
+            yield Scoped(_SavepointConnection(self, block))
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """One SELECT, in a savepoint. As `Database.read`."""
         statement = self._database.statement(sql, args)
         async with self._savepoint(scope) as block:
-            self._set = scope  # the statement sets it itself
+            self._current_scope = scope  # the statement sets it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
 
     @asynccontextmanager
     async def savepoint(self, block: Savepoint) -> AsyncIterator[None]:
         """A savepoint inside `block`, under its scope: what is run with the block's `Scoped` meanwhile belongs to it."""
-        block.must_be_open()
+        block.check_open()
         async with self._savepoint(block.scope):
             yield
 
     @asynccontextmanager
     async def _savepoint(self, scope: Scope) -> AsyncIterator[Savepoint]:
-        above = self._here()
-        async with above.turn:
-            above.must_be_open()
+        above = self._current()
+        async with above.lock:
+            above.check_open()
             block = Savepoint(scope, above)
             _innermost.set(block)
             try:
                 async with self._connection.savepoint():
-                    self._set = None  # each savepoint sets its scope again, because earlier SQL may have changed it
-                    async with self.left(block):
+                    self._current_scope = None  # each savepoint sets its scope again, because earlier SQL may have changed it
+                    async with self.closing(block):
                         yield block
             except BaseException as error:
-                self._set = None  # the rollback of the savepoint has undone its settings
+                self._current_scope = None  # the rollback of the savepoint has undone its settings
                 raise self._database.failed(self._connection, error) from None
 
     @asynccontextmanager
-    async def left(self, block: Savepoint) -> AsyncIterator[None]:
+    async def closing(self, block: Savepoint) -> AsyncIterator[None]:
         """At the end, close the savepoint to new work and wait for work in progress; after a failure that work is refused."""
         try:
             yield
         except BaseException:
             block.closed = True
-            await self._alone(block)
+            await self._close(block)
             raise
-        await self._alone(block)
+        await self._close(block)
 
-    async def _alone(self, block: Savepoint) -> None:
+    async def _close(self, block: Savepoint) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await block.close()
@@ -134,9 +134,9 @@ class RequestTransaction:
 
     async def run(self, block: Savepoint, method: str, sql: str, *args: Any) -> Any:
         """Run a statement of this savepoint under its scope, after the statements before it."""
-        here = self._here()
-        async with (here if here.within(block) else block).turn:
-            block.must_be_open()
+        here = self._current()
+        async with (here if here.is_within(block) else block).lock:
+            block.check_open()
             return await self._run(block.scope, method, sql, *args)
 
     async def run_last(self, sql: str, *args: Any) -> None:
@@ -144,50 +144,50 @@ class RequestTransaction:
 
         Raises the same exceptions as the end of a savepoint.
         """
-        await self._alone(self.root)
+        await self._close(self.root)
         try:
             await self._run(self.root.scope, "execute", sql, *args)
         except Exception as error:
             raise self._database.failed(self._connection, error) from None
 
     async def _run(self, scope: Scope, method: str, sql: str, *args: Any) -> Any:
-        if self._set != scope:
+        if self._current_scope != scope:
             await self._connection.execute(SET_SCOPE, *scope)
-            self._set = scope
+            self._current_scope = scope
         return await getattr(self._connection, method)(sql, *args)
 
-    def _here(self) -> Savepoint:
+    def _current(self) -> Savepoint:
         """The innermost open savepoint around the running code; the root if that savepoint is of another transaction."""
         here = _innermost.get()
-        if here is None or not here.within(self.root):
+        if here is None or not here.is_within(self.root):
             return self.root
         while here.closed and here.above is not None:
             here = here.above
         return here
 
 
-class _Turns:
-    """A connection limited to one savepoint: the methods that `Scoped` uses."""
+class _SavepointConnection:
+    """The connection as one savepoint may use it: the methods that `Scoped` needs."""
 
-    __slots__ = ("_block", "_transaction")
+    __slots__ = ("_savepoint", "_transaction")
 
     def __init__(self, transaction: RequestTransaction, block: Savepoint) -> None:
-        self._transaction, self._block = transaction, block
+        self._transaction, self._savepoint = transaction, block
 
     async def fetch(self, sql: str, *args: Any) -> Any:
-        return await self._transaction.run(self._block, "fetch", sql, *args)
+        return await self._transaction.run(self._savepoint, "fetch", sql, *args)
 
     async def fetchrow(self, sql: str, *args: Any) -> Any:
-        return await self._transaction.run(self._block, "fetchrow", sql, *args)
+        return await self._transaction.run(self._savepoint, "fetchrow", sql, *args)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
-        return await self._transaction.run(self._block, "fetchval", sql, *args)
+        return await self._transaction.run(self._savepoint, "fetchval", sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> Any:
-        return await self._transaction.run(self._block, "execute", sql, *args)
+        return await self._transaction.run(self._savepoint, "execute", sql, *args)
 
     def savepoint(self) -> Any:
-        return self._transaction.savepoint(self._block)
+        return self._transaction.savepoint(self._savepoint)
 
 
 JOINED: Final = web.RequestKey("joined", RequestTransaction)
@@ -198,8 +198,8 @@ JOINED: Final = web.RequestKey("joined", RequestTransaction)
 async def one_transaction(
     database: Database, scope: Scope, lock: int, writer: Writer = NO_WRITER, caller: str | None = None
 ) -> AsyncIterator[RequestTransaction | None]:
-    """A request's transaction, under this scope and of this writer; None where another transaction holds `lock` (64 bits): it
-    is not waited for.
+    """A request's transaction, under this scope and of this writer. None if another transaction holds `lock`, the 64-bit key of
+    an advisory lock, which is not waited for.
 
     Committed at the end; rolled back when the block raises. `Rollback` rolls back and is not raised further.
     Raises Unavailable, also when the commit fails: then nothing was applied, or all of it.
@@ -213,7 +213,7 @@ async def one_transaction(
                 yield None
                 return
             transaction = RequestTransaction(database, connection, scope)
-            async with transaction.left(transaction.root):
+            async with transaction.closing(transaction.root):
                 yield transaction
     except Rollback:
         pass

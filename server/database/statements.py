@@ -20,16 +20,16 @@ SETTINGS: Final = SCOPE_SETTINGS + WRITER_SETTINGS
 
 
 def _set_local(names: tuple[str, ...], first: int = 1) -> list[str]:
-    """Returns an expression for each setting, which sets it for this transaction alone; the arguments start at `$first`."""
+    """Returns for each setting the expression that sets it for this transaction alone; the arguments start at `$first`."""
     return [f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, first)]
 
 
-# Always all three, and for this transaction alone, so that values of an earlier transaction never matter.
+# Always all three, so that no value of an earlier transaction is ever in effect.
 SET_SCOPE: Final = f"SELECT {', '.join(_set_local(SCOPE_SETTINGS))}"
 # The same with the writer for the audit log, for transactions that may write.
 SET_SCOPE_AND_WRITER: Final = f"SELECT {', '.join(_set_local(SETTINGS))}"
-# Behind a transaction pooler a connection has no settings of its own: each transaction sets what other
-# connections set at their start.
+# Behind a transaction pooler a connection has no settings of its own, so each transaction sets what is otherwise set when a
+# connection is opened.
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
@@ -42,12 +42,12 @@ _ROW_END: Final = "E'\\x1e'"
 
 
 def set_scope_and_lock_limit(lock_seconds: float) -> str:
-    """SET_SCOPE_AND_WRITER, and the longest wait for a lock (of a row, most often) in this transaction."""
+    """As SET_SCOPE_AND_WRITER, and with the longest wait for a lock (most often of a row) in this transaction."""
     return f"{SET_SCOPE_AND_WRITER}, set_config('lock_timeout', '{max(1, round(lock_seconds * 1000))}', true)"
 
 
 def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_seconds: float) -> str:
-    """As before, for a connection through a transaction pooler: time zone and time-outs for this transaction, too."""
+    """As `set_scope_and_lock_limit`, and with time zone and time-outs: for a connection through a transaction pooler."""
     return (
         f"{set_scope_and_lock_limit(lock_seconds)}, {IN_UTC},"
         f" set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
@@ -56,7 +56,7 @@ def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_sec
 
 
 def statement_of(sql: str, args: tuple[Any, ...], first: str = "") -> str:
-    """As `one_statement`, for these arguments: with a page's bound if they are a page's."""
+    """As `one_statement`, for these arguments; if they are those of a page, the rows end at its limit in bytes."""
     return one_statement(sql, len(args), first, page_bytes_of(args))
 
 
@@ -64,12 +64,15 @@ def statement_of(sql: str, args: tuple[Any, ...], first: str = "") -> str:
 def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0) -> str:
     """The caller's SELECT, run after its scope is set, in one statement.
 
-    `first`: an expression that is to be evaluated with the scope (it must not be NULL).
-    `page_bytes`: the bound of a page, as in `_up_to`; 0: all rows.
+    arguments    how many arguments `sql` has; the scope's three values follow them
+    first        an expression to evaluate with the scope, such as IN_UTC; it must not be NULL
+    page_bytes   how many bytes of rows to return, as in `_up_to`; 0: all rows
 
-    Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the
-    condition sets the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there
-    would be no rows at all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
+    Raises ValueError for SQL that is not a SELECT.
+
+    Why it is sound: the rows come from a subquery that CASE evaluates only when its condition is true, and the condition sets
+    the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there would be no rows at
+    all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
     """
     bare = _QUOTED.sub("", sql)
     if not _READ_ONLY.match(sql) or _WRITES.search(bare):
@@ -93,9 +96,10 @@ def _all(rows: str) -> str:
 def _up_to(page_bytes: int, rows: str) -> str:
     """The first rows, until they are more than `page_bytes` bytes of JSON: Postgres makes no JSON of the rows after that.
 
-    Each row is repeated once for each kibibyte of its JSON, a started one included, so that a LIMIT ends the reading. The LIMIT
-    has a repetition more for each row of the largest page: rows that fit into `page_bytes` never reach it. No row has all
-    repetitions: after a very large one comes another row, if there is one, and so a `Link`. `Page.answer` then cuts exactly.
+    A LIMIT can count rows but not bytes, so each row is repeated once for each kibibyte of its JSON and once more, and the
+    LIMIT counts repetitions. It has one to spare for each row of the largest page, so rows that fit into `page_bytes` never
+    reach it. A single row never uses it up: the row after a very large one is still returned, which tells `Page.answer` that
+    there is a next page. `Page.answer` then cuts at the exact limit.
     """
     units = page_bytes // _UNIT + LARGEST_LIMIT + 1
     return (

@@ -54,7 +54,7 @@ class Lines:
 
 def make(size: int) -> tuple[Pool[Line], Lines]:
     lines = Lines()
-    return Pool(lines.connect, size, busy=lambda line: line.busy), lines
+    return Pool(lines.connect, size, must_discard=lambda line: line.busy), lines
 
 
 async def test_connections_are_opened_when_needed_and_used_again() -> None:

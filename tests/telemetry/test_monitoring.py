@@ -86,7 +86,7 @@ async def test_the_list_is_what_the_server_tells(tmp_path: Path) -> None:
     """Names and labels, of a server with a provider that has keys from a URL."""
     settings = {"providers": ["clerk"], "clerk.publishable_key": "pk_test_" + b64encode(b"clerk.example.com$").decode(), "data_folder": str(tmp_path)}
     app = build_app(**{name.replace(".", "__"): value for name, value in settings.items()})
-    app[SERVER_DATABASE].database._pool = Pool(asyncio.Event().wait, 1, busy=bool)  # type: ignore[arg-type]
+    app[SERVER_DATABASE].database._pool = Pool(asyncio.Event().wait, 1, must_discard=bool)  # type: ignore[arg-type]
     keys = app[PROVIDERS][0].provider._keys = KeySet(asyncio.Event().wait, algorithms=["RS256"], name="keys")  # type: ignore[arg-type,attr-defined]
     keys._fetched_at = 0.0
     told = {family.name: set(family.labels) for family in await families_of(app)}
