@@ -44,7 +44,7 @@ def operation(method: str, rule: RouteRule, name: str, handler: object, schemas:
     if rule.bounds is not None:
         made[LIMITS] = rule.bounds.members()
     if parameters := [
-        *_path_parameters(rule.template),
+        *_path_parameters(rule.template, rule.access.organization),
         *query_parameters(said.query, schemas, rule.plugin),
         *map(parameter_ref, _parameters(said, again)),
     ]:
@@ -96,11 +96,12 @@ def _access(rule: RouteRule) -> dict[str, Any]:
     return found | {"accepts": sorted(access.accepts)}
 
 
-def _path_parameters(template: str) -> list[dict[str, Any]]:
+def _path_parameters(template: str, organization: str | None) -> list[dict[str, Any]]:
     found = []
     for name, pattern in _PARAMETER.findall(template):
         schema = {"type": "string", "minLength": 1} | ({"pattern": f"^(?:{pattern})$"} if pattern else {})
-        found.append({"name": name, "in": "path", "required": True, "schema": schema})
+        words = "The active organisation." if name == organization else f"The `{name}` in the path."
+        found.append({"name": name, "in": "path", "required": True, "description": words, "schema": schema})
     return found
 
 

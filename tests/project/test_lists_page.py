@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 import pytest
-from kits import ROOT
 from kits.pages import blocks
+from kits.todo import EXAMPLE, todo_table
 
 import server
 from tests.conftest import Client, Serve, TestDatabase, plugin, stub
@@ -22,19 +22,14 @@ ALICE, BOB, SOUTH = stub("alice", org_id="north"), stub("bob", org_id="north"), 
 
 @pytest.fixture
 async def todos(db: TestDatabase) -> AsyncIterator[None]:
-    """The tutorial's table."""
-    text = (ROOT / "examples" / "todo" / "schema.sql").read_text("utf-8").replace("gatepost_app", db.server.serving_role)
-    async with db.server.connected(db.server.owner_role, db.name) as owner, owner.transaction():
-        await owner.execute(text)
-    yield
-    async with db.server.connected(db.server.owner_role, db.name) as owner:
-        await owner.execute("DROP TABLE todos")
+    async with todo_table(db):
+        yield
 
 
 @pytest.fixture
 async def client(serve: Serve, todos: None, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A server with the tutorial's handlers and the page's."""
-    text = (ROOT / "examples" / "todo" / "todo_app" / "api.py").read_text("utf-8").replace("from __future__ import annotations", "")
+    text = (EXAMPLE / "todo_app" / "api.py").read_text("utf-8").replace("from __future__ import annotations", "")
     module = ModuleType("gp_lists_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pydantic looks up the names of annotations
     scope = module.__dict__
