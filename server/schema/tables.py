@@ -114,8 +114,8 @@ async def tables(connection: Connection, name: str | None = None) -> list[Table]
 
 def _names(row: Any) -> set[str]:
     """The names by which this table may be asked for."""
-    quoted = str(row["name"]).partition(".")[2] if row["nspname"] == "public" else ""
-    return {row["name"], row["plain"], row["relname"], quoted}
+    names = {str(row["name"]), str(row["plain"]), str(row["relname"])}
+    return names | {row["name"].partition(".")[2]} if row["nspname"] == "public" else names
 
 
 def _add_trigger(table: Table, function: str, arguments: bytes, kind: int) -> None:
