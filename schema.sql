@@ -1480,6 +1480,10 @@ BEGIN
                 THEN 'its column updated_at is not a timestamptz'
         END);
     END LOOP;
+    FOR found IN SELECT p.polname FROM pg_policy AS p
+                  WHERE p.polrelid = of_table AND NOT p.polpermissive AND p.polname = ANY (written) LOOP
+        fault := coalesce(fault, format('it has a restrictive policy with the name of one of its own, %I: rename it', found.polname));
+    END LOOP;
     FOR found IN SELECT p.polname, p.polcmd FROM pg_policy AS p
                   WHERE p.polrelid = of_table AND p.polpermissive AND p.polname <> ALL (written) AND p.polroles && ARRAY[0::oid, app]
                     AND NOT (p.polcmd = 'r' AND EXISTS (SELECT FROM public.gatepost_public AS d WHERE d.relation = of_table))
@@ -1590,7 +1594,7 @@ BEGIN
         EXECUTE format('DROP TRIGGER touch ON %s', of_table);
     END IF;
     PERFORM public.gatepost_audit(of_table, organization, CASE WHEN 'id' = ANY (there) THEN 'id' END);
-    IF there @> '{id,created_at}' THEN
+    IF there @> '{id,created_at}' AND coalesce("user", organization) <> 'id' THEN
         PERFORM public.gatepost_page_index(of_table, coalesce("user", organization));
     END IF;
 END $$;

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Final
 
 from ..database.statements import SET_SCOPE, SETTINGS
-from ..settings.setting import ConfigError
 from .inventory import DEFINER_FUNCTIONS, HELPER_ROLES, SEARCH_PATH
 from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
 from .public_rows import declared, unproven
@@ -41,15 +40,6 @@ def refusal(found: list[str]) -> str | None:
         return None
     more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
     return f"the database is not safe to serve from: {found[0]}{more}"
-
-
-async def refuse_unsafe(connection: Connection, serving_role: str) -> None:
-    """For `migrate`, as the owner, at the end of a transaction and before its COMMIT: the verdict of the next startup.
-
-    Raises ConfigError with the line that startup would say; the transaction is then to be rolled back.
-    """
-    if trouble := refusal(await problems(connection, serving_role)):
-        raise ConfigError(trouble.replace("the database is not safe", "the database would not be safe", 1))
 
 
 async def warnings(connection: Connection) -> list[str]:

@@ -272,6 +272,19 @@ async def test_it_can_be_run_again_with_new_columns_and_other_arguments(run: Any
             "gatepost_app", await app.fetchval("SELECT quote_ident(current_user)"))]
 
 
+async def test_a_users_own_profile(run: Any, app: asyncpg.Connection, owner: asyncpg.Connection) -> None:
+    """The id is the user's: written when the row is made, and never changed."""
+    await run("""CREATE TABLE profiles (id text PRIMARY KEY, bio text, created_at timestamptz NOT NULL DEFAULT now());
+                 SELECT gatepost_tenant('profiles', "user" => 'id')""")
+    async with being(app, ADA):
+        assert not await refused(app, "INSERT INTO profiles (id, bio) VALUES ('ada', 'x')")
+        assert await refused(app, "INSERT INTO profiles (id, bio) VALUES ('bob', 'x')")
+        assert await refused(app, "UPDATE profiles SET id = 'bob'")
+        assert await app.execute("UPDATE profiles SET bio = 'y'") == "UPDATE 1"
+    assert (await catalog(owner, app, "profiles"))["pages"] == []
+    assert await safety.problems(app) == []
+
+
 async def test_rows_in_the_same_file(run: Any, owner: asyncpg.Connection, app: asyncpg.Connection, cluster: Server, database: str) -> None:  # noqa: F811
     """Rows written before the line, and by the guide's recipe after it; a forgotten recipe is an error, not a silent nothing."""
     await run(TODOS + SEED + ";" + TENANT.format(""))
@@ -418,6 +431,8 @@ REFUSED = {
                               "it has the policy everybody, which this function did not write: drop it, or drop it before"),
     "one for the serving role": (TODOS + "CREATE POLICY shared ON todos FOR SELECT TO @APP USING (done)", "'todos', organization => 'organization_id'",
                                  "the policy shared.*gatepost_public_rows"),
+    "a restrictive one by the name of ours": (TODOS + "CREATE POLICY org_select ON todos AS RESTRICTIVE USING (done)",
+                                              "'todos', organization => 'organization_id'", "a restrictive policy with the name of one of its own, org_select"),
     "a trigger of another's": (TODOS + "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
                                "CREATE TRIGGER touch BEFORE UPDATE ON todos FOR EACH ROW EXECUTE FUNCTION f()", "'todos', organization => 'organization_id'",
                                "a trigger touch of another origin"),
