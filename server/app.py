@@ -41,7 +41,7 @@ from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
 from .telemetry.decisions import DenialLog, RequestLog
-from .telemetry.log import LOG, log_tracebacks
+from .telemetry.log import LOG, log_tracebacks, start_logging
 from .telemetry.metrics import Metrics
 
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -63,6 +63,7 @@ def create_app() -> web.Application:
     """
     try:
         settings = Settings()
+        start_logging(settings.log_format)
         if all(source == "default" for key, _, source in settings.explain() if key == "env"):
             raise ConfigError("env (GATEPOST_ENV): not set; use production, or development or test for this machine only")
         if settings.get("database.url") is None:

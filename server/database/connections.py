@@ -181,7 +181,7 @@ class Database:
             await connection.execute("BEGIN")
             await connection.execute(self._set_scope, *scope, *writer)
             yield block
-            leave(block)
+            leave(block, whole=True)
             if await connection.execute("COMMIT") != "COMMIT":
                 # Postgres turns COMMIT into a rollback if a statement has failed: that must not look like success.
                 raise RuntimeError("a failed statement was ignored, so nothing was committed")

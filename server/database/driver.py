@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, Final
@@ -54,14 +54,21 @@ class Connection(asyncpg.Connection):
         return statement
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """A part of the open transaction that is undone alone when the block raises. What it raises is raised further."""
+    async def savepoint(self, left: Callable[[], bool] = lambda: False) -> AsyncIterator[None]:
+        """A part of the open transaction that is undone alone when the block raises. What it raises is raised further.
+
+        `left()`: has the transaction's own block been left? The connection is then another request's, and is not touched.
+        """
         name = f"gatepost_{next(_savepoints)}"
         await self.execute(f"SAVEPOINT {name}")
         try:
             yield
+            if left():
+                raise RuntimeError("used after its block was left")
             await self.execute(f"RELEASE SAVEPOINT {name}")
         except BaseException as error:
+            if left():
+                raise
             await self._undo(name)
             if (refused := refusal(error)) is None:
                 raise

@@ -186,7 +186,7 @@ class _SavepointConnection:
     async def execute(self, sql: str, *args: Any) -> Any:
         return await self._transaction.run(self._savepoint, "execute", sql, *args)
 
-    def savepoint(self) -> Any:
+    def savepoint(self, left: object) -> Any:
         return self._transaction.savepoint(self._savepoint)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 
@@ -118,10 +118,10 @@ class Scoped:
     transaction is then over, unless the statement was in a `savepoint`.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_savepoints")
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection, self._savepoints = connection, 0
 
     async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
         """Run a statement; returns all rows."""
@@ -159,12 +159,18 @@ class Scoped:
         except Exception as error:
             _raise(error)
 
-    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
         """`async with db.savepoint():` a part of the transaction that is undone alone when its block raises.
 
         The exception leaves the savepoint: catch it around `async with db.savepoint()`, not inside.
         """
-        return self._connection.savepoint()  # type: ignore[no-any-return]
+        async with self._connection.savepoint(lambda: self._connection is _LEFT):
+            self._savepoints += 1
+            try:
+                yield
+            finally:
+                self._savepoints -= 1
 
 
 class _Left:
@@ -177,9 +183,14 @@ class _Left:
 _LEFT: Final = _Left()
 
 
-def leave(block: Scoped) -> None:
-    """Take the connection from a `Scoped`: no statement can be run with it any more."""
+def leave(block: Scoped, *, whole: bool = False) -> None:
+    """Take the connection from a `Scoped`: no statement can be run with it any more.
+
+    whole   raise RuntimeError if one of its savepoints is still open, as in a task that was left behind
+    """
     block._connection = _LEFT
+    if whole and block._savepoints:
+        raise RuntimeError("a savepoint was still open at the end of the block, so nothing was committed")
 
 
 def _raise(error: Exception) -> NoReturn:

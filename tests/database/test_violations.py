@@ -272,3 +272,38 @@ async def test_a_task_that_is_left_behind_runs_nothing_in_another_callers_transa
     (failed,) = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(failed, RuntimeError)
     assert await names(db) == []
+
+
+async def test_a_savepoint_of_a_task_that_is_left_behind_touches_no_other_request(serve: Serve, db: TestDatabase) -> None:
+    """Its transaction is not committed by half, and what it does later does not reach the connection's next transaction."""
+    tasks: list[asyncio.Task[Any]] = []
+    leave_it = asyncio.Event()
+
+    async def work(request: web.Request) -> Any:
+        async def later(sql: Any) -> None:
+            async with sql.savepoint():
+                await sql.fetchval(INSERT, "half")
+                await leave_it.wait()
+                if len(tasks) == 2:
+                    raise LookupError
+
+        if request.query:
+            async with scoped(request) as sql:
+                await sql.fetchval(INSERT, "before")
+                leave_it.set()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await sql.fetchval(INSERT, "after")
+            return 1
+        async with scoped(request) as sql:
+            tasks.append(asyncio.create_task(later(sql)))
+            await asyncio.sleep(0.1)
+
+    client = await serve({"database.pool_size": 1}, extra={"acme": at_work(work)})
+    assert [(await client.get("/work", ALICE)).status for _ in range(2)] == [500, 500]
+    assert await names(db) == []
+    assert (await client.get("/work?other", ALICE)).status == 200
+    assert [type(task.exception()) for task in tasks] == [RuntimeError, LookupError] or {type(task.exception()) for task in tasks} <= {
+        RuntimeError, LookupError,
+    }  # fmt: skip
+    assert await names(db) == ["before", "after"]
+    await in_order(client)

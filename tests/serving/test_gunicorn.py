@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -154,6 +155,30 @@ async def test_two_workers_serve_and_drain(db: TestDatabase, tmp_path: Path) -> 
             async with await late as got:
                 assert (got.status, await got.json()) == (200, {"late": True})
         assert await asyncio.wait_for(process.wait(), 30) == 0, log.read_text()
+
+
+async def test_its_log_is_that_of_the_own_server(db: TestDatabase, tmp_path: Path) -> None:
+    """Denials, and what a 500 is about; in development with the traceback."""
+    fails = SLOW.replace('Path("arrived").touch()', 'raise ValueError("what the handler says")')
+    (tmp_path / "slow.py").write_text(fails)
+    settings = {"DATABASE_URL": db.url, "GATEPOST_PROVIDERS": "stub", "GATEPOST_PLUGINS": "module:slow", "GATEPOST_LOG_FORMAT": "json"}
+    for env in ("development", "test"):
+        async with gunicorn(tmp_path, **settings, GATEPOST_ENV=env) as (process, url, log):
+            await until_answers(process, url, log)
+            async with aiohttp.ClientSession(url) as client:
+                async with client.get("/api/data") as got:
+                    assert got.status == 401
+                async with client.get("/api/slow", headers=ALICE) as got:
+                    assert got.status == 500
+                    request_id = got.headers["X-Request-Id"]
+            process.terminate()
+            await asyncio.wait_for(process.wait(), 40)
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        (denied,) = [line for line in lines if line["event"] == "denied"]
+        assert denied["reason"] == "credential-missing"
+        (failed,) = [line for line in lines if line["event"] == "handler failed"]
+        assert (failed["request_id"], failed["error"]) == (request_id, "ValueError")
+        assert ("what the handler says" in failed.get("exception", "")) is (env == "development")
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["in the workers", "before them"])
