@@ -44,7 +44,8 @@ async def read_body(request: web.Request, limit: int, seconds: float, *, any_typ
         raise UnsupportedMediaType
     try:
         async with asyncio.timeout(seconds):
-            await send_continue(request)
+            if hdrs.EXPECT in request.headers:
+                await send_continue(request)
             return await _collected(request, limit)
     except TimeoutError:
         raise RequestTimeout from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from server.commands.explain import explain
 from server.commands.routes import as_text
 from server.openapi.document import DOCUMENT
 from tests.conftest import ALICE, BAD_CREDENTIALS, BOB, ROBOT_A, Client, Serve, TestDatabase, plugin, stub
+from tests.promises.test_public_property import TRICKS
 
 PATTERNS = ["/api/webhooks(.*)", "/api/health", "/api/public(.*)", "/open(.*)"]
 TAG = '"v1"'
@@ -172,6 +174,21 @@ async def test_a_bad_credential_is_a_401_as_everywhere(open_client: Client, bad:
     for name in ("Cache-Control", "WWW-Authenticate", "Vary"):
         assert there.headers[name] == here.headers[name]
     assert here.headers["Cache-Control"] == "no-store"
+
+
+async def test_no_trick_makes_a_bad_credential_a_visitor_or_a_visitor_a_caller() -> None:
+    """The headers of the corpus of anonymous requests: not one of its credentials is good."""
+    app = build_app({"acme": routes_plugin(*routes)}, providers=["stub", "api_key"], public_routes=PATTERNS)
+    counts: Counter[int] = Counter()
+    async with serving(app) as port:
+        for tricks in TRICKS:
+            shown = any(name in ("Authorization", "X-API-Key") for name, _ in tricks)
+            got = await ask(port, "GET", "/open/who", *tricks)
+            assert got.status in ((400, 401) if shown else (200, 400, 417)), tricks
+            assert got.status != 200 or got.json == NOBODY
+            counts[got.status] += 1
+    assert counts[200] > 50
+    assert counts[401] >= 8
 
 
 async def test_two_credentials_are_a_400(open_client: Client) -> None:
