@@ -84,6 +84,7 @@ def build(
     table = RouteTable()
     public = [(text, _compile(text)) for text in patterns]
     used: set[str] = set()
+    decided = []
     for plugin, route in offered:
         access = _checked(plugin, route)
         opening = [text for text, pattern in public if pattern.covers(route.path)]
@@ -91,7 +92,7 @@ def build(
         if plugin not in builtin:
             opening = [text for text in opening if text not in DEFAULT_PUBLIC]
         is_open = access.public and bool(opening)
-        table.warnings += _warnings(plugin, route, access.public, opening, is_open)
+        decided.append((plugin, route, access.public, opening, is_open))
         for added in _register(router, plugin, route):
             tally, bounds = metrics.tally(added.method, route.path), bounds_of(route.handler)
             owner = "" if plugin in builtin else plugin
@@ -100,6 +101,11 @@ def build(
             handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
             words = ", ".join([rule.words, bounds.words()]) if bounds else rule.words
             table.rows.append(Row(added.method, route.path, words, handler))
+    opened = {route.path for _, route, _, _, is_open in decided if is_open}
+    for plugin, route, declared, opening, is_open in decided:
+        # A pattern that opens another method of the same path could not be narrower.
+        if declared or route.path not in opened:
+            table.warnings += _warnings(plugin, route, declared, opening, is_open)
     for text, _ in public:
         if text not in used:
             if text not in DEFAULT_PUBLIC:
