@@ -1557,10 +1557,12 @@ BEGIN
         EXECUTE format('CREATE POLICY %I ON %s FOR %s TO %I %s', each.policy, of_table, each.command, app, each.terms);
     END LOOP;
 
-    -- Rights by column: ids, times, and what the database computes or counts are never written; tenants and authors never changed.
+    -- Rights by column: ids, times, and what the database computes or counts are never written; tenants and authors are never
+    -- changed, nor are columns that `check` takes for a tenant's by their name.
     there := ARRAY(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped);
     SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum),
-           string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attname <> ALL (tenants))
+           string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FILTER (
+               WHERE a.attname <> ALL (tenants) AND a.attname NOT IN ('user_id', 'org_id', 'organization_id'))
       INTO insertable, changeable
       FROM pg_attribute AS a
      WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity = ''

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
+from server import answer, public, read, scoped
 from server.app import build
 from server.commands import run
 from server.schema import safety
@@ -20,7 +21,7 @@ from server.schema.policy_proof import needs_caller
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
 from server.telemetry.log import LOG
-from tests.conftest import TestDatabase
+from tests.conftest import ALICE, BOB, Serve, TestDatabase, plugin
 
 OWN = "NULLIF(current_setting('gatepost.user_id', true), '')"
 ARTICLES = """
@@ -143,6 +144,35 @@ async def test_what_a_reader_without_a_name_may_do(own: TestDatabase) -> None:
                     await save.rollback()
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await connection.execute("INSERT INTO articles (author_id, published) VALUES ('eve', true)")
+
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/articles")
+@public(optional=True)
+async def articles(request: web.Request) -> web.Response:
+    return answer(await read(request, "SELECT title FROM articles ORDER BY title"))
+
+
+@routes.delete("/articles")
+@public(optional=True)
+async def forgotten(request: web.Request) -> web.Response:
+    async with scoped(request) as db:
+        return answer([row["title"] for row in await db.fetch("DELETE FROM articles RETURNING title")])
+
+
+async def test_over_http_without_a_where(own: TestDatabase, serve: Serve) -> None:
+    """Readers, known or not, see what is published; their own drafts too; they delete their own articles only."""
+    await schema(own, DECLARED + "CREATE POLICY published ON articles FOR SELECT TO @APP USING (published)")
+    await own.rows("INSERT INTO articles (author_id, title, published) VALUES ('alice', 'a', true), ('alice', 'draft', false), ('bob', 'b', true)")
+    client = await serve({"database.url": own.url, "public_routes": ["/articles"]}, {"articles": plugin(*routes)})
+    for headers, seen in ((None, "ab"), (BOB, "ab"), (ALICE, "abdraft")):
+        got = await client.send("GET", "/articles", headers)
+        assert (got.status, "".join(row["title"] for row in got.json())) == (200, seen)
+    for headers, gone in ((None, []), (BOB, ["b"]), (BOB, [])):
+        got = await client.send("DELETE", "/articles", headers)
+        assert (got.status, got.json()) == (200, gone)
 
 
 @pytest.mark.parametrize(("call", "said"), [
