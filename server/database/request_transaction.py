@@ -16,39 +16,8 @@ from aiohttp import web
 
 from ..http.answers import Rows
 from .connections import NO_WRITER, Database, Scope, Writer
+from .savepoint import Savepoint
 from .statements import SET_SCOPE, Scoped
-
-
-class Savepoint:
-    """A block of work under one scope, inside another savepoint (`above`); None: the outermost."""
-
-    __slots__ = ("above", "closed", "lock", "scope")
-
-    def __init__(self, scope: tuple[str, str, str], above: Savepoint | None) -> None:
-        self.scope, self.above = scope, above
-        self.lock = asyncio.Lock()
-        """Held by a statement of this savepoint while it runs, and by an inner savepoint until it is closed."""
-        self.closed = False
-
-    def is_within(self, other: Savepoint) -> bool:
-        """Whether this is `other`, or is inside it at any depth."""
-        block: Savepoint | None = self
-        while block is not None and block is not other:
-            block = block.above
-        return block is other
-
-    def check_open(self) -> None:
-        """Raises RuntimeError once this savepoint, or one around it, is closed: its transaction is over."""
-        block: Savepoint | None = self
-        while block is not None:
-            if block.closed:
-                raise RuntimeError("used after its block was left")
-            block = block.above
-
-    async def close(self) -> None:
-        """Close to new work, after the work in progress has ended."""
-        async with self.lock:
-            self.closed = True
 
 
 _PATIENCE_SECONDS: Final = 2.0
@@ -98,8 +67,7 @@ class RequestTransaction:
 
     @asynccontextmanager
     async def _savepoint(self, scope: Scope) -> AsyncIterator[Savepoint]:
-        above = self._current()
-        async with above.lock:
+        async with self._turn() as above:
             above.check_open()
             block = Savepoint(scope, above)
             _innermost.set(block)
@@ -134,8 +102,7 @@ class RequestTransaction:
 
     async def run(self, block: Savepoint, method: str, sql: str, *args: Any) -> Any:
         """Run a statement of this savepoint under its scope, after the statements before it."""
-        here = self._current()
-        async with (here if here.is_within(block) else block).lock:
+        async with self._turn(block):
             block.check_open()
             return await self._run(block.scope, method, sql, *args)
 
@@ -155,6 +122,21 @@ class RequestTransaction:
             await self._connection.execute(SET_SCOPE, *scope)
             self._current_scope = scope
         return await getattr(self._connection, method)(sql, *args)
+
+    @asynccontextmanager
+    async def _turn(self, block: Savepoint | None = None) -> AsyncIterator[Savepoint]:
+        """Hold the lock of the innermost open savepoint around the running code; with `block`, of `block` or one inside it.
+
+        A savepoint may close while a task waits for it: the task then waits for the one around it.
+        """
+        while True:
+            here = self._current()
+            if block is not None and not here.is_within(block):
+                here = block
+            async with here.lock:
+                if not here.closed or here in (block, self.root):
+                    yield here
+                    return
 
     def _current(self) -> Savepoint:
         """The innermost open savepoint around the running code; the root if that savepoint is of another transaction."""

@@ -181,6 +181,23 @@ async def left(request: web.Request) -> web.Response:
     return answer({})
 
 
+@routes.post("/waits-for-a-closing-block")
+@signed_in
+async def waits_for_a_closing_block(request: web.Request) -> web.Response:
+    """A task asks for the block that it was started in while that block closes, which waits for a statement."""
+    async with scoped(request) as db:
+        slow = asyncio.ensure_future(db.execute("SELECT pg_sleep(0.3)"))
+
+        async def waits() -> None:
+            await asyncio.sleep(0.1)
+            await insert(request, "late")
+
+        waiting = asyncio.ensure_future(waits())
+        await asyncio.sleep(0)
+    await asyncio.gather(slow, waiting)
+    return answer({})
+
+
 TASKS = web.AppKey("tasks", list)
 
 
@@ -610,6 +627,11 @@ async def test_tasks_at_once(acme: Client, db: TestDatabase) -> None:
     first, again = [await acme.post("/at-once", keyed(ALICE)) for _ in range(2)]
     assert (first.status, first.json(), replayed(again)) == (200, {"failed": 2}, True)
     assert await names(db) == [f"{kind}{n}" for kind in "abc" for n in range(5)] + ["d", "e"]
+
+
+async def test_a_task_that_waits_while_its_block_closes_belongs_to_the_block_around_it(acme: Client, db: TestDatabase) -> None:
+    got = await acme.post("/waits-for-a-closing-block", keyed(ALICE))
+    assert (got.status, await names(db)) == (200, ["late"])
 
 
 @pytest.mark.parametrize("chaos", ["", "fails"])
