@@ -99,7 +99,7 @@ $(STAMP): pyproject.toml requirements.txt
 	@printf '%s\n' '$(CURDIR)' > $@
 
 $(TOOLS): $(STAMP)
-	@$(PYTHON) -m pip install --quiet -e '.[deploy,site]' -c requirements.txt
+	@$(PYTHON) -m pip install --quiet -e '.[deploy,guides,site]' -c requirements.txt
 	@touch $@
 
 $(CLIENTS)/.installed: tests/openapi/clients/package.json tests/openapi/clients/requirements.txt

@@ -7,7 +7,6 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -20,8 +19,9 @@ from ..plugins.providers import PROVIDERS, not_ready
 from ..schema import leaks as oracles
 from ..schema import pooler
 from ..schema.capacity import Capacity, capacity
+from ..schema.embedded_database import as_serving_role, embedded_owner, exists
 from ..schema.safety import problems, public_rows, warnings
-from ..schema.startup import ServerDatabase, beside_running_server
+from ..schema.startup import beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 
@@ -91,13 +91,26 @@ async def _look(app: web.Application, settings: Settings) -> tuple[_Findings, li
 
 
 async def _find(settings: Settings) -> _Findings:
-    """Look at the database directly and, where there is a pooler, through the pooler too."""
+    """Look at the database directly and, where there is a pooler, through the pooler too.
+
+    The embedded Postgres is started where no server runs on it, and stopped again.
+    """
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
-    connect = {"dsn": direct or url} if url else beside_running_server(settings)
-    if connect is None and not (Path(settings.get("data_folder")) / "postgres").exists():
+    if url:
+        return await _find_in({"dsn": direct or url}, settings)
+    if (beside := beside_running_server(settings)) is not None:
+        return await _find_in(beside, settings)
+    if not exists(settings):
         return _Findings([], looked=False)
-    if connect is None:
-        return _Findings(await _embedded(settings))
+    try:
+        async with embedded_owner(settings) as owner:
+            return await _find_in(as_serving_role(owner), settings)
+    except ConfigError as error:
+        return _Findings([str(error)])
+
+
+async def _find_in(connect: dict[str, Any], settings: Settings) -> _Findings:
+    url, direct = settings.get("database.url"), settings.get("database.direct_url")
     try:
         async with direct_connection(connect) as connection:
             available = await capacity(connection, settings)
@@ -125,16 +138,4 @@ async def _through(url: str, direct: Any, *, pooled: bool) -> tuple[list[str], l
 def _hosts(url: str | None) -> list[str]:
     if url and len(split(url)) > 1 and "target_session_attrs" not in url:
         return ["database.url names several hosts without target_session_attrs=read-write: the server may connect to a standby"]
-    return []
-
-
-async def _embedded(settings: Settings) -> list[str]:
-    """The problems of the embedded Postgres, on which no server runs."""
-    storage = ServerDatabase(settings)
-    try:
-        await storage.open()
-    except ConfigError as error:
-        return [str(error)]
-    finally:
-        await storage.close()
     return []

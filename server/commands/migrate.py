@@ -6,50 +6,105 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any
 
-from ..database.connections import direct_connection
-from ..embedded.server import EmbeddedPostgres
 from ..schema import pooler
-from ..schema.migrate import apply, migrate, serving_role_of
-from ..schema.startup import StartFailed, beside_running_server
+from ..schema.embedded_database import embedded_owner, exists
+from ..schema.migrate import SERVING_ROLE, migrate, serving_role_of, user_of
+from ..schema.migration import Migration, Outcome, Own, read_own
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
-
-Own: TypeAlias = list[tuple[Path, str]]
-"""A product's own SQL files: (path, text) of each."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--schema", type=Path, action="append", default=[], metavar="FILE",
-        help="SQL file of your own tables, run as the owner after the server's schema, in one transaction; may be repeated (on "
-        "the embedded Postgres: while the server runs)",
+        "--schema", type=Path, action="append", default=[], metavar="PATH",
+        help="SQL of your own tables, run as the owner after the server's schema. A file is run each time, in one transaction. "
+        "Of a folder, the files named 001_name.sql are applied once each, in order, each in a transaction, and recorded. May "
+        "be repeated, with one folder",
     )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print what would be applied, and change nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Apply schema.sql in one transaction, then each file named, and print what must still be done by hand.
+    """Apply schema.sql in one transaction, then each file or folder named, and print what must still be done by hand.
 
-    Returns 0. Raises ConfigError, and StartFailed where SQL fails: that file's transaction is rolled back.
+    Returns 0, or 2 if the database is still as unsafe as before. Raises ConfigError for a mistake and for what would make the
+    database unsafe, StartFailed where SQL fails: that file's transaction is rolled back.
     """
-    own = [(path, _text(path)) for path in args.schema]
+    own = read_own(args.schema)
     url, owner = settings.get("database.url"), settings.get("database.owner_url")
     if url is not None and owner is None:
         raise ConfigError("database.owner_url (DATABASE_OWNER_URL): migrate needs the owner's URL")
-    connect = {"dsn": owner} if url is not None else _embedded(settings, own)
-    todo = asyncio.run(_apply(connect, own) if url is None else _migrate(connect, settings, own))
+    if args.dry_run:
+        return _print_plan(args, asyncio.run(_plan(settings, own)))
+    outcome = asyncio.run(_migrate(settings, own) if owner is not None else _migrate_embedded(settings, own))
     if args.json:
-        print(json.dumps({"migrated": True, "schemas": [str(path) for path in args.schema], "by_hand": todo}))
-        return 0
-    print(*todo, sep="\n", end="\n" if todo else "")
-    print("migrated")
+        print(json.dumps(_as_json(args, outcome)))
+    else:
+        print(*outcome.by_hand, *(f"applied {name}" for name in outcome.applied), "migrated", sep="\n")
+    for line in outcome.unsafe:
+        print(f"gatepost: the database is not safe to serve from: {line}", file=sys.stderr)
+    return 2 if outcome.unsafe else 0
+
+
+def _as_json(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "migrated": True,
+        "schemas": [str(path) for path in args.schema],
+        "applied": outcome.applied,
+        "by_hand": outcome.by_hand,
+        "unsafe": outcome.unsafe,
+    }
+
+
+def _print_plan(args: argparse.Namespace, plan: Sequence[str]) -> int:
+    if args.json:
+        print(json.dumps({"migrated": False, "plan": plan}))
+    else:
+        print(*plan, "nothing was changed", sep="\n")
     return 0
+
+
+async def _plan(settings: Settings, own: Sequence[Own]) -> list[str]:
+    owner = settings.get("database.owner_url")
+    if owner is not None:
+        return await Migration({"dsn": owner}, _role(settings), _progress).plan(own)
+    if not exists(settings):
+        return [
+            "the embedded database does not exist yet; it would be created",
+            *(f"{one.path}: would be applied" for one in own),
+        ]
+    async with embedded_owner(settings, migrate=False) as connect:
+        return await Migration(connect, SERVING_ROLE, _progress).plan(own)
+
+
+async def _migrate(settings: Settings, own: Sequence[Own]) -> Outcome:
+    if len(own) > 1:
+        _progress("schema.sql")
+    migration = Migration({"dsn": settings.get("database.owner_url")}, _role(settings), _progress)
+    return await migration.run(own, schema=partial(_schema, settings))
+
+
+async def _schema(settings: Settings, connection: Any) -> list[str]:
+    """Migrate the server's schema; returns what must still be done by hand."""
+    role, url = _role(settings), settings.get("database.url")
+    todo = await migrate(connection, serving_role=role, connects=url is not None and user_of(url) is not None)
+    return todo + await _behind_a_pooler(connection, settings, role)
+
+
+async def _migrate_embedded(settings: Settings, own: Sequence[Own]) -> Outcome:
+    async with embedded_owner(settings) as connect:
+        return await Migration(connect, SERVING_ROLE, _progress).run(own, schema=None)
+
+
+def _role(settings: Settings) -> str:
+    url = settings.get("database.url")
+    return SERVING_ROLE if url is None else serving_role_of(url)
 
 
 async def _behind_a_pooler(connection: Any, settings: Settings, role: str) -> list[str]:
@@ -62,63 +117,6 @@ async def _behind_a_pooler(connection: Any, settings: Settings, role: str) -> li
         f"'{round(seconds * 1000)}ms'; ALTER ROLE {role} SET timezone = 'UTC'; then make the pooler reconnect "
         "(PgBouncer: RECONNECT)."
     ]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--schema {path}: cannot be read") from error
-
-
-def _embedded(settings: Settings, own: Own) -> dict[str, Any]:
-    beside = beside_running_server(settings)
-    if not own:
-        raise ConfigError("migrate: the embedded Postgres migrates itself at start; set DATABASE_URL and DATABASE_OWNER_URL")
-    if beside is None:
-        raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
-    return {**beside, "user": EmbeddedPostgres.superuser}
-
-
-async def _migrate(connect: dict[str, Any], settings: Settings, own: Own) -> list[str]:
-    url = settings.get("database.url")
-    role = serving_role_of(url)
-    async with direct_connection(connect) as connection:
-        if len(own) > 1:
-            _progress("schema.sql")
-        with _rolled_back("schema.sql"):
-            todo = await migrate(connection, serving_role=role, connects=urlsplit(url).username is not None)
-            todo += await _behind_a_pooler(connection, settings, role)
-        await _apply_own(connection, own, serving_role=role)
-    return todo
-
-
-async def _apply(connect: dict[str, Any], own: Own) -> list[str]:
-    async with direct_connection(connect) as connection:
-        await _apply_own(connection, own)
-    return []
-
-
-async def _apply_own(connection: Any, own: Own, **role: str) -> None:
-    for number, (path, sql) in enumerate(own, 1):
-        if len(own) > 1:
-            _progress(f"{path} ({number} of {len(own)})")
-        with _rolled_back(str(path), sql):
-            await apply(connection, sql, **role)
-
-
-@contextmanager
-def _rolled_back(file: str, sql: str = "") -> Iterator[None]:
-    """Turn Postgres's error into StartFailed with the file and, where Postgres names the place, the line."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "sqlstate", None) is None:
-            raise
-        position = getattr(error, "position", None)  # in characters, from 1
-        line = f", line {sql.count(chr(10), 0, int(position) - 1) + 1}" if sql and position else ""
-        # The operator's own SQL and rights: here, and only here, Postgres's own message is shown.
-        raise StartFailed(f"migrate: {file}{line}: {error}; rolled back") from None
 
 
 def _progress(what: str) -> None:

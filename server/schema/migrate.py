@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..settings.setting import ConfigError
+from .adoption import lose_connect, refuse_foreign
 
 # One migration at a time in one database; the number identifies Gatepost's migrations and means nothing else.
 LOCK = 4716_2026
 SERVING_ROLE: Final = "gatepost_app"
 """The serving role's name if no URL names another."""
+_FOREIGN_TABLE: Final = "42P07"  # duplicate_table: what schema.sql raises where a table of its name is not ours
 OUTDATED = "the schema is missing or not this version's: run `migrate`"
 
 
@@ -70,7 +72,7 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
 
     A newer version's schema is left unchanged: otherwise older functions would replace its own. Returns what the operator must
     still do by hand, a sentence a line; `connects`: the server's URL already names the serving role. Raises ConfigError if the
-    schema is of a newer generation.
+    schema is of a newer generation, or if something in the database has a name of ours and is not ours.
     """
     text = schema_text()
     mine = mark_of(text)
@@ -81,20 +83,33 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
             if trouble := trouble_with(found, mine):
                 raise ConfigError(f"migrate: {trouble}")
             return [f"The schema is a newer version's (revision {found.revision}); it was left unchanged."]
+        await refuse_foreign(connection, text)
+        without = await lose_connect(connection, serving_role)
         # Row-level security is forced on the owner too, so a backfill would silently change nothing. With this it raises.
         await connection.execute("SET LOCAL row_security = off")
         await connection.execute("SELECT set_config('gatepost.serving_role', $1, true)", serving_role)
-        await connection.execute(text)
+        try:
+            await connection.execute(text)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) == _FOREIGN_TABLE:
+                raise ConfigError(f"migrate: {str(error).splitlines()[0]}; nothing was changed") from None
+            raise
         if found != mine:
             await connection.execute(
                 "INSERT INTO public.gatepost_meta (generation, revision, checksum) VALUES ($1, $2, $3)", *mine
             )
-        return await _by_hand(connection, serving_role, connects=connects, first=found is None)
+        return await _by_hand(connection, serving_role, connects=connects, first=found is None, without=without)
 
 
 def serving_role_of(url: str) -> str:
     """Returns the role that DATABASE_URL names, or gatepost_app."""
-    return urlsplit(url).username or SERVING_ROLE
+    return user_of(url) or SERVING_ROLE
+
+
+def user_of(url: str) -> str | None:
+    """Returns the role that this URL names, or None."""
+    parts = urlsplit(url)
+    return unquote(parts.username) if parts.username else next(iter(parse_qs(parts.query).get("user", ())), None)
 
 
 async def apply(connection: Connection, sql: str, *, serving_role: str = SERVING_ROLE) -> None:
@@ -141,9 +156,20 @@ def trouble_with(found: Mark | None, mine: Mark) -> str | None:
     )
 
 
-async def _by_hand(connection: Connection, serving_role: str, *, connects: bool, first: bool) -> list[str]:
-    """What a migration cannot or must not do itself, without what is done. What it cannot see is said at the `first` only."""
+async def _by_hand(
+    connection: Connection, serving_role: str, *, connects: bool, first: bool, without: Sequence[str]
+) -> list[str]:
+    """What a migration cannot or must not do itself, without what is done. What it cannot see is said at the `first` only.
+
+    `without`: the roles of other programs that can no longer connect to this database.
+    """
     todo = []
+    if without:
+        database = await connection.fetchval("SELECT quote_ident(current_database())")
+        todo.append(
+            "Only granted roles can connect to this database now. For each of these that still needs it "
+            f"({', '.join(without)}): GRANT CONNECT ON DATABASE {database} TO …"
+        )
     has_password = await _has_password(connection, serving_role)
     if has_password is False or (has_password is None and first):
         todo.append(

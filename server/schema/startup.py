@@ -17,7 +17,7 @@ from ..settings.setting import ConfigError
 from ..settings.setting import StartFailed as StartFailed
 from ..settings.sources import Settings
 from ..telemetry.log import LOG
-from .migrate import SERVING_ROLE, migrate
+from .migrate import LOCK, SERVING_ROLE, migrate
 from .pooler import same_place
 from .safety import problems, public_rows, refusal, warnings
 
@@ -99,7 +99,8 @@ class ServerDatabase:
         for line in public:
             LOG.info(line)
         if trouble:
-            raise ConfigError(trouble)
+            embedded = "" if self._embedded is None else "; mend it with `python -m server migrate --schema FILE`"
+            raise ConfigError(trouble + embedded)
 
     async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
         """Refuse a direct URL to another database: revocations must be read from where they are written."""
@@ -123,6 +124,7 @@ class ServerDatabase:
 async def migrate_embedded(owner: dict[str, Any]) -> None:
     """Create the database if it is missing, and migrate its schema. `owner` holds asyncpg's arguments for its superuser."""
     async with direct_connection({**owner, "database": "postgres"}) as first:
+        await first.execute(f"SELECT pg_advisory_lock({LOCK})")  # until the connection ends
         if not await first.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE_NAME):
             await first.execute(f"CREATE DATABASE {DATABASE_NAME}")
     async with direct_connection({**owner, "database": DATABASE_NAME}) as connection:

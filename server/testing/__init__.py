@@ -14,8 +14,9 @@
 TEST_DATABASE_URL is the serving role's URL of a migrated database; without it an embedded Postgres is started for the run and
 then deleted. Rows remain from test to test: use users and organisations of its own in each test.
 
-The fixture `gatepost_schema` creates your own tables: SQL that runs as the owner, as `migrate --schema` runs it. On the
-database of TEST_DATABASE_URL it runs only with TEST_DATABASE_OWNER_URL; without that variable the tables must already exist.
+The fixture `gatepost_schema` creates your own tables: SQL texts, or paths of files and of folders of numbered files, run as the
+owner, as `migrate --schema` runs them. On the database of TEST_DATABASE_URL it runs only with TEST_DATABASE_OWNER_URL; without
+that variable the tables must already exist.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ..app import build
 from ..database.connections import direct_connection
 from ..embedded.server import EmbeddedPostgres
 from ..schema.migrate import SERVING_ROLE, apply, serving_role_of
+from ..schema.migration import Migration, read_own
 from ..schema.startup import DATABASE_NAME, migrate_embedded
 from ..settings.sources import Settings
 from .clerk import LoopbackClerk
@@ -46,13 +48,16 @@ ClientAs: TypeAlias = Callable[..., Awaitable[aiohttp.ClientSession]]
 
 
 @pytest.fixture(scope="session")
-def gatepost_schema() -> Sequence[str]:
-    """SQL texts that create your own tables, run as the owner after the migration. Override it with scope="session"."""
+def gatepost_schema() -> Sequence[str | Path]:
+    """SQL that creates your own tables, run as the owner after the migration: texts, or paths of what `migrate --schema` takes.
+
+    Override it with scope="session".
+    """
     return ()
 
 
 @pytest.fixture(scope="session")
-def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_schema: Sequence[str]) -> Iterator[str]:
+def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_schema: Sequence[str | Path]) -> Iterator[str]:
     """The serving role's URL of a migrated database that has your tables."""
     if named := os.environ.get("TEST_DATABASE_URL"):
         if owner_url := os.environ.get("TEST_DATABASE_OWNER_URL"):
@@ -71,11 +76,14 @@ def gatepost_database_url(tmp_path_factory: pytest.TempPathFactory, gatepost_sch
         postgres.stop()
 
 
-async def _apply(owner: Mapping[str, Any], texts: Sequence[str], serving_role: str) -> None:
-    """Run each text in a transaction of its own, as `migrate --schema` does."""
-    async with direct_connection(owner) as connection:
-        for text in texts:
-            await apply(connection, text, serving_role=serving_role)
+async def _apply(owner: Mapping[str, Any], schema: Sequence[str | Path], serving_role: str) -> None:
+    """Run each text in a transaction of its own, and files and folders as `migrate --schema` does."""
+    for one in schema:
+        if isinstance(one, Path):
+            await Migration(owner, serving_role, lambda what: None).run(read_own([one]), schema=None)
+            continue
+        async with direct_connection(owner) as connection:
+            await apply(connection, one, serving_role=serving_role)
 
 
 @pytest.fixture

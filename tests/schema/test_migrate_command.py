@@ -68,7 +68,7 @@ async def test_sql_that_fails_changes_nothing_and_is_one_line(
 
 async def test_a_missing_file_is_a_mistake(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await command("migrate", "--schema", "nowhere.sql") == 2
-    assert capsys.readouterr().err == "gatepost: --schema nowhere.sql: cannot be read\n"
+    assert capsys.readouterr().err == "gatepost: --schema nowhere.sql: cannot be read (No such file or directory)\n"
 
 
 async def test_the_owners_url_is_required(
@@ -138,3 +138,30 @@ async def test_with_a_pooler_the_limits_of_the_role_are_still_to_do_until_it_has
 async def test_without_files_there_is_no_progress(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await command("migrate") == 0
     assert capsys.readouterr().err == ""
+
+
+# Everyday mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "status", "said"),
+    [
+        ("postgresql://nobody_here:s3cret@{place}", 2, 'role "nobody_here" does not exist'),
+        ("postgresql://postgres:s3cret@{nowhere}", 2, 'database "nowhere" does not exist'),
+        ("postgresql://postgres:s3cret@no-such-host.invalid:5433/gatepost", 2, "the host is not known (no-such-host.invalid:5433/gatepost)"),
+        ("postgresql://postgres:s3cret@127.0.0.1:1/gatepost", 1, "cannot be reached as its owner: database: ConnectionRefusedError (127.0.0.1:1/gatepost)"),
+        ("mysql://postgres:s3cret@127.0.0.1:1/gatepost", 2, "not a Postgres URL that can be used"),
+        ("postgresql://postgres:s3cret@127.0.0.1:port/gatepost", 2, ""),
+    ],
+)
+async def test_a_mistake_in_the_owners_url_is_one_line_without_a_secret(
+    settings: str, postgres: Any, owner: str, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = url_of(postgres, "x", settings).partition("@")[2]
+    monkeypatch.setenv("DATABASE_OWNER_URL", owner.format(place=place, nowhere=place.replace(settings, "nowhere")))
+    assert await command("migrate") == status
+    err = capsys.readouterr().err
+    assert err.startswith("gatepost: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert "s3cret" not in err
