@@ -16,7 +16,7 @@ from server import answer, public, read, scoped
 from server.app import build
 from server.commands import run
 from server.schema import safety
-from server.schema.migrate import apply, migrate
+from server.schema.migrate import apply, migrate, schema_text
 from server.schema.policy_proof import needs_caller
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
