@@ -31,7 +31,10 @@ def needs_caller(expression: str) -> bool:
     text, before = _SETTING.sub(_CALLER, expression), ""
     while text != before:
         text, before = _WRAPPED.sub(_CALLER, text), text
-    return _never_true(_TOKEN.findall(text))
+    try:
+        return _never_true(_TOKEN.findall(text))
+    except RecursionError:  # hundreds of operations inside each other
+        return False
 
 
 def _never_true(tokens: list[str]) -> bool:

@@ -312,6 +312,13 @@ def test_what_is_not_proven(expression: str) -> None:
     assert not needs_caller(expression)
 
 
+def test_a_very_deep_expression_is_not_proven() -> None:
+    deep = f"(user_id = {U})"
+    for _ in range(3000):
+        deep = f"({deep} AND (NOT x))"
+    assert not needs_caller(deep)
+
+
 async def test_what_is_proven_is_true_of_postgres(own: TestDatabase) -> None:
     """Each proven form that stands alone, asked of Postgres without a caller, over rows with and without values."""
     rows = "(VALUES ('a', 'b', true, '{a,b}'::text[]), (NULL, NULL, NULL, NULL), ('', '', false, '{}')) AS t (user_id, org, published, shared)"
