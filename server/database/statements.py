@@ -34,7 +34,10 @@ IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 _QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
-_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+# Texts of all kinds and comments: what is in them is no argument.
+_TEXTS: Final = re.compile(
+    r"\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"[^\"]*\"|(\$(?:[A-Za-z_]\w*)?\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL
+)
 _PLACES: Final = re.compile(r"(?<![\w$])\$(\d{1,5})\b(?!\$)")
 
 _UNIT: Final = 1024
@@ -74,10 +77,9 @@ def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0
     the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there would be no rows at
     all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
     """
-    bare = _QUOTED.sub("", sql)
-    if not _READ_ONLY.match(sql) or _WRITES.search(bare):
+    if not _READ_ONLY.match(sql) or _WRITES.search(_QUOTED.sub("", sql)):
         raise ValueError("read() runs one SELECT; writes go through scoped()")
-    if (named := max(map(int, _PLACES.findall(_COMMENT.sub("", bare))), default=0)) > arguments:
+    if (named := max(map(int, _PLACES.findall(_TEXTS.sub(" ", sql))), default=0)) > arguments:
         raise StatementError(f"the statement names ${named}, and is given {arguments} arguments")  # it would be a scope's value
     scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
     # No column has the name of the alias (row_to_json would use the column); the line break ends a comment in the SQL.

@@ -138,10 +138,11 @@ async def test_a_value_that_a_client_may_have_sent_stays_a_422(serve: Serve, db:
 
 async def test_a_dollar_in_a_literal_or_a_comment_is_no_argument(serve: Serve, db: TestDatabase) -> None:
     async def work(request: web.Request) -> Any:
-        return "" + await read(request, """SELECT 'costs $5' AS a, $1::text AS "b$2" -- $3\n /* $4 */, 1 AS c$9""", "x")
+        return "" + await read(request, """SELECT 'costs $5' AS a, $1::text AS "b$2" -- $3\n /* $4 */, 1 AS c$9,
+            E'it\\'s $5' AS d, $$ $6 $$ AS e, $q$ ' $7 $q$ AS f""", "x")
 
     client = await serve(extra={"acme": at_work(work)})
-    assert (await client.get("/work", ALICE)).json() == {"result": '[{"a":"costs $5","b$2":"x","c$9":1}]'}
+    assert (await client.get("/work", ALICE)).json() == {"result": '[{"a":"costs $5","b$2":"x","c$9":1,"d":"it\'s $5","e":" $6 ","f":" \' $7 "}]'}
 
 
 async def test_one_transaction_in_two_tasks_is_a_mistake_too(serve: Serve, db: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,3 +129,16 @@ def test_a_number_that_is_too_large_for_a_float_still_arrives(digits: str) -> No
     """SQL can write it: it must not make the tenant's other rows unreadable."""
     found = json_values.decode(b'\x01{"n":' + digits.encode() + b"}")["n"]
     assert Decimal(found) == Decimal(digits) or abs(Decimal(found) - Decimal(digits)) < Decimal("1e-10")
+
+
+async def test_one_that_is_nested_too_deeply_fails_alone(serve: Serve, db: TestDatabase) -> None:
+    """SQL can write it. The connection is in order afterwards."""
+
+    async def work(request: web.Request) -> Any:
+        async with scoped(request) as sql:
+            return await sql.fetchval("SELECT (repeat('[', 2000) || repeat(']', 2000))::jsonb")
+
+    client = await serve({"database.pool_size": 1}, extra={"acme": at_work(work)})
+    assert (await client.get("/work", ALICE)).status == 500
+    assert (await client.get("/api/data", ALICE)).status == 200
+    assert (await client.get("/work", ALICE)).status == 500

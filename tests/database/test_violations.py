@@ -297,6 +297,7 @@ async def test_a_savepoint_of_a_task_that_is_left_behind_touches_no_other_reques
         async with scoped(request) as sql:
             tasks.append(asyncio.create_task(later(sql)))
             await asyncio.sleep(0.1)
+        return None
 
     client = await serve({"database.pool_size": 1}, extra={"acme": at_work(work)})
     assert [(await client.get("/work", ALICE)).status for _ in range(2)] == [500, 500]
