@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from server import answer, describe, hookimpl, public
 
 routes = web.RouteTableDef()
+
+_HEADERS: Final = {"Cache-Control": "no-store"}  # a cached answer would say nothing about the process
 
 
 class Health(BaseModel):
@@ -24,7 +26,7 @@ class Health(BaseModel):
 @describe(returns=Health, summary="Is the server alive?", operation_id="get_health")
 async def health(request: web.Request) -> web.Response:
     """Does not use the database: a slow Postgres must not cause the process to be killed."""
-    return answer('{"status": "ok"}')
+    return answer('{"status": "ok"}', headers=_HEADERS)
 
 
 @hookimpl

@@ -21,8 +21,7 @@ from .http.body_stream import body_stream
 from .http.client_address import client_address, client_network, is_local
 from .http.cors import checked_origin
 from .http.describe import describe
-from .http.errors import Unavailable
-from .http.limited import limited
+
 from .http.pagination import page
 from .http.query import query
 from .http.row_id import row_id
@@ -33,10 +32,12 @@ from .settings.setting import Setting
 from .single_flight import SingleFlight
 
 __all__ = [
-    "Answer", "BoundedDict", "CheckViolation", "Command", "CommandContext", "CredentialRejected", "ForeignKeyViolation",
-    "House", "Identity", "Provider", "Setting", "SingleFlight", "Unavailable", "UniqueViolation", "accepted_types", "answer",
-    "answers_secret", "body", "body_stream", "caller_of", "check_if_match", "checked_origin", "client_address",
-    "client_network", "describe", "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited",
-    "openapi_document", "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "CheckViolation", "Command", "CommandContext",
+    "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
+    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "TooManyRequests", "Unavailable",
+    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
+    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "describe",
+    "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
+    "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
     "service", "signed_in", "with_org_prefix",
 ]  # fmt: skip

@@ -22,7 +22,8 @@ from .http import connection_server
 from .http.backlog import Backlog
 from .http.body_bytes import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
-from .http.cors import Cors, checked_header, checked_origin
+from .http.cors import Cors, checked_header, checked_origins
+from .http.error_bodies import ErrorBodies
 from .http.pagination import PAGE_BYTES
 from .http.stamp import vary_on
 from .http.this_machine import public_listeners
@@ -106,8 +107,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         _origins(settings, providers),
         headers=(*credential_headers(providers), *_checked(settings, "cors_headers", checked_header)),
         exposed=_checked(settings, "cors_exposed", checked_header),
+        cookies_for_patterns=settings.get("env") != "production",
     )
     vary_on(credential_headers(providers))
+    errors = ErrorBodies(settings.get("errors.format"), offers.error_body)
     app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get))
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
     app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
@@ -133,8 +136,9 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
     app[METRICS], app[DISPATCHER] = (
         metrics,
-        Dispatcher(Resolver(app), cors, gate, metrics, backlog, RequestLog() if settings.get("log.requests") else None),
+        Dispatcher(Resolver(app), cors, gate, metrics, backlog, RequestLog() if settings.get("log.requests") else None, errors),
     )
+    app.on_response_prepare.append(app[DISPATCHER].before_headers)
     for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
@@ -163,14 +167,15 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         descriptors=settings.get("database.pool_size"),
         backlog=backlog,
         hold=holder(limits.concurrency),
+        errors=errors,
     )
     return app
 
 
 def _origins(settings: Settings, providers: list[LoadedProvider]) -> list[str]:
     if settings.get("cors_origins") is not None:
-        return _checked(settings, "cors_origins", checked_origin)
-    return [origin for one in providers for origin in one.authorized_parties]
+        return _checked(settings, "cors_origins", checked_origins)
+    return [origin for one in providers for origin in one.authorized_parties if "*" not in origin]
 
 
 def _checked(settings: Settings, key: str, check: Callable[[str], str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from standardwebhooks import Webhook
 
-from server import Unavailable, describe, public, raw_body, revocation_failed, scoped
+from server import BadRequest, Unavailable, describe, public, raw_body, revocation_failed, scoped
 
 from .events import ENDS, Event, normalise
 
@@ -35,8 +35,12 @@ _AT_ONCE: Final = 2
 _LOG: Final = logging.getLogger("gatepost.clerk")
 
 
+class _Refused(ValueError):
+    """A delivery that is not Clerk's. The message goes to the log: the sender learns no reason."""
+
+
 class Receiver:
-    """Takes deliveries. Without a valid signature it does not use the database, and its response states no reason."""
+    """Takes deliveries. Without a valid signature it does not use the database; the log states the reason, the response none."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for a bad secret."""
@@ -61,14 +65,16 @@ class Receiver:
     async def take(self, request: web.Request) -> web.Response:
         """204 for a valid event, even a repeated one; raises 400, or 503 without a secret or database (Clerk retries)."""
         if not self._hooks:
-            raise web.HTTPServiceUnavailable
+            raise Unavailable("clerk.webhook_signing_secret (CLERK_WEBHOOK_SIGNING_SECRET) is not set")
         try:
             message, sent, signatures = _signed(request)
             if abs(int(self._clock()) - sent) > _TOLERANCE:
-                raise ValueError("too old or too new")
+                raise _Refused("webhook-time")
             event = self._event(await raw_body(request), message, sent, signatures)
+        except _Refused as refused:
+            raise BadRequest(for_log=str(refused)) from None
         except (ValueError, ArithmeticError, RecursionError):
-            raise web.HTTPBadRequest from None
+            raise BadRequest(for_log="webhook-body") from None
         outcome = await self._apply(request, message, event)
         if "malformed" in event.payload:
             _LOG.warning("an event could not be read and was only kept", extra={"fields": {"id": message, "type": event.type}})
@@ -82,7 +88,7 @@ class Receiver:
             for signature in signatures:
                 proven |= hmac.compare_digest(expected, signature.encode())
         if not proven:
-            raise ValueError("no signature holds")
+            raise _Refused("webhook-signature")
         return normalise(json.loads(text, parse_constant=_refuse), sent)
 
     async def _apply(self, request: web.Request, message: str, event: Event) -> str:
@@ -135,22 +141,22 @@ def revoke_for(table: Mapping[str, Any]) -> timedelta:
 def _signed(request: web.Request) -> tuple[str, int, list[str]]:
     """(id, time, signatures) of the headers. Both families may be there if they say the same; ValueError for all else."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise ValueError("the signature is over the plain body")
+        raise _Refused("webhook-encoding")  # the signature is over the plain body
     said = {tuple(_one(request, f"{family}-{name}") for name in ("id", "timestamp", "signature")) for family in _FAMILIES}
     said.discard(("", "", ""))
     if len(said) != 1:
-        raise ValueError("headers are missing or do not agree")
+        raise _Refused("webhook-headers")  # missing, or they do not agree
     message, sent, signatures = said.pop()
     listed = [word for word in signatures.split(" ") if word]
     if not _ID.fullmatch(message) or not _SECONDS.fullmatch(sent) or not 0 < len(listed) <= _MOST_SIGNATURES:
-        raise ValueError("headers that cannot be Clerk's")
+        raise _Refused("webhook-headers")
     return message, int(sent), [word for word in listed if word.startswith("v1,") and word.isascii()]
 
 
 def _one(request: web.Request, name: str) -> str:
     values = request.headers.getall(name, ())
     if len(values) > 1:
-        raise ValueError("a header twice")
+        raise _Refused("webhook-headers")
     return values[0].strip() if values else ""
 
 

@@ -12,7 +12,9 @@ from aiohttp import hdrs, web
 from ..auth.identity import IDENTITY
 from ..http.backlog import Backlog
 from ..http.cors import Cors
-from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable, error_response, from_http
+from ..http.error_bodies import STANDARD, ErrorBodies
+from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable
+from ..http.files import answer_errors, discard_body
 from ..http.response import JsonResponse
 from ..http.stamp import OPENED, REQUEST_ID, new_request_id, stamp
 from ..http.targets import malformed
@@ -25,6 +27,8 @@ from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
+_NOT_UNDERSTOOD = frozenset({400, 408, 411, 413, 415, 422})
+"""The errors about what a request says or brings. Their causes are logged."""
 
 
 class Dispatcher:
@@ -34,13 +38,22 @@ class Dispatcher:
     """
 
     def __init__(
-        self, lookup: Resolver, cors: Cors, gate: Gate, metrics: Metrics, backlog: Backlog, served: Listener | None = None
+        self,
+        lookup: Resolver,
+        cors: Cors,
+        gate: Gate,
+        metrics: Metrics,
+        backlog: Backlog,
+        served: Listener | None = None,
+        errors: ErrorBodies = STANDARD,
     ) -> None:
-        """While `backlog` is full requests are refused with 503.
+        """While `backlog` is full requests are refused with 503. `errors` makes the bodies of errors.
 
         `served` receives a Decision for every request that was routed and admitted; None: no Decision is made.
         """
         self._lookup, self._cors, self._gate, self._backlog, self._served = lookup, cors, gate, backlog, served
+        self._errors = errors
+        self._uncached: set[str] = set()
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
         """Set when the server is about to stop: each connection is then closed after its last response (RFC 9112 9.6)."""
@@ -60,20 +73,20 @@ class Dispatcher:
                 request._match_info = match
                 response = await self._gate.admit(request, match)
         except ApiError as error:
-            response = error.response()
+            response = self._refusal(request, error)
         except web.HTTPException as error:
-            response = from_http(error)
+            response = self._errors.of_http(error)
         except web.RequestPayloadError:  # a handler that reads the body by aiohttp's own means
-            response = BadRequest().response()
+            response = self._refusal(request, BadRequest(for_log="body-malformed"))
         except Unavailable as outage:
             log_failure("unavailable", outage, request_id=request_id, why=str(outage))
-            response = ServiceUnavailable(outage.retry_after).response()
+            response = self._errors.response(ServiceUnavailable(outage.retry_after))
         except Exception as error:
             route = request.match_info.route.name if request._match_info is not None else None
             log_failure("handler failed", error, request_id=request_id, route=route or "")
-            response = error_response(500)
+            response = self._errors.of(500)
         if type(response) is not JsonResponse or response.prepared:
-            response = _sendable(response, request)
+            response = self._sendable(response, request)
         rule = self._gate.rule_of(request)
         if type(response) is JsonResponse or not response.prepared:
             self._finish(request, response, request_id, rule)
@@ -85,7 +98,7 @@ class Dispatcher:
 
     async def _by_the_long_way(self, request: web.Request) -> web.StreamResponse:
         if request.version not in _VERSIONS or malformed(request.raw_path):
-            raise BadRequest
+            raise BadRequest(for_log="target-malformed" if request.version in _VERSIONS else "http-version")
         if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
             return preflight
         match = request._match_info = await self._lookup.resolve(request)
@@ -102,12 +115,44 @@ class Dispatcher:
         first = (request[REQUEST_ID], request.method, rule.template, provider, user_id, org_id)
         self._served(Decision(*first, str(response.status), None, "", seconds, impersonator=impersonator))
 
+    def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
+        """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
+        if error.status in _NOT_UNDERSTOOD or error.for_log:
+            self._log(request, error)
+        return self._errors.response(error)
+
+    def _log(self, request: web.Request, error: ApiError) -> None:
+        if IDENTITY in request or OPENED in request or request._match_info is None:
+            rule = self._gate.rule_of(request)
+            fields = {"request_id": request[REQUEST_ID], "method": request.method, "status": error.status}
+            fields |= {"route": rule.template if rule is not None else "(none)", "reason": error.reason or error.for_log}
+            if error.reason and error.for_log:
+                fields["why"] = error.for_log
+            if error.fields:
+                fields["fields"] = len(error.fields)  # their names can be the client's
+            LOG.info("refused", extra={"fields": fields})
+
+    async def before_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Called by aiohttp before it sends the head of a response.
+
+        That is the first that is heard of a stream or a socket that its handler has begun itself; and what a file turns out
+        to be (part of it, unchanged, not there) is known only now.
+        """
+        if type(response) is JsonResponse:
+            return
+        rule, request_id = self._gate.rule_of(request), request[REQUEST_ID]
+        if response.headers.get("X-Request-Id") != request_id:
+            self._finish(request, response, request_id, rule)
+            if response.keep_alive is False and response.status != 101:
+                response.headers[hdrs.CONNECTION] = "close"
+        elif isinstance(response, web.FileResponse):
+            answer_errors(response, request, self._errors)
+            stamp(response, request_id, public=_is_open(rule, request))
+        discard_body(response)
+
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
-        # A 304 updates a cached 200: with `no-store` it would forbid caching it (RFC 9111 4.3.4).
-        cacheable = rule is not None and rule.public and (response.status < 300 or response.status == 304)
-        # What a known caller gets is theirs alone.
-        cacheable = cacheable and not (rule is not None and rule.optional and IDENTITY in request)
-        stamp(response, request_id, cacheable=cacheable)
+        if stamp(response, request_id, public=_is_open(rule, request)) and rule is not None:
+            self._uncache(rule.template)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)
         if self.draining and not request.protocol._messages:  # otherwise pipelined requests would get no response
@@ -115,18 +160,31 @@ class Dispatcher:
         if hdrs.ORIGIN in request.headers:
             self._cors.mark(request, response)
 
+    def _uncache(self, template: str) -> None:
+        """Log once for each route that its handler's own `Cache-Control` was replaced."""
+        if template not in self._uncached:
+            self._uncached.add(template)
+            LOG.warning(
+                "a handler's Cache-Control was replaced by no-store: a locked route's may only be private or no-store",
+                extra={"fields": {"route": template}},
+            )
 
-def _sendable(response: object, request: web.Request) -> web.StreamResponse:
-    """A handler's result as a response that can be sent: 500 for what is no response, or was sent for another request."""
-    if isinstance(response, web.HTTPException):  # returned instead of raised
-        return from_http(response)
-    if not isinstance(response, web.StreamResponse):
-        LOG.error("a handler returned no response", extra={"fields": {"type": type(response).__name__}})
-        return error_response(500)
-    if type(response) is JsonResponse or not _is_new(response, request):
-        LOG.error("a response object was used for two requests", extra={"fields": {"request_id": request[REQUEST_ID]}})
-        return error_response(500)
-    return response
+    def _sendable(self, response: object, request: web.Request) -> web.StreamResponse:
+        """A handler's result as a response that can be sent: 500 for what is no response, or was sent for another request."""
+        if isinstance(response, web.HTTPException):  # returned instead of raised
+            return self._errors.of_http(response)
+        if not isinstance(response, web.StreamResponse):
+            LOG.error("a handler returned no response", extra={"fields": {"type": type(response).__name__}})
+            return self._errors.of(500)
+        if type(response) is JsonResponse or not _is_new(response, request):
+            LOG.error("a response object was used for two requests", extra={"fields": {"request_id": request[REQUEST_ID]}})
+            return self._errors.of(500)
+        return response
+
+
+def _is_open(rule: RouteRule | None, request: web.Request) -> bool:
+    """Is the response for everybody: that of a public route to a caller who is not known?"""
+    return rule is not None and rule.public and request.get(IDENTITY) is None
 
 
 def _is_new(response: web.StreamResponse, request: web.Request) -> bool:

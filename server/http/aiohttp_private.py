@@ -18,9 +18,10 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
         "_parser", "_paused", "_payload_parser", "_request_count", "_resume_reading_if_drained", "_upgraded", "_waiter",
     ),
     StreamReader: ("_eof",),
-    StreamWriter: ("_eof",),
+    StreamWriter: ("_compress", "_eof"),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
     web.BaseRequest: ("_client_max_size", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
+    web.FileResponse: ("_prepare_open_file",),
     web.Request: ("_match_info",),
     web.Response: (
         "_body", "_chunked", "_compression", "_cookies", "_eof_sent", "_headers", "_keep_alive", "_must_be_empty_body",

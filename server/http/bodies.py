@@ -13,13 +13,9 @@ from aiohttp import web
 
 from .body_bytes import BODY_LIMITS, body_limits, read_body
 from .describe import hold_to
-from .errors import BadRequest, Unprocessable
+from .errors import LONGEST_FIELD, MOST_FIELDS, BadRequest, Unprocessable
 
 T = TypeVar("T")
-MOST_FIELDS: Final = 100
-"""How many invalid fields an error lists."""
-LONGEST_FIELD: Final = 200
-"""How many characters of a field's path, and of its message, an error includes."""
 _PATHS_PER_BYTE: Final = 16
 """Limit on the total length of all values' paths, in multiples of the largest body: a validation error contains the paths."""
 
@@ -53,51 +49,59 @@ async def body(request: web.Request, model: type[T]) -> T:
 def _parse(raw: bytes, depth: int) -> Any:
     """One JSON value. Raises BadRequest for anything that two parsers could read differently (RFC 7493, I-JSON)."""
     try:
-        data = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_float, parse_int=_int
-        )
-    except (ValueError, RecursionError):
-        raise BadRequest from None
-    if _too_odd(data, depth):
-        raise BadRequest
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("json-encoding") from None
+    if text.startswith("\ufeff"):
+        raise BadRequest("json-byte-order-mark")
+    try:
+        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+    except json.JSONDecodeError as error:
+        raise BadRequest("json-malformed", detail=f"not JSON at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise BadRequest("json-depth") from None
+    _refuse_odd(data, depth)
     return data
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("duplicate member")
+        raise BadRequest("json-duplicate-member")
     return members
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(text)  # NaN, Infinity
+    raise BadRequest("json-number")  # NaN, Infinity
 
 
 def _float(text: str) -> float:
     # Postgres stores JSON numbers as decimals: 1e308 would come back as 309 digits.
     number = float(text)
     if not math.isfinite(number) or (number != 0 and not 1e-30 <= abs(number) < LARGEST_INTEGER):
-        raise ValueError("number out of range")
+        raise BadRequest("json-number")
     return number
 
 
 def _int(text: str) -> int:
-    number = int(text)
-    if not -LARGEST_INTEGER <= number < LARGEST_INTEGER:
-        raise ValueError("number out of range")
+    if len(text) > 20 or not -LARGEST_INTEGER <= (number := int(text)) < LARGEST_INTEGER:
+        raise BadRequest("json-number")
     return number
 
 
-def _too_odd(data: Any, depth: int) -> bool:
-    """Whether the data is nested too deeply or contains a string that is not valid Unicode (a lone surrogate)."""
+def _refuse_odd(data: Any, depth: int) -> None:
+    """Raise BadRequest for data that is nested too deeply, or has a string that is not valid Unicode (a lone surrogate)."""
     if isinstance(data, str):
-        return not data.isascii() and not _is_unicode(data)
-    if isinstance(data, dict):
-        return depth == 0 or any(_too_odd(key, depth) or _too_odd(value, depth - 1) for key, value in data.items())
-    if isinstance(data, list):
-        return depth == 0 or any(_too_odd(value, depth - 1) for value in data)
-    return False
+        if not data.isascii() and not _is_unicode(data):
+            raise BadRequest("json-unicode")
+    elif isinstance(data, dict | list):
+        if depth == 0:
+            raise BadRequest("json-depth")
+        if isinstance(data, dict):
+            for key in data:
+                _refuse_odd(key, depth)
+        for value in data.values() if isinstance(data, dict) else data:
+            _refuse_odd(value, depth - 1)
 
 
 def _is_unicode(text: str) -> bool:

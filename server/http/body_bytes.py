@@ -50,7 +50,7 @@ async def read_body(request: web.Request, limit: int, seconds: float, *, any_typ
     except TimeoutError:
         raise RequestTimeout from None
     except web.RequestPayloadError:
-        raise BadRequest from None
+        raise BadRequest(for_log="body-malformed") from None
 
 
 def check_head(request: web.Request, limit: int) -> None:

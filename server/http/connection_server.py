@@ -13,6 +13,8 @@ from aiohttp.web_protocol import RequestHandler
 from .backlog import BACKLOG, Backlog
 from .descriptors import bound_accept_errors, room_for
 from .draining import DrainingServer
+from .error_bodies import STANDARD, ErrorBodies
+from .files import WHOLE, respect_if_range
 from .protocol import Connection, Handler, HandOver, Hold
 
 
@@ -25,6 +27,11 @@ class Request(web.Request):
     def __contains__(self, key: object) -> bool:
         return key in self._state
 
+    @property
+    def http_range(self) -> slice:
+        """The part that `Range` asks for; the whole where it must be ignored. Raises ValueError for no valid part."""
+        return slice(None, None, 1) if WHOLE in self._state else super().http_range
+
 
 class ConnectionServer(DrainingServer):
     """aiohttp's server, which makes a Connection for each client and drains when it shuts down."""
@@ -35,10 +42,12 @@ class ConnectionServer(DrainingServer):
     """What the connections hold for their clients."""
     hold: Hold
     """Counts a request whose response is not taken yet for its caller; returns the function that ends this."""
+    errors: ErrorBodies
+    """Makes the responses to what cannot be parsed."""
 
-    def __init__(self, handler: Any, *, backlog: Backlog, hold: Hold, **kwargs: Any) -> None:
+    def __init__(self, handler: Any, *, backlog: Backlog, hold: Hold, errors: ErrorBodies, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self.backlog, self.hold = backlog, hold
+        self.backlog, self.hold, self.errors = backlog, hold, errors
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
@@ -61,6 +70,7 @@ def install(
     descriptors: int,
     backlog: Backlog,
     hold: Hold = lambda request: lambda: None,
+    errors: ErrorBodies = STANDARD,
 ) -> None:
     """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
 
@@ -70,10 +80,12 @@ def install(
     descriptors               file descriptors that the process needs besides those of its connections
     backlog                   counts and bounds what is held for all clients; it is kept as `app[BACKLOG]`
     hold                      counts a request while its response is not taken yet
+    errors                    makes the bodies of errors
     """
     app[BACKLOG] = backlog
     # With sendfile(2) the bytes of a file pass by the transport: a client that takes none of them would never be cut.
     web_fileresponse.NOSENDFILE = True  # type: ignore[misc]
+    respect_if_range()
 
     def make_handler(*, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any) -> ConnectionServer:
         app._set_loop(loop)
@@ -82,7 +94,7 @@ def install(
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
-        kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold}
+        kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold, "errors": errors}
         bound_accept_errors()
         return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)
 

@@ -3,58 +3,101 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
-
-from aiohttp import web
-from multidict import CIMultiDict
+from typing import Any, Final
 
 from .response import JsonResponse, phrase
 
+LONGEST_DETAIL: Final = 1000
+"""How many characters of a `detail` are sent."""
+MOST_FIELDS: Final = 100
+"""How many invalid fields an error lists."""
+LONGEST_FIELD: Final = 200
+"""How many characters of a field's path, and of its message, an error includes."""
+# Control characters but the tab and the line feed, the separators of lines that other languages know, and lone surrogates.
+_UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class ApiError(Exception):
-    """An error response, to be raised. The class sets the status.
+    """An error response, to be raised by a handler. The class sets the status; a subclass may set another one, 400 to 599.
 
-    reason   a code for programs, such as `key-limit`; the body's member `reason`
+    reason   a code for programs, such as `key-limit`: lower-case words joined by hyphens; the body's member `reason`
+    detail   a sentence for people, as plain text; the body's member `detail`. 1000 characters are sent
+    fields   the invalid fields, each as `{"field": "a.b", "message": "..."}`; the body's member `fields`. 100 are sent
     headers  further headers of the response
     more     further members of the body
+    for_log  the cause, for the log alone: a 4xx or 5xx that has it is logged with it
     """
 
     status = 500
 
     def __init__(
-        self, reason: str | None = None, *, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+        self,
+        reason: str | None = None,
+        *,
+        detail: str | None = None,
+        fields: Iterable[Mapping[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+        for_log: str = "",
     ) -> None:
         super().__init__(reason or phrase(self.status))
         self.reason = reason
+        self.detail = plain_text(detail) if detail else None
+        self.fields = None if fields is None else _bounded(fields)
         self.headers = headers
         self.more = more
+        self.for_log = for_log
 
-    def response(self) -> JsonResponse:
-        """The response to send."""
-        return error_response(self.status, self.reason, self.headers, self.more)
+    @property
+    def is_plain(self) -> bool:
+        """Does the body depend on the status and the reason alone?"""
+        return self.detail is None and self.fields is None and not self.more
+
+    def members(self) -> dict[str, Any]:
+        """The members of the standard body, without those that have no value."""
+        members = {"error": phrase(self.status), "reason": self.reason, "detail": self.detail, "fields": self.fields}
+        return {name: value for name, value in members.items() if value is not None} | dict(self.more or {})
+
+    def standard_body(self) -> bytes:
+        """The body as JSON: `{"error": PHRASE, "reason": SLUG, ...}`."""
+        return _body(self.status, self.reason) if self.is_plain else json.dumps(self.members()).encode()
+
+    def response(self, body: bytes | None = None) -> JsonResponse:
+        """The response to send. `body` replaces the standard body."""
+        return JsonResponse(self.standard_body() if body is None else body, self.status, self.headers)
 
 
 class BadRequest(ApiError):
+    """400: the request is malformed or ambiguous."""
+
     status = 400
 
 
 class Unauthorized(ApiError):
-    """401 with a challenge (RFC 6750 3). `detail` goes to the log only."""
+    """401 with a challenge (RFC 6750 3)."""
 
     status = 401
 
-    def __init__(self, reason: str = "credential-missing", detail: str = "") -> None:
-        super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)})
-        self.detail = detail
+    def __init__(self, reason: str = "credential-missing", for_log: str = "") -> None:
+        super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)}, for_log=for_log)
 
-    def response(self) -> JsonResponse:
-        return JsonResponse(_body(401, self.reason), 401, lines=_challenge_line(self.reason or ""))
+    def response(self, body: bytes | None = None) -> JsonResponse:
+        return JsonResponse(self.standard_body() if body is None else body, 401, lines=_challenge_line(self.reason or ""))
 
 
 class Forbidden(ApiError):
+    """403: the caller is known, and not allowed to do this."""
+
     status = 403
+
+
+class NotFound(ApiError):
+    """404: there is no such thing for this caller. Raise it in the same way for what exists and is somebody else's."""
+
+    status = 404
 
 
 class RequestTimeout(ApiError):
@@ -65,6 +108,8 @@ class RequestTimeout(ApiError):
 
 
 class Conflict(ApiError):
+    """409: the request contradicts the present state, such as a name that is taken."""
+
     status = 409
 
 
@@ -73,6 +118,8 @@ class LengthRequired(ApiError):
 
 
 class PreconditionFailed(ApiError):
+    """412: a condition of the request, such as `If-Match`, does not hold."""
+
     status = 412
 
 
@@ -88,15 +135,22 @@ class UnsupportedMediaType(ApiError):
 
 
 class Unprocessable(ApiError):
-    """422 with every invalid field: `fields` is a list of `{"field": "a.b", "message": "..."}`."""
+    """422 with every invalid field: `fields` is a list of `{"field": "a.b", "message": "..."}`.
+
+    reason, detail   as for ApiError
+    """
 
     status = 422
 
-    def __init__(self, fields: list[dict[str, str]]) -> None:
-        super().__init__(more={"fields": fields})
+    def __init__(
+        self, fields: Iterable[Mapping[str, str]] = (), *, reason: str | None = None, detail: str | None = None
+    ) -> None:
+        super().__init__(reason, detail=detail, fields=fields)
 
 
 class TooManyRequests(ApiError):
+    """429. Set the header `Retry-After`, in seconds."""
+
     status = 429
 
 
@@ -117,43 +171,25 @@ def _challenge_line(reason: str) -> bytes:
     return f"WWW-Authenticate: {challenge(reason)}\r\n".encode()
 
 
-def error_response(
-    status: int, reason: str | None = None, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
-) -> JsonResponse:
-    """An error response with the body `{"error": PHRASE, "reason": SLUG, ...}`."""
-    body = _body(status, reason) if not more else json.dumps({**_members(status, reason), **more}).encode()
-    return JsonResponse(body, status, headers)
-
-
-def _members(status: int, reason: str | None) -> dict[str, Any]:
-    return {"error": phrase(status)} if reason is None else {"error": phrase(status), "reason": reason}
-
-
 @lru_cache(maxsize=512)
 def _body(status: int, reason: str | None) -> bytes:
-    return json.dumps(_members(status, reason)).encode()
+    return json.dumps({"error": phrase(status)} | ({} if reason is None else {"reason": reason})).encode()
 
 
-def from_http(raised: web.HTTPException) -> web.Response:
-    """The response for an HTTPException that a handler or the router raised; aiohttp would close the connection.
+def plain_text(text: object) -> str:
+    """The text as a `detail` may have it: without control characters, at most LONGEST_DETAIL characters."""
+    cut = str(text)[: LONGEST_DETAIL + 1]
+    return _UNPRINTABLE.sub(" ", cut if len(cut) <= LONGEST_DETAIL else cut[: LONGEST_DETAIL - 1] + "…")
 
-    A status below 400, such as a redirect, keeps its headers and cookies but not its text. An error becomes JSON and keeps
-    only `Allow`, `Retry-After` and `WWW-Authenticate`.
-    """
-    if raised.status < 400:
-        about_the_text = ("content-type", "content-length")
-        headers = [(name, value) for name, value in raised.headers.items() if name.lower() not in about_the_text]
-        plain = web.Response(status=raised.status, headers=CIMultiDict(headers))
-        plain.cookies.update(raised.cookies)
-        return plain
-    kept = {name: raised.headers[name] for name in ("Allow", "Retry-After", "WWW-Authenticate") if name in raised.headers}
-    if raised.status == 503:
-        kept.setdefault("Retry-After", "1")
-    if raised.status == 401:
-        kept.setdefault("WWW-Authenticate", "Bearer")
-    if raised.status == 413:
-        kept["Connection"] = "close"
-    return error_response(raised.status, headers=kept)
+
+def _bounded(fields: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The first MOST_FIELDS of the fields, their texts cut at LONGEST_FIELD characters."""
+    kept: list[dict[str, str]] = []
+    for one in fields:
+        if len(kept) == MOST_FIELDS:
+            break
+        kept.append({name: str(text)[:LONGEST_FIELD] for name, text in one.items()})
+    return kept
 
 
 class Unavailable(Exception):

@@ -8,6 +8,9 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from ..telemetry.log import LOG
+from .stamp import new_request_id
+
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _ENCODED: Final = b"transfer-encoding"
 _MOST_FRUITLESS: Final = 32
@@ -81,3 +84,10 @@ class OrderedErrors(RequestHandler):
             fruitless += self._request_count == seen
         if start < len(data):
             self._feed(data[start:])
+
+
+def log_refused(status: int, error: str) -> str:
+    """Log why bytes were refused before they were a request. Returns the request id for the response."""
+    request_id = new_request_id()
+    LOG.info("request refused", extra={"fields": {"request_id": request_id, "status": status, "error": error}})
+    return request_id

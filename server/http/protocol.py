@@ -17,10 +17,10 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
 from .backlog import Backlog, Mark, bound_kernel_buffer
-from .errors import error_response
-from .parser_errors import OrderedErrors
+from .error_bodies import ErrorBodies
+from .parser_errors import OrderedErrors, log_refused
 from .response import JsonResponse, last_words
-from .stamp import new_request_id, stamp
+from .stamp import stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Hold: TypeAlias = Callable[[web.BaseRequest], Callable[[], None]]
@@ -42,6 +42,7 @@ class Manager(Protocol):
     sharing: HandOver | None
     backlog: Backlog
     hold: Hold
+    errors: ErrorBodies
 
 
 class Connection(OrderedErrors):
@@ -51,18 +52,8 @@ class Connection(OrderedErrors):
     """
 
     __slots__ = (
-        "_busy_bytes",
-        "_handed",
-        "_head_bytes",
-        "_head_limit",
-        "_head_seconds",
-        "_head_timer",
-        "_hold",
-        "_most",
-        "_sharing",
-        "_wire",
-        "backlog",
-        "mark",
+        "_busy_bytes", "_errors", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_hold", "_most",
+        "_sharing", "_wire", "backlog", "mark",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +65,7 @@ class Connection(OrderedErrors):
         self._head_limit, self._head_seconds = head_bytes, head_seconds
         self._head_bytes = self._busy_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self.backlog, self._hold = manager.backlog, manager.hold
+        self.backlog, self._hold, self._errors = manager.backlog, manager.hold, manager.errors
         self.mark: Mark | None = None
         self._wire: asyncio.Transport | None = None
 
@@ -154,7 +145,7 @@ class Connection(OrderedErrors):
         """Send an error response without a request, and close. `lines` are further header lines."""
         self._head_done()
         if self.transport is not None:
-            self.transport.write(last_words(status, new_request_id(), lines))
+            self.transport.write(last_words(self._errors.of(status), log_refused(status, "incomplete request"), lines))
         self.force_close()
 
     async def finish_response(
@@ -205,11 +196,11 @@ class Connection(OrderedErrors):
         """The response to an error of the parser or of the server; it contains nothing that the client sent."""
         if isinstance(exc, LineTooLong) or "many headers" in str(message).lower():
             status = 431
-        LOG.info("request refused", extra={"fields": {"status": status, "error": type(exc).__name__}})
+        request_id = log_refused(status, type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("a response has already been started")
-        response = error_response(status)
-        stamp(response, new_request_id())
+        response = self._errors.of(status)
+        stamp(response, request_id)
         response.force_close()
         return response
 

@@ -7,7 +7,6 @@ Code that reads `headers` gets aiohttp's dictionary as usual; aiohttp then sends
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,18 +18,22 @@ from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
 SERVER: Final = "gatepost"
+JSON: Final = "application/json"
+NO_STORE: Final = "no-store"
 STANDARD_HEADERS: Final = CIMultiDict(
     {
-        "Content-Type": "application/json",
+        "Content-Type": JSON,
         "Server": SERVER,
-        "Cache-Control": "no-store",
         "Vary": "Authorization, Cookie, X-API-Key, Origin",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     }
 )
-"""On every response, unless the handler sets other values. Copied; only `stamp.vary_on` modifies it, at startup."""
+"""On every response, unless the handler sets other values. Copied; only `stamp.vary_on` modifies it, at startup.
+
+`Cache-Control` is not among them: `stamp` sets it, and must know whether the handler has done so.
+"""
 # The phrases of RFC 9110, where older versions of Python still have those of RFC 2616.
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 # RFC 9110 5.5: no control character in a field except the tab. A line end would allow header injection.
@@ -39,7 +42,10 @@ PART_BYTES: Final = 65_536
 """A larger body is sent in parts of this size."""
 _BODILESS: Final = frozenset({204, 304})
 # If a handler sets one of these, the common head does not apply.
-_SET_BY_US: Final = frozenset({*map(str.lower, STANDARD_HEADERS), "connection", "content-length", "date", "transfer-encoding"})
+_SET_BY_US: Final = frozenset(
+    {*map(str.lower, STANDARD_HEADERS), "cache-control", "connection", "content-length", "date", "transfer-encoding"}
+    | {"cdn-cache-control", "surrogate-control"}  # for shared caches: `stamp` looks at them
+)
 
 
 @lru_cache(maxsize=128)
@@ -66,6 +72,8 @@ class JsonResponse(web.Response):
     # What aiohttp's constructor would set, as class attributes: to save time, it is not called.
     _zlib_executor_size = 1024
     _zlib_executor = None
+    media_type = JSON
+    """The content type. Only errors in a format of their own have another one; a handler's is among `more`."""
 
     def __init__(
         self, body: bytes | memoryview, status: int = 200, more: Mapping[str, str] | None = None, lines: bytes = b""
@@ -76,7 +84,7 @@ class JsonResponse(web.Response):
         self._state = {}
         self._lines = lines
         self._request_id = ""
-        self._cacheable = False
+        self._cache: str | None = None
         self._dictionary: CIMultiDict[str] | None = None
         if more:
             self._with(more)
@@ -87,18 +95,23 @@ class JsonResponse(web.Response):
         headers = self._dictionary
         if headers is None:
             headers = self._dictionary = STANDARD_HEADERS.copy()
+            headers["Content-Type"] = self.media_type
             if self._request_id:
                 headers["X-Request-Id"] = self._request_id
-            if self._cacheable:
-                del headers["Cache-Control"]
+            if self._cache:
+                headers["Cache-Control"] = self._cache
             _put(headers, self._lines)
         return headers
 
     def _with(self, more: Mapping[str, str]) -> None:
-        if any(name.lower() in _SET_BY_US for name in more):
+        special = [name for name in more if name.lower() in _SET_BY_US]
+        if special == ["Cache-Control"]:
+            _line("Cache-Control", more["Cache-Control"])  # raises ValueError for a control character
+            self._cache = more["Cache-Control"].strip() or None
+        elif special:
             self._headers.update(more)
-        else:
-            self._lines += b"".join(_line(name, value) for name, value in more.items())
+            return
+        self._lines += b"".join(_line(name, value) for name, value in more.items() if name not in special)
 
     def add(self, lines: bytes) -> None:
         """Add header lines as bytes, each ending in CRLF. For the server's own headers: they are not checked."""
@@ -107,10 +120,26 @@ class JsonResponse(web.Response):
         else:
             _put(self._dictionary, lines)
 
-    def stamp(self, request_id: str, cacheable: bool) -> bool:
-        """Set the request id and whether the response is cacheable. False if `headers` must be set instead."""
-        self._request_id, self._cacheable = request_id, cacheable
-        return self._dictionary is None
+    def retype(self, media_type: str) -> None:
+        """Set the content type, for a body that the server has made: what `more` says about the content does not count."""
+        self.media_type = media_type
+        if self._dictionary is not None:
+            self._dictionary["Content-Type"] = media_type
+            self._dictionary.popall("Content-Length", None)
+            self._dictionary.popall("Transfer-Encoding", None)
+
+    def stamp(self, request_id: str, cache: str) -> str | None:
+        """Set the request id, and `Cache-Control` unless the handler has set it: "" for none.
+
+        Returns the handler's own `Cache-Control`, or "" if there is none; None if `headers` must be set instead.
+        """
+        self._request_id = request_id
+        if self._dictionary is not None:
+            return None
+        if self._cache is None:
+            self._cache = cache
+            return ""
+        return self._cache
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send a large body in parts, each when the client has taken the one before: a body is never copied whole."""
@@ -146,7 +175,7 @@ class JsonResponse(web.Response):
         if keep_alive is None:
             keep_alive = self._keep_alive = not message.should_close
         return b"%bX-Request-Id: %b\r\nDate: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
-            _head(self._status, self._cacheable),
+            _head(self._status, self._cache, self.media_type),
             self._request_id.encode(),
             rfc822_formatted_time().encode(),
             len(self._body),
@@ -170,18 +199,18 @@ def _put(headers: CIMultiDict[str], lines: bytes) -> None:
 
 
 @lru_cache(maxsize=128)
-def _head(status: int, cacheable: bool) -> bytes:
-    """The status line and the standard headers, as bytes."""
-    kept = {name: value for name, value in STANDARD_HEADERS.items() if not (cacheable and name == "Cache-Control")}
-    lines = [f"HTTP/1.1 {status} {phrase(status)}", *(f"{name}: {value}" for name, value in kept.items())]
+def _head(status: int, cache: str | None, media_type: str) -> bytes:
+    """The status line and the standard headers, as bytes. `cache` is the Cache-Control; "" or None: the header is left out."""
+    headers = {**STANDARD_HEADERS, "Content-Type": media_type, **({"Cache-Control": cache} if cache else {})}
+    lines = [f"HTTP/1.1 {status} {phrase(status)}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join(lines).encode() + b"\r\n"
 
 
-def last_words(status: int, request_id: str, lines: bytes = b"") -> bytes:
-    """The whole error response, as bytes, to a connection that is then closed because no request could be parsed.
+def last_words(response: JsonResponse, request_id: str, lines: bytes = b"") -> bytes:
+    """An error response as bytes, to a connection that is then closed because no request could be parsed.
 
     `lines` are further header lines, each ending in CRLF.
     """
-    body = json.dumps({"error": phrase(status)}).encode()
+    body = bytes(response._body)
     last = b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b\r\n" % (len(body), request_id.encode(), lines)
-    return _head(status, False) + last + body
+    return _head(response.status, NO_STORE, response.media_type) + last + body

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
-from .response import SERVER, STANDARD_HEADERS, JsonResponse, _head
+from .caching import default, permits, settle
+from .response import NO_STORE, SERVER, STANDARD_HEADERS, JsonResponse, _head
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 """The id of this request, in the response and in the log."""
@@ -47,17 +49,31 @@ def vary_on(credentials: Iterable[str]) -> None:
     _head.cache_clear()
 
 
-def stamp(response: web.StreamResponse, request_id: str, *, cacheable: bool = False) -> None:
-    """Set the headers that every response has. `cacheable`: it is a successful response of a public route."""
-    if isinstance(response, JsonResponse) and response.stamp(request_id, cacheable):
-        return
+def stamp(response: web.StreamResponse, request_id: str, *, public: bool = False) -> bool:
+    """Set the headers that every response has, and `Cache-Control` by the rules of `caching`.
+
+    public   the response is that of a public route to a caller who is not known
+    Returns True if the handler's own `Cache-Control` was not permitted, and has been replaced.
+    """
+    if isinstance(response, JsonResponse):
+        own = response.stamp(request_id, default(response._status, public) if public else NO_STORE)
+        if own == "" or (own is not None and permits(own, response._status, public)):
+            return False
     headers = response.headers
-    if headers.get("Server") != SERVER:  # a handler's own response, not made from STANDARD_HEADERS
+    if not isinstance(response, JsonResponse):  # not made from STANDARD_HEADERS
         for name, value in STANDARD_HEADERS.items():
-            headers.setdefault(name, value)
+            if name != hdrs.CONTENT_TYPE or isinstance(response, web.Response):  # a file or a stream has a type of its own
+                headers.setdefault(name, value)
         headers["Server"] = SERVER
+    if headers[hdrs.VARY] != STANDARD_HEADERS[hdrs.VARY]:
+        _keep_vary(headers)
     headers["X-Request-Id"] = request_id
-    if not cacheable:
-        headers["Cache-Control"] = "no-store"
-    elif headers["Cache-Control"] == "no-store":
-        del headers["Cache-Control"]
+    return settle(headers, response.status, public)
+
+
+def _keep_vary(headers: CIMultiDict[str]) -> None:
+    """Add what every response depends on to the `Vary` of a handler or of a compressed file."""
+    own = ", ".join(headers.getall(hdrs.VARY))
+    if "*" not in own:
+        listed = {name.strip().lower(): name.strip() for name in f"{STANDARD_HEADERS[hdrs.VARY]}, {own}".split(",")}
+        headers[hdrs.VARY] = ", ".join(filter(None, listed.values()))

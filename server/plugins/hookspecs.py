@@ -13,6 +13,7 @@ import pluggy
 from aiohttp import web
 
 from ..auth.identity import Identity
+from ..http.error_shape import Shape
 from ..settings.setting import Setting
 
 hookspec = pluggy.HookspecMarker("gatepost")
@@ -167,6 +168,17 @@ def register_services(settings: Mapping[str, Any], house: House) -> Mapping[str,
 @hookspec
 def register_settings() -> Mapping[str, Setting]:
     """Return the settings of the plugin's own table by key. Without this hook the table is passed to the plugin unchecked."""
+    raise NotImplementedError
+
+
+@hookspec
+def register_error_body() -> Shape:
+    """Return the function `shape(error: ErrorDetails) -> Model` that makes the body of every error. Only one plugin may.
+
+    `Model` is any type for which pydantic makes a JSON Schema, and must be a JSON object; the OpenAPI document shows it. The
+    function is not async, and depends on `error` alone: its result is kept for errors without `detail`, `fields` and `more`. It
+    is tried with an example of every status at startup.
+    """
     raise NotImplementedError
 
 

@@ -34,6 +34,7 @@ class Offers:
     providers: dict[str, tuple[str, ProviderFactory]] = field(default_factory=dict)
     routes: list[tuple[str, web.RouteDef]] = field(default_factory=list)
     commands: dict[str, tuple[str, Command]] = field(default_factory=dict)
+    error_body: tuple[str, object] | None = None
 
 
 class Plugins:
@@ -74,6 +75,10 @@ class Plugins:
         for name, given in self._each("register_commands"):
             for command, what in _mapping(name, given, Command, "register_commands").items():
                 _put(offers.commands, command, (name, what), "command")
+        for name, shape in self._each("register_error_body"):
+            if offers.error_body is not None:
+                raise ConfigError(f"register_error_body: two plugins have it, {offers.error_body[0]!r} and {name!r}")
+            offers.error_body = (name, shape)
         return offers
 
     def provider(self, name: str, offers: Offers) -> LoadedProvider:

@@ -18,7 +18,8 @@ from ..database.scope import DATABASE
 from ..http.answers import answer
 from ..http.backlog import BACKLOG, Backlog
 from ..http.connection_server import install
-from ..http.errors import Unavailable, error_response
+from ..http.error_bodies import STANDARD
+from ..http.errors import Unavailable
 from ..http.stamp import new_request_id, stamp
 from ..plugins.providers import PROVIDERS, not_ready
 from ..settings.setting import ConfigError
@@ -75,15 +76,15 @@ class Operations:
         pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._metrics_json}
         page = pages.get(request.raw_path.partition("?")[0])
         if page is None:
-            response: web.Response = error_response(404)
+            response: web.Response = STANDARD.of(404)
         elif request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-            response = error_response(405, headers={"Allow": "GET, HEAD"})
+            response = STANDARD.of(405, {"Allow": "GET, HEAD"})
         else:
             try:
                 response = await page()
             except Exception as error:
                 log_failure("operations page failed", error)
-                response = error_response(500)
+                response = STANDARD.of(500)
         stamp(response, new_request_id())
         return response
 

@@ -47,10 +47,15 @@ CORE: Final[Mapping[str, Setting]] = {
         "list",
         None,
         example=("https://app.example.com",),
-        help="origins whose pages may call the API; unset: Clerk's authorized parties",
+        help="origins whose pages may call the API, or https://*.preview.example.com; unset: Clerk's authorized parties",
     ),
     "cors_headers": Setting("list", (), help="request headers that those pages may send, beside the built-in list"),
     "cors_exposed": Setting("list", (), help="response headers that those pages may read, beside the built-in list"),
+    "errors.format": Setting(
+        default="gatepost",
+        choices=("gatepost", "problem"),
+        help="body of errors: gatepost ({error, reason, ...}), or problem (RFC 9457, application/problem+json)",
+    ),
     "trusted_proxies": Setting(
         "list", (), help="networks whose X-Forwarded-For is believed, for limits and logs; unix: a unix socket"
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
+import re
 import sys
 import time
 from typing import Any
@@ -80,6 +82,8 @@ UNREADABLE: dict[str, bytes] = {
     "lone surrogate, nested": in_payload('["\\udfff"]'),
     "bad escape": b'{"name": "\\x41"}',
 }
+SLUGS = {"json-depth": "deep", "json-number": "integer|1e|exponent|NaN|Infinity", "json-duplicate-member": "duplicate",
+         "json-encoding": "utf-8|latin|utf-16$|utf-32", "json-byte-order-mark": "bom", "json-unicode": "surrogate", "json-malformed": ""}  # fmt: skip
 FINE: dict[str, bytes] = {
     "64 deep": in_payload("[" * 62 + "]" * 62),
     "surrogate pair": b'{"name": "\\ud83d\\udc18"}',
@@ -93,11 +97,20 @@ FINE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_what_is_not_clearly_json_is_a_400_and_stores_nothing(client: Client, db: TestDatabase, write: str) -> None:
+async def test_what_is_not_clearly_json_is_a_400_and_stores_nothing(
+    client: Client, db: TestDatabase, write: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     method, path = write.split()
     for what, raw in UNREADABLE.items():
+        caplog.clear()
         got = await client.send(method, path, {**WRITES[write], **JSON}, data=raw)
-        assert (got.status, got.json()) == (400, {"error": "Bad Request"}), what
+        reason = next(slug for slug, names in SLUGS.items() if re.search(names, what))
+        told = got.json()
+        assert (got.status, told.pop("error"), told.pop("reason")) == (400, "Bad Request", reason), what
+        assert set(told) == ({"detail"} if reason == "json-malformed" else set())
+        (line,) = [record.fields for record in caplog.records if record.getMessage() == "refused"]  # type: ignore[attr-defined]
+        assert (line["request_id"], line["reason"]) == (got.headers["X-Request-Id"], reason)
     for table in ("data", "org_data", "invoices"):
         assert await db.count(table) == 0
 

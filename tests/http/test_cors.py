@@ -137,7 +137,7 @@ async def test_a_malformed_target_is_a_400_before_any_preflight(port: int) -> No
 
 @pytest.mark.parametrize(
     "origin",
-    ["*", "null", "app.example.com", "https://*.example.com", "https://app.example.com/", "https://app.example.com/x", "https://", "ftp://app.example.com",
+    ["*", "null", "app.example.com", "https://app.example.com/", "https://app.example.com/x", "https://", "ftp://app.example.com",
      "https://App.example.com", "HTTPS://app.example.com", "https://app.example.com?x", "https://u:p@app.example.com", "https://app.example.com#x",
      "https://app.example.com:port", "https://app example.com", "https://app.example.com:0443", "https://app.example.com:65536",
      "https://app.example.com:", "file://x", "wss://app.example.com", "Capacitor://localhost", "capacitor://localhost/", "https://a.example\n", "https://b\u00fccher.example"],
@@ -145,6 +145,54 @@ async def test_a_malformed_target_is_a_400_before_any_preflight(port: int) -> No
 def test_what_is_no_origin_cannot_be_listed(origin: str) -> None:
     with pytest.raises(ConfigError, match="cors_origins"):
         build_app(cors_origins=[origin])
+
+
+PREVIEWS = "https://*.preview.example.com"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["https://*", "*.example.com", "https://*.com", "https://*.*.example.com", "https://a.*.example.com", "https://app-*.example.com",
+     "https://*example.com", "https://*.", "https://*.example.", "https://*.127.0.0.1", "https://*.example.com/", "https://*.example.com:443",
+     "https://*.example.com:*", "*://a.example.com", "capacitor://*.example.com", "https://*.EXAMPLE.com", "https://*.example.com:65536",
+     "https://**.example.com", "https://*.example.com*", "https://*.-a.example.com", "https://*..example.com"],
+)  # fmt: skip
+def test_a_pattern_is_one_label_above_a_domain(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="cors_origins"):
+        build_app(cors_origins=[pattern])
+
+
+class Silent:
+    authorized_parties = (LISTED, PREVIEWS)
+
+    async def authenticate(self, request: web.Request) -> Identity | None:
+        return None
+
+
+@pytest.mark.parametrize("env", ["test", "production"])
+async def test_a_pattern_stands_for_one_label_and_never_for_cookies_in_production(env: str) -> None:
+    app = build_app({"acme": provider_plugin(acme=Silent())}, env=env, providers=["acme"], database__url="postgresql://gatepost_app@127.0.0.1/x",
+                    cors_origins=[LISTED, PREVIEWS, "http://*.localhost:5173"])  # fmt: skip
+    async with serving(app) as port:
+        for origin in ("https://a.preview.example.com", "https://feature-12.preview.example.com", "http://tenant.localhost:5173", LISTED):
+            credentials = None if env == "production" and origin != LISTED else "true"
+            for reply in (await preflight(port, "/api/me", origin), await ask(port, "GET", "/api/me", ("Origin", origin))):
+                assert reply.headers["access-control-allow-origin"] == origin
+                assert reply.headers.get("access-control-allow-credentials") == credentials
+        for origin in (
+            "https://preview.example.com", "https://a.b.preview.example.com", "http://a.preview.example.com", "https://a.preview.example.com:444",
+            "https://.preview.example.com", "https://a.preview.example.com.evil.example", "https://evil.example/.preview.example.com", PREVIEWS,
+            "https://a.previewXexample.com", "https://A.preview.example.com", "http://a.b.localhost:5173", "http://a.localhost",
+            "https://-.preview.example.com", f"https://{'a' * 64}.preview.example.com",
+        ):  # fmt: skip
+            for reply in (await preflight(port, "/api/me", origin), await ask(port, "GET", "/api/health", ("Origin", origin))):
+                assert cors_headers(reply) == {}, origin
+
+
+async def test_a_pattern_among_a_providers_authorized_parties_is_none() -> None:
+    async with serving(build_app({"acme": provider_plugin(acme=Silent())}, providers=["acme"])) as port:
+        assert cors_headers(await ask(port, "GET", "/api/health", ("Origin", LISTED))) != {}
+        assert cors_headers(await ask(port, "GET", "/api/health", ("Origin", "https://a.preview.example.com"))) == {}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ async def test_a_raised_redirect_is_an_answer_with_its_location_and_no_body(erro
 @pytest.mark.parametrize(
     ("error", "status", "body"),
     [(web.HTTPOk(text="secret"), 200, b""), (web.HTTPNoContent(), 204, b""), (web.HTTPNotModified(), 304, b""),
-     (web.HTTPNotFound(text="secret"), 404, b'{"error": "Not Found"}'), (web.HTTPGone(), 410, b'{"error": "Gone"}')],
+     (web.HTTPNotFound(text="said"), 404, b'{"error": "Not Found", "detail": "said"}'), (web.HTTPGone(), 410, b'{"error": "Gone"}')],
     ids=["200", "204", "304", "404", "410"],
 )  # fmt: skip
 async def test_any_other_is_an_answer_too(error: web.HTTPException, status: int, body: bytes) -> None:

@@ -61,7 +61,9 @@ IMPERSONATED = [stub(user, org_id="org_a", org_role=role, impersonator="eve") fo
 WITHOUT_ORG = stub("alice", org_permissions=f"{READ} {CREATE}")
 
 MATRIX: dict[tuple[str, str], Case] = {
-    ("GET", "/api/health"): Case("/api/health", {200: [{}, ALICE, BOB, *BAD_CREDENTIALS.values()]}, public=True),
+    ("GET", "/api/health"): Case(
+        "/api/health", {200: [{}, ALICE, BOB, *BAD_CREDENTIALS.values()]}, public=True, own={"Cache-Control": "no-store"}
+    ),
     ("GET", "/api/me"): Case("/api/me", {200: [ALICE, ALICE_ALONE, ROBOT_A]}),
     ("GET", "/api/me/profile"): Case("/api/me/profile", {200: [ALICE, ALICE_ALONE], 404: [BOB]}, {"user": [ROBOT_A]}),
     # The signature is its credential; here no secret is configured.

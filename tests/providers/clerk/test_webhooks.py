@@ -77,7 +77,7 @@ def test_known_signatures(vector: tuple[str, str, int, bytes, str], spoil: str) 
     receiver = Receiver({"webhook_signing_secret": OTHER if spoil == "secret" else secret})
     given = (raw + b" " * (spoil == "body"), message + "x" * (spoil == "id"), sent + (spoil == "time"),
              [said[:-3] + "AA=" if spoil == "signature" else said])  # fmt: skip
-    with pytest.raises(ValueError, match="not an event" if not spoil else "no signature holds"):
+    with pytest.raises(ValueError, match="not an event" if not spoil else "webhook-signature"):
         receiver._event(*given)  # both bodies are proven and no events
 
 
@@ -180,11 +180,18 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
-async def test_what_is_not_ours(hooks: Client, db: TestDatabase, counted: list[str], make: Any) -> None:
-    """One constant answer, no connection, nothing kept."""
+async def test_what_is_not_ours(
+    hooks: Client, db: TestDatabase, counted: list[str], caplog: pytest.LogCaptureFixture, make: Any
+) -> None:
+    """One constant answer, no connection, nothing kept; the log has the reason."""
+    caplog.set_level(logging.INFO)
     counted.clear()
     got = await hooks.post(PATH, make(), data=RAW)
     assert (got.status, got.json()) == (400, {"error": "Bad Request"})
+    (line,) = [record for record in caplog.records if record.getMessage() in ("refused", "request refused")]
+    assert line.fields["request_id"] == got.headers["X-Request-Id"]  # type: ignore[attr-defined]
+    if line.getMessage() == "refused":  # otherwise by the parser, which has no decoder for the encoding
+        assert (line.fields["route"], line.fields["reason"].partition("-")[0]) == (PATH, "webhook")  # type: ignore[attr-defined]
     assert counted == []
     assert await db.count("webhook_inbox") == 0
 
@@ -237,9 +244,25 @@ def test_secrets_and_the_time_that_revocations_last() -> None:
     assert revoke_for({"max_token_seconds": 0.0}).days == 365
 
 
-async def test_without_a_secret_there_is_no_receiver(client: Client) -> None:
+async def test_without_a_secret_there_is_no_receiver(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     got = await deliver(client, RAW)
     assert (got.status, got.headers["Retry-After"]) == (503, "1")
+    (line,) = [record.fields for record in caplog.records if record.getMessage() == "unavailable"]  # type: ignore[attr-defined]
+    assert line["request_id"] == got.headers["X-Request-Id"]
+    assert "CLERK_WEBHOOK_SIGNING_SECRET" in line["why"]
+
+
+async def test_each_refusal_says_in_the_log_what_to_mend(hooks: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    late = headers(RAW, "msg_1", now() - 3600)
+    for sent, raw, reason in (
+        (headers(RAW, "msg_1", now(), secret=OTHER), RAW, "webhook-signature"), (late, RAW, "webhook-time"), ({}, RAW, "webhook-headers"),
+        (headers(b"{", "msg_1", now()), b"{", "webhook-body"), ({**late, "Content-Encoding": "gzip"}, RAW, "webhook-encoding"),
+    ):  # fmt: skip
+        caplog.clear()
+        assert (await hooks.post(PATH, sent, data=raw)).status in (400, 415)
+        (line,) = [record.fields for record in caplog.records if record.getMessage() == "refused"]  # type: ignore[attr-defined]
+        assert line["reason"] == reason
 
 
 # Bodies ------------------------------------------------------------------------------------------------------------------
