@@ -111,7 +111,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     )
     vary_on(credential_headers(providers))
     errors = ErrorBodies(settings.get("errors.format"), offers.error_body)
-    app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get))
+    app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get), errors)
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
     app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
     limits = app[LIMITS] = Limits(settings, app[ADDRESSES], credential_headers(providers))

@@ -36,6 +36,7 @@ class ErrorBodies:
         self.media_type = PROBLEM if form == "problem" else JSON
         self.model: Any = None
         """The type of the bodies, for the OpenAPI document, if a plugin makes them."""
+        self.plugin = "" if shape is None else shape[0]
         self._make: Callable[[ErrorDetails], bytes] | None = _problem if form == "problem" else None
         self._otherwise = self._make  # where a plugin's function fails
         self._failed: set[int] = set()

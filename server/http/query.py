@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 import pydantic
 from aiohttp import web
 
-from .bodies import LARGEST_INTEGER, MOST_FIELDS, field_path, invalid_fields
+from .bodies import LARGEST_INTEGER, field_path, invalid_fields
 from .describe import description_of, hold_to
-from .errors import Unprocessable
+from .errors import MOST_FIELDS, Unprocessable
 from .query_model import PAGE_PARAMETERS, QueryParameter, parameters_of
 
 M = TypeVar("M", bound=pydantic.BaseModel)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
-
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 from ..http.pagination import DEFAULT_LIMIT, LARGEST_LIMIT
 from ..http.response import phrase
 
-
-class BadField(BaseModel):
-    """One invalid field of a request."""
-
-    field: Annotated[str, Field(description="The path of the field, separated by dots: `payload.name`.")]
-    message: str
-
-
-class Error(BaseModel):
-    """The body of every error."""
-
-    model_config = ConfigDict(extra="allow")
-    error: Annotated[str, Field(description="The reason phrase of the status.")]
-    # A default_factory: the member may be missing, and is never null.
-    reason: str = Field(default_factory=str, pattern=r"^[a-z]+(-[a-z]+)*$", description="A code for programs.")
-    fields: list[BadField] = Field(default_factory=list, description="For a 422: every invalid field.")
-
+ErrorContent: TypeAlias = Callable[[int], dict[str, Any]]
+"""Returns the member `content` of the responses with an error status."""
 
 WORDS: Final = {
     400: "The request is malformed or ambiguous: an invalid target, JSON with a duplicate member, or two credentials "
@@ -95,9 +79,9 @@ def parameter_ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/parameters/{name}"}
 
 
-def response_components(schema: dict[str, Any]) -> dict[str, Any]:
-    """The document's `components.responses`: the errors that many operations share. `schema` is that of Error."""
-    return {_named(status): refusal(status, schema) for status in WORDS}
+def response_components(content: ErrorContent) -> dict[str, Any]:
+    """The document's `components.responses`: the errors that many operations share."""
+    return {_named(status): refusal(status, content) for status in WORDS}
 
 
 def response_ref(status: int) -> dict[str, str]:
@@ -109,12 +93,12 @@ def _named(status: int) -> str:
     return phrase(status).replace(" ", "")
 
 
-def refusal(status: int, schema: dict[str, Any], words: str | None = None) -> dict[str, Any]:
+def refusal(status: int, content: ErrorContent, words: str | None = None) -> dict[str, Any]:
     """The full response object for one error status. `words` replaces the standard description."""
     return {
         "description": words or WORDS[status],
         "headers": header_refs(*_HEADERS_OF.get(status, ())),
-        "content": {"application/json": {"schema": schema, "example": {"error": phrase(status)}}},
+        "content": content(status),
     }
 
 

@@ -10,9 +10,11 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 from ..http.describe import Description, description_of
+from ..http.error_bodies import ErrorBodies
 from ..plugins.providers import LoadedProvider
 from ..routing.table import RouteTable
-from .components import PARAMETERS, Error, header_components, response_components
+from .components import PARAMETERS, header_components, response_components
+from .error_model import ErrorModel
 from .info import tags_of
 from .operation import operation, path_of
 from .operation_ids import DocumentedRoute, operation_ids
@@ -36,24 +38,28 @@ def openapi_document(request: web.Request) -> Document:
     return request.app[DOCUMENT]
 
 
-def make(table: RouteTable, providers: Iterable[LoadedProvider], info: Mapping[str, Any]) -> Document:
+def make(table: RouteTable, providers: Iterable[LoadedProvider], info: Mapping[str, Any], errors: ErrorBodies) -> Document:
     """The document of these routes; the same for the same routes and providers. Raises ConfigError.
 
-    `info` has its members `info` and `servers` (`info_of`). HEAD is left out: it is wherever GET is.
+    `info` has its members `info` and `servers` (`info_of`); `errors` makes the bodies of errors.
+    HEAD is left out: it is wherever GET is.
     """
-    raw = json.dumps(document(table, providers, info), ensure_ascii=False, separators=(",", ":")).encode()
+    raw = json.dumps(document(table, providers, info, errors), ensure_ascii=False, separators=(",", ":")).encode()
     return Document(raw, f'"{hashlib.sha256(raw).hexdigest()[:32]}"')
 
 
-def document(table: RouteTable, providers: Iterable[LoadedProvider], info: Mapping[str, Any]) -> dict[str, Any]:
+def document(
+    table: RouteTable, providers: Iterable[LoadedProvider], info: Mapping[str, Any], errors: ErrorBodies
+) -> dict[str, Any]:
     """The same as a dictionary."""
     routes = _routes(table)
     schemes, schemas = schemes_of(providers), _schemas(routes)
+    content = ErrorModel(errors, schemas)
     named = schemas.components()
     paths: dict[str, dict[str, Any]] = {}
     tagged: list[tuple[dict[str, Any], str]] = []
     for route, name in zip(routes, operation_ids(routes), strict=True):
-        made = operation(route.method, route.rule, name, route.handler, schemas, schemes)
+        made = operation(route.method, route.rule, name, route.handler, schemas, schemes, content)
         _put(paths, route, made)
         tagged.append((made, route.rule.plugin))
     needed = {name for made, _ in tagged for one in made["security"] for name in one}
@@ -66,7 +72,7 @@ def document(table: RouteTable, providers: Iterable[LoadedProvider], info: Mappi
             "schemas": named,
             "parameters": PARAMETERS,
             "headers": header_components(),
-            "responses": response_components(schemas.of(Error, "serialization")),
+            "responses": response_components(content),
             "securitySchemes": {name: scheme for name, scheme in schemes.items() if name in needed},
         },
     }
@@ -80,7 +86,6 @@ def _routes(table: RouteTable) -> list[DocumentedRoute]:
 
 def _schemas(routes: list[DocumentedRoute]) -> Schemas:
     schemas = Schemas()
-    schemas.add("the server", Error, "serialization")
     for route in routes:
         said, plugin = route.description or Description(), route.rule.plugin
         for kind in (said.body, said.query):

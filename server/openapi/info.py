@@ -11,8 +11,8 @@ from ..settings.setting import ConfigError
 
 ABOUT: Final = """Every route is locked until a provider says who is calling, and every row until Postgres agrees.
 
-Each operation says who may call it; the extension `x-gatepost-access` says the same to programs. Every error is JSON:
-`{"error": PHRASE, "reason": SLUG}`. Lists are arrays, newest first; the next page is in `Link`."""
+Each operation says who may call it; the extension `x-gatepost-access` says the same to programs. Every error is JSON,
+and most have a `reason`, a code for programs. Lists are arrays, newest first; the next page is in `Link`."""
 _EMAIL: Final = re.compile(r"[^\s@<>]+@[^\s@<>.]+(\.[^\s@<>.]+)*\Z")
 _TAGS: Final = {
     "data": "The caller's own rows.",

@@ -10,7 +10,7 @@ from ..auth.access import Access
 from ..http.describe import Description, description_of, is_secret
 from ..http.limited import Bounds
 from ..routing.table import RouteRule
-from .components import Error, header_refs, parameter_ref, refusal, response_ref
+from .components import ErrorContent, header_refs, parameter_ref, refusal, response_ref
 from .parameters import query_parameters
 from .schemas import Schemas
 from .security import Schemes, fitting
@@ -27,7 +27,9 @@ def path_of(template: str) -> str:
     return _PARAMETER.sub(r"{\1}", template)
 
 
-def operation(method: str, rule: RouteRule, name: str, handler: object, schemas: Schemas, schemes: Schemes) -> dict[str, Any]:
+def operation(
+    method: str, rule: RouteRule, name: str, handler: object, schemas: Schemas, schemes: Schemes, errors: ErrorContent
+) -> dict[str, Any]:
     """The operation of one route. `name` is its `operationId`; `schemas` knows all types of the handler's description."""
     description = description_of(handler)
     said = description or Description()
@@ -55,7 +57,7 @@ def operation(method: str, rule: RouteRule, name: str, handler: object, schemas:
     elif said.body_stream:
         bytes_ = {"schema": {"type": "string", "format": "binary"}}
         made["requestBody"] = {"required": True, "content": dict.fromkeys(said.body_stream, bytes_)}
-    made["responses"] = _responses(method, rule, description, again, schemas)
+    made["responses"] = _responses(method, rule, description, again, schemas, errors)
     return made
 
 
@@ -115,13 +117,13 @@ def _parameters(said: Description, again: bool) -> Iterable[str]:
 
 
 def _responses(
-    method: str, rule: RouteRule, description: Description | None, again: bool, schemas: Schemas
+    method: str, rule: RouteRule, description: Description | None, again: bool, schemas: Schemas, errors: ErrorContent
 ) -> dict[str, dict[str, Any]]:
     said = description or Description()
     found = {str(status): _success(said, kind, schemas, rule.plugin) for status, kind in sorted(said.answers.items())}
     for status in sorted(_refusals(rule, said, again) | ({422} | _unsaid(method) if description is None else set())):
         words = said.refusals.get(status)
-        found[str(status)] = refusal(status, schemas.of(Error, "serialization"), words) if words else response_ref(status)
+        found[str(status)] = refusal(status, errors, words) if words else response_ref(status)
     if not said.answers:
         found["default"] = {"description": "No further responses are documented.", "headers": header_refs()}
     return found

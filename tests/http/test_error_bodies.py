@@ -219,7 +219,7 @@ def nothing_at_all(error: ErrorDetails) -> None:
     return None
 
 
-def unknown(error: ErrorDetails) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+def unknown(error: ErrorDetails) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
     return None
 
 
