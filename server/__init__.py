@@ -21,7 +21,19 @@ from .http.body_stream import body_stream
 from .http.client_address import client_address, client_network, is_local
 from .http.cors import checked_origin
 from .http.describe import describe
-
+from .http.error_shape import ErrorDetails
+from .http.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    NotFound,
+    PreconditionFailed,
+    TooManyRequests,
+    Unavailable,
+    Unprocessable,
+)
+from .http.limited import limited
 from .http.pagination import page
 from .http.query import query
 from .http.row_id import row_id

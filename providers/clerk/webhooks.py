@@ -40,7 +40,7 @@ class _Refused(ValueError):
 
 
 class Receiver:
-    """Takes deliveries. Without a valid signature it does not use the database; the log states the reason, the response none."""
+    """Takes deliveries. Without a valid signature it does not use the database. Only the log states the reason."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for a bad secret."""

@@ -54,7 +54,7 @@ async def body_stream(request: web.Request) -> AsyncIterator[bytes]:
     except TimeoutError:
         raise RequestTimeout from None
     except web.RequestPayloadError:
-        raise BadRequest from None
+        raise BadRequest(for_log="body-malformed") from None
     request.content.set_exception(RuntimeError("the body was taken by body_stream and cannot be read again"))
 
 
