@@ -32,7 +32,7 @@ def denial(
         org_id=identity.org_id if identity else None,
         outcome={401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status)),
         reason=error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
-        detail=error.for_log if isinstance(error, Unauthorized) else "",
+        detail=error.for_log if isinstance(error, ApiError) else "",
         seconds=time.perf_counter() - started,
         client=addresses.of(request),
         inbound_request_id=addresses.inbound_request_id(request),

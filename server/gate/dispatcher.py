@@ -16,7 +16,7 @@ from ..http.error_bodies import STANDARD, ErrorBodies
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable
 from ..http.files import answer_errors, discard_body
 from ..http.response import JsonResponse
-from ..http.stamp import OPENED, REQUEST_ID, new_request_id, stamp
+from ..http.stamp import OPENED, REQUEST_ID, forbid_storing, new_request_id, stamp
 from ..http.targets import malformed
 from ..rate_limits.callers import LEASE, mark
 from ..routing.resolver import Resolver
@@ -117,7 +117,7 @@ class Dispatcher:
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
-        if error.status in _NOT_UNDERSTOOD or error.for_log:
+        if error.status in _NOT_UNDERSTOOD or (error.for_log and error.status not in (401, 403)):
             self._log(request, error)
         return self._errors.response(error)
 
@@ -147,11 +147,14 @@ class Dispatcher:
                 response.headers[hdrs.CONNECTION] = "close"
         elif isinstance(response, web.FileResponse):
             answer_errors(response, request, self._errors)
-            stamp(response, request_id, public=_is_open(rule, request))
+            stamp(response, request_id, public=_is_open(rule, request))  # its `no-store`, if it has one, is private enough to stay
         discard_body(response)
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
-        if stamp(response, request_id, public=_is_open(rule, request)) and rule is not None:
+        replaced = stamp(response, request_id, public=_is_open(rule, request))
+        if rule is not None and rule.optional and IDENTITY in request:
+            forbid_storing(response)  # what a handler says about caching is said for visitors
+        elif replaced and rule is not None:
             self._uncache(rule.template)
         if (lease := request.get(LEASE)) is not None:
             mark(response, lease)

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from ..telemetry.log import log_failure
 from .error_shape import ErrorDetails, checked
 from .errors import ApiError
-from .response import JSON, JsonResponse, phrase
+from .response import JSON, NO_STORE, JsonResponse, _head, phrase
 
 PROBLEM: Final = "application/problem+json"
 _KEPT: Final = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authenticate")
@@ -133,6 +133,16 @@ def _problem(details: ErrorDetails) -> bytes:
     members = {"type": "about:blank", "title": details.error, "status": details.status, "detail": details.detail}
     members |= {"reason": details.reason, "fields": details.fields if details.fields or details.status == 422 else None}
     return json.dumps(dict(details.more) | {name: value for name, value in members.items() if value is not None}).encode()
+
+
+def last_words(response: JsonResponse, request_id: str, lines: bytes = b"") -> bytes:
+    """An error response as bytes, to a connection that is then closed because no request could be parsed.
+
+    `lines` are further header lines, each ending in CRLF.
+    """
+    body = bytes(response._body)
+    last = b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b\r\n" % (len(body), request_id.encode(), lines)
+    return _head(response.status, NO_STORE, response.media_type) + last + body
 
 
 STANDARD: Final = ErrorBodies()

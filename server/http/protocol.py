@@ -17,9 +17,9 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
 from .backlog import Backlog, Mark, bound_kernel_buffer
-from .error_bodies import ErrorBodies
+from .error_bodies import ErrorBodies, last_words
 from .parser_errors import OrderedErrors, log_refused
-from .response import JsonResponse, last_words
+from .response import JsonResponse
 from .stamp import stamp
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -141,6 +141,11 @@ class JsonResponse(web.Response):
             return ""
         return self._cache
 
+    def forbid_storing(self) -> bool:
+        """Set `Cache-Control: no-store`. False if `headers` must be set instead."""
+        self._cache = NO_STORE
+        return self._dictionary is None
+
     async def write_eof(self, data: bytes = b"") -> None:
         """Send a large body in parts, each when the client has taken the one before: a body is never copied whole."""
         body, request = self._body, self._req
@@ -204,13 +209,3 @@ def _head(status: int, cache: str | None, media_type: str) -> bytes:
     headers = {**STANDARD_HEADERS, "Content-Type": media_type, **({"Cache-Control": cache} if cache else {})}
     lines = [f"HTTP/1.1 {status} {phrase(status)}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join(lines).encode() + b"\r\n"
-
-
-def last_words(response: JsonResponse, request_id: str, lines: bytes = b"") -> bytes:
-    """An error response as bytes, to a connection that is then closed because no request could be parsed.
-
-    `lines` are further header lines, each ending in CRLF.
-    """
-    body = bytes(response._body)
-    last = b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b\r\n" % (len(body), request_id.encode(), lines)
-    return _head(response.status, NO_STORE, response.media_type) + last + body

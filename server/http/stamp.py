@@ -71,6 +71,12 @@ def stamp(response: web.StreamResponse, request_id: str, *, public: bool = False
     return settle(headers, response.status, public)
 
 
+def forbid_storing(response: web.StreamResponse) -> None:
+    """Set `Cache-Control: no-store` on a stamped response, whatever its handler says."""
+    if not (isinstance(response, JsonResponse) and response.forbid_storing()):
+        response.headers[hdrs.CACHE_CONTROL] = NO_STORE
+
+
 def _keep_vary(headers: CIMultiDict[str]) -> None:
     """Add what every response depends on to the `Vary` of a handler or of a compressed file."""
     own = ", ".join(headers.getall(hdrs.VARY))

@@ -132,6 +132,17 @@ async def test_a_handlers_vary_is_added_to_ours() -> None:
         assert {reply.headers["vary"] for reply in await replies(200, {"Vary": value}, OPEN)} == {expected}
 
 
+async def test_what_a_known_caller_of_a_public_route_gets_is_never_stored(caplog: pytest.LogCaptureFixture) -> None:
+    route = routes_plugin(web.get(OPEN, public(optional=True)(made)))
+    async with serving(build_app({"x": route}, handlers=["health"], public_routes=[OPEN])) as port:
+        for way in range(WAYS):
+            for value in ("public, max-age=60", "private, max-age=60"):
+                said = ("X-Make", json.dumps([200, {"Cache-Control": value}, way]))
+                assert (await ask(port, "GET", OPEN, said)).headers["cache-control"] == value
+                assert (await ask(port, "GET", OPEN, said, stub())).headers["cache-control"] == "no-store"
+    assert not [record for record in caplog.records if "Cache-Control" in record.getMessage()]
+
+
 async def test_health_is_never_stored() -> None:
     async with serving(app_of(made)) as port:
         assert (await ask(port, "GET", "/api/health")).headers["cache-control"] == "no-store"

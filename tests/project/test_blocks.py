@@ -42,6 +42,7 @@ PYTHON = {
     "docs/guides/from-nextjs.md": (11, "test_from_nextjs.py::test_machine_tokens"),
     "docs/guides/testing.md": (3, "test_blocks.py::test_the_page_of_testing_is_true"),
     "docs/reference/idempotency.md": (2, "test_blocks.py::test_the_loop_that_repeats"),
+    "docs/guides/errors.md": (2, "test_errors_page.py::test_the_handler_of_the_page"),
     "docs/guides/lists.md": (3, "test_lists_page.py::test_filters"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
