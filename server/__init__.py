@@ -19,6 +19,7 @@ from .http.bodies import body
 from .http.body_bytes import raw_body
 from .http.body_stream import body_stream
 from .http.client_address import client_address, client_network, is_local
+from .http.content_disposition import content_disposition
 from .http.cors import checked_origin
 from .http.describe import describe
 from .http.error_shape import ErrorDetails
@@ -48,7 +49,7 @@ __all__ = [
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
     "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
-    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "describe",
+    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
     "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
     "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
     "service", "signed_in", "with_org_prefix",

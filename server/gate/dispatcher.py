@@ -147,7 +147,7 @@ class Dispatcher:
                 response.headers[hdrs.CONNECTION] = "close"
         elif isinstance(response, web.FileResponse):
             answer_errors(response, request, self._errors)
-            stamp(response, request_id, public=_is_open(rule, request))  # its `no-store`, if it has one, is private enough to stay
+            stamp(response, request_id, public=_is_open(rule, request))
         discard_body(response)
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:

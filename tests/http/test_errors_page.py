@@ -100,7 +100,7 @@ OTHERS = {"role", "permission", "plan", "feature", "reverification", "key-revoke
 
 
 def slugs(node: ast.AST) -> Iterator[str]:
-    for one in ast.walk(node):
+    for one in (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,):
         if isinstance(one, ast.Constant) and isinstance(one.value, str) and SLUG.fullmatch(one.value):
             yield one.value
 

@@ -62,7 +62,7 @@ PUBLIC_INTERFACE = {
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
     "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
-    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "describe",
+    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
     "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
     "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
     "service", "signed_in", "with_org_prefix",
