@@ -19,7 +19,6 @@ from .connections import NO_WRITER, Database, Scope, Writer
 from .savepoint import Savepoint
 from .statements import SET_SCOPE, Scoped
 
-
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Savepoint | None] = ContextVar("innermost savepoint", default=None)
 """The savepoint that the running code is in, or was in last. A task inherits the savepoint that it is started in."""

@@ -125,7 +125,7 @@ async def test_stripes_webhook(serve: Serve, paid: TestDatabase) -> None:
     rows = await paid.rows("SELECT organization_id, event_id, cents FROM payments ORDER BY organization_id")
     assert rows == [{"organization_id": org, "event_id": "evt_1", "cents": 1250} for org in ("org_a", "org_b")]
     audit = (await client.get("/api/orgs/org_a/audit", ADMIN_A)).json()
-    assert [(one["actor"], one["target"], one["row_id"], one["user_id"]) for one in audit] == [("webhook:stripe", "payments", "evt_1", None)]
+    assert [(one["actor"], one["target"], one["user_id"], one["request_id"]) for one in audit] == [("webhook:stripe", "payments", None, None)]
 
     now, good = time.time(), signed(first)["Stripe-Signature"]
     for headers in (
