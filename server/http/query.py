@@ -75,7 +75,7 @@ def _out_of_range(checked: pydantic.BaseModel, known: Mapping[str, QueryParamete
     """The numbers that JSON bodies cannot have either: infinite ones, and integers of more than 64 bits."""
     bad = []
     for name, parameter in known.items():
-        value = getattr(checked, parameter.attribute)
+        value = checked.__dict__[parameter.attribute]  # getattr would warn of a deprecated one
         values = value if isinstance(value, list | tuple | set | frozenset) else (value,)
         if any(isinstance(one, float) and not math.isfinite(one) for one in values):
             bad.append({"field": name, "message": "must be a finite number"})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _BY_NAME: Final = frozenset({"properties", "patternProperties", "$defs", "dependentSchemas"})
+_TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 _LISTS: Final = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 _ONE: Final = frozenset({"items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
                          "unevaluatedProperties", "unevaluatedItems", "contentSchema"})  # fmt: skip
@@ -16,13 +17,27 @@ def plain(schema: Any, places: Mapping[str, str]) -> Any:
 
     Without `default`: generators make such a member required, or send it, and a PATCH would set what nobody changed.
     A `$ref` stands alone: beside other members it moves into `allOf`, since many tools ignore its neighbours.
+    An enumeration of several types becomes one for each type, and a tuple says what its items are, as tools expect it.
     """
     if not isinstance(schema, dict):
         return schema
     made = {key: _member(key, value, places) for key, value in schema.items() if key != "default"}
     if "$ref" in made and len(made) > 1:
         return {**{key: value for key, value in made.items() if key != "$ref"}, "allOf": [{"$ref": made["$ref"]}]}
+    if "prefixItems" in made and "items" not in made:
+        made["items"] = {"anyOf": made["prefixItems"]}
+    if "enum" in made and "type" not in made:
+        kinds: dict[str | None, list[Any]] = {}
+        for value in made.pop("enum"):
+            kinds.setdefault(_TYPES.get(type(value)), []).append(value)
+        made["anyOf"] = [_enumeration(kind, values) for kind, values in kinds.items()]
     return made
+
+
+def _enumeration(kind: str | None, values: list[Any]) -> dict[str, Any]:
+    if kind == "null":
+        return {"type": kind}
+    return {"enum": values} if kind is None else {"type": kind, "enum": values}
 
 
 def _member(key: str, value: Any, places: Mapping[str, str]) -> Any:

@@ -107,7 +107,7 @@ class _Group:
         """The component's name for each of pydantic's names, which are long (`package__module__Model`) for equal classes."""
         names: dict[str, str] = {}
         for name in sorted(definitions):
-            words = [_pascal(part) for part in name.split("__")] if "__" in name else [name.rstrip("_")]
+            words = [_pascal(part) for part in name.split("__")] if "__" in name.rstrip("_") else [name.rstrip("_")]
             free = wanted = self._prefix + "".join(word for word in words if len(words) == 1 or word != self._prefix)
             number = 1
             while free in taken:

@@ -7,6 +7,7 @@ import decimal
 import enum
 import json
 import re
+import uuid
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -19,6 +20,9 @@ from server import answer, describe, identity_of, page, query, read, requires, s
 from server.http.query import MOST_PARAMETERS
 from server.openapi.document import DOCUMENT
 from tests.conftest import ALICE, ALICE_ALONE, Client, Got, Serve, TestDatabase, plugin
+
+
+ID = "0b8e0d5e-6f0a-4b7e-9a53-3d6a1c6f9a11"
 
 
 class Status(enum.Enum):
@@ -34,7 +38,7 @@ class Level(enum.IntEnum):
 class Filter(BaseModel):
     model_config = ConfigDict(extra="forbid")
     status: Annotated[list[Status], Field(description="Any of these.", max_length=3)] = []
-    least: Annotated[int | None, Field(ge=0)] = None
+    least: Annotated[int | None, Field(ge=0, strict=True)] = None
     before: datetime.date | None = None
     price: decimal.Decimal | None = None
     share: float | None = None
@@ -43,6 +47,11 @@ class Filter(BaseModel):
     number: Literal[1, 2] | None = None
     sort: Literal["created_at", "title"] = "created_at"
     since: Annotated[str | None, Field(alias="from", max_length=10)] = None
+    old: Annotated[str | None, Field(deprecated=True)] = None
+    when: datetime.datetime | None = None
+    data: bytes | None = None
+    either: int | bool | None = None
+    ids: frozenset[uuid.UUID] = frozenset()
 
 
 class Loose(BaseModel):
@@ -106,6 +115,8 @@ def bad(got: Got) -> set[str]:
         ("level=2&number=1", {"level": 2, "number": 1}),
         ("sort=title&from=a%20%2B+b", {"sort": "title", "from": "a + b"}),
         ("from=%C3%A9", {"from": "é"}),
+        ("old=x&when=2026-11-28T12:00:00Z&data=abc&either=true", {"old": "x", "when": "2026-11-28T12:00:00Z", "data": "abc", "either": True}),
+        (f"ids={ID}&ids={ID}", {"ids": [ID]}),
     ],
 )
 async def test_parameters_become_the_model(asked: Client, text: str, seen: dict[str, Any]) -> None:
@@ -224,7 +235,8 @@ async def test_they_are_in_the_document(asked: Client) -> None:
     told = json.loads(asked.app[DOCUMENT].json)
     paged = told["paths"]["/api/paged"]["get"]
     found = {one["name"]: one for one in paged["parameters"] if "name" in one}
-    assert list(found) == ["status", "least", "before", "price", "share", "done", "level", "number", "sort", "from"]
+    assert list(found) == ["status", "least", "before", "price", "share", "done", "level", "number", "sort", "from", "old", "when", "data", "either", "ids"]
+    assert found["old"]["deprecated"] is True
     assert {one["in"] for one in found.values()} == {"query"}
     assert not any(one.get("required") for one in found.values())
     assert [one.get("$ref", "").rpartition("/")[2] for one in paged["parameters"]][-2:] == ["limit", "cursor"]

@@ -43,10 +43,11 @@ COMPILER = {
 
 @pytest.fixture
 async def client(serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """A server with the tutorial's plugin."""
+    """A server with the tutorial's plugin, and one of odd types."""
     monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.syspath_prepend(PROGRAMS)
     async with todo_table(db):
-        yield await serve({"providers": ["clerk", "api_key"], "plugins": ["module:todo_app.api"], **INFO})
+        yield await serve({"providers": ["clerk", "api_key"], "plugins": ["module:todo_app.api", "module:odd_app"], **INFO})
 
 
 @pytest.fixture
