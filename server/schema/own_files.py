@@ -81,11 +81,13 @@ class OwnFiles:
         await self._refuse_new(file, known)
 
     async def _one_by_one(self, file: SqlFile, statements: Sequence[Statement]) -> None:
-        await self._settings(local=False)
-        for number, statement in enumerate(statements):
-            kept = f"; the {number} statement(s) before it stay" if number else ""
-            await self._execute(file, statement, f"{kept}; mend it, and run migrate again")
-        await self._forget()
+        try:
+            await self._settings(local=False)
+            for number, statement in enumerate(statements):
+                kept = f"; the {number} statement(s) before it stay" if number else ""
+                await self._execute(file, statement, f"{kept}; mend it, and run migrate again")
+        finally:
+            await self._forget()
 
     async def _settings(self, *, local: bool) -> None:
         # Row-level security is forced on the owner too, so a backfill would silently change nothing. With this it raises.

@@ -68,6 +68,13 @@ SELECT format('%s has a default value (%L), so a query without a caller runs as 
   FROM unnest({sql_array(SETTINGS)})
        AS settings (name)
  WHERE current_setting(name, true) <> ''
+UNION ALL
+SELECT format('%s has a default value (%L), so a query without a caller runs as that tenant', name, value)
+  FROM me, pg_db_role_setting, unnest(setconfig) AS setting,
+       LATERAL (VALUES (split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1))) AS defaults (name, value)
+ WHERE current_user <> me.rolname AND setrole IN (0, me.oid)  -- another role's connection does not have them
+   AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   AND name = ANY ({sql_array(SETTINGS)}) AND value <> ''
 """  # noqa: S608 - names of our own
 
 # The helper roles, whose policies may be open because no one can log in as them. A superuser has every right in any case.

@@ -14,6 +14,7 @@ from ..settings.setting import ConfigError
 NO_TRANSACTION: Final = "-- gatepost: no transaction"
 """The first line of a file whose statements run one by one, outside a transaction."""
 
+_MARKER: Final = "-- gatepost:"
 _TOKEN: Final = re.compile(
     r"""
       (?P<space>\s++ | --[^\n]*+)
@@ -61,6 +62,9 @@ class SqlFile(NamedTuple):
 
     def statements(self) -> list[Statement]:
         """Returns the statements in their order. Raises ConfigError, naming the line, for one that `migrate` cannot run."""
+        first = self.text.partition("\n")[0].rstrip()
+        if first.startswith(_MARKER) and first != NO_TRANSACTION:
+            raise ConfigError(f"migrate: {self.name}, line 1: the only marker is `{NO_TRANSACTION}`")
         found = split(self.text, self.name)
         for statement in found:
             if trouble := _trouble(statement, self.in_transaction):
@@ -158,7 +162,7 @@ def _trouble(statement: Statement, in_transaction: bool) -> str | None:
     if (first in _CONTROL and not (first == "ROLLBACK" and "TO" in words)) or words[:2] == ("PREPARE", "TRANSACTION"):
         return f"{first} is not allowed: each file is one transaction, which migrate begins and commits"
     if first == "COPY" and {"STDIN", "STDOUT"} & set(words):
-        return "COPY … FROM stdin needs psql: write INSERT"
+        return "COPY with stdin or stdout needs psql: write INSERT"
     if in_transaction and (("CONCURRENTLY" in words and first in ("CREATE", "DROP", "REINDEX", "ALTER")) or first == "VACUUM"):
         what = "CONCURRENTLY" if "CONCURRENTLY" in words else first
         return f"{what} cannot run in a transaction: move it into a file whose first line is `{NO_TRANSACTION}`"

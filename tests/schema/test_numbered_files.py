@@ -12,8 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 from kits import ROOT
+from kits.pgbouncer import pgbouncer
+from kits.postgres import Cluster
 
 from server.commands import run
 from server.schema.migrate import LOCK, schema_text
@@ -280,6 +283,21 @@ async def test_a_file_whose_result_is_unsafe_is_rolled_back_with_a_line_for_each
     assert await command("check") == 0
 
 
+async def test_a_default_value_for_the_serving_role_is_unsafe(empty: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which the owner's own session does not have."""
+    role = empty.server.serving_role
+    write(empty, _001_default=f'ALTER ROLE "{role}" IN DATABASE {empty.name} SET gatepost.user_id = \'eve\';')
+    async with empty.server.as_admin() as admin:
+        await admin.execute(f'GRANT SET ON PARAMETER "gatepost.user_id" TO "{empty.server.owner_role}"')
+    try:
+        assert await migrate() == 2
+    finally:
+        async with empty.server.as_admin() as admin:
+            await admin.execute(f'REVOKE ALL ON PARAMETER "gatepost.user_id" FROM "{empty.server.owner_role}"')
+    assert "001_default.sql: not safe to serve from, rolled back: gatepost.user_id has a default value ('eve')" in capsys.readouterr().err
+    assert await recorded(empty) == []
+
+
 async def test_a_file_that_runs_each_time_is_judged_as_well(empty: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Path("open.sql").write_text(OPEN)
     assert await command("migrate", "--schema", "open.sql") == 2
@@ -443,3 +461,47 @@ def test_the_lock_of_a_run_is_not_that_of_a_transaction() -> None:
 
     assert _RUN_LOCK != LOCK
     assert "gatepost_files" not in schema_text()
+
+
+# A pooler, and a wrong password ----------------------------------------------------------------------------------------------
+
+
+async def test_through_a_pooler_nothing_reaches_another_client(empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner's URL should go past a pooler; if it does not, files are applied all the same, and leave no setting behind."""
+    settings = "SET work_mem = '77MB'; SET search_path = pg_catalog; SET statement_timeout = '9s'; SET gatepost.user_id = 'eve';"
+    write(empty, _001_settings=settings + "CREATE TABLE public.told (n int);", _002_more="INSERT INTO told VALUES (1);")
+    with pgbouncer(empty.server, 2) as bouncer:
+        monkeypatch.setenv("DATABASE_OWNER_URL", bouncer.url(empty.server.owner_role, empty.name))
+        for _ in range(2):
+            assert await migrate() == 0
+        for _ in range(3):
+            connection = await asyncpg.connect(bouncer.url(empty.server.owner_role, empty.name), statement_cache_size=0)
+            said = await connection.fetchrow("SELECT current_setting('work_mem'), current_setting('search_path'), current_setting('statement_timeout'),"
+                                             " coalesce(current_setting('gatepost.user_id', true), ''), current_setting('row_security')")  # fmt: skip
+            assert tuple(said) == ("4MB", '"$user", public', "0", "", "on")
+            await connection.close()
+    assert await recorded(empty) == ["001_settings.sql", "002_more.sql"]
+
+
+async def test_a_wrong_password_is_one_line(empty: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if not isinstance(empty.server, Cluster) or empty.server.folder is None:
+        pytest.skip("the rules of this server are not ours to change")
+    rules = empty.server.folder / "data" / "pg_hba.conf"
+    before = rules.read_text()
+    rules.write_text(f"local all {empty.server.owner_role} scram-sha-256\n{before}")
+    try:
+        assert await value(empty, "SELECT pg_reload_conf()")
+        await asyncio.sleep(0.3)
+        assert await command("migrate") == 0
+        monkeypatch.setenv("DATABASE_OWNER_URL", empty.owner.replace(empty.server.passwords[empty.server.owner_role], "wr0ng"))
+        capsys.readouterr()
+        assert await command("migrate") == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert f'password authentication failed for user "{empty.server.owner_role}"' in err
+        assert "DATABASE_OWNER_URL" in err
+        assert "wr0ng" not in err
+    finally:
+        rules.write_text(before)
+        await value(empty, "SELECT pg_reload_conf()")
+        await asyncio.sleep(0.3)
