@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -234,3 +235,42 @@ async def test_the_fourth_lock_holds_when_the_third_is_forgotten(tmp_path: Path)
     file.write_text(text.replace('@requires(organization="org_id")\n@describe(returns=list', "@requires(user=True)\n@describe(returns=list"))
     status, said = await run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], copy)
     assert (status, "1 failed" in said) == (1, True), said
+
+
+# RealWorld ---------------------------------------------------------------------------------------------------------------
+
+
+CONDUIT = EXAMPLES / "conduit"
+NEWMAN = ROOT / ".cache" / "clients" / "node_modules" / ".bin" / "newman"
+
+
+def test_conduit_is_as_short_as_its_readme_says() -> None:
+    files = [*(CONDUIT / "conduit").glob("*.py"), CONDUIT / "schema.sql"]
+    lines = sum(bool(line.strip()) for file in files for line in file.read_text("utf-8").splitlines())
+    assert lines <= 320
+    assert "320 lines of Python and SQL" in (CONDUIT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.long
+async def test_conduits_own_tests_pass(tmp_path: Path) -> None:
+    copy = copy_of("conduit", tmp_path)
+    status, said = await run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], copy)
+    assert status == 0, said
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not NEWMAN.exists(), reason="newman is not installed: make client-tools")
+async def test_conduit_passes_realworlds_collection(own_database: TestDatabase, tmp_path: Path) -> None:
+    copy = copy_of("conduit", tmp_path)
+    await apply(own_database, CONDUIT / "schema.sql")
+    more = {"DATABASE_URL": own_database.url, "CONDUIT_SECRET": "0123456789abcdef" * 2}
+    status, said = await run([sys.executable, "-m", "server", "check"], copy, GATEPOST_ENV="test", **more)
+    assert (status, said.splitlines()[-1]) == (0, "problems: none"), said
+    async with serving(sys.executable, copy, **more) as url:
+        words = {"APIURL": f"{url}/api", "USERNAME": "u1", "EMAIL": "u1@mail.com", "PASSWORD": "password"}
+        given = [word for name, value in words.items() for word in ("--global-var", f"{name}={value}")]
+        collection = copy / "tests" / "Conduit.postman_collection.json"
+        program = [NEWMAN, "run", collection, "--reporters", "json", "--reporter-json-export", tmp_path / "said.json"]
+        status, said = await run([*program, "--delay-request", "20", *given], tmp_path)
+    figures = json.loads((tmp_path / "said.json").read_text("utf-8"))["run"]["stats"]["assertions"]
+    assert (status, figures["total"], figures["failed"]) == (0, 311, 0), said
