@@ -420,7 +420,7 @@ async def test_the_operators_pattern_opens_it() -> None:
 async def test_a_pattern_for_one_method_of_a_path_does_not_warn_of_the_other_ones() -> None:
     routes = routes_plugin(get("/api/articles", public), web.post("/api/articles", signed_in(handler)))
     app = build_app({"acme": routes}, public_routes=["/api/articles"])
-    assert not any("stays locked" in line for line in app[TABLE].warnings), "no pattern could be narrower"
+    assert not any("/api/articles" in line for line in app[TABLE].warnings), "no pattern could be narrower"
     async with serving(app) as port:
         assert (await ask(port, "GET", "/api/articles")).status == 200
         assert (await ask(port, "POST", "/api/articles")).status == 401
