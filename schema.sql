@@ -1399,7 +1399,8 @@ BEGIN
         WHEN found.relpersistence = 't' THEN 'is temporary'
         WHEN found.relnamespace = ANY (ARRAY['pg_catalog', 'information_schema']::regnamespace[]) THEN 'belongs to Postgres'
         WHEN found.relnamespace = 'public'::regnamespace
-             AND found.relname IN (SELECT o.name FROM public.gatepost_own_tables() AS o) THEN 'is Gatepost''s own'
+             AND (found.relname ~ '^gatepost_' OR found.relname IN (SELECT o.name FROM public.gatepost_own_tables() AS o))
+            THEN 'is Gatepost''s own'
         WHEN found.relkind = 'f' THEN 'is a foreign table: no policy protects rows of another server'
         WHEN found.relkind NOT IN ('r', 'p') THEN 'is not a table'
         WHEN found.relispartition THEN format('is a partition: name %s instead', pg_partition_root(of_table))

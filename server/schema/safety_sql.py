@@ -138,7 +138,7 @@ SELECT format('the table %s has %s', name, fault)
 UNION ALL
 SELECT format('the policy %I on %s %s: %s', polname, name, fault, said)
   FROM policies, LATERAL (VALUES
-       ('does not depend on the caller',
+       ('does not depend on the caller' || CASE polcmd WHEN 'r' THEN ' (public rows: gatepost_public_rows)' ELSE '' END,
         NOT open AND (said !~ 'current_setting\(''gatepost\.' OR said ~* '\mOR true\M'
         OR 'true' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)))),
        ('takes an empty setting for a caller: write NULLIF(current_setting(name, true), '''')',
