@@ -411,6 +411,53 @@ def test_nginx_takes_the_file(tmp_path: Path, certificate: Path) -> None:
     assert "warn" not in done.stderr
 
 
+LAST = b"Host: api.example.com\r\nConnection: close\r\n\r\n"
+REFUSED_BY_NGINX: list[tuple[bytes, int, str]] = [
+    (b"GET / HTTP/1.1\r\nbad header\r\n", 400, "Bad Request"), (b"GET /%zz HTTP/1.1\r\n", 400, "Bad Request"), (b"CONNECT a:1 HTTP/1.1\r\n", 400, "Bad Request"),
+    (b"TRACE / HTTP/1.1\r\n", 405, "Method Not Allowed"), (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", 501, "Not Implemented"),
+    (b"GET / HTTP/3.7\r\n", 505, "HTTP Version Not Supported"), (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n", 431, "Request Header Fields Too Large"),
+    (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n", 431, "Request Header Fields Too Large"), (b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n", 413, "Content Too Large"),
+    (b"GET /.gatepost-error HTTP/1.1\r\n", 404, "Not Found"), (b"GET / HTTP/1.1\r\n", 503, "Service Unavailable"),
+]  # fmt: skip
+
+
+async def test_what_nginx_itself_refuses_is_json(tmp_path: Path, certificate: Path) -> None:
+    """No server is behind it."""
+    plain, tls = free_port(), free_port()
+    text = re.sub(r"    listen \[::\].*\n", "", NGINX).replace("listen 80;", f"listen 127.0.0.1:{plain};")
+    text = text.replace("listen 443 ssl http2;", f"listen 127.0.0.1:{tls} ssl;").replace("127.0.0.1:8080;", f"127.0.0.1:{free_port()};")
+    nginx = await asyncio.create_subprocess_exec(*configured(tmp_path, certificate, text))
+    trusted = ssl.create_default_context(cafile=str(certificate / "api.example.com.crt"))
+
+    async def ask(data: bytes, port: int, **secure: Any) -> tuple[int, dict[str, str], Any]:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port, **secure)
+                    break
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.05)
+            writer.write(data + LAST)
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+        status, *lines = head.decode().split("\r\n")
+        return int(status.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, json.loads(body)
+
+    try:
+        for data, status, phrase in REFUSED_BY_NGINX:
+            got, headers, body = await ask(data, tls, ssl=trusted, server_hostname="api.example.com")
+            assert (got, body) == (status, {"error": phrase}), data[:40]
+            assert (headers["content-type"], headers["cache-control"], headers["x-content-type-options"]) == ("application/json", "no-store", "nosniff")
+            assert headers["strict-transport-security"]
+            assert headers.get("retry-after") == ("1" if status == 503 else None)
+        for data, port in ((b"GET / HTTP/1.1\r\n", tls), (b"TRACE / HTTP/1.1\r\n", plain), (b"GET /%zz HTTP/1.1\r\n", plain), (b"garbage\r\n", plain)):
+            got, headers, body = await ask(data, port)
+            assert (got, body, headers["content-type"]) == (400, {"error": "Bad Request"}, "application/json")
+    finally:
+        nginx.terminate()
+        await nginx.wait()
+
+
 @signed_in
 async def echo(request: web.Request) -> web.Response:
     """What a handler sees of the proxy."""
