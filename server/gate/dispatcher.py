@@ -168,7 +168,7 @@ class Dispatcher:
         if template not in self._uncached:
             self._uncached.add(template)
             LOG.warning(
-                "a handler's Cache-Control was replaced by no-store: a locked route's may only be private or no-store",
+                "a handler's Cache-Control was replaced by no-store: a locked route's must be private or no-store, an error's no-store",
                 extra={"fields": {"route": template}},
             )
 

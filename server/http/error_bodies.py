@@ -22,6 +22,10 @@ _KEPT: Final = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authent
 """The headers of an HTTPException that its error response keeps."""
 _AIOHTTPS: Final = {status.value: status.phrase for status in HTTPStatus}
 """The reason phrases that aiohttp gives its exceptions, and makes their text of."""
+_AIOHTTPS_TEXTS: Final = (
+    "Maximum request body size", "No WebSocket UPGRADE hdr", "No CONNECTION upgrade hdr", "Unsupported version: ", "Handshake error: ",
+)  # fmt: skip
+"""The beginnings of aiohttp's other texts, some of which repeat what the client sent."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -109,7 +113,7 @@ def _said(raised: web.HTTPException) -> str | None:
         text = raised.text
     except (LookupError, TypeError, UnicodeDecodeError):  # a body that is no text
         return None
-    if text is None or (isinstance(raised, web.HTTPRequestEntityTooLarge) and text.startswith("Maximum request body size")):
+    if text is None or text.startswith(_AIOHTTPS_TEXTS):
         return None
     if text != f"{raised.status}: {raised.reason}":
         return text

@@ -33,6 +33,10 @@ class ApiError(Exception):
 
     status = 500
 
+    def __init_subclass__(cls) -> None:
+        if not 400 <= cls.status <= 599:
+            raise TypeError(f"{cls.__name__}: the status of an error is 400 to 599, not {cls.status!r}")
+
     def __init__(
         self,
         reason: str | None = None,

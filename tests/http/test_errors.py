@@ -75,6 +75,7 @@ async def test_the_text_of_an_http_error_is_the_detail(kind: Any, returned: bool
         (lambda: web.HTTPConflict(text="409: Conflict"), None),
         (lambda: web.HTTPMethodNotAllowed("GET", ["PUT"]), None),
         (lambda: web.HTTPRequestEntityTooLarge(10, 20), None),
+        (lambda: web.HTTPBadRequest(text="No WebSocket UPGRADE hdr: what the client sent"), None),
         (lambda: web.HTTPRequestEntityTooLarge(10, 20, text="At most ten."), "At most ten."),
         (lambda: web.HTTPConflict(text='a "quoted"\nsecond line\tand a tab'), 'a "quoted"\nsecond line\tand a tab'),
         (lambda: web.HTTPConflict(text="a\r\nSet-Cookie: x=1\x00\x1b[31m\x7f\x9b\u2028"), "a \nSet-Cookie: x=1  [31m   "),
@@ -155,6 +156,12 @@ async def test_a_422_has_fields_and_an_error_of_ones_own_has_its_status() -> Non
     assert (reply.status, reply.json) == (
         422, {"error": "Unprocessable Content", "reason": "name-taken", "detail": "No.", "fields": [{"field": "name", "message": "is taken"}]})  # fmt: skip
     assert (await answer_to(Unprocessable)).json == {"error": "Unprocessable Content", "fields": []}
+
+
+@pytest.mark.parametrize("status", [0, 200, 302, 399, 600, 799])
+def test_an_error_of_ones_own_cannot_have_another_status(status: int) -> None:
+    with pytest.raises(TypeError, match="400 to 599"):
+        type("Odd", (ApiError,), {"status": status})
 
 
 async def test_fields_are_bounded() -> None:
