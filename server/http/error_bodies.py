@@ -54,6 +54,8 @@ class ErrorBodies:
         try:
             if self._make is None:
                 made = error.response()
+                if made._dictionary is None:  # as nearly always
+                    return made
             else:
                 made = error.response(self._simple(error.status, error.reason) if error.is_plain else self._body(error))
             made.retype(self.media_type)

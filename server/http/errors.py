@@ -89,7 +89,7 @@ class Unauthorized(ApiError):
         super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)}, for_log=for_log)
 
     def response(self, body: bytes | None = None) -> JsonResponse:
-        return JsonResponse(self.standard_body() if body is None else body, 401, lines=_challenge_line(self.reason or ""))
+        return JsonResponse(_body(401, self.reason) if body is None else body, 401, lines=_challenge_line(self.reason or ""))
 
 
 class Forbidden(ApiError):
