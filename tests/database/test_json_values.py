@@ -16,7 +16,8 @@ from kits.product import at_work, labels
 
 from server import body, identity_of, scoped
 from server.database import json_values
-from tests.conftest import ALICE, Serve, TestDatabase, stub
+from server.testing.clerk import LoopbackClerk
+from tests.conftest import ALICE, Serve, TestDatabase
 
 
 @pytest.fixture
@@ -85,13 +86,23 @@ async def test_a_body_goes_in_and_comes_out(serve: Serve, db: TestDatabase) -> N
 
 
 async def test_the_claims_of_a_caller_are_json(serve: Serve, db: TestDatabase) -> None:
-    async def work(request: web.Request) -> Any:
-        claims = identity_of(request).claims
-        async with scoped(request) as sql:
-            return [json.loads(json.dumps(claims)), await sql.fetchval("SELECT $1::jsonb", claims or {})]
+    """Nested ones too, for json.dumps and for a jsonb parameter; and no handler changes them for the next request."""
 
-    client = await serve(extra={"acme": at_work(work)})
-    assert (await client.get("/work", stub("alice"))).status == 200
+    async def work(request: web.Request) -> Any:
+        claims: Any = identity_of(request).claims
+        with pytest.raises(TypeError):
+            claims["meta"]["list"] = 1
+        async with scoped(request) as sql:
+            return [json.loads(json.dumps(claims)), await sql.fetchval("SELECT $1::jsonb", claims)]
+
+    async with LoopbackClerk() as clerk:
+        client = await serve({"providers": ["clerk"], **clerk.settings()}, extra={"acme": at_work(work)})
+        meta = {"list": [1, {"deep": ["x"]}], "none": None}
+        headers = {"Authorization": f"Bearer {clerk.token('alice', meta=meta)}"}
+        for _ in range(2):  # the second time from memory
+            got = await client.get("/work", headers)
+            assert [one["meta"] for one in got.json()["result"]] == [meta, meta]
+        assert (await client.get("/api/me", headers)).json()["claims"]["meta"] == meta
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
