@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_origin
 
 import pydantic
 
@@ -50,7 +50,8 @@ def parameters_of(model: Any) -> Mapping[str, QueryParameter]:
             raise TypeError(f"{model.__name__}.{attribute}: a query parameter has one name, not {name!r}")
         words: dict[str, Any] = {}
         shapes = _shapes(schema["properties"][name], definitions, words, _DEEPEST) - {"null"}
-        if shapes not in ({"scalar"}, {"list"}):
+        # pydantic validates an Iterable only while the handler reads it: too late for a 422.
+        if shapes not in ({"scalar"}, {"list"}) or get_origin(field.annotation) in (Iterable, Generator):
             raise TypeError(f"{model.__name__}.{attribute}: a query parameter is a scalar or a list of scalars")
         found[name] = QueryParameter(attribute, shapes == {"list"}, words)
         if model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"):

@@ -8,6 +8,7 @@ import enum
 import json
 import re
 import uuid
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -20,7 +21,6 @@ from server import answer, describe, identity_of, page, query, read, requires, s
 from server.http.query import MOST_PARAMETERS
 from server.openapi.document import DOCUMENT
 from tests.conftest import ALICE, ALICE_ALONE, Client, Got, Serve, TestDatabase, plugin
-
 
 ID = "0b8e0d5e-6f0a-4b7e-9a53-3d6a1c6f9a11"
 
@@ -278,7 +278,7 @@ def one_field(kind: Any) -> Any:
 @pytest.mark.parametrize(
     "model",
     [Itself, Words, Path, Several, dict, list[str], Inner(word="x"), one_field(Inner), one_field(list[Inner]), one_field(dict[str, str]),
-     one_field(list[list[str]]), one_field(list[str] | str), one_field(Inner | None), one_field(pydantic.Json[Any])],
+     one_field(list[list[str]]), one_field(Iterable[int]), one_field(list[str] | str), one_field(Inner | None), one_field(pydantic.Json[Any])],
     ids=str,
 )  # fmt: skip
 def test_a_model_that_is_none_of_query_parameters_is_an_error_at_import(model: Any) -> None:
