@@ -141,12 +141,13 @@ class Dispatcher:
         if type(response) is JsonResponse:
             return
         rule, request_id = self._gate.rule_of(request), request[REQUEST_ID]
+        if isinstance(response, web.FileResponse):
+            answer_errors(response, request, self._errors)
         if response.headers.get("X-Request-Id") != request_id:
             self._finish(request, response, request_id, rule)
             if response.keep_alive is False and response.status != 101:
                 response.headers[hdrs.CONNECTION] = "close"
         elif isinstance(response, web.FileResponse):
-            answer_errors(response, request, self._errors)
             stamp(response, request_id, public=_is_open(rule, request))
         discard_body(response)
 

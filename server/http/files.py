@@ -45,6 +45,8 @@ def _range_counts(request: web.BaseRequest, tag: str) -> bool:
 
 def answer_errors(response: web.FileResponse, request: web.BaseRequest, errors: ErrorBodies) -> None:
     """Give a file that is not there, or has no such part, the body that every error has. Before its head is sent."""
+    # aiohttp prepares a returned response once more: a file that the handler has begun itself would be looked up again.
+    response.prepare = partial(web.StreamResponse.prepare, response)  # type: ignore[method-assign]
     if response.status < 400:
         return
     body: Any = errors.of(response.status).body

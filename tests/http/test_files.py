@@ -42,7 +42,7 @@ def app_of(folder: Path) -> web.Application:
         return web.FileResponse(folder / name, headers=headers)
 
     async def begun(request: web.Request) -> web.StreamResponse:
-        response = web.FileResponse(folder / "a.pdf")
+        response = web.FileResponse(folder / request.query.get("name", "a.pdf"))
         await response.prepare(request)
         return response
 
@@ -142,6 +142,13 @@ async def test_a_file_has_its_own_type_and_every_promised_header(port: int, fold
     begun = await get(port, f"{prefix}/begun")
     assert (begun.body, begun.headers["content-type"]) == (PDF, "application/pdf")
     promised(begun, prefix)
+
+
+async def test_a_file_that_its_handler_begins_itself_is_no_exception(port: int) -> None:
+    for prefix in ("/x", "/open"):
+        reply = await get(port, f"{prefix}/begun?name=none")
+        assert (reply.status, reply.json, reply.headers["content-type"]) == (404, {"error": "Not Found"}, "application/json")
+        promised(reply, prefix)
 
 
 @pytest.mark.parametrize(
