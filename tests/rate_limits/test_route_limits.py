@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from kits.app import ask, build_app, routes_plugin, serving
 from kits.redis import Redis
 
 from server import answer, body, caller_of, limited, public, raw_body, requires, signed_in
-from server.app import LIMITS, METRICS, TABLE, build
+from server.app import LIMITS, METRICS, SERVER_DATABASE, TABLE, build
 from server.commands.explain import explain
 from server.http.limited import Bounds, bounds_of
 from server.openapi.document import DOCUMENT
@@ -388,6 +389,19 @@ async def test_who_waits_too_long_is_a_429(acme: Client, monkeypatch: pytest.Mon
     for gate in HELD:
         gate.set()
     await asyncio.gather(*more)
+
+
+async def test_access_that_ends_while_a_request_waits(acme: Client) -> None:
+    sent = start(acme, 3, "/export", ALICE)
+    own = acme.app[LIMITS]._routes["GET /export"]._own
+    assert own is not None
+    await until(lambda: len(HELD) == 2 and own.waiting == 1)
+    revocations = acme.app[SERVER_DATABASE].revocations
+    revocations._entries["user", "alice"], revocations._ends["user", "alice"] = math.inf, math.inf
+    for gate in HELD:
+        gate.set()
+    assert Counter([got.status for got in await asyncio.gather(*sent)]) == {200: 2, 401: 1}
+    assert (own.in_work, acme.app[LIMITS].concurrency.in_work) == (0, 0)
 
 
 async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing(acme: Client) -> None:
