@@ -33,7 +33,7 @@ async def body_stream(request: web.Request) -> AsyncIterator[bytes]:
     _hold_to_description(request)
     check_head(request, limit)
     if request._read_bytes is not None:
-        if IDEMPOTENCY_KEY in request.headers:
+        if request.method == hdrs.METH_POST and IDEMPOTENCY_KEY in request.headers:
             raise BadRequest("idempotency-key-unsupported")  # read whole, to compare it with that of a repeat
         yield request._read_bytes
         return
