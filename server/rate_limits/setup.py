@@ -21,7 +21,8 @@ _UNKNOWN_ADDRESSES: Final = (
 )
 _UNKNOWN_CLIENTS: Final = (
     "{route}: its @limited(rate, concurrency) does not count clients without a credential from private and loopback addresses "
-    "while trusted_proxies is empty, because they may be a proxy's; set trusted_proxies (GATEPOST_TRUSTED_PROXIES)"
+    "while trusted_proxies is empty, because they may be a proxy's; set trusted_proxies (GATEPOST_TRUSTED_PROXIES) to your "
+    "proxies, or limits.address to a rate"
 )
 
 

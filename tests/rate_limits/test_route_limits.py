@@ -303,7 +303,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_start_warns_of_routes_whose_clients_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     clerk(**PRODUCTION)
     lines = warned(caplog)
-    assert {line.partition(":")[0] for line in lines} == {"POST /open/login", "GET /open/search", "GET /open/export"}
+    assert {line.partition(":")[0] for line in lines} == {"POST /open/login", "GET /open/search", "GET /open/export", "GET /open/download"}
     assert all("trusted_proxies" in line for line in lines)
     caplog.clear()
     clerk()
