@@ -169,7 +169,7 @@ class Dispatcher:
         if template not in self._uncached:
             self._uncached.add(template)
             LOG.warning(
-                "a handler's Cache-Control was replaced by no-store: a locked route's must be private or no-store, an error's no-store",
+                "a handler's Cache-Control was replaced: it must be private or no-store on a locked route, no-store on an error",
                 extra={"fields": {"route": template}},
             )
 

@@ -23,8 +23,12 @@ _KEPT: Final = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authent
 _AIOHTTPS: Final = {status.value: status.phrase for status in HTTPStatus}
 """The reason phrases that aiohttp gives its exceptions, and makes their text of."""
 _AIOHTTPS_TEXTS: Final = (
-    "Maximum request body size", "No WebSocket UPGRADE hdr", "No CONNECTION upgrade hdr", "Unsupported version: ", "Handshake error: ",
-)  # fmt: skip
+    "Maximum request body size",
+    "No WebSocket UPGRADE hdr",
+    "No CONNECTION upgrade hdr",
+    "Unsupported version: ",
+    "Handshake error: ",
+)
 """The beginnings of aiohttp's other texts, some of which repeat what the client sent."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -54,7 +58,7 @@ class ErrorBodies:
         try:
             if self._make is None:
                 made = error.response()
-                if made._dictionary is None:  # as nearly always
+                if made.dictionary is None:  # as nearly always
                     return made
             else:
                 made = error.response(self._simple(error.status, error.reason) if error.is_plain else self._body(error))

@@ -85,16 +85,16 @@ class JsonResponse(web.Response):
         self._lines = lines
         self._request_id = ""
         self._cache: str | None = None
-        self._dictionary: CIMultiDict[str] | None = None
+        self.dictionary: CIMultiDict[str] | None = None
         if more:
             self._with(more)
 
     @property
     def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
         """The headers as aiohttp keeps them, built on first access; from then on they are authoritative."""
-        headers = self._dictionary
+        headers = self.dictionary
         if headers is None:
-            headers = self._dictionary = STANDARD_HEADERS.copy()
+            headers = self.dictionary = STANDARD_HEADERS.copy()
             headers["Content-Type"] = self.media_type
             if self._request_id:
                 headers["X-Request-Id"] = self._request_id
@@ -115,18 +115,18 @@ class JsonResponse(web.Response):
 
     def add(self, lines: bytes) -> None:
         """Add header lines as bytes, each ending in CRLF. For the server's own headers: they are not checked."""
-        if self._dictionary is None:
+        if self.dictionary is None:
             self._lines += lines
         else:
-            _put(self._dictionary, lines)
+            _put(self.dictionary, lines)
 
     def retype(self, media_type: str) -> None:
         """Set the content type, for a body that the server has made: what `more` says about the content does not count."""
         self.media_type = media_type
-        if self._dictionary is not None:
-            self._dictionary["Content-Type"] = media_type
-            self._dictionary.popall("Content-Length", None)
-            self._dictionary.popall("Transfer-Encoding", None)
+        if self.dictionary is not None:
+            self.dictionary["Content-Type"] = media_type
+            self.dictionary.popall("Content-Length", None)
+            self.dictionary.popall("Transfer-Encoding", None)
 
     def stamp(self, request_id: str, cache: str) -> str | None:
         """Set the request id, and `Cache-Control` unless the handler has set it: "" for none.
@@ -134,7 +134,7 @@ class JsonResponse(web.Response):
         Returns the handler's own `Cache-Control`, or "" if there is none; None if `headers` must be set instead.
         """
         self._request_id = request_id
-        if self._dictionary is not None:
+        if self.dictionary is not None:
             return None
         if self._cache is None:
             self._cache = cache
@@ -144,7 +144,7 @@ class JsonResponse(web.Response):
     def forbid_storing(self) -> bool:
         """Set `Cache-Control: no-store`. False if `headers` must be set instead."""
         self._cache = NO_STORE
-        return self._dictionary is None
+        return self.dictionary is None
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send a large body in parts, each when the client has taken the one before: a body is never copied whole."""
@@ -169,7 +169,7 @@ class JsonResponse(web.Response):
 
         That is for HEAD, no body, a large body, HTTP/1.0, and `headers` in use.
         """
-        if self._dictionary is not None or self._cookies is not None or self._compression or self._chunked:
+        if self.dictionary is not None or self._cookies is not None or self._compression or self._chunked:
             return None
         if len(self._body) > PART_BYTES:
             return None
