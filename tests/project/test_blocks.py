@@ -45,6 +45,7 @@ PYTHON = {
     "docs/guides/errors.md": (2, "test_errors_page.py::test_the_handler_of_the_page"),
     "docs/guides/files.md": (3, "test_files_page.py::test_a_large_file_on_disk"),
     "docs/guides/lists.md": (3, "test_lists_page.py::test_filters"),
+    "docs/guides/projects.md": (1, "test_projects_page.py::test_names_states_and_partial_updates"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/services.md": (2, "test_services_page.py::test_the_queue_of_jobs"),
@@ -103,7 +104,7 @@ def test_json_is_json(block: Block) -> None:
     json.loads(block.text)
 
 
-STOOD_IN = ("acme", "names", "shipping", "billing", "reports")
+STOOD_IN = ("acme", "names", "shipping", "billing", "reports", "projects")
 ACME = """
 from server import Setting, hookimpl
 
