@@ -44,6 +44,8 @@ from .clerk import LoopbackClerk
 
 __all__ = ["ClientAs", "LoopbackClerk"]
 
+_PROVIDERS = {"providers": ["clerk", "api_key"]}  # the server's default
+_UNKNOWN = " (settings of a plugin's table are given one by one, as 'acme.url', and need register_settings)"
 ClientAs: TypeAlias = Callable[..., Awaitable[aiohttp.ClientSession]]
 
 
@@ -88,7 +90,10 @@ async def _apply(owner: Mapping[str, Any], schema: Sequence[str | Path], serving
 
 @pytest.fixture
 def gatepost_settings() -> Mapping[str, Any]:
-    """Settings that differ from the kit's defaults, by their names in the file (`limits.body_bytes`). Override it."""
+    """Settings that differ from the kit's defaults, by their full names (`limits.body_bytes`, `acme.url`). Override it.
+
+    They override `gatepost.toml` in the working folder. A name that nothing declares is a ValueError.
+    """
     return {}
 
 
@@ -115,8 +120,14 @@ async def gatepost(
 ) -> AsyncIterator[TestServer]:
     """A running server that trusts the loopback Clerk. `gatepost.make_url("/api/me")` returns one of its URLs."""
     defaults = {"env": "test", "ops.port": 0, "database.url": gatepost_database_url, "database.pool_size": 4}
-    given = {**defaults, "data_folder": str(tmp_path), **loopback_clerk.settings(), **gatepost_settings}
-    server = TestServer(build(Settings(environ={}, given=given), gatepost_plugins), host="127.0.0.1")
+    given = {**defaults, "data_folder": str(tmp_path), **loopback_clerk.settings(), **_PROVIDERS, **gatepost_settings}
+    settings = Settings(environ={}, given=given)
+    app = build(settings, gatepost_plugins)
+    if unknown := sorted(gatepost_settings.keys() - settings.declared().keys()):
+        raise ValueError(
+            f"gatepost_settings: {unknown[0]!r} is declared neither by the server nor by a loaded plugin{_UNKNOWN}"
+        )
+    server = TestServer(app, host="127.0.0.1")
     await server.start_server(shutdown_timeout=1)
     try:
         yield server

@@ -77,6 +77,28 @@ async def test_a_reader_and_a_visitor(client_as):
 """
 
 
+KEYS = """
+async def test_a_key_of_ones_own(client_as):
+    alice, stranger = await client_as("alice"), await client_as(None)
+    async with alice.post("/api/keys", json={"name": "mine"}) as got:
+        secret = (await got.json())["secret"]
+    async with stranger.get("/api/me", headers={"X-API-Key": secret}) as got:
+        assert got.status == 200
+"""
+UNKNOWN = """
+import pytest
+
+
+@pytest.fixture
+def gatepost_settings():
+    return {"limits": {"body_bytes": 1000}}
+
+
+async def test_nothing(client_as):
+    pass
+"""
+
+
 def _passes(pytester: pytest.Pytester, tests: str = TESTS) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(tests)
@@ -103,6 +125,20 @@ async def test_own_tables_on_a_database_that_is_named(pytester: pytest.Pytester)
 @pytest.mark.usefixtures("named")
 async def test_an_optional_caller_and_the_limit_of_a_route(pytester: pytest.Pytester) -> None:
     _passes(pytester, READER)
+
+
+@pytest.mark.usefixtures("named")
+async def test_api_keys_are_taken_as_by_a_server_with_its_defaults(pytester: pytest.Pytester) -> None:
+    _passes(pytester, KEYS)
+
+
+@pytest.mark.usefixtures("named")
+async def test_settings_that_nothing_declares_are_refused(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(UNKNOWN)
+    run = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines(["*gatepost_settings: 'limits' is declared neither by the server nor by a loaded plugin*"])
 
 
 @pytest.mark.long
