@@ -20,7 +20,7 @@ from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)
 
-EVERYDAY_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
+DEFAULT_TYPES: Final = frozenset({"session_token", "access_token", "api_key"})
 _MARK: Final = "__access__"
 
 
@@ -37,7 +37,7 @@ class Access:
     plan: str | None = None
     reverification: Reverification | None = None
     scopes: tuple[str, ...] = ()
-    accepts: frozenset[str] = EVERYDAY_TYPES
+    accepts: frozenset[str] = DEFAULT_TYPES
     organization: str | None = None
     allow_pending: bool = False
     impersonation: bool = True
@@ -50,7 +50,7 @@ class Access:
 
     @property
     def as_admin(self) -> bool:
-        """Does this access require an organisation's administrator? Only then does the database scope name such a one."""
+        """Does this access require an administrator? Only then does the database scope have an admin organisation."""
         return self.role is not None and with_org_prefix(self.role) == ADMIN
 
     def words(self) -> str:
@@ -71,7 +71,7 @@ class Access:
         return ", ".join(parts) if parts else "signed in"
 
     def _accepts(self) -> list[str]:
-        return [] if self.accepts == EVERYDAY_TYPES else ["accepts " + " ".join(sorted(self.accepts))]
+        return [] if self.accepts == DEFAULT_TYPES else ["accepts " + " ".join(sorted(self.accepts))]
 
 
 def check(access: Access, identity: Identity | None, parameters: Mapping[str, str]) -> None:
@@ -128,7 +128,7 @@ def public(handler: Any = ..., /, *, optional: bool = False, accepts: Iterable[s
         raise ValueError(f"@public(optional={optional!r}): must be True or False")
     if accepts is not None and not optional:
         raise ValueError("@public(accepts=...): without optional=True no credential is read")
-    types = EVERYDAY_TYPES if accepts is None else token_types("public", accepts)
+    types = DEFAULT_TYPES if accepts is None else token_types("public", accepts)
     access = Access(public=True, optional=optional, accepts=types)
     return functools.partial(_declare, access) if handler is ... else _declare(access, handler)
 
@@ -211,4 +211,4 @@ def accepted_types(request: web.Request) -> frozenset[str]:
     case.
     """
     access = access_of(request.match_info.handler)
-    return access.accepts if access is not None else EVERYDAY_TYPES
+    return access.accepts if access is not None else DEFAULT_TYPES

@@ -1,4 +1,4 @@
-"""The gate: every request passes here, and none goes on until it is known who is calling and whether they may.
+"""The gate: every request passes here, and its handler runs only when the caller is known and the access allows it.
 
 It decides on the route that the router chose and on the access declared there, never on the text of a path.
 """
@@ -30,7 +30,7 @@ from .denials import denial
 from .idempotency import KEY, once
 from .identification import Identification, NoCredential
 
-_HANDLERS_WORD: Final = Forbidden("handler")
+_BY_HANDLER: Final = Forbidden("handler")
 
 
 class Gate:
@@ -51,7 +51,7 @@ class Gate:
         caller_limit: CallerLimit | None = None,
         address_limit: AddressLimit | None = None,
     ) -> None:
-        """`denied` are told of every request that is turned away. `route_limits` has every rule that has bounds."""
+        """`denied` receive every request that is refused. `route_limits` has the routes with limits of their own."""
         self._rules, self._route_limits = dict(rules), route_limits
         identification = Identification(providers, provider_seconds, metrics)
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
@@ -62,7 +62,7 @@ class Gate:
         self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
-        """The answer of the handler that `match` leads to, if this caller may have it. Raises what stands in the way."""
+        """The response of the route's handler, if this caller may call it. Raises the refusal (ApiError, HTTPException)."""
         rule = self._rules.get(match.route)
         if rule is not None and rule.public and not (rule.optional and self._may_be_shown(request.headers)):
             if rule.bounds is not None:
@@ -87,7 +87,7 @@ class Gate:
             caller = caller_key(identity)
             if self._caller_limit is not None:
                 request[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
-            if rule is None:  # no such path or method; were it anything else, a route that we do not know stays shut
+            if rule is None:  # no such path or method; a route without a rule cannot exist, and would stay locked
                 raise match.http_exception or web.HTTPNotFound
             turns = self._concurrency if rule.bounds is None else await self._route_limits[match.route].count(request, caller)
             check(rule.access, identity, match)
@@ -97,7 +97,7 @@ class Gate:
             if rule is None or not rule.optional or not isinstance(error, NoCredential):
                 self._refused(request, rule, identity, error, started)
                 raise
-        if identity is None:  # of an optional caller, and there is no credential
+        if identity is None:  # the caller is optional, and no credential was sent
             return await self._within_bounds(request, match, rule, started)
         request[IDENTITY] = identity
         try:
@@ -106,12 +106,12 @@ class Gate:
             else:
                 response = await match.handler(request)
         except (Forbidden, web.HTTPForbidden) as error:
-            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _HANDLERS_WORD, started)
+            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _BY_HANDLER, started)
             raise
         finally:
             turns.leave(caller)
         if response.status == 403:
-            self._tell(request, rule, identity, _HANDLERS_WORD, started)
+            self._tell(request, rule, identity, _BY_HANDLER, started)
         return response
 
     async def _within_bounds(
@@ -151,7 +151,7 @@ class Gate:
         error: ApiError | web.HTTPException,
         started: float,
     ) -> None:
-        """Count a request that is turned away, and tell the listeners."""
+        """Count a refused request, and report it to the listeners."""
         if isinstance(error, NoCredential):
             self._told["none", "missing"] += 1
         elif isinstance(error, TooManyRequests):
@@ -161,7 +161,7 @@ class Gate:
         self._tell(request, rule, identity, error, started)
 
     def rule_of(self, request: web.Request) -> RouteRule | None:
-        """The plan of the route that this request took; None where it took none (a preflight, an unknown path)."""
+        """The rule of the route that this request matched; None for a preflight and an unknown path or method."""
         match = request._match_info
         return self._rules.get(match.route) if match is not None else None
 

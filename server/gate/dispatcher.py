@@ -68,7 +68,7 @@ class Dispatcher:
                 raise ServiceUnavailable
             match = self._lookup.at_once(request)
             if match is None or request.version not in _VERSIONS:
-                response = await self._by_the_long_way(request)
+                response = await self._resolve_and_admit(request)
             else:
                 request._match_info = match
                 response = await self._gate.admit(request, match)
@@ -96,7 +96,7 @@ class Dispatcher:
             self._tell(request, response, rule, seconds)
         return response
 
-    async def _by_the_long_way(self, request: web.Request) -> web.StreamResponse:
+    async def _resolve_and_admit(self, request: web.Request) -> web.StreamResponse:
         if request.version not in _VERSIONS or malformed(request.raw_path):
             raise BadRequest(for_log="target-malformed" if request.version in _VERSIONS else "http-version")
         if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
@@ -112,8 +112,20 @@ class Dispatcher:
         if identity is not None:
             provider, user_id, org_id = identity.provider, identity.user_id, identity.org_id
             impersonator = identity.impersonator
-        first = (request[REQUEST_ID], request.method, rule.template, provider, user_id, org_id)
-        self._served(Decision(*first, str(response.status), None, "", seconds, impersonator=impersonator))
+        decision = Decision(
+            request_id=request[REQUEST_ID],
+            method=request.method,
+            route=rule.template,
+            provider=provider,
+            user_id=user_id,
+            org_id=org_id,
+            outcome=str(response.status),
+            reason=None,
+            detail="",
+            seconds=seconds,
+            impersonator=impersonator,
+        )
+        self._served(decision)
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
@@ -169,7 +181,7 @@ class Dispatcher:
         if template not in self._uncached:
             self._uncached.add(template)
             LOG.warning(
-                "a handler's Cache-Control was replaced: it must be private or no-store on a locked route, no-store on an error",
+                "a handler's Cache-Control was replaced: it must be private or no-store on a locked route, no-store on errors",
                 extra={"fields": {"route": template}},
             )
 

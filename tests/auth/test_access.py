@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from kits.app import ask, build_app, caller, routes_plugin, serving, stub
 
 from server import Identity, identity_of, public, requires, signed_in
-from server.auth.access import EVERYDAY_TYPES, Access, access_of, check
+from server.auth.access import DEFAULT_TYPES, Access, access_of, check
 from server.auth.identity import IDENTITY
 from server.http.errors import ApiError, Forbidden, Unauthorized
 from server.http.stamp import OPENED
@@ -278,7 +278,7 @@ def test_only_the_admin_role_makes_an_admin_scope(role: str, admin: bool) -> Non
 
 
 def test_the_everyday_types_hold_no_machine_of_clerks() -> None:
-    assert {"session_token", "access_token", "api_key"} == EVERYDAY_TYPES
+    assert {"session_token", "access_token", "api_key"} == DEFAULT_TYPES
 
 
 # The second lock -------------------------------------------------------------------------------------------------------
