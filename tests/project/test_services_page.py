@@ -154,7 +154,7 @@ SERVICES = "docs/guides/services.md"
 @pytest.fixture
 async def queue(db: TestDatabase) -> AsyncIterator[str]:
     """The database with the page's tables, role and queue; the queue's URL."""
-    pytest.importorskip("pgqueuer", reason="pgqueuer is not installed")
+    pytest.importorskip("pgqueuer", reason="pgqueuer is not installed (make deploy-tools)")
     from pgqueuer import Queries
 
     role = f"jobs_{db.server.run}"
