@@ -192,6 +192,10 @@ def _declare(access: Access, handler: H) -> H:
         raise TypeError(f"{getattr(handler, '__qualname__', handler)}: its access is declared twice")
     if not inspect.iscoroutinefunction(handler):
         raise TypeError(f"{getattr(handler, '__qualname__', handler)}: a handler is an `async def` function")
+    try:
+        inspect.signature(handler).bind("the request")
+    except TypeError:  # a method, most often: its wrapper would be called without the object
+        raise TypeError(f"{getattr(handler, '__qualname__', handler)}: a handler takes the request and nothing else") from None
 
     @functools.wraps(handler)
     async def checked(request: web.Request) -> web.StreamResponse:

@@ -110,6 +110,16 @@ def test_only_a_coroutine_function_is_a_handler(declare: Any, what: Any) -> None
         declare(what)
 
 
+def test_a_method_is_no_handler() -> None:
+    """Its wrapper would be called without the object: every request would be a 500."""
+    with pytest.raises(TypeError, match="takes the request and nothing else"):
+
+        class Pages:
+            @signed_in
+            async def show(self, request: web.Request) -> web.Response:
+                return web.Response()
+
+
 def test_requires_above_the_route_leaves_the_bare_handler_and_the_start_refuses_it() -> None:
     routes = web.RouteTableDef()
 
