@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import installation as ownership
-from ..database.connections import direct_connection
 from ..database.statements import IN_UTC, SET_SCOPE_AND_WRITER
 from ..http.errors import Unavailable
 from ..plugins.hookspecs import Command, CommandContext
 from ..plugins.loader import Plugins
+from ..schema.connection_mistakes import URL, connected
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -114,7 +114,7 @@ async def _database(settings: Settings) -> Any:
     connect = {"dsn": url} if url else beside_running_server(settings)
     if connect is None:
         raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
-    async with direct_connection(connect) as connection:
+    async with connected(connect, URL) as connection:
         yield connection
 
 

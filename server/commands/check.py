@@ -12,13 +12,13 @@ from typing import Any
 from aiohttp import web
 
 from ..app import LIMITS, TABLE, build, open_providers
-from ..database.connections import direct_connection
 from ..database.hosts import split
 from ..http.errors import Unavailable
 from ..plugins.providers import PROVIDERS, not_ready
 from ..schema import leaks as oracles
 from ..schema import pooler
 from ..schema.capacity import Capacity, capacity
+from ..schema.connection_mistakes import DIRECT_URL, URL, connected, unreachable
 from ..schema.embedded_database import as_serving_role, embedded_owner, exists
 from ..schema.safety import problems, public_rows, warnings
 from ..schema.startup import beside_running_server
@@ -112,7 +112,7 @@ async def _find(settings: Settings) -> _Findings:
 async def _find_in(connect: dict[str, Any], settings: Settings) -> _Findings:
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
     try:
-        async with direct_connection(connect) as connection:
+        async with connected(connect, DIRECT_URL if direct else URL) as connection:
             available = await capacity(connection, settings)
             wrong = await problems(connection) + await oracles.seen_by_nobody(connection)
             notes = [*await warnings(connection), *await oracles.warnings(connection), *_hosts(url), available.shortage()]
@@ -123,12 +123,12 @@ async def _find_in(connect: dict[str, Any], settings: Settings) -> _Findings:
             public = await public_rows(connection)
         return _Findings(wrong, [line for line in notes if line], available, public_rows=public)
     except Unavailable as error:
-        return _Findings([f"the database cannot be reached: {error}"])
+        return _Findings([unreachable(error)])
 
 
 async def _through(url: str, direct: Any, *, pooled: bool) -> tuple[list[str], list[str]]:
     """(problems, warnings) of the database at `database.url`, as the server will see it."""
-    async with direct_connection({"dsn": url, "statement_cache_size": 0}) as connection:
+    async with connected({"dsn": url, "statement_cache_size": 0}, URL) as connection:
         if not await pooler.same_place(connection, direct):
             return ["database.direct_url: leads to a different database from database.url (DATABASE_URL)"], []
         # A pooler logs in by itself, perhaps as another role.

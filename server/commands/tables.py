@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 
-from ..database.connections import direct_connection
+from ..schema.connection_mistakes import DIRECT_URL, URL, connected
 from ..schema.startup import StartFailed, beside_running_server
 from ..schema.tables import Table, tables
 from ..settings.setting import ConfigError
@@ -36,11 +36,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _look(settings: Settings, name: str | None) -> list[Table]:
-    url = settings.get("database.direct_url") or settings.get("database.url")
+    direct = settings.get("database.direct_url")
+    url = direct or settings.get("database.url")
     connect = {"dsn": url} if url else beside_running_server(settings)
     if connect is None:
         raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
-    async with direct_connection(connect) as connection:
+    async with connected(connect, DIRECT_URL if direct else URL) as connection:
         found = await tables(connection, name)
         if name is None:
             return found

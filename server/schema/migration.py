@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..settings.setting import ConfigError
+from .connection_mistakes import OWNER_URL, connected
 from .migrate import LOCK, is_newer, mark_in, mark_of, schema_text
 from .numbered import Numbered, applied, create_record, pending, read_folder
 from .own_files import OwnFiles, failed, one_per_line
-from .owner_connection import owner_connection
 from .safety import problems
 from .sql_file import SqlFile, read_file
 
 # Held during a whole run. Not LOCK, which each transaction of a run takes for itself.
 _RUN_LOCK: Final = LOCK + 1
 _POLL_SECONDS: Final = 0.2
+_AS_OWNER: Final = " as its owner"
 
 
 class Own(NamedTuple):
@@ -70,7 +71,7 @@ class Migration:
         up to date. Raises ConfigError, StartFailed, Unavailable; files that were applied before the failure stay.
         """
         outcome = Outcome()
-        async with self._alone(), owner_connection(self._connect) as connection:
+        async with self._alone(), connected(self._connect, OWNER_URL, _AS_OWNER) as connection:
             if schema is not None:
                 outcome.by_hand = await self._schema(connection, schema)
             files = OwnFiles(connection, self._role, self._judge)
@@ -86,7 +87,7 @@ class Migration:
 
     async def plan(self, own: Sequence[Own]) -> list[str]:
         """Returns what `run` would do, a sentence each, and changes nothing. Raises ConfigError as `run` would."""
-        async with owner_connection(self._connect) as connection:
+        async with connected(self._connect, OWNER_URL, _AS_OWNER) as connection:
             lines = [await _schema_plan(connection)]
             for one in own:
                 if one.file is not None:
@@ -136,7 +137,7 @@ class Migration:
         Neither the holder nor one that waits keeps a snapshot: the run may build an index concurrently, which waits for every
         transaction that has one.
         """
-        async with owner_connection(self._connect) as holder:
+        async with connected(self._connect, OWNER_URL, _AS_OWNER) as holder:
             told = False
             while not await _take_run_lock(holder):
                 if not told:

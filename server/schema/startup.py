@@ -17,6 +17,7 @@ from ..settings.setting import ConfigError
 from ..settings.setting import StartFailed as StartFailed
 from ..settings.sources import Settings
 from ..telemetry.log import LOG
+from .connection_mistakes import DIRECT_URL, URL, connected, explained, unreachable
 from .migrate import LOCK, SERVING_ROLE, migrate
 from .pooler import same_place
 from .safety import problems, public_rows, refusal, warnings
@@ -53,7 +54,10 @@ class ServerDatabase:
         """
         connect = await self.provide()
         try:
-            await self.database.open(connect)
+            try:
+                await self.database.open(connect)
+            except Exception as error:
+                raise explained(error, connect, URL) from None
             await self._refuse_unsafe()
             if direct := self._settings.get("database.direct_url"):
                 connect = {"dsn": direct}
@@ -63,9 +67,7 @@ class ServerDatabase:
             await self._feed.open()
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
-            raise StartFailed(f"the database cannot be reached: {error}{pooler}") from error
-        except ValueError as error:
-            raise ConfigError("database.url (DATABASE_URL): not a Postgres URL that can be used") from error
+            raise StartFailed(f"{unreachable(error)}{pooler}") from error
 
     async def provide(self) -> dict[str, Any]:
         """Returns asyncpg's arguments to connect as the serving role: to `database.url`, else to the embedded Postgres.
@@ -104,7 +106,7 @@ class ServerDatabase:
 
     async def _refuse_another_database(self, direct: dict[str, Any]) -> None:
         """Refuse a direct URL to another database: revocations must be read from where they are written."""
-        async with self.database.connection() as connection, direct_connection(direct) as straight:
+        async with self.database.connection() as connection, connected(direct, DIRECT_URL) as straight:
             if not await same_place(connection, straight):
                 raise ConfigError("database.direct_url: leads to a different database from database.url (DATABASE_URL)")
 

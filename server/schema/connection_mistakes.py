@@ -1,4 +1,4 @@
-"""Connects as the owner; a mistake in the URL, such as a wrong password, is one line that says where and what to do."""
+"""Why a connection to Postgres cannot be opened; a mistake in its URL is one line without a secret."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ..database.connections import direct_connection
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 
-_SETTING: Final = "database.owner_url (DATABASE_OWNER_URL)"
+URL: Final = "database.url (DATABASE_URL)"
+DIRECT_URL: Final = "database.direct_url (GATEPOST_DATABASE_DIRECT_URL)"
+OWNER_URL: Final = "database.owner_url (DATABASE_OWNER_URL)"
+_UNREACHABLE: Final = "the database cannot be reached"
 # What Postgres answers to a connection that it will never accept: a wrong password; a role or a rule of pg_hba.conf; a missing
 # database; no right to connect to it. Its message names the role or database, and no secret.
 _REFUSED: Final = {
@@ -24,35 +27,46 @@ _REFUSED: Final = {
 
 
 @asynccontextmanager
-async def owner_connection(connect: Mapping[str, Any]) -> AsyncIterator[Any]:
+async def connected(connect: Mapping[str, Any], setting: str, whose: str = "") -> AsyncIterator[Any]:
     """A connection with these arguments of asyncpg (`dsn`, or host, port, user, database), closed at the end.
 
-    Raises ConfigError for a mistake in the URL, Unavailable if the server cannot be reached; both name host and port.
+    Raises ConfigError for a mistake in `setting`, Unavailable if the server cannot be reached; both name host and port.
+    `whose` is added to the latter's message, as in ` as its owner`.
     """
     opened = direct_connection(connect)
     try:
         connection = await opened.__aenter__()
     except Exception as error:
-        raise _explained(error, connect) from None
+        raise explained(error, connect, setting, whose) from None
     try:
         yield connection
     finally:
         await opened.__aexit__(None, None, None)
 
 
-def _explained(error: Exception, connect: Mapping[str, Any]) -> Exception:
+def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose: str = "") -> Exception:
+    """Returns what to raise instead of `error`, which prevented a connection with these arguments of asyncpg.
+
+    A ConfigError for a mistake in `setting`, Unavailable where the server cannot be reached; both name host and port. Any
+    other error is returned as it is.
+    """
     place = _place(connect)
     state = getattr(error, "sqlstate", None) or getattr(error.__context__, "sqlstate", None)
     if state in _REFUSED:
         message = str(error if getattr(error, "sqlstate", None) else error.__context__).splitlines()[0]
-        return ConfigError(f"{_SETTING}: {message} ({place}): {_REFUSED[state]}")
+        return ConfigError(f"{setting}: {message} ({place}): {_REFUSED[state]}")
     if isinstance(error.__context__, socket.gaierror):
-        return ConfigError(f"{_SETTING}: the host is not known ({place})")
+        return ConfigError(f"{setting}: the host is not known ({place})")
     if isinstance(error, Unavailable):
-        return Unavailable(f"the database cannot be reached as its owner: {error} ({place})")
+        return Unavailable(f"{_UNREACHABLE}{whose}: {error} ({place})")
     if isinstance(error, ValueError):
-        return ConfigError(f"{_SETTING}: not a Postgres URL that can be used")
+        return ConfigError(f"{setting}: not a Postgres URL that can be used")
     return error
+
+
+def unreachable(error: Unavailable) -> str:
+    """The sentence that the database cannot be reached, and why."""
+    return str(error) if str(error).startswith(_UNREACHABLE) else f"{_UNREACHABLE}: {error}"
 
 
 def _place(connect: Mapping[str, Any]) -> str:
