@@ -23,7 +23,8 @@ every setting, explained and commented out; it never overwrites a file.
 
 - A list is an array in the file, and comma-separated in the environment.
 - Every variable can be replaced by `NAME_FILE` with the path of a file; the file's text, stripped of surrounding whitespace, is
-  the value. An empty variable counts as unset.
+  the value. Blanks and line ends around a variable's value are removed, and quotes around it prevent startup. An empty variable
+  counts as unset.
 - An unknown key of the file, a table of a plugin that is not loaded and an unknown `GATEPOST_*` variable prevent startup,
   with status 2 and the closest known name. Kubernetes' service links (`GATEPOST_SERVICE_HOST` and so on) are ignored.
 - *Secret* values are never printed.

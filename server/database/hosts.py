@@ -12,6 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
+from .urls import usable
+
 C = TypeVar("C")
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
@@ -30,10 +32,10 @@ class Hosts(Generic[C]):
         elsewhere: Callable[[Exception], bool],
     ) -> None:
         """`connect(**arguments, timeout=...)` opens one; `seconds` is for all hosts together; `elsewhere(error)` is true if
-        another host may succeed after this error."""
+        another host may succeed after this error. Raises UrlMistake for a mistake in the URL `dsn` that can be named."""
         self._connect, self._seconds, self._may_try_another = connect, seconds, elsewhere
         dsn = arguments.get("dsn")
-        self._hosts = [{**arguments, "dsn": one} for one in split(dsn)] if dsn else [dict(arguments)]
+        self._hosts = [{**arguments, "dsn": one} for one in split(usable(dsn))] if dsn else [dict(arguments)]
         self._opened_at: WeakKeyDictionary[C, float] = WeakKeyDictionary()
         self._failed = False
         self._trying = False

@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..database.connections import direct_connection
+from ..database.urls import UrlMistake
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 
@@ -59,6 +60,8 @@ def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose:
         return ConfigError(f"{setting}: the host is not known ({place})")
     if isinstance(error, Unavailable):
         return Unavailable(f"{_UNREACHABLE}{whose}: {error} ({place})")
+    if isinstance(error, UrlMistake):
+        return ConfigError(f"{setting}: {error}")
     if isinstance(error, ValueError):
         return ConfigError(f"{setting}: not a Postgres URL that can be used")
     return error

@@ -132,14 +132,22 @@ class Settings:
             return Value(convert(self._given[key], setting, f"--{key.rpartition('.')[2].replace('_', '-')}"), "command line")
         name = env_name(key, setting)
         if setting.kind not in ("table", "tables"):
-            if text := self._environ.get(name, ""):
+            if text := _stripped(self._environ.get(name, ""), name):
                 return Value(convert(text, setting, name), f"environment {name}")
-            if path := self._environ.get(f"{name}_FILE", ""):
+            if path := _stripped(self._environ.get(f"{name}_FILE", ""), f"{name}_FILE"):
                 return Value(convert(_read_secret(path, f"{name}_FILE"), setting, name), f"environment {name}_FILE")
         found = _lookup(self._file, key)
         if found is not None:
             return Value(convert(found, setting, f"{self._file_name}: {key}"), f"file {self._file_name}")
         return Value(list(setting.default) if isinstance(setting.default, tuple) else setting.default, "default")
+
+
+def _stripped(text: str, name: str) -> str:
+    """The value of a variable without blanks and line ends around it, which secrets copied from a file have."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise ConfigError(f"{name}: has quotes around its value, which no shell has removed: leave them out")
+    return text
 
 
 def env_name(key: str, setting: Setting) -> str:

@@ -137,7 +137,7 @@ def test_the_file_is_named_by_flag_variable_or_its_usual_place(tmp_path: Path, m
     [("an_int", "5", 5), ("an_int", "-5", -5), ("a_float", "5", 5.0), ("a_float", "2.5", 2.5), ("a_bool", "true", True), ("a_bool", "TRUE", True),
      ("a_bool", "1", True), ("a_bool", "yes", True), ("a_bool", "on", True), ("a_bool", "false", False), ("a_bool", "0", False), ("a_bool", "No", False),
      ("a_bool", "off", False), ("a_list", "a", ["a"]), ("a_list", "a,b", ["a", "b"]), ("a_list", " a , b ,", ["a", "b"]), ("a_list", ",", []),
-     ("a_str", " as it is ", " as it is "), ("a_str", "5", "5"), ("token", "s3", "s3")],
+     ("a_str", " as it is ", "as it is"), ("a_str", "5", "5"), ("token", "s3", "s3")],
 )  # fmt: skip
 def test_texts_of_the_environment_become_what_was_declared(key: str, text: str, value: object) -> None:
     assert made(environ={f"GATEPOST_ACME_{key.upper()}": text}).table("acme")[key] == value
@@ -419,6 +419,19 @@ def test_a_plugin_s_setting_has_bounds_and_choices_too(key: str) -> None:
 def test_a_setting_that_cannot_be_checked_cannot_be_declared(declared: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="setting"):
         Setting(**declared)
+
+
+@pytest.mark.parametrize("text", ["3\n", " 3", "3\r\n", "\t3 "])
+def test_blanks_and_line_ends_around_a_variable_are_removed(text: str) -> None:
+    assert Settings(environ={"GATEPOST_WORKERS": text}).get("workers") == 3
+    assert Settings(environ={"GATEPOST_WORKERS": "\n"}).get("workers") == 1, "nothing is left of it"
+
+
+@pytest.mark.parametrize("text", ["'s3cret'", '"s3cret"', '"s3cret"\n'])
+def test_quotes_around_a_variable_are_named_and_its_value_is_not(text: str) -> None:
+    with pytest.raises(ConfigError, match="DATABASE_URL: has quotes") as caught:
+        Settings(environ={"DATABASE_URL": text}, given={}).get("database.url")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_production_with_a_database_may_serve_anybody() -> None:
