@@ -97,7 +97,7 @@ def test_every_core_key_exists_in_file_and_environment(key: str, tmp_path: Path)
     name = env_name(key, setting)
     assert name.startswith("GATEPOST_") or name in ("DATABASE_URL", "DATABASE_OWNER_URL")
     value = {
-        "str": {"env": "test", "log.format": "human"}.get(key, "127.0.0.1" if "host" in key else "none"),
+        "str": {"env": "test", "log.format": "human", "errors.format": "problem"}.get(key, "127.0.0.1" if "host" in key else "none"),
         "bool": setting.default is not True,
         "int": max(2048 if key.endswith("_bytes") else 7, int(setting.at_least or 0)),
         "float": 7.5,
