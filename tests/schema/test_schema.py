@@ -376,9 +376,16 @@ async def test_an_unfinished_migration_leaves_nothing(cluster: Server) -> None: 
     name = await cluster.create_database(f"half_{cluster.run}", owner=cluster.owner_role)
     try:
         async with cluster.as_admin(name) as admin:
-            await admin.execute("CREATE FUNCTION key_by_hash(bytea) RETURNS int LANGUAGE sql AS 'SELECT 1'")     # in the way, another's
+            await admin.execute("""
+                CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+                    IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity LIKE '%gatepost_tenant(%') THEN
+                        RAISE EXCEPTION 'not this one';
+                    END IF;
+                END $$;
+                CREATE EVENT TRIGGER late ON ddl_command_end EXECUTE FUNCTION refuse();
+            """)
         async with cluster.connected(cluster.owner_role, name) as owner:
-            with pytest.raises(asyncpg.PostgresError):
+            with pytest.raises(asyncpg.PostgresError, match="not this one"):
                 await migrate(owner, serving_role=cluster.serving_role)
             assert await owner.fetchval("SELECT to_regclass('data') IS NULL AND NOT pg_has_role('gatepost_auth', 'USAGE')")
     finally:
