@@ -153,7 +153,7 @@ async def test_no_secret_in_what_a_command_says(world: World, db: TestDatabase, 
     ("name", "value"),
     [
         ("CLERK_SECRET_KEY", "{}"),
-        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_{}\n"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_{}\nmore"),
         ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_!{}"),
         ("CLERK_MACHINE_SECRET_KEY", "ak {}"),
         ("CLERK_JWT_KEY", "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----"),
