@@ -119,7 +119,7 @@ def public(handler: Any = ..., /, *, optional: bool = False, accepts: Iterable[s
     The route is public only if a pattern of the setting `public_routes` covers it too; otherwise it requires a known caller.
 
     optional  True: a caller who shows a credential is known (`caller_of`), as on a route that requires one: a bad credential
-              is a 401, and limits and revocations apply. Without it credentials are not read, and nobody is known
+              is a 401, and limits and revocations apply. Without it credentials are not read, and the caller is unknown
     accepts   the token types that are accepted, as in `requires`; only with `optional=True`
 
     Raises ValueError, when the module is imported, for another value.

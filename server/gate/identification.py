@@ -58,7 +58,7 @@ class Identification:
         return shown
 
     def recall(self, request: web.Request) -> Identity | None:
-        """The caller, where the first provider that may know these headers knows them from memory. Nobody is passed over."""
+        """The caller, where the first provider that may know these headers knows them from memory. No provider is skipped."""
         headers = request.headers
         for one in self._asked:
             if one.may_know(headers):

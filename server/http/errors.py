@@ -99,7 +99,7 @@ class Forbidden(ApiError):
 
 
 class NotFound(ApiError):
-    """404: there is no such thing for this caller. Raise it in the same way for what exists and is somebody else's."""
+    """404: there is no such thing for this caller. Raise it in the same way for what belongs to another caller."""
 
     status = 404
 

@@ -80,7 +80,7 @@ class Counters:
         """Add `amount` hits to a key, whose count expires `seconds` after its first hit. Returns the new count.
 
         It is the count of all processes that share the storage, or of this process alone while the storage is slow or away.
-        `local` are the counts of this process, if not the common ones: what strangers fill must not displace callers.
+        `local` are the counts of this process, if not the common ones: what unknown clients fill must not displace callers.
         """
         storage, own = self._storage, local or self._local
         if storage is None or self._recovery is not None:
