@@ -23,7 +23,9 @@ def start_logging(format: str) -> None:
     import structlog  # not at the top: every module imports this one for LOG
     from structlog.stdlib import ProcessorFormatter
 
-    last = _as_json if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    plain = structlog.dev.plain_traceback  # the traceback is text already: any other formatter makes structlog warn
+    human = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    last = _as_json if format == "json" else human
     stamped = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
     chain: list[Any] = [_fields, stamped, structlog.stdlib.add_log_level]
     handler = logging.StreamHandler(sys.stderr)
