@@ -33,7 +33,7 @@ DECLARED = "SELECT gatepost_public_rows('articles', 'published articles are for 
 # Policies that show rows to no caller in particular: for SELECT, and so a matter of the declaration.
 SHOWING = {
     "all": "true", "published": "published", "published or mine": f"published OR author_id = {OWN}", "mine or old": f"author_id = {OWN} OR created_at < now()",
-    "not mine": f"author_id IS DISTINCT FROM {OWN}", "without a caller": f"{OWN} IS NULL", "whoever is signed in or published": f"{OWN} IS NOT NULL OR published",
+    "not mine": f"author_id IS DISTINCT FROM {OWN}", "without a caller": f"{OWN} IS NULL", "signed in or published": f"{OWN} IS NOT NULL OR published",
     "a default caller": f"author_id = coalesce({OWN}, author_id)", "anybody signed in": f"{OWN} IS NOT NULL",
 }  # fmt: skip
 # Policies that let no caller in particular write: never accepted.

@@ -83,7 +83,7 @@ async def show_article(request):
 
 @routes.put("/api/articles/{slug}")
 @requires(user=True)
-@describe(body=ChangeArticle, returns=OneArticle, summary="Change one's own article")
+@describe(body=ChangeArticle, returns=OneArticle, summary="Change the caller's article")
 async def change_article(request):
     new = (await body(request, ChangeArticle)).article
     return await one(request, "article", CHANGE, me(request), request.match_info["slug"], new.title, new.description, new.body)
@@ -91,7 +91,7 @@ async def change_article(request):
 
 @routes.delete("/api/articles/{slug}")
 @requires(user=True)
-@describe(answers={204: None}, summary="Delete one's own article")
+@describe(answers={204: None}, summary="Delete the caller's article")
 async def delete_article(request):
     return await gone(request, "DELETE FROM articles WHERE author = $1 AND slug = $2 RETURNING 1", request.match_info["slug"])
 
@@ -123,7 +123,7 @@ async def add_comment(request):
 
 @routes.delete("/api/articles/{slug}/comments/{id}")
 @requires(user=True)
-@describe(answers={204: None}, summary="Delete one's own comment")
+@describe(answers={204: None}, summary="Delete the caller's comment")
 async def delete_comment(request):
     return await gone(request, "DELETE FROM comments WHERE author = $1 AND id::text = $2 RETURNING 1", request.match_info["id"])
 

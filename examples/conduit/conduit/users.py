@@ -77,7 +77,7 @@ async def sign_in(request):
 
 @routes.get("/api/user")
 @requires(user=True)
-@describe(returns=OneUser, summary="Show one's own account")
+@describe(returns=OneUser, summary="Show the caller's account")
 async def show_user(request):
     async with scoped(request) as db:
         return account(request, await db.fetchrow(f"{USER} WHERE l.user_id = $1", me(request)))
@@ -85,7 +85,7 @@ async def show_user(request):
 
 @routes.put("/api/user")
 @requires(user=True)
-@describe(body=ChangeUser, returns=OneUser, summary="Change one's own account")
+@describe(body=ChangeUser, returns=OneUser, summary="Change the caller's account")
 async def change_user(request):
     new = (await body(request, ChangeUser)).user
     password = await hashed(new.password, secrets.token_hex(16)) if new.password else None
