@@ -1,7 +1,7 @@
 -- Gatepost's schema. `python -m server migrate` runs it as the owner, in ONE transaction; it can be run again at any time.
 -- Postgres 15 to 18. The owner owns the database and has CREATEROLE, or is a superuser.
 --
--- generation 2, revision 3
+-- generation 2, revision 4
 --
 -- The revision goes up with each release that changes this file; the generation goes up when servers of the previous
 -- release can no longer work with it (something they use is dropped, renamed or changes its meaning). See
