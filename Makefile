@@ -6,6 +6,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 TOOLS   := $(VENV)/.deploy-tools
 CLIENTS := .cache/clients
+OIDC    := .cache/oidc
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
@@ -29,7 +30,7 @@ install: $(STAMP) ## create .venv with everything, including development tools
 
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
-client-tools: $(CLIENTS)/.installed ## add generators of clients and linters of the OpenAPI document to .cache (needs npm)
+client-tools: $(CLIENTS)/.installed $(OIDC)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
 
 run: $(STAMP) ## serve (installs when needed)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -109,4 +110,11 @@ $(CLIENTS)/.installed: tests/openapi/clients/package.json tests/openapi/clients/
 	@cd $(CLIENTS) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
 	@python3 -m venv $(CLIENTS)/venv
 	@$(CLIENTS)/venv/bin/python -m pip install --quiet -r tests/openapi/clients/requirements.txt
+	@touch $@
+
+$(OIDC)/.installed: tests/kits/oidc_provider/package.json
+	@command -v npm >/dev/null || { echo "make: npm is not installed (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(OIDC)
+	@cp $< $(OIDC)/package.json
+	@cd $(OIDC) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
 	@touch $@
