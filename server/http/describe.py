@@ -18,6 +18,7 @@ _SECRET: Final = "__answers_secret__"
 _OPERATION_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTENT_TYPE: Final = re.compile(r"(?:\*/\*|[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+))\Z")
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
+_SWITCHING: Final = 101  # RFC 9110 15.2.2: the connection becomes a WebSocket
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,17 @@ class Description:
     tags: tuple[str, ...] = ()
     query: Any = None
     operation_id: str | None = None
+    events: Any = None
+
+    @property
+    def socket(self) -> bool:
+        """Does a successful request become a WebSocket?"""
+        return _SWITCHING in self.answers
+
+    @property
+    def streams(self) -> bool:
+        """Is the answer a live one: an event stream or a WebSocket?"""
+        return self.events is not None or self.socket
 
 
 def describe(
@@ -57,6 +69,7 @@ def describe(
     tags: Iterable[str] = (),
     query: Any = None,
     operation_id: str | None = None,
+    events: Any = None,
 ) -> Callable[[F], F]:
     """Describe a handler's input and output. Goes below `@routes`, above or below the access decorator; wraps nothing.
 
@@ -64,7 +77,10 @@ def describe(
     body_optional  the body may be left out
     body_stream    the content types of a body that the handler takes by `body_stream`, such as `image/png`, `image/*` or
                    `["text/csv", "application/octet-stream"]`; another one is a 415
-    returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body)
+    returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body).
+                   `answers={101: None}` is a WebSocket: the handler calls `socket`
+    events         the type of the events' `data` in a 200 that is an event stream (`event_stream`): a model, a union of
+                   models, or `str` for data that is no JSON. The events `resync` and `end` are added automatically
     refusals       statuses from 400 on that are specific to this handler, each with its cause: `{409: "..."}`.
                    Those that follow from the access, the path, a body or a page are added automatically.
     query          the model that the handler passes to `query`: a pydantic model of scalars and lists of scalars
@@ -82,7 +98,8 @@ def describe(
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
     given = dict(answers) if answers is not None else {200: returns} if returns is not None else {}
-    _statuses("answers", given, range(200, 400))
+    _live(events, given, page, content_type)
+    _statuses("answers", [status for status in given if status != _SWITCHING], range(200, 400))
     _statuses("refusals", refusals or {}, range(400, 600))
     if not all(refusals.values() if refusals else ()):
         raise TypeError("@describe(refusals=...): each with when it is given")
@@ -97,7 +114,7 @@ def describe(
         raise TypeError("@describe: operation_id= is a name of letters, digits and '_'")
     made = Description(
         body, body_optional, _content_types(body, body_stream), MappingProxyType(given), MappingProxyType(dict(refusals or {})),
-        page, if_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id,
+        page, if_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id, events,
     )  # fmt: skip
 
     def mark(handler: F) -> F:
@@ -144,6 +161,17 @@ def _content_types(body: Any, given: str | Iterable[str]) -> tuple[str, ...]:
     return types
 
 
-def _statuses(name: str, given: Mapping[int, Any], allowed: range) -> None:
+def _live(events: Any, answers: Mapping[int, Any], page: bool, content_type: str) -> None:
+    """Raise TypeError for a live answer that is described as another one, too."""
+    if answers.get(_SWITCHING) is not None:
+        raise TypeError("@describe(answers={101: ...}): a WebSocket has no body; write None")
+    live = events is not None or _SWITCHING in answers
+    if live and (page or content_type != "application/json" or any(200 <= status < 300 for status in answers)):
+        raise TypeError("@describe: events= and answers={101: None} allow no other success, page= or content_type=")
+    if events is not None and _SWITCHING in answers:
+        raise TypeError("@describe: either events= or answers={101: None}, not both")
+
+
+def _statuses(name: str, given: Iterable[int], allowed: range) -> None:
     if wrong := [status for status in given if status not in allowed]:
         raise TypeError(f"@describe({name}=...): {wrong[0]!r} is not one of {allowed.start} to {allowed.stop - 1}")

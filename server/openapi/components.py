@@ -26,17 +26,19 @@ WORDS: Final = {
     413: "The body is too large.",
     415: "The body is not `application/json` in UTF-8, or it is compressed.",
     422: "One or more fields are invalid; every invalid field is listed.",
+    426: "The request does not ask for a WebSocket.",
     429: "Too many requests.",
     431: "The request head is too large.",
     503: "The database, a key set or a provider is unavailable. Nothing was partially applied; retry.",
 }
-_HEADERS_OF: Final = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
+_HEADERS_OF: Final = {401: ["WWW-Authenticate"], 426: ["Upgrade"], 429: ["Retry-After"], 503: ["Retry-After"]}
 
 HEADERS: Final = {
     "ETag": "Identifies the current version of the row, for `If-Match`.",
     "Link": 'The next page: `<...>; rel="next"`. Absent on the last page.',
     "Location": "The URL of the new row.",
     "Retry-After": "Seconds to wait before retrying.",
+    "Upgrade": "The protocol to ask for: `websocket` (RFC 9110 7.8).",
     "WWW-Authenticate": "The challenge (RFC 6750 3).",
     "X-Request-Id": "Identifies this request in the server's logs.",
 }
@@ -58,6 +60,16 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "name": "Idempotency-Key", "in": "header",
         "description": "A client-chosen key that makes the request safe to retry.",
+        "schema": {"type": "string"},
+    },
+    "ticket": {
+        "name": "ticket", "in": "query",
+        "description": "The credential of a client that cannot send headers: from `POST /api/stream-tickets`, valid once.",
+        "schema": {"type": "string", "pattern": "^st_"},
+    },
+    "Last-Event-ID": {
+        "name": "Last-Event-ID", "in": "header",
+        "description": "The `id` of the last event that the client has received.",
         "schema": {"type": "string"},
     },
 }  # fmt: skip

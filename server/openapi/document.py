@@ -16,6 +16,7 @@ from ..routing.table import RouteTable
 from .components import PARAMETERS, header_components, response_components
 from .error_model import ErrorModel
 from .info import tags_of
+from .live_answers import add_live
 from .operation import operation, path_of
 from .operation_ids import DocumentedRoute, operation_ids
 from .schema_text import used
@@ -94,6 +95,7 @@ def _schemas(routes: list[DocumentedRoute]) -> Schemas:
         for kind in said.answers.values():
             if kind is not None:
                 schemas.add(route.where, kind, "serialization", plugin)
+        add_live(route.where, said, schemas, plugin)
     return schemas
 
 

@@ -11,6 +11,7 @@ from ..http.describe import Description, description_of, is_secret
 from ..http.limited import Bounds
 from ..routing.table import RouteRule
 from .components import ErrorContent, header_refs, parameter_ref, refusal, response_ref
+from .live_answers import live_parameters, live_refusals, live_responses
 from .parameters import query_parameters
 from .schemas import Schemas
 from .security import Schemes, fitting
@@ -48,7 +49,7 @@ def operation(
     if parameters := [
         *_path_parameters(rule.template, rule.access.organization),
         *query_parameters(said.query, schemas, rule.plugin),
-        *map(parameter_ref, _parameters(said, again)),
+        *map(parameter_ref, (*_parameters(said, again), *live_parameters(said, _knows(rule)))),
     ]:
         made["parameters"] = parameters
     if said.body is not None:
@@ -120,11 +121,13 @@ def _responses(
     method: str, rule: RouteRule, description: Description | None, again: bool, schemas: Schemas, errors: ErrorContent
 ) -> dict[str, dict[str, Any]]:
     said = description or Description()
-    found = {str(status): _success(said, kind, schemas, rule.plugin) for status, kind in sorted(said.answers.items())}
+    found = live_responses(said, schemas, rule.plugin)
+    given = sorted((status, kind) for status, kind in said.answers.items() if str(status) not in found)
+    found |= {str(status): _success(said, kind, schemas, rule.plugin) for status, kind in given}
     for status in sorted(_refusals(rule, said, again) | ({422} | _unsaid(method) if description is None else set())):
         words = said.refusals.get(status)
         found[str(status)] = refusal(status, errors, words) if words else response_ref(status)
-    if not said.answers:
+    if not said.answers and not said.streams:
         found["default"] = {"description": "No further responses are documented.", "headers": header_refs()}
     return found
 
@@ -139,7 +142,7 @@ def _success(said: Description, kind: Any, schemas: Schemas, plugin: str) -> dic
 
 def _refusals(rule: RouteRule, said: Description, again: bool) -> set[int]:
     """Every status from 400 on that can follow from what is declared; 500 is a fault, and no promise."""
-    found = {400, 431} | set(said.refusals)
+    found = {400, 431} | set(said.refusals) | live_refusals(said)
     if _knows(rule):
         found |= {401, 429, 503}
     if rule.bounds is not None:

@@ -159,6 +159,34 @@ async def import_(request: web.Request) -> web.Response:
     return answer({}, 201)
 
 
+@routes.get("/api/odd/events")
+@signed_in
+@describe(events=Everything)
+async def watch_odds(request: web.Request) -> web.Response:
+    return answer({}, 201)
+
+
+@routes.get("/api/odd/either/events")
+@signed_in
+@describe(events=Seen | Cat)
+async def watch_either(request: web.Request) -> web.Response:
+    return answer({}, 201)
+
+
+@routes.get("/api/odd/ticks")
+@signed_in
+@describe(events=str)
+async def watch_ticks(request: web.Request) -> web.Response:
+    return answer({}, 201)
+
+
+@routes.get("/api/odd/socket")
+@signed_in
+@describe(answers={101: None})
+async def open_odd_socket(request: web.Request) -> web.Response:
+    return answer({}, 201)
+
+
 @hookimpl
 def register_handlers() -> web.RouteTableDef:
     return routes
