@@ -7,8 +7,9 @@ refuse_to_start_without()
 
 
 from .auth.access import accepted_types, public, requires, signed_in
-from .auth.identity import CredentialRejected, Identity, caller_of, identity_of
+from .auth.identity import Identity, caller_of, identity_of
 from .auth.names import is_plain_text, with_org_prefix
+from .auth.rejected import CredentialRejected
 from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
 from .database.scope import read, scoped

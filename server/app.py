@@ -32,7 +32,7 @@ from .openapi.document import DOCUMENT
 from .openapi.info import info_of
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, opened
+from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, exposed_headers, opened, read_headers
 from .plugins.services import SERVICES, Services
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
@@ -105,11 +105,11 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
     cors = Cors(
         _origins(settings, providers),
-        headers=(*credential_headers(providers), *_checked(settings, "cors_headers", checked_header)),
-        exposed=_checked(settings, "cors_exposed", checked_header),
+        headers=(*read_headers(providers), *_checked(settings, "cors_headers", checked_header)),
+        exposed=(*exposed_headers(providers), *_checked(settings, "cors_exposed", checked_header)),
         cookies_for_patterns=settings.get("env") != "production",
     )
-    vary_on(credential_headers(providers))
+    vary_on(read_headers(providers))
     errors = ErrorBodies(settings.get("errors.format"), offers.error_body)
     app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get), errors)
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
@@ -149,7 +149,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[REVOCATION_FAILURES] = Counter()
     app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
-    house = app[HOUSE] = _house(settings, server_database)
+    house = app[HOUSE] = _house(settings, server_database, limits)
     services = app[SERVICES] = Services(plugins.services(house))
     app.cleanup_ctx.append(_open_database)
     app.cleanup_ctx.append(audit.running)
@@ -208,6 +208,7 @@ async def open_providers(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-def _house(settings: Settings, storage: ServerDatabase) -> ServerHouse:
-    folder, database = Path(settings.get("data_folder")), storage.database
-    return ServerHouse(settings.get("env"), folder, database.call, storage.revocations, database.scoped)
+def _house(settings: Settings, storage: ServerDatabase, limits: Limits) -> ServerHouse:
+    folder, database, first_use = Path(settings.get("data_folder")), storage.database, limits.first_uses.first
+    args = (settings.get("env"), folder, database.call, storage.revocations, database.scoped)
+    return ServerHouse(*args, first_use=first_use, resource_url=None)

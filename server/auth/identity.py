@@ -19,20 +19,6 @@ TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "cle
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
 
-class CredentialRejected(Exception):
-    """Raised by a provider for a bad credential of its own kind: the response is a 401, and no other provider is asked.
-
-    reason   a slug of lower-case words joined by hyphens, sent to the client. It must be `credential-rejected` until a
-             signature is verified: an unknown client must not learn which check failed
-    detail   for the log only; it must not contain the credential
-    """
-
-    def __init__(self, reason: str = "credential-rejected", detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
-
-
 class Identity:
     """A known caller. Immutable; every argument but `provider` may be left out.
 

@@ -9,7 +9,8 @@ from typing import Final
 from aiohttp import hdrs, web
 from multidict import MultiMapping
 
-from ..auth.identity import CredentialRejected, Identity
+from ..auth.identity import Identity
+from ..auth.rejected import CredentialRejected
 from ..http.errors import BadRequest, ServiceUnavailable, Unauthorized, Unavailable
 from ..plugins.providers import LoadedProvider, credential_headers
 from ..telemetry.log import log_failure
@@ -31,6 +32,8 @@ class Identification:
         self._asked = list(providers)
         self._credentials = credential_headers(providers)
         self._seconds, self._told = seconds, metrics.authentications
+        self.challenges = ", ".join(one.challenge for one in providers if one.challenge)
+        """The challenges of the providers, to be sent beside `Bearer`."""
         self._reads_cookies = any(name.lower() == "cookie" for one in providers for name in one.reads or ())
         self._reads_anything = any(one.reads is None for one in providers)
 
@@ -95,7 +98,8 @@ class Identification:
 
     def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
         self._told[name, "rejected"] += 1
-        return Unauthorized(_slug(rejected.reason), f"{name}: {rejected.detail}")
+        why = f"{name}: {rejected.detail}"
+        return Unauthorized(_slug(rejected.reason), why, own=rejected.challenge, headers=rejected.headers)
 
     async def _ask(self, one: LoadedProvider, request: web.Request) -> Identity | None:
         """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""

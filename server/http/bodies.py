@@ -13,7 +13,8 @@ from aiohttp import web
 
 from .body_bytes import BODY_LIMITS, body_limits, read_body
 from .describe import hold_to
-from .errors import LONGEST_FIELD, MOST_FIELDS, BadRequest, Unprocessable
+from .error_texts import LONGEST_FIELD, MOST_FIELDS
+from .errors import BadRequest, Unprocessable
 
 T = TypeVar("T")
 _PATHS_PER_BYTE: Final = 16

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
+from .error_texts import bounded, plain_text
 from .response import JsonResponse, phrase
-
-LONGEST_DETAIL: Final = 1000
-"""How many characters of a `detail` are sent."""
-MOST_FIELDS: Final = 100
-"""How many invalid fields an error lists."""
-LONGEST_FIELD: Final = 200
-"""How many characters of a field's path, and of its message, an error includes."""
-# Control characters but the tab and the line feed, the separators of lines that other languages know, and lone surrogates.
-_UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class ApiError(Exception):
@@ -50,7 +41,7 @@ class ApiError(Exception):
         super().__init__(reason or phrase(self.status))
         self.reason = reason
         self.detail = plain_text(detail) if detail else None
-        self.fields = None if fields is None else _bounded(fields)
+        self.fields = None if fields is None else bounded(fields)
         self.headers = headers
         self.more = more
         self.for_log = for_log
@@ -81,14 +72,31 @@ class BadRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    """401 with a challenge (RFC 6750 3)."""
+    """401 with a challenge (RFC 6750 3); `own` and `headers` are a provider's challenge in its place, and further headers."""
 
     status = 401
 
-    def __init__(self, reason: str = "credential-missing", for_log: str = "") -> None:
-        super().__init__(reason, headers={"WWW-Authenticate": challenge(reason)}, for_log=for_log)
+    def __init__(
+        self,
+        reason: str = "credential-missing",
+        for_log: str = "",
+        *,
+        own: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(reason, headers={"WWW-Authenticate": own or challenge(reason), **(headers or {})}, for_log=for_log)
+        self.has_own_challenge = own is not None
+        self._usual = own is None and not headers
+
+    def add_challenge(self, challenge: str) -> None:
+        """Add a challenge after the one that it has (RFC 9110 11.6.1)."""
+        headers = dict(self.headers or {})
+        self.headers = headers | {"WWW-Authenticate": f"{headers['WWW-Authenticate']}, {challenge}"}
+        self._usual = False
 
     def response(self, body: bytes | None = None) -> JsonResponse:
+        if not self._usual:
+            return super().response(body)
         return JsonResponse(_body(401, self.reason) if body is None else body, 401, lines=_challenge_line(self.reason or ""))
 
 
@@ -178,22 +186,6 @@ def _challenge_line(reason: str) -> bytes:
 @lru_cache(maxsize=512)
 def _body(status: int, reason: str | None) -> bytes:
     return json.dumps({"error": phrase(status)} | ({} if reason is None else {"reason": reason})).encode()
-
-
-def plain_text(text: object) -> str:
-    """The text as a `detail` may have it: without control characters, at most LONGEST_DETAIL characters."""
-    cut = str(text)[: LONGEST_DETAIL + 1]
-    return _UNPRINTABLE.sub(" ", cut if len(cut) <= LONGEST_DETAIL else cut[: LONGEST_DETAIL - 1] + "…")
-
-
-def _bounded(fields: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The first MOST_FIELDS of the fields, their texts cut at LONGEST_FIELD characters."""
-    kept: list[dict[str, str]] = []
-    for one in fields:
-        if len(kept) == MOST_FIELDS:
-            break
-        kept.append({name: str(text)[:LONGEST_FIELD] for name, text in one.items()})
-    return kept
 
 
 class Unavailable(Exception):

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from .bodies import LARGEST_INTEGER, field_path, invalid_fields
 from .describe import description_of, hold_to
-from .errors import MOST_FIELDS, Unprocessable
+from .error_texts import MOST_FIELDS
+from .errors import Unprocessable
 from .query_model import PAGE_PARAMETERS, QueryParameter, parameters_of
 
 M = TypeVar("M", bound=pydantic.BaseModel)

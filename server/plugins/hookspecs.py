@@ -35,6 +35,7 @@ class Provider(Protocol):
                   present, and the response header `Vary` lists them. Left out: it is called for every request
     recall(request)   not async: the Identity of a credential that was verified before, from memory, after checking all
                   that may have changed since; None: `authenticate` is called. May raise CredentialRejected
+    challenge     a challenge that every 401 has beside `Bearer` (RFC 9110 11.6.1), such as `DPoP algs="ES256"`
     authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
                          member `x-gatepost-token-types` of a scheme lists its token types; a route names the schemes
@@ -71,6 +72,8 @@ class House(Protocol):
     """`development`, `test` or `production`."""
     folder: Path
     """The folder of the server's own files (`.gatepost/`); it is created when first needed."""
+    resource_url: str | None
+    """The setting `resource.url`: the public address of this API, or None."""
 
     async def fetch(
         self,
@@ -99,6 +102,14 @@ class House(Protocol):
         `kind` is `key`, `session`, `user`, `organization`, `membership` or `role`. `issued_at` is Unix seconds; set it: if it
         is None, every revocation of the subject applies. This reads memory only. Raises Unavailable where that is older than
         `revocation.max_staleness`.
+        """
+
+    async def first_use(self, value: str, seconds: float) -> bool:
+        """Is this the first call with this value within `seconds`? For values that count once, such as the `jti` of a proof.
+
+        All processes that share `limits.storage` (Valkey or Redis) are asked together; without it, each process knows its own
+        calls. Begin `value` with the provider's name: all providers share one space. Raises Unavailable where that storage does
+        not answer: then nobody knows.
         """
 
     def issuer_of(self, issuer: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ def _no_database(*_: object) -> AbstractAsyncContextManager[Any]:
     raise Unavailable("there is no database here")
 
 
+async def _no_storage(value: str, seconds: float) -> bool:
+    raise Unavailable("nothing here remembers values that count once")
+
+
 class ServerHouse:
     """The House that all providers and services of one server share."""
 
@@ -30,8 +34,16 @@ class ServerHouse:
         call: Any,
         revocations: Revocations,
         transaction: Callable[..., AbstractAsyncContextManager[Any]] = _no_database,
+        *,
+        first_use: Callable[[str, float], Awaitable[bool]] = _no_storage,
+        resource_url: str | None = None,
     ) -> None:
-        """`call(function, *args)` runs a listed database function; `transaction(scope, writer, caller)` opens a transaction."""
+        """`call(function, *args)` runs a listed database function; `transaction(scope, writer, caller)` opens a transaction.
+
+        `first_use(value, seconds)` tells the first use of a value from a repeat.
+        """
+        self._first_use = first_use
+        self.resource_url = resource_url
         self._transaction = transaction
         self.env = env
         self.folder = folder
@@ -61,6 +73,9 @@ class ServerHouse:
         if self._revocations.stale:
             raise Unavailable("the revocation feed is stale")
         return self._revocations.revoked(kind, subject, issued_at)
+
+    async def first_use(self, value: str, seconds: float) -> bool:
+        return await self._first_use(value, seconds)
 
     def issuer_of(self, issuer: str) -> str | None:
         return self._issuers.get(issuer)

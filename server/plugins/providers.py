@@ -32,14 +32,14 @@ class LoadedProvider:
     reads                the headers that it reads; None: any
     issuers, authorized_parties   empty where left out
     namespaces           where left out: "" for a provider that has issuers, else none
-    security_schemes     None where left out
+    security_schemes, challenge   None where left out
     not_ready, figures   its methods, or functions that report nothing
     known                the metrics label for callers that it knew
     """
 
     __slots__ = (
-        "_close", "_open", "authenticate", "authorized_parties", "figures", "issuers", "known", "name", "namespaces",
-        "not_ready", "provider", "reads", "recall", "security_schemes",
+        "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known", "name",
+        "namespaces", "not_ready", "provider", "reads", "recall", "security_schemes",
     )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
@@ -53,6 +53,7 @@ class LoadedProvider:
         self.namespaces: Final[tuple[str, ...]] = tuple(getattr(provider, "namespaces", ("",) if self.issuers else ()))
         self.authorized_parties: Final[tuple[str, ...]] = tuple(getattr(provider, "authorized_parties", ()))
         self.security_schemes: Final[Mapping[str, Any] | None] = getattr(provider, "security_schemes", None)
+        self.challenge: Final[str | None] = getattr(provider, "challenge", None)
         self.not_ready: Final = getattr(provider, "not_ready", _ready)
         self.figures: Final = getattr(provider, "figures", _no_figures)
         self.known: Final = (name, "known")
@@ -91,16 +92,27 @@ class LoadedProvider:
 
 
 def credential_headers(providers: Iterable[LoadedProvider]) -> tuple[istr, ...]:
-    """The headers that can hold a credential: Authorization, X-API-Key, and what the providers list in `reads`. Never Cookie.
+    """The headers that can hold a credential: Authorization, X-API-Key, and what the providers list in `reads`.
 
-    Every browser sends cookies that are not credentials, so Cookie alone shows none.
+    Never Cookie: every browser sends cookies that are not credentials. Never DPoP: a proof belongs to the token in
+    Authorization (RFC 9449 7.1), and is nothing without it.
     """
+    return tuple(istr(name) for name in read_headers(providers) if name.lower() != "dpop")
+
+
+def read_headers(providers: Iterable[LoadedProvider]) -> tuple[istr, ...]:
+    """The headers by which providers decide: Authorization, X-API-Key, and what they list in `reads` except Cookie."""
     names = {name.lower(): istr(name) for name in (hdrs.AUTHORIZATION, "X-API-Key")}
     for one in providers:
         for name in one.reads or ():
             if name.lower() != "cookie":
                 names.setdefault(name.lower(), istr(name))
     return tuple(names.values())
+
+
+def exposed_headers(providers: Iterable[LoadedProvider]) -> tuple[str, ...]:
+    """The response headers that pages of other origins need for the providers: the nonce for a DPoP proof (RFC 9449 8.2)."""
+    return ("DPoP-Nonce",) if any(name.lower() == "dpop" for name in read_headers(providers)) else ()
 
 
 def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:

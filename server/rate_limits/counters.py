@@ -1,12 +1,13 @@
 """Counts hits: in Valkey or Redis for all processes together, or in this process alone.
 
-No request depends on the storage: when it does not answer within 50 ms, this process counts on its own until the storage
-answers again. An outage refuses no request, and no hit goes uncounted.
+No count depends on the storage: when it does not answer within 50 ms, this process counts on its own until the storage
+answers again. An outage refuses no request, and no hit goes uncounted. Only `claim` needs the storage.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from ..bounded import BoundedDict
+from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 from ..telemetry.log import LOG
 
@@ -27,6 +29,7 @@ _QUEUE_SECONDS: Final = 0.025
 """Of these, the longest wait for a slot: the storage always has the other half to answer in."""
 _RETRY_SECONDS: Final = 0.5
 _PROBE_SECONDS: Final = 2.0
+_CLAIM_SECONDS: Final = 0.5
 _AT_ONCE: Final = 16
 _SCHEMES: Final = ("valkey", "valkeys", "redis", "rediss")
 
@@ -96,6 +99,23 @@ class Counters:
             finally:
                 self._slots.release()
         return own.add(key, amount, seconds)
+
+    async def claim(self, key: str, seconds: float) -> bool:
+        """Store a key for `seconds` unless it is stored already. Returns whether it was new.
+
+        Raises Unavailable where the storage does not answer within 0.5 seconds: this process alone cannot know.
+        """
+        storage = self._storage
+        if storage is None or self._recovery is not None:
+            raise Unavailable("limits.storage does not answer")
+        try:
+            async with asyncio.timeout(_CLAIM_SECONDS), self._slots:
+                client: Any = storage.bridge.get_connection()  # type: ignore[attr-defined]
+                name = storage.bridge.prefixed_key(key)
+                return bool(await client.set(name, b"1", nx=True, px=math.ceil(seconds * 1000)))
+        except Exception as error:
+            self._is_out(storage, error)
+            raise Unavailable("limits.storage does not answer") from None
 
     async def _slot(self) -> bool:
         """Take a slot; False where none became free in time. That is a burst of calls here, and no outage of the storage."""

@@ -12,6 +12,7 @@ from .addresses import AddressLimit
 from .callers import CallerLimit
 from .concurrency import Concurrency
 from .counters import Counters
+from .first_uses import FirstUses
 from .rate import parse_rate
 from .routes import RouteLimit, Shared
 
@@ -38,6 +39,8 @@ class Limits:
         # A rate in so many words is the operator's; `auto` counts only where an address is one client's.
         named = settings.get("limits.address").strip().lower() not in ("auto", "off")
         self._counters = Counters(settings.get("limits.storage"))
+        self.first_uses = FirstUses(self._counters)
+        """Which one-time values were used before."""
         self.concurrency = Concurrency(settings.get("limits.concurrency"))
         self.caller = CallerLimit(caller, self._counters) if caller else None
         automatic = address is not None and not named

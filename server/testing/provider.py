@@ -21,7 +21,8 @@ from typing import Any, Final, cast
 
 import pytest
 
-from ..auth.identity import CredentialRejected, Identity
+from ..auth.identity import Identity
+from ..auth.rejected import CredentialRejected
 from ..gate.deadline import within
 from ..http.errors import Unavailable
 from .recall import RecallContract

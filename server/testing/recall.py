@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ..auth.identity import CredentialRejected, Identity
+from ..auth.identity import Identity
+from ..auth.rejected import CredentialRejected
 from .stage import Headers, Opened, ProviderCase, opened
 
 

@@ -22,6 +22,8 @@ from ..auth.revocation import Revocations
 from ..http.errors import Unavailable
 from ..plugins.hookspecs import Provider, ProviderFactory
 from ..plugins.house import ServerHouse
+from ..rate_limits.counters import Counters
+from ..rate_limits.first_uses import FirstUses
 
 Headers: TypeAlias = Mapping[str, str]
 Context: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
@@ -134,7 +136,8 @@ async def opened(case: ProviderCase) -> AsyncIterator[Opened]:
     """A new provider of this case, opened and closed as the server does it."""
     provider = case.factory(MappingProxyType(dict(case.settings)))
     with tempfile.TemporaryDirectory() as folder:
-        house = ServerHouse("test", Path(folder), case.query, Revocations(max_staleness=math.inf))
+        first_use = FirstUses(Counters()).first
+        house = ServerHouse("test", Path(folder), case.query, Revocations(max_staleness=math.inf), first_use=first_use)
         for issuer in getattr(provider, "issuers", ()):
             house.claim_issuer(issuer, case.name)
         try:

@@ -23,6 +23,8 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from multidict import CIMultiDict
 
 from server import Answer, Unavailable
+from server.rate_limits.counters import Counters
+from server.rate_limits.first_uses import FirstUses
 
 ISSUER = "https://clerk.example.com"
 PUBLISHABLE_KEY = "pk_live_Y2xlcmsuZXhhbXBsZS5jb20k"
@@ -152,6 +154,8 @@ class TestHouse:
     def __init__(self, folder: Path, env: str = "test", issuers: Mapping[str, str] | None = None) -> None:
         self.env, self.folder, self.issuers = env, folder, dict(issuers or {})
         self.client: aiohttp.ClientSession | None = None
+        self.resource_url: str | None = None
+        self.first_use = FirstUses(Counters()).first
 
     async def fetch(
         self,
