@@ -120,9 +120,10 @@ class ManagedKeys:
         read_at = row["read_at"].timestamp()
         life = REMEMBERED if row["until"] is None else min(REMEMBERED, row["until"].timestamp() - read_at)
         ends = math.inf if row["expires_at"] is None else row["expires_at"].timestamp()
+        last = min(ends, math.inf if row["until"] is None else row["until"].timestamp())
         statics = tuple(key.removeprefix(STATIC) for key in row["depends_on"])
         return Found(
-            "key-revoked", None if over else _identity(row), row["id"],
+            "key-revoked", None if over else _identity(row, last), row["id"],
             statics, tuple(row["watched"]), math.inf if over else ends, read_at, self._clock() + life,
         )  # fmt: skip
 
@@ -130,11 +131,13 @@ class ManagedKeys:
         await self._flight.close()
 
 
-def _identity(row: Mapping[str, Any]) -> Identity:
+def _identity(row: Mapping[str, Any], last: float) -> Identity:
+    """The key's caller. `last` (Unix seconds) is when this secret of the key ends."""
     # Whatever ends or changes a key is reported as a revocation of its owner's keys, and the key is looked up again. A
     # revocation of its user or organisation up to a moment concerns their sessions (a lock, a new role) and does not end keys.
     # One without a moment (a deletion) does. An infinite time of issue tells the gate so.
     return Identity(
         provider="api_key", token_type="api_key", key_id=row["id"], issued_at=math.inf, user_id=row["user_id"],
+        expires_at=last if last < math.inf else None,
         org_id=row["org_id"], org_role=row["org_role"], org_permissions=row["org_permissions"], scopes=row["scopes"],
     )  # fmt: skip

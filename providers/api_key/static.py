@@ -60,8 +60,9 @@ def _static_key(number: int, table: Mapping[str, Any]) -> StaticKey:
         raise ValueError(f"{where}: org_role and org_permissions require org_id")
     # The operator confirms the key at every start of the server, so revocations from before the start do not apply to it.
     said: dict[str, Any] = {**texts, **lists, "key_id": table["id"], "issued_at": time.time()}
-    identity = Identity(provider="api_key", token_type="api_key", **said)
-    return StaticKey(bytes.fromhex(hashed[1]), identity, _moment(where, table.get("expires_at")))
+    expires_at = _moment(where, table.get("expires_at"))
+    identity = Identity(provider="api_key", token_type="api_key", expires_at=expires_at, **said)
+    return StaticKey(bytes.fromhex(hashed[1]), identity, expires_at)
 
 
 def _text(where: str, table: Mapping[str, Any], name: str) -> str | None:

@@ -70,6 +70,7 @@ def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
         scopes=_scopes(members),
         claims=_claims(members),
         issued_at=_moment(members, "created_at"),
+        expires_at=expires,
         key_id=key_id,
         impersonator=actor.subject if actor is not None else None,
     )

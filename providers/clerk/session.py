@@ -40,6 +40,7 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
         session_id=_text(claims, "sid"),
         claims=freeze(claims),
         issued_at=times.issued,
+        expires_at=times.expires + leeway,
         impersonator=actor.subject if actor is not None else None,
         **found,
     )

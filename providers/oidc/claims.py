@@ -31,7 +31,7 @@ def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSett
     leeway, longest = settings.leeway, settings.max_lifetime
     times = read_times(claims, now, leeway=leeway, longest=longest, setting="max_token_seconds")
     _check_required(claims, settings)
-    return identity_of(claims, settings, times.issued), times
+    return identity_of(claims, settings, times), times
 
 
 def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: IssuerSettings) -> None:

@@ -9,6 +9,7 @@ from server import CredentialRejected, Identity, is_plain_text, with_org_prefix
 
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
+from ..jwt.times import Times
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
@@ -31,7 +32,7 @@ def lookup(claims: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: float | None) -> Identity:
+def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) -> Identity:
     """Returns the Identity in a verified payload, its ids in the issuer's namespace. Freezes `claims`.
 
     Raises CredentialRejected("token-claims") for an invalid field and for a missing user.
@@ -48,7 +49,8 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, issued_at: flo
         scopes=scopes,
         session_id=session if is_plain_text(session) else None,
         claims=freeze(claims),
-        issued_at=issued_at,
+        issued_at=times.issued,
+        expires_at=times.expires + settings.leeway,
         impersonator=impersonator,
         **fields,
     )

@@ -32,6 +32,8 @@ class Identity:
     scopes           the scopes of the credential; None where its kind has no scopes
     claims           the token's payload; None for opaque credentials
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
+    expires_at       when the credential ends, Unix seconds, with the leeway its provider grants; None where it has no known end.
+                     A live answer (`event_stream`, `socket`) ends then
     key_id           the id of an API key (never the secret), 1 to 255 printable characters, or None
     impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's
                      impersonation), 1 to 255 printable characters. None: the user acts
@@ -42,7 +44,7 @@ class Identity:
     """
 
     __slots__ = (
-        "claims", "derived", "impersonator", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
+        "claims", "derived", "expires_at", "impersonator", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
         "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
     )  # fmt: skip
 
@@ -57,6 +59,7 @@ class Identity:
     scopes: tuple[str, ...] | None
     claims: Mapping[str, Any] | None
     issued_at: float | None
+    expires_at: float | None
     key_id: str | None
     impersonator: str | None
     pending: bool
@@ -76,6 +79,7 @@ class Identity:
         scopes: Iterable[str] | None = None,
         claims: Mapping[str, Any] | None = None,
         issued_at: float | None = None,
+        expires_at: float | None = None,
         key_id: str | None = None,
         impersonator: str | None = None,
     ) -> None:
@@ -96,6 +100,7 @@ class Identity:
         put(self, "scopes", _words(scopes, "scopes"))
         put(self, "claims", claims)
         put(self, "issued_at", issued_at)
+        put(self, "expires_at", expires_at)
         put(self, "key_id", key_id)
         put(self, "impersonator", impersonator)
         # Clerk's `sts` claim; an unknown value counts as pending, so that a new state of Clerk's does not grant access.
@@ -173,12 +178,8 @@ class Identity:
 
 
 def _words(values: Iterable[str] | None, field: str) -> tuple[str, ...] | None:
-    if values is None:
-        return None
-    if isinstance(values, str):
-        raise ValueError(f"{field} must be a list of words, not one text")
-    words = tuple(values)
-    if not all(isinstance(word, str) for word in words):
+    words = None if values is None else (values,) if isinstance(values, str) else tuple(values)
+    if isinstance(values, str) or not all(isinstance(word, str) for word in words or ()):
         raise ValueError(f"{field} must be a list of words")
     return words
 
