@@ -19,6 +19,7 @@ from ..jwt.jwk import RSA
 from ..jwt.jwks import Keys, KeySet, StaticKeys
 from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
+from ..jwt.texts import retry_after
 from . import development_key as development
 from . import session
 from .cookies import CookieReader
@@ -191,5 +192,5 @@ class ClerkProvider:
         if answer.status in (401, 403) and settings.secret_key is not None:
             raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY right?")
         if answer.status != 200:
-            raise Unavailable(f"Clerk answered {answer.status}")
+            raise Unavailable(f"Clerk answered {answer.status}", retry_after=retry_after(answer.headers))
         return answer.body

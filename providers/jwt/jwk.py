@@ -7,7 +7,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -96,11 +96,18 @@ def from_pem(text: str, algorithms: Collection[str] = RSA) -> Key:
         raise ValueError(f"must be an RSA key of {_MIN_BITS} to {_MAX_BITS} bits ({error})") from None
 
 
-def read_set(raw: bytes, algorithms: Collection[str]) -> tuple[dict[str, Key], set[str]]:
-    """Returns the usable keys of a key set's JSON (RFC 7517 5) by kid, and a log line about each that is not used.
+class ReadSet(NamedTuple):
+    """The usable keys of a key set by kid, the kids of the others, and a log line about each of those."""
 
-    Raises Malformed if it is not a key set. If usable members share a kid, none of them is used: the set does not say
-    which one is meant.
+    keys: dict[str, Key]
+    unusable: set[str]
+    lines: set[str]
+
+
+def read_set(raw: bytes, algorithms: Collection[str]) -> ReadSet:
+    """Returns what a key set's JSON contains (RFC 7517 5). Raises Malformed if it is not a key set.
+
+    If usable members share a kid, none of them is used: the set does not say which one is meant.
     """
     members = read_object(raw, "key set").get("keys")
     if not isinstance(members, list):
@@ -108,6 +115,7 @@ def read_set(raw: bytes, algorithms: Collection[str]) -> tuple[dict[str, Key], s
     keys: dict[str, Key] = {}
     odd: set[str] = set()
     twice: set[str] = set()
+    unusable: set[str] = set()
     for position, member in enumerate(members):
         try:
             key = from_jwk(member, algorithms)
@@ -118,13 +126,11 @@ def read_set(raw: bytes, algorithms: Collection[str]) -> tuple[dict[str, Key], s
                 raise OddKey("another key has the same kid, and neither is used")
             keys[key.kid] = key
         except OddKey as error:
-            odd.add(f"key {position} ({_kid_of(member)}) is not used: {error}")
-    return {kid: key for kid, key in keys.items() if kid not in twice}, odd
-
-
-def _kid_of(member: Any) -> str:
-    kid = member.get("kid") if isinstance(member, dict) else None
-    return repr(kid[:64]) if isinstance(kid, str) else "no kid"
+            kid = member.get("kid") if isinstance(member, dict) else None
+            odd.add(f"key {position} ({repr(kid[:64]) if isinstance(kid, str) else 'no kid'}) is not used: {error}")
+            unusable.update([kid] if isinstance(kid, str) else [])
+    usable = {kid: key for kid, key in keys.items() if kid not in twice}
+    return ReadSet(usable, unusable - usable.keys(), odd)
 
 
 def _check_purpose(jwk: Mapping[str, Any]) -> None:

@@ -1,80 +1,30 @@
-"""The keys that verify tokens: fixed ones, or a key set that is fetched and refreshed in the background."""
+"""A key set that is fetched, refreshed in the background, and fetched again for key ids that it does not contain."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Final, Protocol
+from typing import Final
 
-from server import SingleFlight, Unavailable
+from server import BoundedDict, SingleFlight, Unavailable
 
+from .fetch_budget import FetchBudget
 from .jwk import Key, read_set
+from .keys import Keys, StaticKeys
 from .strict_json import Malformed
+
+__all__ = ["KeySet", "Keys", "StaticKeys"]
 
 log = logging.getLogger("gatepost.keys")
 _RETRY: Final = 5.0
-
-
-class Keys(Protocol):
-    """The keys of a verifier. `get` and `generation` never wait; `find` may."""
-
-    def get(self, kid: str | None) -> Key | None:
-        """Returns the key if it is known and fresh."""
-
-    async def find(self, kid: str | None) -> Key | None:
-        """Returns the key, or None if there is no such key. Raises Unavailable if that cannot be determined."""
-
-    def generation(self) -> int:
-        """Changes whenever a key stops being trusted. What was verified under another number must be verified again."""
-
-    def not_ready(self) -> str | None:
-        """Returns why no token can be verified now, or None."""
-
-    def figures(self) -> dict[str, float]:
-        """Returns the age of the keys and the number of fetches, for the metrics."""
-
-    async def open(self) -> None:
-        """Start. An unreachable service is not an error."""
-
-    async def close(self) -> None:
-        """Stop."""
-
-
-class StaticKeys:
-    """One key that never changes. With `kid` None it serves tokens of any kid."""
-
-    def __init__(self, key: Key, kid: str | None = None) -> None:
-        self._key = key
-        self._kid = kid
-
-    def get(self, kid: str | None) -> Key | None:
-        """Returns the key, or None if it is bound to another kid."""
-        return self._key if self._kid is None or kid == self._kid else None
-
-    async def find(self, kid: str | None) -> Key | None:
-        """As `get`."""
-        return self.get(kid)
-
-    def generation(self) -> int:
-        """Always 0."""
-        return 0
-
-    def not_ready(self) -> str | None:
-        """Always ready."""
-        return None
-
-    def figures(self) -> dict[str, float]:
-        """Always empty."""
-        return {}
-
-    async def open(self) -> None:
-        """Nothing to start."""
-
-    async def close(self) -> None:
-        """Nothing to stop."""
+BURST: Final = 4
+REFILL: Final = 15.0
+"""Unknown key ids cause at most BURST fetches at once, and one more every REFILL seconds."""
+_USELESS: Final = 100
 
 
 class KeySet:
@@ -85,11 +35,14 @@ class KeySet:
     name         what the log calls it
     refresh, cooldown and max_stale are in seconds. `clock` returns seconds and must be monotonic
 
-    A known kid costs no fetch, whatever the signature. Unknown kids cause at most one fetch per `cooldown`, however
-    many requests bring them; until then the result is "no such key" if the last fetch succeeded, and Unavailable if it
-    failed: an outage is a 503, never a 401. Keys are used for at most `max_stale` after the last successful fetch. A key
-    that a successful fetch no longer contains is dropped at once. Members with the same kid are all dropped: the set
-    does not say which is meant.
+    A known kid costs no fetch, whatever the signature. An unknown kid is "no such key" only if a fetch that began after it
+    was shown does not contain it: the key may have been published a moment ago, with no overlap. Unknown kids cause at most
+    BURST fetches at once and one every REFILL seconds, however many requests bring them; while no fetch is allowed, or
+    if it fails, the result is Unavailable: a 503, never a 401, with the seconds until the set can be fetched again. A kid that
+    has left the set, or whose key cannot be used, is "no such key" without a fetch for `cooldown` after the last one.
+
+    Keys are used for at most `max_stale` after the last successful fetch. A key that a successful fetch no longer contains is
+    dropped at once. Members with the same kid are all dropped: the set does not say which is meant.
     """
 
     def __init__(
@@ -108,14 +61,18 @@ class KeySet:
         self._refresh, self._cooldown, self._max_stale = refresh, cooldown, max_stale
         self._clock, self._sleep = clock, sleep
         self._keys: Mapping[str, Key] = {}
+        self._useless: BoundedDict[str, None] = BoundedDict(_USELESS)
         self._generation = 0
         self._stale_at = self._asked_at = float("-inf")
         self._failure: str | None = "the keys have not been fetched yet"
+        self._budget = FetchBudget(BURST, REFILL, clock)
         self._flight: SingleFlight[None, None] = SingleFlight(f"fetch {name}")
         self._loop: asyncio.Task[None] | None = None
+        self._next_at = float("inf")  # when the background fetches again
+        self._closed = False
         self._logged: set[str] = set()
         self._fetched_at: float | None = None
-        self._fetches = self._failures = 0
+        self._fetches = self._failures = self._successful = 0
 
     def get(self, kid: str | None) -> Key | None:
         """Returns the key if it is known and fresh."""
@@ -123,18 +80,21 @@ class KeySet:
         return key if key is not None and self._clock() < self._stale_at else None
 
     async def find(self, kid: str | None) -> Key | None:
-        """Returns the key, after a fetch if needed; None if there is no such key. Raises Unavailable during an outage."""
+        """Returns the key, after a fetch if needed; None if there is no such key. Raises Unavailable if that is not known."""
         key = self.get(kid)
-        if key is not None or kid is None:
+        if key is not None or kid is None or self._is_useless(kid):
             return key
-        if None in self._flight:
+        begun = self._fetches
+        while not self._closed and (None in self._flight or self._budget.take()):
             await self._refreshed()
-        elif self._clock() - self._asked_at >= self._cooldown:
-            self._asked_at = self._clock()
-            await self._refreshed()
-        if self._failure is not None or self._clock() >= self._stale_at:
-            raise Unavailable(f"{self._name}: {self._failure}", retry_after=int(_RETRY))
-        return self.get(kid)
+            if self._failure is not None or self._clock() >= self._stale_at:
+                break
+            key = self.get(kid)
+            # A fetch that was in progress already may have asked before the key was published: it proves no absence.
+            if key is not None or self._successful > begun:
+                return key
+        why = self._failure or "an unknown key id, and the set cannot be fetched again yet"
+        raise Unavailable(f"{self._name}: {why}", retry_after=self._retry_after())
 
     def generation(self) -> int:
         """Changes when a key leaves the set, and when an outage has lasted longer than `max_stale`."""
@@ -161,6 +121,7 @@ class KeySet:
 
     async def close(self) -> None:
         """Stop refreshing and cancel a fetch in progress."""
+        self._closed = True
         if self._loop is not None:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -172,8 +133,21 @@ class KeySet:
         while True:
             # Without any key no caller can be verified, so fetch again soon; with old keys there is time.
             delay = self._refresh if self._failure is None else self._cooldown if self._keys else _RETRY
-            await self._sleep(min(delay, self._refresh))
-            await self._refreshed()
+            delay = max(min(delay, self._refresh), self._budget.paused())
+            self._next_at = self._clock() + delay
+            await self._sleep(delay)
+            if self._budget.paused() <= 0:  # otherwise a request's fetch was told to wait
+                await self._refreshed()
+
+    def _retry_after(self) -> int:
+        """Returns in how many seconds the set can be fetched again, by the budget or in the background."""
+        soonest = min(self._budget.wait(), self._next_at - self._clock())
+        return math.ceil(max(1.0, soonest, self._budget.paused()))
+
+    def _is_useless(self, kid: str) -> bool:
+        """Whether the last fetch, not long ago, told that the key has left or cannot be used: its tokens cost no fetch each."""
+        lately = self._clock() < min(self._asked_at + self._cooldown, self._stale_at)
+        return lately and kid in self._useless and self._failure is None
 
     async def _refreshed(self) -> None:
         """Fetch, or wait for the fetch in progress."""
@@ -181,17 +155,22 @@ class KeySet:
             await self._flight.run(None, self._fly)
 
     async def _fly(self) -> None:
-        started = self._clock()
+        started = self._asked_at = self._clock()
         self._fetches += 1
+        number = self._fetches
         try:
-            keys = self._read(await self._fetch())
+            keys, unusable = self._read(await self._fetch())
         except Exception as error:  # whatever went wrong, the present keys stay
             self._failures += 1
             self._failure = str(error) if isinstance(error, Unavailable | Malformed) else type(error).__name__
+            if isinstance(error, Unavailable) and error.retry_after > 1:
+                self._budget.pause(min(error.retry_after, self._refresh))
             log.warning("%s: the keys cannot be refreshed: %s", self._name, self._failure)
         else:
+            for kid in (self._keys.keys() | unusable) - keys.keys():
+                self._useless.put(kid, None)
             self._take(keys)
-            self._failure = None
+            self._failure, self._successful = None, number
             self._fetched_at = started
             self._stale_at = started + self._max_stale
 
@@ -200,11 +179,11 @@ class KeySet:
             self._generation += 1
         self._keys = keys
 
-    def _read(self, raw: bytes) -> dict[str, Key]:
-        keys, odd = read_set(raw, self._algorithms)
+    def _read(self, raw: bytes) -> tuple[dict[str, Key], set[str]]:
+        keys, unusable, odd = read_set(raw, self._algorithms)
         for line in sorted(odd - self._logged):  # each odd member is logged once, not at every refresh
             log.warning("%s: %s", self._name, line)
         self._logged = odd
         if not keys:
             raise Malformed("the key set holds no key that can be used")
-        return keys
+        return keys, unusable

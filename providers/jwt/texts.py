@@ -1,7 +1,9 @@
-"""Checks whether a URL in a setting or a discovery document may be fetched."""
+"""Reads texts of other services: URLs in a setting or a discovery document, and the header `Retry-After`."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,3 +25,9 @@ def is_safe_url(url: str) -> bool:
 def is_loopback_http(url: str) -> bool:
     """Whether `url` is http without TLS to this machine, the only one to which plain http is permitted."""
     return url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK
+
+
+def retry_after(headers: Mapping[str, str]) -> int:
+    """Returns the seconds of the header `Retry-After` (RFC 9110 10.2.3), 1 to 3600; 1 if it is missing or a date."""
+    value = next((text.strip() for name, text in headers.items() if name.lower() == "retry-after"), "")
+    return min(max(int(value), 1), 3600) if re.fullmatch(r"[0-9]{1,9}", value) else 1

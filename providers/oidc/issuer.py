@@ -13,7 +13,7 @@ from ..jwt.cache import TokenCache, Verified
 from ..jwt.jwks import KeySet
 from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed, read_object
-from ..jwt.texts import is_loopback_http, is_safe_url
+from ..jwt.texts import is_loopback_http, is_safe_url, retry_after
 from . import claims
 from .settings import IssuerSettings
 
@@ -107,5 +107,5 @@ async def _discover(house: House, issuer: str) -> str:
 async def _get(house: House, url: str) -> bytes:
     answer = await house.fetch(url, headers=_JSON, timeout=_FETCH_SECONDS)
     if answer.status != 200:  # redirects are refused too: their target could choose the keys
-        raise Unavailable(f"{url} answered {answer.status}")
+        raise Unavailable(f"{url} answered {answer.status}", retry_after=retry_after(answer.headers))
     return answer.body

@@ -29,6 +29,7 @@ from kits.oidc import AUDIENCE, Issuer
 
 from providers.api_key.key_format import make
 from providers.api_key.provider import ApiKeyProvider
+from providers.jwt.jwks import BURST
 from server import CredentialRejected, Unavailable
 from server.testing.clerk import CATEGORY, KID, LoopbackClerk
 
@@ -224,17 +225,18 @@ async def test_other_shapes_of_a_token(world: World) -> None:
 
 
 async def test_odd_key_ids_are_only_names(world: World) -> None:
-    """A kid is looked up and nothing else: no file, no query, no address. Unknown ones cost one fetch for all, however many come at once."""
+    """A kid is looked up and nothing else: no file, no query, no address. Unknown ones cost the budget of fetches, and beyond it they are a 503."""
     _, payload, signature = world.session.split(".")
     kids: list[Any] = ["", 1, None, ["x"], {}, True, "x" * 10_000, "../../../../dev/null", "/dev/null", "' OR '1'='1", "x\x00", "\ud800", "%00", "http://127.0.0.1:1/x", "file:///etc/passwd", "|id", "${x}",
                        "KID", f"{KID} ", f" {KID}", f"{KID}\x00", KID.upper(), "__proto__", "é"]  # fmt: skip
     tokens = [f"{segment({'alg': 'RS256', 'kid': kid, 'cat': CATEGORY})}.{payload}.{signature}" for kid in kids]
     tokens += [f"{segment({'alg': 'RS256', 'kid': f'k{n}', 'cat': CATEGORY})}.{payload}.{signature}" for n in range(500)]
     answers = await asyncio.gather(*(world.answers(tokens[start::8]) for start in range(8)))
-    assert {(reply.status, reply.body) for replies in answers for reply in replies} == {(401, REJECTED)}
-    assert world.fetches() <= world.fetched + 1
+    told = {(reply.status, reply.body) for replies in answers for reply in replies}
+    assert told == {(401, REJECTED), (503, b'{"error": "Service Unavailable"}')}
+    assert world.fetches() <= world.fetched + BURST + 2  # two more in half a minute, on a slow machine
     assert [reply.status for reply in await world.answers([world.session])] == [200]
-    print(f"drill: unknown key ids: {len(tokens)} at once, {world.fetches() - world.fetched} fetch of the key set, known keys unaffected")
+    print(f"drill: unknown key ids: {len(tokens)} at once, {world.fetches() - world.fetched} fetches of the key set, known keys unaffected")
 
 
 class Lookups:

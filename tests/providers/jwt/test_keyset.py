@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from kits import tokens as kit
 
 from providers.jwt.jwk import OddKey, from_jwk, from_pem
-from providers.jwt.jwks import KeySet, StaticKeys
+from providers.jwt.jwks import BURST, REFILL, KeySet, StaticKeys
 from server import Unavailable
 
 RSA = ("RS256", "RS384", "RS512")
@@ -63,18 +63,134 @@ async def test_open_fetches_once_and_a_known_kid_never_again(source) -> None:
     assert source.keys.not_ready() is None
 
 
+async def outcome(source: Source, kid: str) -> str:
+    """`here`, `no such key`, or the seconds of the 503."""
+    try:
+        return "here" if await source.keys.find(kid) else "no such key"
+    except Unavailable as outage:
+        return f"503 {outage.retry_after}"
+
+
 async def test_5000_forged_kids_at_once_cost_one_fetch(source) -> None:
     answers = await asyncio.gather(*(source.keys.find(f"forged{n}") for n in range(5000)))
     assert answers == [None] * 5000
     assert source.fetches == 2
-    assert (await source.keys.find("k1")).kid == "k1"
+    assert await outcome(source, "k1") == "here"
 
 
-async def test_forged_kids_over_time_cost_one_fetch_per_cool_down(source) -> None:
+async def test_5000_forged_kids_one_after_the_other_cost_the_budget(source) -> None:
+    answers = [await outcome(source, f"forged{n}") for n in range(5000)]
+    assert answers == ["no such key"] * BURST + ["503 15"] * (5000 - BURST)
+    assert source.fetches == 1 + BURST
+
+
+async def test_forged_kids_over_time_cost_one_fetch_in_fifteen_seconds(source) -> None:
     for step in range(120):
         source.now = 1000.0 + step
-        assert await source.keys.find(f"forged{step}") is None
-    assert source.fetches == 1 + 4
+        await outcome(source, f"forged{step}")
+    assert source.fetches == 1 + BURST + 7
+    source.now += BURST * REFILL
+    assert [await outcome(source, f"late{n}") for n in range(BURST + 1)] == ["no such key"] * BURST + ["503 15"]
+
+
+async def test_a_key_without_overlap_is_found_at_once_after_forged_kids(source) -> None:
+    for number in range(BURST - 1):
+        assert await outcome(source, f"forged{number}") == "no such key"
+        source.now += 0.1
+    source.members = [kit.jwk(K2, "k2")]
+    assert await outcome(source, "k2") == "here"
+    assert await outcome(source, "k1") == "no such key"
+    assert source.fetches == 1 + BURST
+
+
+async def test_beyond_the_budget_a_new_key_is_a_503_with_the_true_time(source) -> None:
+    for number in range(BURST):
+        await outcome(source, f"forged{number}")
+    source.members = [kit.jwk(K2, "k2")]
+    source.now += 4.5
+    assert await outcome(source, "k2") == "503 11"
+    source.now += 10.5
+    assert await outcome(source, "k2") == "here"
+
+
+async def test_the_background_may_come_sooner_than_the_budget(source) -> None:
+    source.now += 290
+    for number in range(BURST):
+        await outcome(source, f"forged{number}")
+    assert await outcome(source, "new") == "503 10"
+
+
+async def test_a_fetch_from_before_the_rotation_proves_no_absence(source) -> None:
+    """The new key is shown while a forged kid's fetch is in progress, which the service has answered already."""
+    source.gate.clear()
+    old = source.raw = json.dumps({"keys": source.members}).encode()
+    forged = asyncio.create_task(source.keys.find("forged"))
+    await asyncio.sleep(0)
+    fresh = asyncio.create_task(source.keys.find("k2"))
+    await asyncio.sleep(0)
+    first = source.keys._fetch
+
+    async def later() -> bytes:
+        source.members, source.raw = [kit.jwk(K2, "k2")], None
+        return await first()
+
+    source.keys._fetch = later
+    assert source.raw is old
+    source.gate.set()
+    assert await forged is None
+    assert (await fresh).kid == "k2"
+    assert source.fetches == 1 + 2
+
+
+async def test_the_tokens_of_a_key_that_left_cost_a_fetch_in_half_a_minute(source) -> None:
+    source.members = [kit.jwk(K2, "k2")]
+    await source.tick()
+    assert [await outcome(source, "k1") for _ in range(1000)] == ["no such key"] * 1000
+    assert source.fetches == 2
+    source.now += 31
+    source.members.append(kit.jwk(K1, "k1"))  # taken back
+    assert await outcome(source, "k1") == "here"
+
+
+async def test_a_key_that_cannot_be_used_costs_no_fetch_either(source) -> None:
+    source.members.append(odd(use="enc"))
+    await source.tick()
+    assert [await outcome(source, "odd") for _ in range(1000)] == ["no such key"] * 1000
+    assert source.fetches == 2
+
+
+async def test_a_key_that_left_is_a_503_where_the_set_is_too_old(source) -> None:
+    source.members = [kit.jwk(K2, "k2")]
+    await source.tick()
+    source.fail, source.now = True, 1000.0 + 90_000
+    assert (await outcome(source, "k1"))[:3] == "503"
+
+
+async def test_a_service_that_asks_for_time_gets_it(source) -> None:
+    async def busy() -> bytes:
+        source.fetches += 1
+        raise Unavailable("it answered 429", retry_after=120)
+
+    fine, source.keys._fetch = source.keys._fetch, busy
+    assert await outcome(source, "k2") == "503 120"
+    source.now += 30
+    assert [await outcome(source, f"k{n}") for n in range(2, 100)] == ["503 90"] * 98
+    assert source.fetches == 2
+    assert await outcome(source, "k1") == "here"
+    source.keys._fetch, source.members = fine, [kit.jwk(K2, "k2")]
+    await source.tick()  # the background waits too
+    assert source.fetches == 2
+    assert source.sleeps == [300, 90]
+    source.now += 90
+    assert await outcome(source, "k2") == "here"
+
+
+async def test_nobody_can_ask_for_more_than_a_refresh(source) -> None:
+    async def busy() -> bytes:
+        raise Unavailable("it answered 503", retry_after=10**9)
+
+    source.keys._fetch = busy
+    assert await outcome(source, "k2") == "503 300"
 
 
 async def test_no_kid_is_no_key_and_no_fetch(source) -> None:
@@ -125,9 +241,10 @@ async def test_an_outage_keeps_the_keys_up_to_the_bound_and_is_never_a_401(sourc
     source.now += 60
     with pytest.raises(Unavailable, match="it is down"):
         await source.keys.find("new")
-    with pytest.raises(Unavailable):
-        await source.keys.find("new")
-    assert source.fetches == 2
+    for _ in range(100):
+        with pytest.raises(Unavailable):
+            await source.keys.find("new")
+    assert source.fetches == 1 + BURST
     source.now = 1000.0 + 86_399
     assert (await source.keys.find("k1")).kid == "k1"
     assert source.keys.not_ready() is None
@@ -177,7 +294,9 @@ async def test_close_ends_the_refresh_and_a_fetch_under_way() -> None:
     waiting = asyncio.create_task(source.keys.find("x"))
     await asyncio.sleep(0)
     await source.keys.close()
-    assert await asyncio.wait_for(waiting, 1) is None
+    with pytest.raises(Unavailable):  # it was never told
+        await asyncio.wait_for(waiting, 1)
+    assert source.fetches == 2
     assert len(asyncio.all_tasks()) == 1
 
 
