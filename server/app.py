@@ -32,7 +32,7 @@ from .openapi.document import DOCUMENT
 from .openapi.info import info_of
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, exposed_headers, opened, read_headers
+from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, exposed_headers, judge, opened, read_headers
 from .plugins.services import SERVICES, Services
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
@@ -186,6 +186,7 @@ def _checked(settings: Settings, key: str, check: Callable[[str], str]) -> list[
 
 
 async def _open_database(app: web.Application) -> AsyncIterator[None]:
+    judge(app[PROVIDERS], app[HOUSE])  # before a database is waited for
     server_database = app[SERVER_DATABASE]
     try:
         await server_database.open()

@@ -66,9 +66,13 @@ class ClerkProvider:
         """For the OpenAPI document: the header, and the cookie of a browser that is signed in."""
         return SECURITY_SCHEMES
 
+    def check(self, env: str) -> None:
+        """Raises ValueError for settings that do not suit `env`."""
+        self._settings.check(env)
+
     async def open(self, house: House) -> None:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""
-        self._settings.check(house.env)
+        self.check(house.env)
         self._house = house
         self._machine = MachineTokens(self._settings, house, self._clock)
         if self._settings.jwt_key is not None:

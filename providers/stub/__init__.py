@@ -35,10 +35,14 @@ class StubProvider:
         scheme = {"type": "apiKey", "in": "header", "name": "Authorization", "description": words}
         return {"stub": {**scheme, "x-gatepost-token-types": ["session_token"]}}
 
-    async def open(self, house: House) -> None:
+    def check(self, env: str) -> None:
         """Raises ValueError outside of development and test: the server refuses to start."""
-        if house.env not in ("development", "test"):
-            raise ValueError(f"the stub provider accepts any caller: it is for development and test, not for {house.env}")
+        if env not in ("development", "test"):
+            raise ValueError(f"the stub provider accepts any caller: it is for development and test, not for {env}")
+
+    async def open(self, house: House) -> None:
+        """Raises ValueError as `check` does."""
+        self.check(house.env)
         self._allowed = True
 
     async def authenticate(self, request: web.Request) -> Identity | None:

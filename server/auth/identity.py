@@ -32,7 +32,7 @@ class Identity:
     scopes           the scopes of the credential; None where its kind has no scopes
     claims           the token's payload; None for opaque credentials
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
-    expires_at       when the credential ends, Unix seconds, with the leeway its provider grants; None where it has no known end.
+    expires_at       when the credential ends, Unix seconds, with its provider's leeway; None if it has no known end.
                      A live answer (`event_stream`, `socket`) ends then
     key_id           the id of an API key (never the secret), 1 to 255 printable characters, or None
     impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's

@@ -15,6 +15,7 @@ from ..schema import pooler
 from ..schema.embedded_database import embedded_owner, exists
 from ..schema.migrate import SERVING_ROLE, migrate, serving_role_of, user_of
 from ..schema.migration import Migration, Outcome, Own, read_own
+from ..schema.waiting import wait_seconds
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 
@@ -86,7 +87,7 @@ async def _plan(settings: Settings, own: Sequence[Own]) -> list[str]:
 async def _migrate(settings: Settings, own: Sequence[Own]) -> Outcome:
     if len(own) > 1:
         _progress("schema.sql")
-    migration = Migration({"dsn": settings.get("database.owner_url")}, _role(settings), _progress)
+    migration = Migration({"dsn": settings.get("database.owner_url")}, _role(settings), _progress, wait_seconds(settings))
     return await migration.run(own, schema=partial(_schema, settings))
 
 

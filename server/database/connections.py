@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -45,8 +45,11 @@ class Database:
         self._resets, self._uncertain = set[asyncio.Task[None]](), set[Any]()
         self._hosts: Hosts[Any] | None = None
 
-    async def open(self, connect: Mapping[str, Any]) -> None:
-        """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable, ConfigError."""
+    async def open(self, connect: Mapping[str, Any], renewed: Callable[[], str | None] = lambda: None) -> None:
+        """Connect; `connect` goes to asyncpg (`dsn`, or host, port, user, database). Raises Unavailable, ConfigError.
+
+        `renewed()` returns the URL as it is now, after Postgres has refused its role or password.
+        """
         settings = {} if self._pooled else {
             "timezone": "UTC",
             "statement_timeout": str(round(self._statement * 1000)),
@@ -60,7 +63,9 @@ class Database:
             "max_cached_statement_lifetime": 0,  # a statement stays prepared; asyncpg notices a change of the schema
             "command_timeout": self._statement + 1,  # the client's own limit, for a Postgres that does not respond at all
         }
-        hosts = Hosts(driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do)
+        hosts = Hosts(
+            driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do, renewed=renewed
+        )
         self._pool, self._hosts = Pool(hosts.open, self._size, must_discard=driver.must_discard), hosts
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
@@ -118,7 +123,7 @@ class Database:
             async with asyncio.timeout(self._acquire):
                 return await self._opened.acquire(caller)
         except Exception as error:
-            raise driver.translate_error(error) from None
+            raise driver.connection_error(error) from None
 
     @property
     def _opened(self) -> Pool[Any]:
@@ -201,20 +206,3 @@ class Database:
         async with self.connection() as connection:
             rows = await connection.fetch(f"SELECT * FROM public.{function}({numbers})", *args)  # noqa: S608 - checked above
         return [dict(row) for row in rows]
-
-
-@asynccontextmanager
-async def direct_connection(connect: Mapping[str, Any], *, seconds: float = 10) -> AsyncIterator[Any]:
-    """A separate connection, opened within `seconds` and closed at the end: for migrations, commands and the revocation feed.
-
-    Raises Unavailable, ValueError.
-    """
-    try:
-        connection = await Hosts(driver.connect, connect, seconds, elsewhere=driver.another_host_may_do).open()
-    except Exception as error:
-        raise driver.translate_error(error) from None
-    try:
-        yield connection
-    finally:
-        with suppress(Exception):  # if it no longer responds it is dropped, so that the caller can open another
-            await connection.close(timeout=_RESET_SECONDS)

@@ -16,6 +16,7 @@ from .violations import NOT_NOW, StatementError, error_for_argument, error_for_s
 # The server is read-only or shutting down: the connection is no longer useful.
 NOT_AGAIN: Final = ("25006", "57P")
 _MOST_KEPT: Final = 256
+_MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
@@ -162,6 +163,17 @@ def translate_error(error: Exception) -> Exception:
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
         return Unavailable(f"database: {type(error).__name__}")
     return error
+
+
+def connection_error(error: Exception) -> Exception:
+    """The exception for a failure to open a connection: an outage, whatever Postgres has against the role or its password.
+
+    The log gets Postgres's words, which name a role, a database or a host, and no secret.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        words = (error.message or "").partition("\n")[0][:_MOST_WORDS]
+        return Unavailable(f"database: {type(error).__name__} ({error.sqlstate}){words and ': '}{words}")
+    return translate_error(error)
 
 
 async def reset(connection: Any, seconds: float) -> None:

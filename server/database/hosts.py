@@ -30,12 +30,14 @@ class Hosts(Generic[C]):
         seconds: float,
         *,
         elsewhere: Callable[[Exception], bool],
+        renewed: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`connect(**arguments, timeout=...)` opens one; `seconds` is for all hosts together; `elsewhere(error)` is true if
-        another host may succeed after this error. Raises UrlMistake for a mistake in the URL `dsn` that can be named."""
+        another host may succeed after this error; `renewed()` returns the URL as it is now, after the server has refused its
+        role or password. Raises UrlMistake for a mistake in the URL `dsn` that can be named."""
         self._connect, self._seconds, self._may_try_another = connect, seconds, elsewhere
-        dsn = arguments.get("dsn")
-        self._hosts = [{**arguments, "dsn": one} for one in split(usable(dsn))] if dsn else [dict(arguments)]
+        self._arguments, self._renewed = dict(arguments), renewed
+        self._hosts = self._of(arguments.get("dsn"))
         self._opened_at: WeakKeyDictionary[C, float] = WeakKeyDictionary()
         self._failed = False
         self._trying = False
@@ -52,7 +54,7 @@ class Hosts(Generic[C]):
             raise ConnectionError("the database could not be reached a moment ago")
         self._trying, began = True, time.monotonic()
         try:
-            connection = await self._in_turn()
+            connection = await self._with_renewal()
         except BaseException as error:
             # A caller that gave up early (its client disconnected) says nothing about the database.
             if isinstance(error, Exception) or time.monotonic() - began > self._seconds / 4:
@@ -67,6 +69,28 @@ class Hosts(Generic[C]):
     def is_new(self, connection: C) -> bool:
         """Whether it was opened within the last second: opening another one now would find no better host."""
         return time.monotonic() - self._opened_at.get(connection, 0.0) < NEW_SECONDS
+
+    def _of(self, dsn: str | None) -> list[dict[str, Any]]:
+        """The arguments for each host of the URL `dsn`. Raises UrlMistake."""
+        return [{**self._arguments, "dsn": one} for one in split(usable(dsn))] if dsn else [dict(self._arguments)]
+
+    def _renew(self, error: Exception) -> bool:
+        """Use the URL as it is now. Whether there is another one than that whose role or password was refused."""
+        if not (getattr(error, "sqlstate", None) or "").startswith("28"):
+            return False
+        dsn = self._renewed()
+        if dsn is None or dsn == self._arguments.get("dsn"):
+            return False
+        self._arguments["dsn"], self._hosts = dsn, self._of(dsn)
+        return True
+
+    async def _with_renewal(self) -> C:
+        try:
+            return await self._in_turn()
+        except Exception as error:
+            if not self._renew(error):
+                raise
+        return await self._in_turn()
 
     async def _in_turn(self) -> C:
         share = self._seconds / len(self._hosts)

@@ -18,6 +18,7 @@ _KNOWN: Final = frozenset({
     "service", "servicefile", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcert", "sslcrl", "sslkey", "sslmode",
     "sslnegotiation", "sslpassword", "sslrootcert", "target_session_attrs", "user",
 })  # fmt: skip
+_FILES: Final = frozenset({"sslcert", "sslcrl", "sslkey", "sslrootcert"})
 _PLACEHOLDER: Final = re.compile(r"\[[A-Za-z _-]*PASSWORD[A-Za-z _-]*\]", re.IGNORECASE)
 _NOT_ENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -26,7 +27,8 @@ _ENCODE: Final = "a character must be percent-encoded: in a password # is %23, %
 
 
 class UrlMistake(ValueError):
-    """A mistake in a Postgres URL. The message contains no part of the URL but the name of a parameter or of the scheme."""
+    """A mistake in a Postgres URL. The message contains no part of the URL but the name of a parameter, of a file or of
+    the scheme."""
 
 
 def usable(url: str) -> str:
@@ -56,8 +58,19 @@ def usable(url: str) -> str:
             continue
         if name not in _KNOWN:
             raise UrlMistake(f"unknown parameter {name!r}" if _WORD.fullmatch(name) else "unknown parameter")
+        if name in _FILES and not (name == "sslrootcert" and value == "system"):
+            _refuse_unreadable(name, value)
         kept.append((name, value))
     return url if len(kept) == len(given) else urlunsplit(parts._replace(query=urlencode(kept)))
+
+
+def _refuse_unreadable(name: str, path: str) -> None:
+    """The driver's own error for a file of `name` does not say which file."""
+    try:
+        with open(path, "rb"):
+            return
+    except (OSError, ValueError) as error:
+        raise UrlMistake(f"{name}: {path}: {error.strerror if isinstance(error, OSError) else 'not a path'}") from None
 
 
 def _has_raw_characters(rest: str) -> bool:

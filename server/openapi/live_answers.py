@@ -46,7 +46,10 @@ def live_responses(said: Description, schemas: Schemas, plugin: str) -> dict[str
     """
     headers = header_refs(*said.headers)
     if said.socket:
-        return {"101": {"description": _SOCKET, "headers": headers}, "200": {"description": _EXTENDED_CONNECT, "headers": headers}}
+        return {
+            "101": {"description": _SOCKET, "headers": headers},
+            "200": {"description": _EXTENDED_CONNECT, "headers": headers},
+        }
     if said.events is None:
         return {}
     data = schemas.of(said.events, "serialization", plugin)

@@ -24,6 +24,8 @@ hookimpl = pluggy.HookimplMarker("gatepost")
 class Provider(Protocol):
     """Identifies callers. Only `authenticate` is required; all other members may be left out.
 
+    check(env)    not async; called before the database is asked, with `development`, `test` or `production`. A ValueError, for
+                  a mistake in the settings, prevents startup
     open(house)   async; called once, before the port is bound. A ValueError, for a mistake in the settings, prevents
                   startup. A service that cannot be reached must not: report it in `not_ready`
     not_ready()   the reason for which /readyz fails, or None

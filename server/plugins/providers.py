@@ -38,8 +38,8 @@ class LoadedProvider:
     """
 
     __slots__ = (
-        "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known", "name",
-        "namespaces", "not_ready", "provider", "reads", "recall", "security_schemes",
+        "_check", "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known",
+        "name", "namespaces", "not_ready", "provider", "reads", "recall", "security_schemes",
     )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
@@ -57,6 +57,7 @@ class LoadedProvider:
         self.not_ready: Final = getattr(provider, "not_ready", _ready)
         self.figures: Final = getattr(provider, "figures", _no_figures)
         self.known: Final = (name, "known")
+        self._check: Final = getattr(provider, "check", None)
         self._open: Final = getattr(provider, "open", None)
         self._close: Final = getattr(provider, "close", None)
 
@@ -68,6 +69,14 @@ class LoadedProvider:
             if name in headers:
                 return True
         return False
+
+    def check(self, env: str) -> None:
+        """Let the provider judge its settings. Raises ConfigError for a mistake in them."""
+        if self._check is not None:
+            try:
+                self._check(env)
+            except ValueError as error:
+                raise ConfigError(f"provider {self.name!r}: {error}") from error
 
     async def open(self, house: ServerHouse) -> None:
         """Open the provider within 30 seconds. An outage is logged, and a mistake raises ConfigError."""
@@ -141,7 +150,7 @@ async def opened(providers: list[LoadedProvider], house: ServerHouse) -> AsyncIt
     """A context in which the providers are open. Raises ConfigError for a mistake that only opening shows."""
     opened: list[LoadedProvider] = []
     try:
-        _claim(providers, house)
+        judge(providers, house)
         for one in providers:
             await one.open(house)
             opened.append(one)
@@ -150,6 +159,13 @@ async def opened(providers: list[LoadedProvider], house: ServerHouse) -> AsyncIt
         for one in reversed(opened):
             await one.close()
         await house.close()
+
+
+def judge(providers: list[LoadedProvider], house: ServerHouse) -> None:
+    """Find mistakes in the providers' settings that need no database to be seen. Raises ConfigError."""
+    _claim(providers, house)
+    for one in providers:
+        one.check(house.env)
 
 
 def _claim(providers: list[LoadedProvider], house: ServerHouse) -> None:

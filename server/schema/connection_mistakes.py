@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ..database.connections import direct_connection
+from ..database.direct import direct_connection
 from ..database.urls import UrlMistake
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
+from .waiting import until_reachable
 
 URL: Final = "database.url (DATABASE_URL)"
 DIRECT_URL: Final = "database.direct_url (GATEPOST_DATABASE_DIRECT_URL)"
@@ -28,17 +30,22 @@ _REFUSED: Final = {
 
 
 @asynccontextmanager
-async def connected(connect: Mapping[str, Any], setting: str, whose: str = "") -> AsyncIterator[Any]:
+async def connected(connect: Mapping[str, Any], setting: str, whose: str = "", *, wait: float = 0.0) -> AsyncIterator[Any]:
     """A connection with these arguments of asyncpg (`dsn`, or host, port, user, database), closed at the end.
 
     Raises ConfigError for a mistake in `setting`, Unavailable if the server cannot be reached; both name host and port.
-    `whose` is added to the latter's message, as in ` as its owner`.
+    `whose` is added to the latter's message, as in ` as its owner`. A server that cannot be reached is tried again for `wait`
+    seconds.
     """
-    opened = direct_connection(connect)
-    try:
-        connection = await opened.__aenter__()
-    except Exception as error:
-        raise explained(error, connect, setting, whose) from None
+
+    async def opening() -> tuple[Any, Any]:
+        opened = direct_connection(connect)
+        try:
+            return opened, await opened.__aenter__()
+        except Exception as error:
+            raise explained(error, connect, setting, whose) from None
+
+    opened, connection = await until_reachable(opening, wait)
     try:
         yield connection
     finally:
@@ -56,8 +63,15 @@ def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose:
     if state in _REFUSED:
         message = str(error if getattr(error, "sqlstate", None) else error.__context__).splitlines()[0]
         return ConfigError(f"{setting}: {message} ({place}): {_REFUSED[state]}")
-    if isinstance(error.__context__, socket.gaierror):
+    cause = error.__context__ or error
+    if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return ConfigError(f"{setting}: the host is not known ({place})")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ConfigError(f"{setting}: the server's certificate is not trusted: {cause.verify_message} ({place})")
+    if isinstance(cause, ConnectionError) and "rejected SSL upgrade" in str(cause):
+        return ConfigError(f"{setting}: the server does not offer TLS, which sslmode asks for ({place})")
+    if isinstance(cause, OSError) and isinstance(cause.filename, str):  # a certificate or key that sslmode needs
+        return ConfigError(f"{setting}: {cause.filename}: {cause.strerror} ({place})")
     if isinstance(error, Unavailable):
         return Unavailable(f"{_UNREACHABLE}{whose}: {error} ({place})")
     if isinstance(error, UrlMistake):

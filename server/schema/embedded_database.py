@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..database.connections import direct_connection
+from ..database.direct import direct_connection
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres
 from ..settings.setting import ConfigError

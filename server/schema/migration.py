@@ -60,8 +60,14 @@ def read_own(paths: Sequence[Path]) -> list[Own]:
 class Migration:
     """A run on one database, as its owner."""
 
-    def __init__(self, connect: Mapping[str, Any], serving_role: str, progress: Callable[[str], None]) -> None:
-        """`connect`: asyncpg's arguments for the owner; `progress` is told in a sentence what is done."""
+    def __init__(
+        self, connect: Mapping[str, Any], serving_role: str, progress: Callable[[str], None], wait: float = 0.0
+    ) -> None:
+        """`connect`: asyncpg's arguments for the owner; `progress` is told in a sentence what is done.
+
+        A database that cannot be reached is waited for, at most `wait` seconds.
+        """
+        self._wait = wait
         # Behind a pooler a prepared statement may belong to another connection; and a file may deallocate them all.
         self._connect, self._role = {**connect, "statement_cache_size": 0}, serving_role
         self._progress = progress
@@ -137,7 +143,7 @@ class Migration:
         Neither the holder nor one that waits keeps a snapshot: the run may build an index concurrently, which waits for every
         transaction that has one.
         """
-        async with connected(self._connect, OWNER_URL, _AS_OWNER) as holder:
+        async with connected(self._connect, OWNER_URL, _AS_OWNER, wait=self._wait) as holder:
             told = False
             while not await _take_run_lock(holder):
                 if not told:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from ..auth.revocation import Revocations
 from ..auth.revocation_feed import READ_SECONDS, Feed
-from ..database.connections import Database, direct_connection
+from ..database.connections import Database
+from ..database.direct import direct_connection
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
 from ..http.errors import Unavailable
@@ -21,6 +23,7 @@ from .connection_mistakes import DIRECT_URL, URL, connected, explained, unreacha
 from .migrate import LOCK, SERVING_ROLE, migrate
 from .pooler import same_place
 from .safety import problems, public_rows, refusal, warnings
+from .waiting import until_reachable, wait_seconds
 
 DATABASE_NAME: Final = "gatepost"
 
@@ -54,20 +57,36 @@ class ServerDatabase:
         """
         connect = await self.provide()
         try:
-            try:
-                await self.database.open(connect)
-            except Exception as error:
-                raise explained(error, connect, URL) from None
+            await until_reachable(lambda: self._connect(connect), wait_seconds(self._settings))
             await self._refuse_unsafe()
             if direct := self._settings.get("database.direct_url"):
-                connect = {"dsn": direct}
-                await self._refuse_another_database(connect)
-            bound = {**connect, "command_timeout": READ_SECONDS}
-            self._feed = Feed(self.revocations, lambda: direct_connection(bound, seconds=READ_SECONDS))
+                await self._refuse_another_database({"dsn": direct})
+            self._feed = Feed(self.revocations, lambda: direct_connection(self._straight(connect), seconds=READ_SECONDS))
             await self._feed.open()
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
             raise StartFailed(f"{unreachable(error)}{pooler}") from error
+
+    async def _connect(self, connect: Mapping[str, Any]) -> None:
+        try:
+            await self.database.open(connect, lambda: self._url_now("database.url"))
+        except Exception as error:
+            raise explained(error, connect, URL) from None
+
+    def _straight(self, connect: Mapping[str, Any]) -> dict[str, Any]:
+        """Asyncpg's arguments for a connection that may LISTEN, with the URL as it is now."""
+        if dsn := self._url_now("database.direct_url") or self._url_now("database.url"):
+            connect = {"dsn": dsn}
+        return {**connect, "command_timeout": READ_SECONDS}
+
+    def _url_now(self, key: str) -> str | None:
+        """The URL of this key; from its file if it has one, which may have been replaced since startup."""
+        try:
+            url: str | None = self._settings.reread(key)
+        except ConfigError as error:
+            LOG.error("the file of a database URL cannot be used", extra={"fields": {"why": str(error)}})
+            return self._settings.get(key)  # type: ignore[no-any-return]
+        return url
 
     async def provide(self) -> dict[str, Any]:
         """Returns asyncpg's arguments to connect as the serving role: to `database.url`, else to the embedded Postgres.

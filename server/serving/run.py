@@ -77,7 +77,8 @@ async def serve(app: web.Application, settings: Settings, worker: Worker | None,
     operations = Operations(lambda: reasons_of(app), lambda: families_of(app))
     balancer: ConnectionBalancer | None = None
     try:
-        await runner.setup()
+        if not await _opened(runner, stop):
+            return 0
         balancer = _balancer(runner, worker)
         host, port = settings.get("host"), worker.port if worker else settings.get("port")
         await _bind(web.TCPSite(runner, host, port, reuse_port=worker is not None), host, port)
@@ -102,6 +103,20 @@ async def serve(app: web.Application, settings: Settings, worker: Worker | None,
             balancer.close()
         await runner.cleanup()
         await operations.stop()
+
+
+async def _opened(runner: web.AppRunner, stop: asyncio.Event) -> bool:
+    """Open the application, which may wait for its database. False if the server was stopped meanwhile."""
+    opening, stopped = asyncio.ensure_future(runner.setup()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if opening.done():
+        await opening
+        return True
+    opening.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await opening
+    return False
 
 
 def _freeze_memory() -> None:

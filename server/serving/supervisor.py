@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -24,6 +23,7 @@ from ..settings.sources import Settings
 from ..telemetry.log import LOG
 from ..telemetry.metrics import Counts, Family, from_json
 from .balancing import prepare
+from .children import became_ready, command
 from .ports import hold_port
 from .worker import VARIABLE
 
@@ -58,7 +58,9 @@ class Supervisor:
             with suppress(OSError):  # then the workers log a warning, and serve what the kernel gives them
                 prepare(self._folder, self._settings.get("workers") + 1)  # one more while they are replaced
             ready = [await self._start(number, port) for number in range(self._settings.get("workers"))]
-            if not all(await asyncio.gather(*ready)):
+            if not await self._before(stop, starting := asyncio.gather(*ready)):
+                return 0
+            if not all(starting.result()):
                 await self._stop_all()
                 return max((child.returncode or 1 for child in self._children.values()), default=1)
             announce(host, port)
@@ -75,6 +77,17 @@ class Supervisor:
             await self._stop_all()
             self._holder.close()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _before(self, stop: asyncio.Event, starting: asyncio.Future[Any]) -> bool:
+        """Wait until the children are ready or have failed. False if the server was stopped meanwhile: it ends them."""
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if starting.done():
+            return True
+        await self._stop_all()
+        await starting
+        return False
 
     def restart_soon(self) -> None:
         """Begin `restart`, unless the workers are still starting."""
@@ -144,10 +157,10 @@ class Supervisor:
         listening, ready = os.pipe()
         os.set_inheritable(ready, True)
         environment = {**os.environ, VARIABLE: f"{number},{port},{ready},{self._folder}"}
-        child = await asyncio.create_subprocess_exec(*_command(), env=environment, pass_fds=(ready,))
+        child = await asyncio.create_subprocess_exec(*command(), env=environment, pass_fds=(ready,))
         os.close(ready)
         self._children[number] = child
-        return asyncio.create_task(_became_ready(listening))
+        return asyncio.create_task(became_ready(listening))
 
     async def _mind(self, number: int, port: int) -> None:
         """Start the worker `number` again whenever it dies."""
@@ -198,22 +211,3 @@ def _reasons(raw: bytes) -> list[str]:
         return list(json.loads(raw).get("reasons", ()))
     except ValueError:
         return ["does not answer"]
-
-
-def _command() -> list[str]:
-    """The command that starts another process like this one."""
-    script = sys.argv[0]
-    if os.path.basename(script) == "__main__.py":
-        return [sys.executable, "-m", "server", *sys.argv[1:]]
-    return [sys.executable, script, *sys.argv[1:]]
-
-
-async def _became_ready(descriptor: int) -> bool:
-    """Whether the child wrote its byte before it closed the pipe (or died)."""
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    try:
-        return await reader.read(1) == b"1"
-    finally:
-        transport.close()

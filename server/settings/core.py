@@ -11,7 +11,7 @@ BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
 
-def _seconds(default: float, help: str, *, at_least: float | None = None, at_most: float | None = None) -> Setting:
+def _seconds(default: float | None, help: str, *, at_least: float | None = None, at_most: float | None = None) -> Setting:
     return Setting("float", default, help=help, at_least=at_least, more_than=0 if at_least is None else None, at_most=at_most)
 
 
@@ -80,6 +80,12 @@ CORE: Final[Mapping[str, Setting]] = {
     "database.pool_size": _count(32, 1, 1000, "connections per worker"),
     "database.pooler": Setting(
         default="none", choices=("none", "transaction"), help="none, or transaction (PgBouncer; needs direct_url)"
+    ),
+    "database.wait_seconds": _seconds(
+        None,
+        "how long startup waits for a database that cannot be reached; unset: 30 in production, 0 elsewhere",
+        at_least=0,
+        at_most=3600,
     ),
     "database.acquire_seconds": _seconds(2.0, "longest wait for a connection"),
     "database.statement_seconds": _seconds(5.0, "longest statement"),

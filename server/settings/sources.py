@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .core import CORE, SERVER_TABLES
+from .files import read_file, read_secret, stripped
 from .setting import ConfigError, Setting
 from .values import convert, shown
 
@@ -48,7 +48,7 @@ class Settings:
         """
         self._environ = dict(os.environ if environ is None else environ)
         self._given = {key: value for key, value in (given or {}).items() if value is not None}
-        self._file_name, self._file = _read_file(file, self._environ)
+        self._file_name, self._file = read_file(file, self._environ)
         self._declared: dict[str, Setting] = dict(CORE)
         self._tables = set(SERVER_TABLES)
         self._free_tables: set[str] = set()
@@ -58,6 +58,14 @@ class Settings:
     def get(self, key: str) -> Any:
         """The effective value of a core key like `database.pool_size`."""
         return self._values[key].value
+
+    def reread(self, key: str) -> Any:
+        """The value of a core key whose file (`<ENV>_FILE`) may have been replaced since startup; of any other key, as `get`.
+
+        Raises ConfigError where the file cannot be read, or holds a value that is not allowed.
+        """
+        found = self._values[key]
+        return self._find(key, self._declared[key]).value if found.source.endswith("_FILE") else found.value
 
     def words(self, key: str) -> list[str]:
         """The effective value of a core key of the kind `list`; empty where nothing is set."""
@@ -132,47 +140,19 @@ class Settings:
             return Value(convert(self._given[key], setting, f"--{key.rpartition('.')[2].replace('_', '-')}"), "command line")
         name = env_name(key, setting)
         if setting.kind not in ("table", "tables"):
-            if text := _stripped(self._environ.get(name, ""), name):
+            if text := stripped(self._environ.get(name, ""), name):
                 return Value(convert(text, setting, name), f"environment {name}")
-            if path := _stripped(self._environ.get(f"{name}_FILE", ""), f"{name}_FILE"):
-                return Value(convert(_read_secret(path, f"{name}_FILE"), setting, name), f"environment {name}_FILE")
+            if path := stripped(self._environ.get(f"{name}_FILE", ""), f"{name}_FILE"):
+                return Value(convert(read_secret(path, f"{name}_FILE"), setting, name), f"environment {name}_FILE")
         found = _lookup(self._file, key)
         if found is not None:
             return Value(convert(found, setting, f"{self._file_name}: {key}"), f"file {self._file_name}")
         return Value(list(setting.default) if isinstance(setting.default, tuple) else setting.default, "default")
 
 
-def _stripped(text: str, name: str) -> str:
-    """The value of a variable without blanks and line ends around it, which secrets copied from a file have."""
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        raise ConfigError(f"{name}: has quotes around its value, which no shell has removed: leave them out")
-    return text
-
-
 def env_name(key: str, setting: Setting) -> str:
     """The environment variable of a key: what it declares, else GATEPOST_ and the key in capitals."""
     return setting.env or "GATEPOST_" + key.replace(".", "_").upper()
-
-
-def _read_file(file: Path | None, environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    named = file or (Path(environ["GATEPOST_CONFIG"]) if environ.get("GATEPOST_CONFIG") else None)
-    path = named or Path("gatepost.toml")
-    if named is None and not path.exists():
-        return "gatepost.toml", {}
-    try:
-        return str(path), tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-
-
-def _read_secret(path: str, name: str) -> str:
-    try:
-        return Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: the file it names cannot be read") from error
 
 
 def _lookup(file: Mapping[str, Any], key: str) -> Any:

@@ -34,7 +34,7 @@ import pytest_asyncio
 from aiohttp.test_utils import TestServer
 
 from ..app import build
-from ..database.connections import direct_connection
+from ..database.direct import direct_connection
 from ..embedded.server import EmbeddedPostgres
 from ..schema.migrate import SERVING_ROLE, apply, serving_role_of
 from ..schema.migration import Migration, read_own

@@ -18,7 +18,7 @@ PLAIN = "postgresql://app:s3cret@db.example.com:5432/shop"
     (f"{PLAIN}?schema=public&connection_limit=1&pool_timeout=0", PLAIN),
     # libpq's: Heroku, RDS, Cloud SQL, Azure, Fly, Railway
     (f"{PLAIN}?connect_timeout=10&keepalives=1&keepalives_idle=30", PLAIN),
-    (f"{PLAIN}?sslmode=verify-full&sslrootcert=%2Fetc%2Frds.pem", f"{PLAIN}?sslmode=verify-full&sslrootcert=%2Fetc%2Frds.pem"),
+    (f"{PLAIN}?sslmode=verify-full&sslrootcert=%2Fetc%2Fpasswd", f"{PLAIN}?sslmode=verify-full&sslrootcert=%2Fetc%2Fpasswd"),
     ("postgresql://app:s3cret@/shop?host=/cloudsql/project:region:name", "postgresql://app:s3cret@/shop?host=/cloudsql/project:region:name"),
     ("postgresql://app%40server:s3cret@server.postgres.database.azure.com:5432/shop", "postgresql://app%40server:s3cret@server.postgres.database.azure.com:5432/shop"),
     ("postgres://app:s3cret@[fdaa::3]:5432/shop?sslmode=disable", "postgres://app:s3cret@[fdaa::3]:5432/shop?sslmode=disable"),

@@ -23,7 +23,7 @@ def gatepost_schema():
     return [{OWN!r}, "DO $$ BEGIN ASSERT current_setting('row_security') = 'off'; END $$"]
 """
 TESTS = """
-from server.database.connections import direct_connection
+from server.database.direct import direct_connection
 
 
 async def test_it_is_granted_to_the_role_that_serves(gatepost_database_url):
