@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools client-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-check soak clean
+.PHONY: help install deploy-tools client-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 TOOLS   := $(VENV)/.deploy-tools
 CLIENTS := .cache/clients
+PEERS   := .cache/peers
 OIDC    := .cache/oidc
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
@@ -75,6 +76,9 @@ bench-scale: $(STAMP) ## measure how the price grows with rows, keys, users, rou
 bench-locks: $(STAMP) ## measure the price of each lock
 	@$(PYTHON) bench/locks.py $(ARGS)
 
+bench-streams: $(STAMP) $(PEERS)/.installed ## measure live answers beside FastAPI and Litestar
+	@$(PYTHON) bench/streams.py $(ARGS)
+
 soak: $(STAMP) ## mix honest and hostile clients with faults for 20 minutes (SOAK_HOURS for more), and see that nothing grows
 	@$(PYTHON) bench/soak.py $(ARGS)
 
@@ -117,4 +121,10 @@ $(OIDC)/.installed: tests/kits/oidc_provider/package.json
 	@mkdir -p $(OIDC)
 	@cp $< $(OIDC)/package.json
 	@cd $(OIDC) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
+	@touch $@
+
+$(PEERS)/.installed: bench/peers.txt
+	@mkdir -p .cache
+	@python3 -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet -r bench/peers.txt
 	@touch $@

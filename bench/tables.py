@@ -8,11 +8,12 @@ from typing import Any
 
 from cases import CASES
 from stats import RULE, Ratio, table
+from stream_tables import streams_tables
 
 
 def text_of(result: Mapping[str, Any]) -> str:
     """The tables of one result, whichever benchmark it is of."""
-    return {"run": run_tables, "scale": scale_tables, "locks": locks_tables}[result["kind"]](result)
+    return {"run": run_tables, "scale": scale_tables, "locks": locks_tables, "streams": streams_tables}[result["kind"]](result)
 
 
 def run_tables(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,127 @@
+"""What bench/streams.py measures of one server: memory of idle streams, cost and delay of events, ends, others beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+from issuer import request
+from machine import Child
+from stage import Stage
+from stats import ratio
+from stream_stage import Client, DirectWriter, Writer, watching
+
+LONGEST = 30.0  # seconds that an event, or an end, is waited for
+_names = itertools.count(1_000_000)
+
+
+def memory_kib(pid: int) -> dict[str, float]:
+    """Resident (`rss`) and proportional (`pss`) memory of the whole tree, in KiB."""
+    found = {"rss": 0.0, "pss": 0.0}
+    for one in machine.tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
+                if (name := line.partition(":")[0].lower()) in found:
+                    found[name] += float(line.split()[1])
+    return found
+
+
+def grown(
+    stage: Stage, server: str, child: Child, writer: Writer, opening: Sequence[bytes], sizes: Sequence[int], events: int
+) -> list[dict[str, Any]]:
+    """More and more streams on one server; at each size: memory per stream, and what a few events cost that go to all of them."""
+    warm_up(stage, child, writer, opening[:100])
+    rows: list[dict[str, Any]] = []
+    with watching(stage, child, opening) as client:
+        before, opened = memory_kib(child.pid), 0
+        for size in sizes:
+            seconds = client.open(size - opened)
+            opened = size
+            time.sleep(1)
+            held = memory_kib(child.pid)
+            row = {"server": server, "streams": size, "opening_ms": seconds * 1e3,
+                   **{f"{name}_kib": (held[name] - before[name]) / size for name in held}}  # fmt: skip
+            rows.append(row | delivered(stage, child, client, writer, size, events))
+    return rows
+
+
+def warm_up(stage: Stage, child: Child, writer: Writer, opening: Sequence[bytes]) -> None:
+    """Open and close a few streams, so that what a server needs once is not counted for the streams that follow."""
+    with watching(stage, child, opening) as client:
+        client.open(len(opening))
+        write(client, writer, len(opening), 3)
+    time.sleep(1)
+
+
+def delivered(stage: Stage, child: Child, client: Client, writer: Writer, streams: int, events: int) -> dict[str, Any]:
+    """Events that go to every open stream, one after the other: their delay in milliseconds, CPU microseconds for each one delivered."""
+    postgres = [stage.postgres.pid] if stage.postgres.pid is not None else []
+    write(client, writer, streams, 1)
+    before, database = machine.cpu_now([child.pid]), machine.cpu_now(postgres)
+    busy, began = machine.busy_seconds(), time.monotonic()
+    committed = write(client, writer, streams, events)
+    took = time.monotonic() - began
+    spent = machine.cpu_between(before, machine.cpu_now([child.pid]))
+    in_postgres = machine.cpu_between(database, machine.cpu_now(postgres))
+    told = client.ask("report", committed)
+    if not told["arrived"]:
+        raise RuntimeError(f"no event has arrived on {streams} streams")
+    return {
+        "events": told["arrived"], "lost": events * streams - told["arrived"], "cpu_us": spent / told["arrived"] * 1e6,
+        "postgres_us": in_postgres / told["arrived"] * 1e6,
+        "p50_ms": told["p50"] * 1e3, "p99_ms": told["p99"] * 1e3, "max_ms": told["max"] * 1e3,
+        "busy": (machine.busy_seconds() - busy) / took,
+    }  # fmt: skip
+
+
+def write(client: Client, writer: Writer, streams: int, events: int) -> dict[str, float]:
+    """Write so many rows, each once the last one has arrived on every stream; {name: when its COMMIT was sent}."""
+    committed, expected = {}, 0
+    client.ask("report", {})
+    for _ in range(events):
+        name = str(next(_names))
+        committed[name] = writer.add(name)
+        expected += streams
+        end = time.monotonic() + LONGEST
+        while client.ask("arrived") < expected and time.monotonic() < end:
+            time.sleep(min(0.2, 0.01 + streams / 50_000))
+    return committed
+
+
+def ended(stage: Stage, child: Child, writer: DirectWriter, opening: Sequence[bytes]) -> dict[str, Any]:
+    """All sessions of the streams are signed out in one transaction; how long the streams live on."""
+    sql = "SELECT gatepost_revoke('session', $1, NULL, now() + interval '1 hour')"
+    sessions = [(f"sess_{100 * at:024d}",) for at in range(len(opening))]
+    with watching(stage, child, opening) as client:
+        client.open(len(opening))
+        committed = writer.commit(sql, sessions)
+        end = time.monotonic() + LONGEST
+        while (told := client.ask("ends", committed))["open"] and time.monotonic() < end:
+            time.sleep(0.05)
+    return {"streams": len(opening), **told}
+
+
+def beside(stage: Stage, quiet: Child, held: Child, opening: Sequence[bytes], rounds: int, seconds: float) -> dict[str, Any]:
+    """What `GET /api/me` costs on a server that holds idle streams, as a ratio to one that holds none."""
+    sent = [request("/api/me", stage.issuer.token(at)) for at in range(200)]
+    found: dict[str, list[tuple[float, float]]] = {"server_us": [], "p99_ms": []}
+    with watching(stage, held, opening) as client:
+        client.open(len(opening))
+        for child in (quiet, held):
+            stage.load(child, sent, count=2000)
+        for number in range(rounds):
+            order = [quiet, held] if number % 2 else [held, quiet]
+            got = {child.port: stage.measure(child, sent, seconds=seconds) for child in order}
+            for name, pairs in found.items():
+                pairs.append((got[held.port][name], got[quiet.port][name]))
+    return {
+        "streams": len(opening),
+        **{name: ratio(pairs) for name, pairs in found.items()},
+        "absolute_us": statistics.median(one for one, _ in found["server_us"]),
+    }
