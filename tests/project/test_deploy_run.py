@@ -392,7 +392,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configured(folder: Path, certificate: Path, text: str) -> list[str]:
     """nginx's command line for this file in a configuration that has nothing else."""
-    (folder / "gatepost.conf").write_text(text.replace("/etc/nginx/tls", str(certificate)))
+    text = text.replace("/etc/nginx/tls", str(certificate)).replace("/var/log/nginx", str(folder))
+    (folder / "gatepost.conf").write_text(text)
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log stderr warn;\nevents {{}}\nhttp {{ access_log off;\n"
         + "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
