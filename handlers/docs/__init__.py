@@ -17,7 +17,7 @@ routes = web.RouteTableDef()
 
 _FOLDER: Final = Path(__file__).parent / "assets"
 _TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
-FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css", "icon.svg")
+FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "live.js", "page.js", "page.css", "icon.svg")
 """The files of the folder that are served; the licences beside them come with the package and are not served."""
 
 POLICY: Final = (
