@@ -55,7 +55,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_plain)
+encode_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+"""Returns a value as JSON bytes. Raises TypeError for one that has no JSON form."""
 
 
 def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonResponse:
@@ -65,7 +66,7 @@ def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 
     `headers` are added to the standard headers or replace them. Raises TypeError for data that has no JSON form.
     """
-    raw = data if isinstance(data, (bytes, memoryview)) else data.encode() if isinstance(data, str) else _encoder.encode(data)
+    raw = data if isinstance(data, (bytes, memoryview)) else data.encode() if isinstance(data, str) else encode_json(data)
     return JsonResponse(raw, status, headers)
 
 

@@ -44,6 +44,8 @@ class ConnectionServer(DrainingServer):
     """Counts a request whose response is not taken yet for its caller; returns the function that ends this."""
     errors: ErrorBodies
     """Makes the responses to what cannot be parsed."""
+    live = 0
+    """The number of connections that serve a live answer."""
 
     def __init__(self, handler: Any, *, backlog: Backlog, hold: Hold, errors: ErrorBodies, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)

@@ -18,7 +18,8 @@ from aiohttp.web_protocol import _ErrInfo
 from ..telemetry.log import LOG
 from .backlog import Backlog, Mark, bound_kernel_buffer
 from .error_bodies import ErrorBodies, last_words
-from .parser_errors import OrderedErrors, log_refused
+from .live_connection import LiveConnection
+from .parser_errors import log_refused
 from .response import JsonResponse
 from .stamp import stamp
 
@@ -43,9 +44,10 @@ class Manager(Protocol):
     backlog: Backlog
     hold: Hold
     errors: ErrorBodies
+    live: int
 
 
-class Connection(OrderedErrors):
+class Connection(LiveConnection):
     """One client connection. Bytes come in, and each complete request is passed to the server's handler.
 
     Limits the size and the duration of an incomplete request head: 431 or 408, and the connection is closed.
@@ -82,7 +84,7 @@ class Connection(OrderedErrors):
         bound_kernel_buffer(transport)
         if self._manager is not None:
             self.backlog.watch(self._loop, self._manager._connections)
-        if self._manager is not None and len(self._manager._connections) > self._most:
+        if self._manager is not None and len(self._manager._connections) - self._manager.live > self._most:  # type: ignore[attr-defined]
             self._refuse(503, b"Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:

@@ -1,0 +1,41 @@
+"""A connection that serves a live answer: it takes no further request, and reports at once that its client has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .parser_errors import OrderedErrors
+from .streaming import tune
+
+
+class LiveConnection(OrderedErrors):
+    """The part of a connection (server.http.protocol.Connection) that live answers use."""
+
+    __slots__ = ("_lost",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lost: Callable[[], None] | None = None
+
+    def begin_live(self, lost: Callable[[], None], *, last: bool) -> None:
+        """Serve a live answer from now on; `lost` is called when the connection ends.
+
+        It no longer counts among `limits.connections`: live answers have bounds of their own. `last`: what the client sends
+        from now on is dropped, as the response announces (RFC 9112 9.6), and is not held until the answer ends.
+        """
+        self._lost = lost
+        if self._manager is not None:
+            self._manager.live += 1  # type: ignore[attr-defined]
+        if last:
+            self._close = True
+        if self.transport is not None:
+            tune(self.transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None and self._manager is not None:
+            self._manager.live -= 1  # type: ignore[attr-defined]
+        super().connection_lost(exc)
+        if lost is not None:
+            lost()

@@ -1,0 +1,130 @@
+"""Server-sent events: `event_stream(request)`, over aiohttp's StreamResponse."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from ..http.stamp import NO_STORE
+from ..http.streaming import at_once, opens_stream
+from .ends import FAILED, FINISHED, GONE, HEAD, End
+from .frames import encode, end_frame
+from .lease import Lease
+from .registry import Streams
+
+STREAMS: Final = web.AppKey("streams", Streams)
+_HEADERS: Final = {hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: NO_STORE, "X-Accel-Buffering": "no"}
+
+
+class Stream:
+    """An open event stream; `event_stream` makes it.
+
+    response        what the handler returns
+    last_event_id   the header `Last-Event-ID`: the `id` of the last event that the client has received, or None. It is the
+                    client's: treat it as any other input
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request, self._registry = request, request.app[STREAMS]
+        self._lease: Lease | None = None
+        self.response = web.StreamResponse(headers=_HEADERS)
+        self.last_event_id: str | None = request.headers.get("Last-Event-ID") or None
+
+    async def send(self, data: Any, *, event: str | None = None, id: str | None = None) -> None:
+        """Send one event, and wait while the client is behind.
+
+        data   a `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON
+        event  the event's type; without it, browsers call it `message`
+        id     what the client sends as `Last-Event-ID` when it connects again
+
+        Line ends and NUL in `event` and `id` are left out. Raises TypeError for data that has no JSON form, and
+        asyncio.CancelledError once the stream has ended.
+        """
+        lease = self._lease
+        frame = encode(data, event, id)
+        if lease is None or lease.end is not None:
+            await asyncio.sleep(0)  # a handler that ignores the error must not stop the event loop
+            raise asyncio.CancelledError("the stream has ended")
+        writer, protocol = self._request.writer, self._request.protocol
+        try:
+            at_once(writer.write(frame, drain=False))  # type: ignore[call-arg]
+            self._registry.wrote(lease)
+            if protocol.writing_paused:
+                await writer.drain()
+        except ConnectionError:  # it is closing, and the registry hears of it at once
+            self._registry.end(lease, GONE)
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Stream:
+        if self._lease is not None:
+            raise RuntimeError("an event stream is opened once")
+        self._lease = lease = self._registry.open(self._request, "events")
+        lease.finish = self._finish
+        try:
+            if self._request.method != hdrs.METH_HEAD:
+                self.response.force_close()
+            await self.response.prepare(self._request)
+            if self._request.method == hdrs.METH_HEAD:
+                self._registry.end(lease, HEAD)
+        except BaseException:
+            self._registry.left(lease, GONE)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        assert self._lease is not None
+        return await leave(self._registry, self._lease, error)
+
+    def _finish(self, end: End) -> None:
+        """Tell the client why the stream ends, and close the connection. Nothing is sent after this."""
+        if end is HEAD:
+            return
+        writer, protocol = self._request.writer, self._request.protocol
+        with suppress(ConnectionError):
+            if end.code is not None:
+                at_once(writer.write(end_frame(end.reason), drain=False))  # type: ignore[call-arg]
+                writer.set_eof()  # type: ignore[attr-defined]
+        protocol.force_close()
+
+
+async def leave(registry: Streams, lease: Lease, error: BaseException | None) -> bool:
+    """Close a live answer whose block ends with `error` or without one. True: the error is the end of the lease alone."""
+    ended = lease.end is not None
+    cancelled = isinstance(error, asyncio.CancelledError)
+    registry.left(lease, FINISHED if error is None else GONE if cancelled else FAILED)
+    if not ended:
+        return False
+    if not cancelled and lease.task.cancelling():  # the cancellation has not arrived yet: it must not hit what comes after
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+    while lease.cancels > 0 and lease.task.cancelling():
+        lease.cancels -= 1
+        lease.task.uncancel()
+    lease.cancels = 1
+    return cancelled and not lease.task.cancelling()
+
+
+@opens_stream
+def event_stream(request: web.Request) -> Stream:
+    """`async with event_stream(request) as stream:` answer with server-sent events until the client goes or access ends.
+
+        async with event_stream(request) as stream:
+            while True:
+                await stream.send({"time": time.time()}, event="tick")
+                await asyncio.sleep(1)
+        return stream.response
+
+    The stream is a lease: it ends when the caller's credential expires or is revoked, after `streams.max_seconds`, when the
+    client takes too little, and when the server drains. The client is told by a last event, `end`; the block is cancelled, and
+    what follows it runs.
+
+    Raises, on entry, TooManyRequests (429 `streams`) beyond `streams.per_caller`, the 503 beyond `streams.total` and while the
+    server drains, and BadRequest for a request with an `Idempotency-Key`.
+    """
+    return Stream(request)

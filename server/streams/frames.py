@@ -1,0 +1,33 @@
+"""The text of server-sent events (WHATWG HTML, section 9.2)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from ..http.answers import encode_json
+
+HEARTBEAT: Final = b":\n\n"
+_LINES: Final = re.compile(r"\r\n|\r|\n")
+_NOT_IN_A_FIELD: Final = re.compile(r"[\r\n\0]")
+
+
+def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
+    """One event. A `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON.
+
+    Line ends and NUL in `event` and `id`, which would begin another field, are left out. Raises TypeError for data that has
+    no JSON form, and for bytes.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError("send takes text, or anything that has a JSON form, not bytes")
+    text = data if isinstance(data, str) else encode_json(data).decode()
+    lines = [f"event: {_NOT_IN_A_FIELD.sub('', str(event))}"] if event is not None else []
+    if id is not None:
+        lines.append(f"id: {_NOT_IN_A_FIELD.sub('', str(id))}")
+    lines += [f"data: {line}" for line in _LINES.split(text)]
+    return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
+
+
+def end_frame(reason: str) -> bytes:
+    """The last event of a stream."""
+    return encode({"reason": reason}, "end")

@@ -1,0 +1,106 @@
+"""Asks the provider again about the credential of an open live answer: API keys, and opaque tokens whose end nothing reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from ..auth.identity import Identity
+from ..auth.rejected import CredentialRejected
+from ..http.errors import Unavailable
+from ..http.streaming import TICKET
+from ..plugins.providers import LoadedProvider
+from ..telemetry.log import log_failure
+from .ends import DRAINING, KEY_EXPIRED, KEY_REVOKED, SESSION_REVOKED, TOKEN_EXPIRED, End
+from .lease import Lease
+
+Subjects = Collection[tuple[str, str]]
+"""Revocations as (kind, subject)."""
+_AT_ONCE: Final = 16
+_KEYS: Final = frozenset({"api_key", "clerk_api_key"})
+
+
+class Recheck:
+    """Finds out what has become of the caller of a lease."""
+
+    def __init__(self, providers: Sequence[LoadedProvider], seconds: float) -> None:
+        """`seconds` is the longest time for one answer."""
+        self._providers = {one.name: one for one in providers}
+        self._seconds = seconds
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    def is_needed(self, lease: Lease) -> bool:
+        """Whether memory alone does not show that the caller is the same. Raises Unavailable where it cannot be known."""
+        provider = self._provider_of(lease)
+        if provider is None or (TICKET in lease.request and provider.recheck is None):
+            return False
+        if provider.recall is None or TICKET in lease.request:
+            return True
+        try:
+            return provider.recall(lease.request) is not lease.identity
+        except CredentialRejected:
+            return True
+
+    async def outcome(self, lease: Lease, changed: Subjects) -> End | Identity | None:
+        """Why the lease must end, or the caller as known now; None where the provider cannot tell.
+
+        `changed` are the revocations that were read just now: they say whether a key ended together with its owner. Where the
+        provider is unavailable a request of this caller would be refused too: the lease must end.
+        """
+        provider, before = self._provider_of(lease), lease.identity
+        if provider is None or before is None:
+            return None
+        try:
+            async with self._slots, asyncio.timeout(self._seconds):
+                if provider.recheck is not None:
+                    now = await provider.recheck(before)
+                else:
+                    now = await provider.authenticate(lease.request)
+        except CredentialRejected as rejected:
+            return end_of(rejected.reason, before, changed)
+        except (Unavailable, TimeoutError):
+            return DRAINING
+        except Exception as error:
+            log_failure("provider failed", error, provider=provider.name)
+            return DRAINING
+        if now is None:
+            return None
+        return now if _rights(now) == _rights(before) else SESSION_REVOKED
+
+    def _provider_of(self, lease: Lease) -> LoadedProvider | None:
+        return None if lease.identity is None else self._providers.get(lease.identity.provider)
+
+
+def end_of(reason: str, identity: Identity, changed: Subjects) -> End:
+    """The end of a lease whose credential is rejected with this reason."""
+    if reason == "key-expired":
+        return KEY_EXPIRED
+    if reason == "token-expired":
+        return TOKEN_EXPIRED
+    if identity.token_type not in _KEYS or not subjects_of(identity).isdisjoint(changed):
+        return SESSION_REVOKED
+    return KEY_REVOKED
+
+
+def subjects_of(identity: Identity) -> set[tuple[str, str]]:
+    """The subjects whose revocation ends what this caller may do."""
+    user, org = identity.user_id, identity.org_id
+    subjects = {("session", identity.session_id), ("user", user), ("user", identity.impersonator), ("organization", org)}
+    if org is not None:
+        subjects |= {("role", identity.org_role), ("membership", f"{user} {org}" if user is not None else None)}
+    return {(kind, subject) for kind, subject in subjects if subject is not None}
+
+
+def is_watched(identity: Identity | None) -> bool:
+    """Must the provider be asked again? For API keys, and for opaque tokens: nothing else reports their end."""
+    if identity is None or identity.token_type == "session_token":
+        return False
+    return identity.key_id is not None or identity.claims is None
+
+
+def _rights(identity: Identity) -> tuple[Any, ...]:
+    return (
+        identity.token_type, identity.user_id, identity.org_id, identity.org_role, identity.org_permissions, identity.scopes,
+        identity.key_id, identity.impersonator, identity.pending,
+    )  # fmt: skip

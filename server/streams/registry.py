@@ -1,0 +1,203 @@
+"""All live answers of one process: opened within the bounds, and ended when what opened them ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+
+from ..auth.caller import caller_key
+from ..auth.identity import IDENTITY, Identity
+from ..auth.revocation import Revocations
+from ..database.request_transaction import JOINED
+from ..http.errors import ApiError, BadRequest, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
+from .clock import Clock
+from .ends import DRAINING, GONE, SESSION_REVOKED, End, expired
+from .lease import Lease, log_end
+from .recheck import Recheck, is_watched, subjects_of
+from .settings import StreamBounds
+
+_INDEXED: Final = frozenset({"session", "user", "organization", "membership", "role"})
+
+
+class Streams:
+    """The open live answers. `opened` counts them by kind, `ended` by reason.
+
+    client_of  what counts as one client among callers that are not known; None where that is not known
+    release    stops counting a request among those in progress of its caller; returns the function that counts it again
+    refused    is told of each refusal
+    """
+
+    def __init__(
+        self,
+        bounds: StreamBounds,
+        revocations: Revocations,
+        recheck: Recheck,
+        *,
+        client_of: Callable[[web.Request], str | None],
+        release: Callable[[web.Request], Callable[[], None]],
+        refused: Callable[[web.Request, ApiError], None],
+        route_of: Callable[[web.Request], str],
+    ) -> None:
+        self.bounds, self._revocations, self._recheck = bounds, revocations, recheck
+        self._client_of, self._release, self._refused, self._route_of = client_of, release, refused, route_of
+        self.opened: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.draining = False
+        self._of: Counter[str] = Counter()
+        self._unknown = 0
+        self._by_subject: dict[tuple[str, str], set[Lease]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._clock = Clock(bounds, self.end, self._look_again, self._end_unknowable)
+        revocations.listeners.append(self.revoked)
+
+    @property
+    def number(self) -> int:
+        """How many are open."""
+        return self._clock.number_open
+
+    def open(self, request: web.Request, kind: str) -> Lease:
+        """Open a live answer for a request that the gate has admitted. Raises the refusal, an ApiError or Unavailable."""
+        identity = request.get(IDENTITY)
+        if JOINED in request:  # its transaction, and so its connection, would be held as long as the answer lasts
+            raise BadRequest("idempotency-key-unsupported")
+        if identity is not None:
+            self._check(identity)
+        caller = caller_key(identity) if identity is not None else self._client_of(request)
+        try:
+            self._bound(identity, caller)
+        except ApiError as error:
+            self._refused(request, error)
+            raise
+        if request.transport is None:
+            raise ConnectionResetError("the client has gone")
+        lease = Lease(request, identity, kind, self._route_of(request), caller, asyncio.get_running_loop().time())
+        self._add(lease)
+        return lease
+
+    def _check(self, identity: Identity) -> None:
+        """Access may have ended since the request was admitted."""
+        if self._revocations.denies(identity):
+            raise Unauthorized("session-revoked")
+        if identity.expires_at is not None and identity.expires_at <= time.time():
+            raise Unauthorized(expired(identity).reason)
+
+    def _bound(self, identity: Identity | None, caller: str | None) -> None:
+        if self.draining:
+            raise ServiceUnavailable
+        if caller is not None and self._of[caller] >= self.bounds.per_caller:
+            raise TooManyRequests("streams", headers={"Retry-After": "1"})
+        # Callers that are not known share half of the places, so that they cannot take all of them.
+        if self._clock.number >= self.bounds.total or (identity is None and self._unknown >= max(1, self.bounds.total // 2)):
+            raise ServiceUnavailable
+
+    def _add(self, lease: Lease) -> None:
+        if lease.caller is not None:
+            self._of[lease.caller] += 1
+        if lease.identity is None:
+            self._unknown += 1
+        else:
+            for subject in subjects_of(lease.identity):
+                self._by_subject.setdefault(subject, set()).add(lease)
+        lease.release = self._release(lease.request)
+        last = lease.kind == "events" and lease.request.content.is_eof()
+        lease.request.protocol.begin_live(partial(self.end, lease, GONE), last=last)  # type: ignore[attr-defined]
+        self.opened[lease.kind] += 1
+        self._clock.add(lease)
+        self._look_again(lease)  # it may have ended between its admission and now
+
+    def end(self, lease: Lease, end: End) -> None:
+        """End a live answer: the client is told why, the connection is closed, and the handler is cancelled. Only once."""
+        if lease.end is not None:
+            return
+        lease.end = end
+        self._forget(lease)
+        try:
+            lease.finish(end)
+        finally:
+            self._clock.ended(lease)
+
+    def wrote(self, lease: Lease) -> None:
+        """Bytes were written to the connection: watch whether the reader takes them."""
+        self._clock.wrote(lease)
+
+    def left(self, lease: Lease, end: End) -> None:
+        """The handler has left the block; `end` is why, if the lease has not ended before."""
+        if lease.end is None:
+            lease.end = end
+            self._forget(lease)
+        self._clock.left(lease)
+        lease.release()
+
+    def _forget(self, lease: Lease) -> None:
+        if lease.caller is not None:
+            self._of[lease.caller] -= 1
+            if self._of[lease.caller] <= 0:
+                del self._of[lease.caller]
+        if lease.identity is None:
+            self._unknown -= 1
+        else:
+            for subject in subjects_of(lease.identity):
+                leases = self._by_subject[subject]
+                leases.discard(lease)
+                if not leases:
+                    del self._by_subject[subject]
+        assert lease.end is not None
+        self.ended[lease.end.reason] += 1
+        log_end(lease, asyncio.get_running_loop().time() - lease.opened_at)
+
+    def drain(self) -> None:
+        """End all live answers now, and open no more: the server is about to stop."""
+        self.draining = True
+        for lease in self._clock.leases():
+            self.end(lease, DRAINING)
+
+    async def draining_at_shutdown(self, app: web.Application) -> None:
+        """For `on_shutdown`, which every runner of an application calls before it waits for requests."""
+        self.drain()
+
+    def revoked(self, subjects: set[tuple[str, str]]) -> None:
+        """End what these revocations, which were read just now, concern; an empty set: any may have been read."""
+        wide = not subjects or any(kind not in _INDEXED for kind, _ in subjects)
+        affected = self._clock.leases() if wide else {one for each in subjects for one in self._by_subject.get(each, ())}
+        for lease in affected:
+            if lease.identity is None:
+                continue
+            try:
+                if self._revocations.denies(lease.identity):
+                    self.end(lease, SESSION_REVOKED)
+                elif wide:
+                    self._look_again(lease, subjects)
+            except Unavailable:
+                self.end(lease, DRAINING)
+
+    def _end_unknowable(self) -> None:
+        """While the feed of revocations is too old, end what a request could not do either."""
+        if self._revocations.stale:
+            self.revoked(set())
+
+    def _look_again(self, lease: Lease, changed: Iterable[tuple[str, str]] = ()) -> None:
+        """Find out whether the credential is still good, where nothing else reports its end; from memory if possible."""
+        if not is_watched(lease.identity):
+            return
+        try:
+            if not self._recheck.is_needed(lease):
+                return
+        except Unavailable:
+            self.end(lease, DRAINING)
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(lease, frozenset(changed)))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, lease: Lease, changed: frozenset[tuple[str, str]]) -> None:
+        outcome = await self._recheck.outcome(lease, changed)
+        if isinstance(outcome, End):
+            self.end(lease, outcome)
+        elif outcome is not None and lease.end is None:
+            self._clock.expire_at(lease, outcome.expires_at)

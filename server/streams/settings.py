@@ -1,0 +1,26 @@
+"""The bounds of live answers, from the settings `streams.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class StreamBounds(NamedTuple):
+    """How many live answers there may be, and how long. Times are in seconds.
+
+    heartbeat   an idle event stream gets a comment, a WebSocket a ping, this often
+    slow        how long a reader may have `unsent` bytes, or more, unsent
+    """
+
+    per_caller: int = 20
+    total: int = 5000
+    longest: float = 3600.0
+    heartbeat: float = 15.0
+    slow: float = 10.0
+    unsent: int = 65_536
+
+
+def bounds_from(get: Callable[[str], Any]) -> StreamBounds:
+    """The bounds that the settings name; `get` returns the value of a setting."""
+    return StreamBounds(get("streams.per_caller"), get("streams.total"), get("streams.max_seconds"))

@@ -1,0 +1,138 @@
+"""WebSockets: `socket(request)`, over aiohttp's WebSocketResponse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
+from aiohttp.log import ws_logger
+
+from ..http.errors import ApiError
+from ..http.streaming import opens_stream
+from .ends import GONE, End
+from .events import STREAMS, leave
+from .lease import Lease
+
+_CLOSE_SECONDS: Final = 1.5
+_VERSION: Final = "13"
+ws_logger.setLevel(logging.ERROR)  # its warnings quote what the client sent
+
+
+class UpgradeRequired(ApiError):
+    """426: the route is a WebSocket, and the request does not ask for one (RFC 9110 15.5.22)."""
+
+    status = 426
+
+
+class LiveSocket(web.WebSocketResponse):
+    """aiohttp's WebSocketResponse, which sends nothing once its lease has ended."""
+
+    def __init__(self, lease: Lease, **kwargs: Any) -> None:
+        super().__init__(timeout=_CLOSE_SECONDS, compress=False, **kwargs)
+        self._lease = lease
+
+    @property
+    def response(self) -> LiveSocket:
+        """Itself: what the handler returns."""
+        return self
+
+    async def send_frame(self, message: bytes, opcode: WSMsgType, compress: int | None = None) -> None:
+        await self._still_open()
+        await super().send_frame(message, opcode, compress)
+
+    async def send_str(self, data: str, compress: int | None = None) -> None:
+        await self._still_open()
+        await super().send_str(data, compress)
+
+    async def send_bytes(self, data: Any, compress: int | None = None) -> None:
+        await self._still_open()
+        await super().send_bytes(data, compress)
+
+    async def _still_open(self) -> None:
+        if self._lease.end is not None:
+            await asyncio.sleep(0)  # a handler that ignores the error must not stop the event loop
+            raise ClientConnectionResetError("the socket has ended")
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        """Close the socket; once its lease has ended, with the code and the reason of that."""
+        end = self._lease.end
+        if end is not None and end.code is not None:
+            code, message, drain = end.code, end.reason.encode(), False
+        return await super().close(code=code, message=message, drain=drain)
+
+
+class Opening:
+    """What `socket` returns: an asynchronous context manager for a LiveSocket."""
+
+    def __init__(self, request: web.Request, max_bytes: int, protocols: Iterable[str]) -> None:
+        self._request, self._registry = request, request.app[STREAMS]
+        self._max_bytes, self._protocols = max_bytes, tuple(protocols)
+        self._lease: Lease | None = None
+        self._socket: LiveSocket | None = None
+        self._closing: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> LiveSocket:
+        if self._lease is not None:
+            raise RuntimeError("a socket is opened once")
+        self._demand_upgrade()
+        self._lease = lease = self._registry.open(self._request, "socket")
+        heartbeat = self._registry.bounds.heartbeat
+        self._socket = LiveSocket(lease, heartbeat=heartbeat, max_msg_size=self._max_bytes, protocols=self._protocols)
+        lease.finish = self._finish
+        try:
+            await self._socket.prepare(self._request)
+        except BaseException:
+            self._registry.left(lease, GONE)
+            raise
+        return self._socket
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        assert self._lease is not None
+        ours = await leave(self._registry, self._lease, error)
+        if self._closing is not None:  # the client has a moment to confirm
+            with suppress(Exception):
+                await asyncio.wait({self._closing}, timeout=_CLOSE_SECONDS)
+        return ours
+
+    def _finish(self, end: End) -> None:
+        """Begin to close the socket, also if its handler is not done."""
+        if end.code is None or self._socket is None or not self._socket.prepared:
+            self._request.protocol.force_close()
+        else:
+            self._closing = asyncio.get_running_loop().create_task(self._socket.close())
+
+    def _demand_upgrade(self) -> None:
+        headers, wanted = self._request.headers, {hdrs.UPGRADE: "websocket", hdrs.CONNECTION: "Upgrade"}
+        upgrades = headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket" and self._request._message.upgrade
+        if not upgrades or self._request.method != hdrs.METH_GET:
+            raise UpgradeRequired(headers=wanted)
+        if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != _VERSION:
+            raise UpgradeRequired(headers={**wanted, hdrs.SEC_WEBSOCKET_VERSION: _VERSION})
+
+
+@opens_stream
+def socket(request: web.Request, *, max_bytes: int = 65_536, protocols: Iterable[str] = ()) -> Opening:
+    """`async with socket(request) as ws:` answer with a WebSocket until the client goes or access ends.
+
+        async with socket(request) as ws:
+            async for message in ws:
+                await ws.send_str(message.data)
+        return ws
+
+    `ws` is aiohttp's `WebSocketResponse`. The socket is a lease, as `event_stream` is; at its end the close frame says why:
+    4401 (`token-expired`, `session-revoked`, `key-revoked`, `key-expired`), 4408 (`too-long`, `too-slow`) or 1001
+    (`draining`). Receive from it (`async for`, or `receive`), or the client's own closing goes unanswered.
+
+    max_bytes  the largest message that is taken, in bytes; a larger one closes the socket (1009)
+    protocols  the subprotocols to choose from
+
+    Raises, on entry, a 426 where the request asks for no WebSocket, and what `event_stream` raises.
+    """
+    return Opening(request, max_bytes, protocols)
