@@ -44,14 +44,16 @@ from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider,
 from .plugins.services import service
 from .settings.setting import Setting
 from .single_flight import SingleFlight
+from .streams.events import Stream, event_stream
+from .streams.socket import socket
 
 __all__ = [
     "Answer", "ApiError", "BadRequest", "BoundedDict", "CheckViolation", "Command", "CommandContext",
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
-    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "TooManyRequests", "Unavailable",
+    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
     "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
-    "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
+    "entity_tag", "event_stream", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
     "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
-    "service", "signed_in", "with_org_prefix",
+    "service", "signed_in", "socket", "with_org_prefix",
 ]  # fmt: skip

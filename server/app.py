@@ -41,6 +41,7 @@ from .routing.table import build as build_routes
 from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
+from .streams.setup import install as install_streams
 from .telemetry.decisions import DenialLog, RequestLog
 from .telemetry.log import LOG, log_tracebacks, start_logging
 from .telemetry.metrics import Metrics
@@ -139,6 +140,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         Dispatcher(Resolver(app), cors, gate, metrics, backlog, RequestLog() if settings.get("log.requests") else None, errors),
     )
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
+    install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
     for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
@@ -164,7 +166,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         headers=settings.get("limits.headers"),
         idle_seconds=settings.get("limits.idle_seconds"),
         connections=settings.get("limits.connections"),
-        descriptors=settings.get("database.pool_size"),
+        descriptors=settings.get("database.pool_size") + settings.get("streams.total"),
         backlog=backlog,
         hold=holder(limits.concurrency),
         errors=errors,

@@ -22,6 +22,8 @@ from .throttle import Throttle
 UNKNOWN: Final = 5.0
 """Seconds for which a key that was not found is remembered as unknown."""
 MOST: Final = 10_000
+DIGEST: Final = "api_key.digest"
+"""Where an Identity of a managed key keeps the SHA-256 of its secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,23 @@ class ManagedKeys:
             raise CredentialRejected(found.reason, f"key {found.key_id or 'unknown'}")
         return found.identity
 
+    async def recheck(self, identity: Identity) -> Identity:
+        """Returns the caller of a live answer as the key is now. Raises CredentialRejected, Unavailable.
+
+        Without the digest it is not known which secret of the key was used: a key that has changed is then rejected.
+        """
+        digest = identity.derived.get(DIGEST)
+        found = None if digest is None else self._remembered(digest)
+        if found is None and digest is not None:
+            self._worked.put(digest, None)
+            found = await self._flight.run(digest, lambda: self._look(digest, ""))
+            self._changed(found)  # a stale feed is an outage
+        if found is None or found.identity is None or not await self._makers_live(found):
+            raise CredentialRejected("key-revoked", f"key {identity.key_id}")
+        if found.expires_at <= time.time():
+            raise CredentialRejected("key-expired", f"key {identity.key_id}")
+        return found.identity
+
     def recall(self, digest: bytes) -> Identity | None:
         """Returns the caller of a cached key that is still valid; None: `identity` must be called, which states what is wrong.
 
@@ -110,12 +129,12 @@ class ManagedKeys:
             found = Found("credential-rejected", None, None, (), (), math.inf, 0.0, self._clock() + UNKNOWN)
             self._unknown.put(digest, found)
             return found
-        found = self._read(rows[0])
+        found = self._read(rows[0], digest)
         self._worked.put(digest, None)
         self._known.put(digest, found)
         return found
 
-    def _read(self, row: Mapping[str, Any]) -> Found:
+    def _read(self, row: Mapping[str, Any], digest: bytes) -> Found:
         over = row["revoked_at"] is not None or row["ended"]
         read_at = row["read_at"].timestamp()
         life = REMEMBERED if row["until"] is None else min(REMEMBERED, row["until"].timestamp() - read_at)
@@ -123,7 +142,7 @@ class ManagedKeys:
         last = min(ends, math.inf if row["until"] is None else row["until"].timestamp())
         statics = tuple(key.removeprefix(STATIC) for key in row["depends_on"])
         return Found(
-            "key-revoked", None if over else _identity(row, last), row["id"],
+            "key-revoked", None if over else _identity(row, last, digest), row["id"],
             statics, tuple(row["watched"]), math.inf if over else ends, read_at, self._clock() + life,
         )  # fmt: skip
 
@@ -131,13 +150,15 @@ class ManagedKeys:
         await self._flight.close()
 
 
-def _identity(row: Mapping[str, Any], last: float) -> Identity:
-    """The key's caller. `last` (Unix seconds) is when this secret of the key ends."""
+def _identity(row: Mapping[str, Any], last: float, digest: bytes) -> Identity:
+    """The key's caller. `last` (Unix seconds) is when the secret with this digest ends."""
     # Whatever ends or changes a key is reported as a revocation of its owner's keys, and the key is looked up again. A
     # revocation of its user or organisation up to a moment concerns their sessions (a lock, a new role) and does not end keys.
     # One without a moment (a deletion) does. An infinite time of issue tells the gate so.
-    return Identity(
+    identity = Identity(
         provider="api_key", token_type="api_key", key_id=row["id"], issued_at=math.inf, user_id=row["user_id"],
-        expires_at=last if last < math.inf else None,
         org_id=row["org_id"], org_role=row["org_role"], org_permissions=row["org_permissions"], scopes=row["scopes"],
+        expires_at=last if last < math.inf else None,
     )  # fmt: skip
+    identity.derived[DIGEST] = digest
+    return identity

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from server import CredentialRejected, House, Identity, Unavailable, client_network
 
 from .key_format import PREFIX, digest_of, parse
-from .lookup import ManagedKeys
+from .lookup import DIGEST, ManagedKeys
 from .owners import StaticKeys
 from .static import static_keys
 from .usage import Usage
@@ -81,6 +81,18 @@ class ApiKeyProvider:
         if identity is not None:
             self._usage.note(str(identity.key_id))
         return identity
+
+    async def recheck(self, identity: Identity) -> Identity:
+        """Returns the caller of a live answer as the key is now. Raises CredentialRejected, Unavailable."""
+        if self._statics is None or self._managed is None:
+            raise Unavailable("the provider is not open")
+        static = next((one for one in self._static.values() if one.id == identity.key_id), None)
+        if static is None or DIGEST in identity.derived:
+            return await self._managed.recheck(identity)
+        if not await self._statics.holds(static.id):
+            expired = static.expires_at is not None and static.expires_at <= time.time()
+            raise CredentialRejected("key-expired" if expired else "key-revoked", f"key {static.id}")
+        return static.identity
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         secret = credential(request)

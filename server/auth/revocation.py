@@ -52,6 +52,8 @@ class Revocations:
         self._ends: dict[tuple[str, str], float] = {}
         self._all_before = -math.inf
         self._read_at = -math.inf
+        self.listeners: list[Callable[[set[tuple[str, str]]], None]] = []
+        """Called after each reading that brought something, with its (kind, subject) pairs; none: any may have been read."""
 
     @property
     def age(self) -> float:
@@ -72,8 +74,10 @@ class Revocations:
 
     def add(self, rows: Iterable[Mapping[str, Any]], read_at: float, now: float = 0.0) -> None:
         """Add the rows written since the last reading. `now` is the time of the reading (Unix seconds)."""
+        read: set[tuple[str, str]] = set()
         for row in rows:
             subject = row["kind"], row["subject"]
+            read.add(subject)
             self._entries[subject] = _moment(row["issued_before"])
             self._ends[subject] = _moment(row["expires_at"])
         if len(self._entries) > self._most:
@@ -82,7 +86,16 @@ class Revocations:
             kept = list(self._entries)[-(self._most // 2) :]
             self._entries = {subject: self._entries[subject] for subject in kept}
             self._ends = {subject: self._ends[subject] for subject in kept}
+            self._read_at = read_at
+            self._tell(set())
+            return
         self._read_at = read_at
+        if read:
+            self._tell(read)
+
+    def _tell(self, read: set[tuple[str, str]]) -> None:
+        for listener in self.listeners:
+            listener(read)
 
     def forget(self, now: float) -> None:
         """Remove the entries that have expired at `now` (Unix seconds)."""

@@ -14,10 +14,12 @@ from aiohttp import hdrs, web
 from ..auth.access import check
 from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
+from ..auth.origin import demand_origin
 from ..auth.revocation import Revocations
 from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
 from ..http.stamp import OPENED
+from ..http.streaming import TICKET
 from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
@@ -29,6 +31,7 @@ from ..telemetry.metrics import Metrics
 from .denials import denial
 from .idempotency import KEY, once
 from .identification import Identification, NoCredential
+from .slow_clients import releaser
 
 _BY_HANDLER: Final = Forbidden("handler")
 
@@ -57,9 +60,10 @@ class Gate:
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
         self._recall, self._identify = identification.recall, identification.identify
         self._challenges = identification.challenges
+        self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
-        self._denied, self._concurrency = denied, concurrency
+        self._denied, self._concurrency, self.release = denied, concurrency, releaser(concurrency)
         self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
@@ -85,6 +89,8 @@ class Gate:
                     limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
+            if not shown and rule is not None and rule.streams and hdrs.COOKIE in request.headers and TICKET not in request:
+                demand_origin(request, self._parties.get(identity.provider, ()))
             caller = caller_key(identity)
             if self._caller_limit is not None:
                 request[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
@@ -163,10 +169,21 @@ class Gate:
             self._address_limit.refused(request.headers, self._addresses.of(request))
         self._tell(request, rule, identity, error, started)
 
+    def refuse(self, request: web.Request, error: ApiError) -> None:
+        """Count and report a refusal that the limits of live answers have decided, after the gate had admitted the request."""
+        if isinstance(error, TooManyRequests):
+            self._limited[error.reason or "caller"] += 1
+        self._tell(request, self.rule_of(request), request.get(IDENTITY), error, time.perf_counter())
+
     def rule_of(self, request: web.Request) -> RouteRule | None:
         """The rule of the route that this request matched; None for a preflight and an unknown path or method."""
         match = request._match_info
         return self._rules.get(match.route) if match is not None else None
+
+    def template_of(self, request: web.Request) -> str:
+        """The template of the route that this request matched, or `(none)`."""
+        rule = self.rule_of(request)
+        return rule.template if rule is not None else "(none)"
 
     def _tell(
         self,

@@ -35,5 +35,22 @@ def holder(concurrency: Concurrency) -> Hold:
     return hold
 
 
+def releaser(concurrency: Concurrency) -> Callable[[web.Request], Callable[[], None]]:
+    """Returns a function that stops counting a request's caller, and that returns the function to count it again.
+
+    For live answers, which are not requests in progress and have a limit of their own. A route's own limit still counts them.
+    """
+
+    def release(request: web.Request) -> Callable[[], None]:
+        identity = request.get(IDENTITY)
+        if identity is None:
+            return _nothing
+        caller = caller_key(identity)
+        concurrency.leave(caller)
+        return partial(concurrency.hold, caller)
+
+    return release
+
+
 def _nothing() -> None:
     """Undo for a request without a caller: nothing was counted."""

@@ -37,6 +37,8 @@ class Provider(Protocol):
                   present, and the response header `Vary` lists them. Left out: it is called for every request
     recall(request)   not async: the Identity of a credential that was verified before, from memory, after checking all
                   that may have changed since; None: `authenticate` is called. May raise CredentialRejected
+    recheck(identity)   async; for a live answer whose credential may have changed: the caller as known now, from the Identity
+                  alone. May raise CredentialRejected and Unavailable. Left out: `authenticate` is called with the request
     challenge     a challenge that every 401 has beside `Bearer` (RFC 9110 11.6.1), such as `DPoP algs="ES256"`
     authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The

@@ -28,7 +28,7 @@ class LoadedProvider:
     name                 its name in the setting `providers`
     provider             the provider itself
     authenticate         its method
-    recall               its method, or None
+    recall, recheck      its methods, or None
     reads                the headers that it reads; None: any
     issuers, authorized_parties   empty where left out
     namespaces           where left out: "" for a provider that has issuers, else none
@@ -39,7 +39,7 @@ class LoadedProvider:
 
     __slots__ = (
         "_check", "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known",
-        "name", "namespaces", "not_ready", "provider", "reads", "recall", "security_schemes",
+        "name", "namespaces", "not_ready", "provider", "reads", "recall", "recheck", "security_schemes",
     )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
@@ -48,6 +48,7 @@ class LoadedProvider:
         self.provider: Final = provider
         self.authenticate: Final = provider.authenticate
         self.recall: Final = getattr(provider, "recall", None)
+        self.recheck: Final = getattr(provider, "recheck", None)
         self.reads: Final = _names(getattr(provider, "reads", None))
         self.issuers: Final[tuple[str, ...]] = tuple(getattr(provider, "issuers", ()))
         self.namespaces: Final[tuple[str, ...]] = tuple(getattr(provider, "namespaces", ("",) if self.issuers else ()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from aiohttp import web
+
 from ..http.client_address import ClientAddress
 from ..http.limited import Bounds
 from ..settings.sources import Settings
@@ -60,6 +62,10 @@ class Limits:
             if public and self._warn_of_clients and (bounds.rate or bounds.concurrency):
                 self.warnings.append(_UNKNOWN_CLIENTS.format(route=name))
         return self._routes[name]
+
+    def client_of(self, request: web.Request) -> str | None:
+        """What counts as one client among those without a credential; None where that is not known."""
+        return self._shared.client(request)
 
     async def open(self) -> None:
         """Ask the storage once, if there is a limit and one is set."""

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ..auth.access import Access, access_of
 from ..http.limited import Bounds, bounds_of
+from ..http.streaming import streams
 from ..settings.core import DEFAULT_PUBLIC
 from ..settings.setting import ConfigError
 from ..telemetry.metrics import Metrics, Tally
@@ -26,6 +27,7 @@ class RouteRule:
 
     optional   it is public, and a caller who shows a credential is known
     bounds     what its handler declares by `@limited`, or None
+    streams    its handler answers with events or a socket
     """
 
     access: Access
@@ -36,6 +38,7 @@ class RouteRule:
     bounds: Bounds | None = None
     plugin: str = ""
     """The plugin that offers the route; "" for a built-in one."""
+    streams: bool = False
 
     @property
     def words(self) -> str:
@@ -94,9 +97,10 @@ def build(
         is_open = access.public and bool(opening)
         decided.append((plugin, route, access.public, opening, is_open))
         for added in _register(router, plugin, route):
-            tally, bounds = metrics.tally(added.method, route.path), bounds_of(route.handler)
+            live, bounds = streams(route.handler), bounds_of(route.handler)
+            tally = metrics.tally(added.method, route.path, timed=not live)
             owner = "" if plugin in builtin else plugin
-            rule = RouteRule(access, route.path, is_open, tally, is_open and access.optional, bounds, owner)
+            rule = RouteRule(access, route.path, is_open, tally, is_open and access.optional, bounds, owner, live)
             table.rules[added] = rule
             handler = f"{route.handler.__module__}.{route.handler.__qualname__}"
             words = ", ".join([rule.words, bounds.words()]) if bounds else rule.words

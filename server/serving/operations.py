@@ -23,6 +23,8 @@ from ..http.errors import Unavailable
 from ..http.stamp import new_request_id, stamp
 from ..plugins.providers import PROVIDERS, not_ready
 from ..settings.setting import ConfigError
+from ..streams.events import STREAMS
+from ..streams.setup import families_of as streams_families
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
 
@@ -138,6 +140,7 @@ async def families_of(app: web.Application) -> list[Family]:
     slow: dict[Labels, list[float]] = {(): [float(backlog.cut)]}
     families.append(Family("gatepost_slow_clients_total", "counter", "Connections closed: response not taken.", (), slow))
     families.append(counter("gatepost_revocation_failures_total", "Ends of access not recorded.", "kind", failures))
+    families += streams_families(app[STREAMS])
     families.append(gauge("gatepost_workers", "Worker processes.", 1))
     families.append(gauge("gatepost_up", "1 while at least one process serves.", 1, merge="max"))
     return families

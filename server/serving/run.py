@@ -17,6 +17,7 @@ from ..http.connection_server import ConnectionServer
 from ..plugins.providers import not_ready
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
+from ..streams.events import STREAMS
 from ..telemetry.log import LOG
 from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
@@ -164,6 +165,7 @@ async def _drain(app: web.Application, runner: web.AppRunner, balancer: Connecti
     waiting = take_waiting(port for site in runner.sites for port in getattr(site._server, "sockets", ()))
     for site in list(runner.sites):
         await site.stop()
+    app[STREAMS].drain()  # not before the port is closed: their clients connect again at once
     loop, server = asyncio.get_running_loop(), runner.server
     if server is None:
         return

@@ -156,6 +156,9 @@ CORE: Final[Mapping[str, Setting]] = {
         default="auto",
         help="refused credentials of one client address; off: any number; auto: 3000/minute in production, where it is known",
     ),
+    "streams.per_caller": _count(20, 1, 1_000_000, "live answers of one caller at once, in one process; beyond: 429"),
+    "streams.total": _count(5000, 1, 1_000_000, "live answers of one process at once; beyond: 503"),
+    "streams.max_seconds": _seconds(3600.0, "longest time that a live answer lasts; its client connects again", at_least=1),
     "limits.storage": Setting(
         default="memory", secret=True, help="where both are counted: memory, valkey://host:port/db or redis://host:port/db"
     ),

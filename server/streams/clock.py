@@ -1,4 +1,4 @@
-"""The one timer of all live answers: heartbeats, credentials that expire, readers that fall behind, handlers that do not end."""
+"""The one timer of all live answers: heartbeats, expired credentials, slow readers, and handlers that do not end."""
 
 from __future__ import annotations
 

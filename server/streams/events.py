@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from ..http.stamp import NO_STORE
+from ..http.response import NO_STORE
 from ..http.streaming import at_once, opens_stream
 from .ends import FAILED, FINISHED, GONE, HEAD, End
 from .frames import encode, end_frame

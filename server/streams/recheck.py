@@ -1,4 +1,4 @@
-"""Asks the provider again about the credential of an open live answer: API keys, and opaque tokens whose end nothing reports."""
+"""Asks the provider again about the credential of a live answer: an API key, or an opaque token whose end is not reported."""
 
 from __future__ import annotations
 

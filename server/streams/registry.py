@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -25,27 +25,33 @@ from .settings import StreamBounds
 _INDEXED: Final = frozenset({"session", "user", "organization", "membership", "role"})
 
 
-class Streams:
-    """The open live answers. `opened` counts them by kind, `ended` by reason.
+class Admission(Protocol):
+    """What the registry needs of the gate (server.gate.admission.Gate)."""
 
-    client_of  what counts as one client among callers that are not known; None where that is not known
-    release    stops counting a request among those in progress of its caller; returns the function that counts it again
-    refused    is told of each refusal
-    """
+    @property
+    def release(self) -> Callable[[web.Request], Callable[[], None]]:
+        """Stops counting a request among those in progress of its caller; returns the function that counts it again."""
+
+    def refuse(self, request: web.Request, error: ApiError) -> None:
+        """Count and report a refusal by a bound."""
+
+    def template_of(self, request: web.Request) -> str:
+        """The template of the route that this request matched."""
+
+
+class Streams:
+    """The open live answers. `opened` counts them by kind, `ended` by reason."""
 
     def __init__(
         self,
         bounds: StreamBounds,
         revocations: Revocations,
         recheck: Recheck,
-        *,
+        admission: Admission,
         client_of: Callable[[web.Request], str | None],
-        release: Callable[[web.Request], Callable[[], None]],
-        refused: Callable[[web.Request, ApiError], None],
-        route_of: Callable[[web.Request], str],
     ) -> None:
         self.bounds, self._revocations, self._recheck = bounds, revocations, recheck
-        self._client_of, self._release, self._refused, self._route_of = client_of, release, refused, route_of
+        self._admission, self._client_of = admission, client_of
         self.opened: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.draining = False
@@ -72,11 +78,11 @@ class Streams:
         try:
             self._bound(identity, caller)
         except ApiError as error:
-            self._refused(request, error)
+            self._admission.refuse(request, error)
             raise
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
-        lease = Lease(request, identity, kind, self._route_of(request), caller, asyncio.get_running_loop().time())
+        lease = Lease(request, identity, kind, self._admission.template_of(request), caller, asyncio.get_running_loop().time())
         self._add(lease)
         return lease
 
@@ -104,7 +110,7 @@ class Streams:
         else:
             for subject in subjects_of(lease.identity):
                 self._by_subject.setdefault(subject, set()).add(lease)
-        lease.release = self._release(lease.request)
+        lease.release = self._admission.release(lease.request)
         last = lease.kind == "events" and lease.request.content.is_eof()
         lease.request.protocol.begin_live(partial(self.end, lease, GONE), last=last)  # type: ignore[attr-defined]
         self.opened[lease.kind] += 1
@@ -157,7 +163,7 @@ class Streams:
         for lease in self._clock.leases():
             self.end(lease, DRAINING)
 
-    async def draining_at_shutdown(self, app: web.Application) -> None:
+    async def drain_at_shutdown(self, app: web.Application) -> None:
         """For `on_shutdown`, which every runner of an application calls before it waits for requests."""
         self.drain()
 

@@ -109,12 +109,12 @@ class Opening:
             self._closing = asyncio.get_running_loop().create_task(self._socket.close())
 
     def _demand_upgrade(self) -> None:
-        headers, wanted = self._request.headers, {hdrs.UPGRADE: "websocket", hdrs.CONNECTION: "Upgrade"}
+        headers, wanted = self._request.headers, {"Upgrade": "websocket", "Connection": "Upgrade"}
         upgrades = headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket" and self._request._message.upgrade
         if not upgrades or self._request.method != hdrs.METH_GET:
             raise UpgradeRequired(headers=wanted)
         if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != _VERSION:
-            raise UpgradeRequired(headers={**wanted, hdrs.SEC_WEBSOCKET_VERSION: _VERSION})
+            raise UpgradeRequired(headers={**wanted, "Sec-WebSocket-Version": _VERSION})
 
 
 @opens_stream

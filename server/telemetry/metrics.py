@@ -53,6 +53,16 @@ class Tally:
         self.seconds += seconds
 
 
+class UntimedTally(Tally):
+    """The requests of a route whose answers last as long as the client likes: their duration says nothing."""
+
+    __slots__ = ()
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count one response."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+
 class Metrics:
     """The metrics of one process."""
 
@@ -63,9 +73,9 @@ class Metrics:
         self.limited: Counter[str] = Counter()
         """Requests denied by a limit, by the kind of limit."""
 
-    def tally(self, method: str, template: str) -> Tally:
+    def tally(self, method: str, template: str, *, timed: bool = True) -> Tally:
         """The Tally for one method and template. Called once per route, not per request; requests without a route share one."""
-        return self._tallies.setdefault((method, template), Tally())
+        return self._tallies.setdefault((method, template), Tally() if timed else UntimedTally())
 
     def families(self) -> list[Family]:
         """Everything counted so far."""
@@ -77,7 +87,7 @@ class Metrics:
         durations: dict[Labels, list[float]] = {
             (route, method): [*map(float, tally.buckets), tally.seconds]
             for (method, route), tally in self._tallies.items()
-            if tally.statuses
+            if any(tally.buckets)
         }
         outcomes: dict[Labels, list[float]] = {labels: [float(number)] for labels, number in self.authentications.items()}
         return [

@@ -60,12 +60,12 @@ POST    /api/webhooks/clerk         public                                      
 PUBLIC_INTERFACE = {
     "Answer", "ApiError", "BadRequest", "BoundedDict", "CheckViolation", "Command", "CommandContext",
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
-    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "TooManyRequests", "Unavailable",
+    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
     "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
-    "entity_tag", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
+    "entity_tag", "event_stream", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
     "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
-    "service", "signed_in", "with_org_prefix",
+    "service", "signed_in", "socket", "with_org_prefix",
 }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def test_every_module_can_be_imported(package: str) -> None:
 
 FOLDERS = {
     "auth", "commands", "database", "embedded", "gate", "http", "openapi", "plugins", "rate_limits", "routing", "schema", "serving",
-    "settings", "telemetry", "testing",
+    "settings", "streams", "telemetry", "testing",
 }  # fmt: skip
 LOOSE = {"__init__.py", "__main__.py", "app.py", "bounded.py", "installation.py", "py.typed", "single_flight.py", "testing_provider.py"}
 

@@ -44,6 +44,7 @@ METRICS: dict[str, set[str]] = {
     "gatepost_revocation_lag_seconds": set(),
     "gatepost_rate_limited_total": {"kind"},
     "gatepost_audit_dropped_total": set(),
+    "gatepost_streams": set(), "gatepost_streams_opened_total": {"kind"}, "gatepost_streams_ended_total": {"reason"},
     "gatepost_workers": set(),
     "gatepost_up": set(),
 }

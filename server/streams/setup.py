@@ -1,0 +1,44 @@
+"""Makes the registry of live answers of one application, and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from ..auth.revocation import Revocations
+from ..plugins.providers import LoadedProvider
+from ..telemetry.metrics import Family, counter, gauge
+from .events import STREAMS
+from .recheck import Recheck
+from .registry import Admission, Streams
+from .settings import bounds_from
+
+
+def install(
+    app: web.Application,
+    get: Callable[[str], Any],
+    providers: Sequence[LoadedProvider],
+    revocations: Revocations,
+    admission: Admission,
+    client_of: Callable[[web.Request], str | None],
+) -> None:
+    """Make the registry `app[STREAMS]`; it ends all live answers when `app` shuts down.
+
+    get        returns a setting's value
+    client_of  what counts as one client among callers that are not known; None where that is not known
+    """
+    recheck = Recheck(providers, get("limits.provider_seconds"))
+    registry = Streams(bounds_from(get), revocations, recheck, admission, client_of)
+    app[STREAMS] = registry
+    app.on_shutdown.append(registry.drain_at_shutdown)
+
+
+def families_of(registry: Streams) -> list[Family]:
+    """The metrics of live answers."""
+    return [
+        gauge("gatepost_streams", "Live answers that are open.", registry.number),
+        counter("gatepost_streams_opened_total", "Live answers opened, by kind.", "kind", registry.opened),
+        counter("gatepost_streams_ended_total", "Live answers ended, by reason.", "reason", registry.ended),
+    ]

@@ -1,0 +1,111 @@
+"""Live answers in tests: a plugin that opens them, and readers of events and frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from tests.conftest import Client, plugin
+
+from server import event_stream, identity_of, signed_in, socket
+from server.streams.events import STREAMS
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/api/ticks")
+@signed_in
+async def ticks(request: web.Request) -> web.StreamResponse:
+    """Says who is calling, then nothing."""
+    async with event_stream(request) as stream:
+        await stream.send({"user_id": identity_of(request).user_id}, event="hello", id="1")
+        await asyncio.Event().wait()
+    return stream.response
+
+
+@routes.get("/api/echo")
+@signed_in
+async def echo(request: web.Request) -> web.StreamResponse:
+    """Sends back what it receives."""
+    async with socket(request) as ws:
+        async for message in ws:
+            await ws.send_str(f"echo {message.data}")
+    return ws
+
+
+LIVE = {"live": plugin(*routes)}
+
+
+class Events:
+    """The events of one response."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.comments = 0
+
+    async def next(self, seconds: float = 5) -> dict[str, Any]:
+        """The next event: event, data, id. Raises EOFError at the end of the stream, TimeoutError."""
+        fields: dict[str, Any] = {}
+        async with asyncio.timeout(seconds):
+            while True:
+                line = (await self.response.content.readline()).decode()
+                if not line:
+                    raise EOFError
+                text = line.rstrip("\n")
+                if not text:
+                    if fields:
+                        return fields
+                    continue
+                name, _, value = text.partition(": ")
+                if text.startswith(":"):
+                    self.comments += 1
+                elif name == "data" and "data" in fields:
+                    fields["data"] += "\n" + value
+                else:
+                    fields[name] = value
+
+    async def end(self, seconds: float = 5) -> str:
+        """The reason of the last event, after which the connection ends."""
+        while True:
+            event = await self.next(seconds)
+            if event.get("event") == "end":
+                break
+        with contextlib.suppress(EOFError):
+            raise AssertionError(await self.next(2))
+        return str(json.loads(event["data"])["reason"])
+
+
+@contextlib.asynccontextmanager
+async def events(client: Client | int, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> AsyncIterator[Events]:
+    """Open an event stream; its first event, `hello`, is not read."""
+    port = client if isinstance(client, int) else client.port
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)) as session:
+        async with session.get(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as response:
+            yield Events(response)
+
+
+@contextlib.asynccontextmanager
+async def websocket(
+    client: Client | int, path: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    port = client if isinstance(client, int) else client.port
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+        async with session.ws_connect(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as ws:
+            yield ws
+
+
+async def until(condition: Any, seconds: float = 5) -> None:
+    """Wait until `condition()` is true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def registry(client: Client) -> Any:
+    """The live answers of the server."""
+    return client.app[STREAMS]
