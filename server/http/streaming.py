@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from .describe import description_of
 
@@ -78,6 +78,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def asks_for_websocket(request: web.Request) -> bool:
+    """Does the request ask to become a WebSocket (RFC 6455 4.2.1)?"""
+    return request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket" and request._message.upgrade
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> None:

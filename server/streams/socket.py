@@ -13,7 +13,7 @@ from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
 from aiohttp.log import ws_logger
 
 from ..http.errors import ApiError
-from ..http.streaming import opens_stream
+from ..http.streaming import asks_for_websocket, opens_stream
 from .ends import GONE, End
 from .events import STREAMS, leave
 from .lease import Lease
@@ -110,8 +110,7 @@ class Opening:
 
     def _demand_upgrade(self) -> None:
         headers, wanted = self._request.headers, {"Upgrade": "websocket", "Connection": "Upgrade"}
-        upgrades = headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket" and self._request._message.upgrade
-        if not upgrades or self._request.method != hdrs.METH_GET:
+        if not asks_for_websocket(self._request) or self._request.method != hdrs.METH_GET:
             raise UpgradeRequired(headers=wanted)
         if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != _VERSION:
             raise UpgradeRequired(headers={**wanted, "Sec-WebSocket-Version": _VERSION})
