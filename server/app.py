@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +14,20 @@ from .auth.revocation import REVOCATION_FAILURES
 from .database.scope import DATABASE
 from .gate.admission import Gate
 from .gate.audit import Audit
+from .gate.challenges import Challenges
+from .gate.cross_origin import cors_of
 from .gate.dispatcher import Dispatcher
 from .gate.idempotency import KEEP_SECONDS
+from .gate.resource_metadata import ResourceRoutes
 from .gate.route_limits import route_limits
 from .gate.slow_clients import holder
 from .http import connection_server
 from .http.backlog import Backlog
 from .http.body_bytes import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
-from .http.cors import Cors, checked_header, checked_origins
 from .http.error_bodies import ErrorBodies
 from .http.pagination import PAGE_BYTES
+from .http.resource import resource_of
 from .http.stamp import vary_on
 from .http.this_machine import public_listeners
 from .openapi import document as openapi
@@ -32,7 +35,7 @@ from .openapi.document import DOCUMENT
 from .openapi.info import info_of
 from .plugins.house import ServerHouse
 from .plugins.loader import Plugins
-from .plugins.providers import PROVIDERS, LoadedProvider, credential_headers, exposed_headers, judge, opened, read_headers
+from .plugins.providers import PROVIDERS, credential_headers, judge, opened, read_headers
 from .plugins.services import SERVICES, Services
 from .rate_limits.setup import Limits
 from .routing.resolver import Resolver
@@ -103,13 +106,12 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     providers = [plugins.provider(name, offers) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     metrics = Metrics()
-    table = build_routes(app.router, offers.routes, settings.words("public_routes"), plugins.builtin, metrics)
-    cors = Cors(
-        _origins(settings, providers),
-        headers=(*read_headers(providers), *_checked(settings, "cors_headers", checked_header)),
-        exposed=(*exposed_headers(providers), *_checked(settings, "cors_exposed", checked_header)),
-        cookies_for_patterns=settings.get("env") != "production",
-    )
+    resource = resource_of(settings.get("resource.url"))
+    metadata = ResourceRoutes(resource)
+    public_routes, own_routes = settings.words("public_routes"), metadata.routes()
+    table = build_routes(app.router, offers.routes, public_routes, plugins.builtin, metrics, own_routes)
+    metadata.fill(table, providers)
+    cors = cors_of(settings, providers)
     vary_on(read_headers(providers))
     errors = ErrorBodies(settings.get("errors.format"), offers.error_body)
     app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get), errors)
@@ -135,15 +137,14 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         route_limits=route_limits(table.rules, limits),
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
-    app[METRICS], app[DISPATCHER] = (
-        metrics,
-        Dispatcher(Resolver(app), cors, gate, metrics, backlog, RequestLog() if settings.get("log.requests") else None, errors),
-    )
+    listener = RequestLog() if settings.get("log.requests") else None
+    challenges = Challenges(resource, gate.challenges) if resource is not None else None
+    app[DISPATCHER] = Dispatcher(Resolver(app), cors, gate, metrics, backlog, listener, errors, challenges)
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
     for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
-    app[SETTINGS], app[TABLE], app[PROVIDERS] = settings, table, providers
+    app[SETTINGS], app[TABLE], app[PROVIDERS], app[METRICS] = settings, table, providers, metrics
     app[BODY_LIMITS] = tuple(
         settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
     )
@@ -174,19 +175,6 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     return app
 
 
-def _origins(settings: Settings, providers: list[LoadedProvider]) -> list[str]:
-    if settings.get("cors_origins") is not None:
-        return _checked(settings, "cors_origins", checked_origins)
-    return [origin for one in providers for origin in one.authorized_parties if "*" not in origin]
-
-
-def _checked(settings: Settings, key: str, check: Callable[[str], str]) -> list[str]:
-    try:
-        return [check(word) for word in settings.words(key)]
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from None
-
-
 async def _open_database(app: web.Application) -> AsyncIterator[None]:
     judge(app[PROVIDERS], app[HOUSE])  # before a database is waited for
     server_database = app[SERVER_DATABASE]
@@ -214,4 +202,4 @@ async def open_providers(app: web.Application) -> AsyncIterator[None]:
 def _house(settings: Settings, storage: ServerDatabase, limits: Limits) -> ServerHouse:
     folder, database, first_use = Path(settings.get("data_folder")), storage.database, limits.first_uses.first
     args = (settings.get("env"), folder, database.call, storage.revocations, database.scoped)
-    return ServerHouse(*args, first_use=first_use, resource_url=None)
+    return ServerHouse(*args, first_use=first_use, resource_url=settings.get("resource.url") or None)

@@ -59,7 +59,7 @@ class Gate:
         identification = Identification(providers, provider_seconds, metrics)
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
         self._recall, self._identify = identification.recall, identification.identify
-        self._challenges = identification.challenges
+        self.challenges = identification.challenges
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
         self._revocations = revocations
         self._told, self._limited = metrics.authentications, metrics.limited
@@ -159,8 +159,8 @@ class Gate:
         started: float,
     ) -> None:
         """Count a refused request, and report it to the listeners. A 401 gets the challenges of the providers."""
-        if self._challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
-            error.add_challenge(self._challenges)
+        if self.challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
+            error.add_challenge(self.challenges)
         if isinstance(error, NoCredential):
             self._told["none", "missing"] += 1
         elif isinstance(error, TooManyRequests):

@@ -25,6 +25,7 @@ from ..telemetry.decisions import Decision, Listener
 from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
+from .challenges import Challenges
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 _NOT_UNDERSTOOD = frozenset({400, 408, 411, 413, 415, 422})
@@ -46,13 +47,16 @@ class Dispatcher:
         backlog: Backlog,
         served: Listener | None = None,
         errors: ErrorBodies = STANDARD,
+        challenges: Challenges | None = None,
     ) -> None:
         """While `backlog` is full requests are refused with 503. `errors` makes the bodies of errors.
+
+        `challenges` completes the challenges of refusals; None: they are sent as they were raised.
 
         `served` receives a Decision for every request that was routed and admitted; None: no Decision is made.
         """
         self._lookup, self._cors, self._gate, self._backlog, self._served = lookup, cors, gate, backlog, served
-        self._errors = errors
+        self._errors, self._challenges = errors, challenges
         self._uncached: set[str] = set()
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
@@ -75,7 +79,7 @@ class Dispatcher:
         except ApiError as error:
             response = self._refusal(request, error)
         except web.HTTPException as error:
-            response = self._errors.of_http(error)
+            response = self._challenged(request, self._errors.of_http(error))
         except web.RequestPayloadError:  # a handler that reads the body by aiohttp's own means
             response = self._refusal(request, BadRequest(for_log="body-malformed"))
         except Unavailable as outage:
@@ -131,7 +135,12 @@ class Dispatcher:
         """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
         if error.status in _NOT_UNDERSTOOD or (error.for_log and error.status not in (401, 403)):
             self._log(request, error)
-        return self._errors.response(error)
+        return self._challenged(request, self._errors.response(error))
+
+    def _challenged(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        if self._challenges is not None and response.status in (401, 403):
+            self._challenges.complete(request, response, self._gate.rule_of(request))
+        return response
 
     def _log(self, request: web.Request, error: ApiError) -> None:
         if IDENTITY in request or OPENED in request or request._match_info is None:

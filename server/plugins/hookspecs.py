@@ -44,6 +44,7 @@ class Provider(Protocol):
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
                          member `x-gatepost-token-types` of a scheme lists its token types; a route names the schemes
                          whose types it accepts
+    resource_metadata    further members of the protected resource metadata (RFC 9728 2), by name. It is public
     """
 
     async def authenticate(self, request: web.Request) -> Identity | None:

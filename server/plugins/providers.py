@@ -33,13 +33,14 @@ class LoadedProvider:
     issuers, authorized_parties   empty where left out
     namespaces           where left out: "" for a provider that has issuers, else none
     security_schemes, challenge   None where left out
+    resource_metadata    empty where left out
     not_ready, figures   its methods, or functions that report nothing
     known                the metrics label for callers that it knew
     """
 
     __slots__ = (
         "_check", "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known",
-        "name", "namespaces", "not_ready", "provider", "reads", "recall", "recheck", "security_schemes",
+        "name", "namespaces", "not_ready", "provider", "reads", "recall", "recheck", "resource_metadata", "security_schemes",
     )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
@@ -55,6 +56,7 @@ class LoadedProvider:
         self.authorized_parties: Final[tuple[str, ...]] = tuple(getattr(provider, "authorized_parties", ()))
         self.security_schemes: Final[Mapping[str, Any] | None] = getattr(provider, "security_schemes", None)
         self.challenge: Final[str | None] = getattr(provider, "challenge", None)
+        self.resource_metadata: Final[Mapping[str, Any]] = getattr(provider, "resource_metadata", {})
         self.not_ready: Final = getattr(provider, "not_ready", _ready)
         self.figures: Final = getattr(provider, "figures", _no_figures)
         self.known: Final = (name, "known")

@@ -75,6 +75,7 @@ def build(
     patterns: Sequence[str],
     builtin: Sequence[str],
     metrics: Metrics,
+    own: Sequence[web.RouteDef] = (),
 ) -> RouteTable:
     """Register the routes in `router` and decide which are public. Raises ConfigError for a route that must not be served.
 
@@ -83,18 +84,19 @@ def build(
     builtin    the plugins whose routes the default patterns may open. Any other plugin's route needs a pattern of its own,
                also where the operator repeats the defaults in order to add to them
     metrics    counts the requests of each route
+    own        routes of the server itself: a setting of the operator's opens them, so they need no pattern
     """
     table = RouteTable()
     public = [(text, _compile(text)) for text in patterns]
     used: set[str] = set()
     decided = []
-    for plugin, route in offered:
+    for plugin, route in [*(("", route) for route in own), *offered]:
         access = _checked(plugin, route)
         opening = [text for text, pattern in public if pattern.covers(route.path)]
         used |= {text for text in opening if access.public or text not in DEFAULT_PUBLIC}
         if plugin not in builtin:
             opening = [text for text in opening if text not in DEFAULT_PUBLIC]
-        is_open = access.public and bool(opening)
+        is_open = access.public and (bool(opening) or not plugin)
         decided.append((plugin, route, access.public, opening, is_open))
         for added in _register(router, plugin, route):
             live, bounds = streams(route.handler), bounds_of(route.handler)

@@ -118,6 +118,10 @@ CORE: Final[Mapping[str, Setting]] = {
         example=("https://api.example.com",),
         help="URLs of the API in the OpenAPI document; unset: where it is read",
     ),
+    "resource.url": Setting(
+        example="https://api.example.com",
+        help="this API's public address; set: refusals tell clients which issuers and scopes there are (RFC 9728)",
+    ),
     "ops.host": Setting(default="127.0.0.1", help="address of the operations port"),
     "ops.port": _count(9090, 0, 65535, "port of /livez, /readyz and /metrics; 0: off"),
     "log.format": Setting(

@@ -1,0 +1,47 @@
+"""Completes the challenge of a refusal (`WWW-Authenticate`), so that a client that knows nothing can find out how to get in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from ..http.resource import Resource
+from ..routing.table import RouteRule
+
+_OURS: Final = frozenset({"bearer", "dpop"})
+"""The schemes of which a token is shown: RFC 6750 3 and RFC 9449 7.1 have the same parameters."""
+
+
+class Challenges:
+    """Adds `scope` (RFC 6750 3) and `resource_metadata` (RFC 9728 5.1) to the challenges of refusals."""
+
+    def __init__(self, resource: Resource, beside: str) -> None:
+        """`beside` are the providers' challenges, which every 401 has after `Bearer`; "" for none."""
+        self._resource = resource
+        self._beside = f", {beside}" if beside else ""
+
+    def complete(self, request: web.Request, response: web.StreamResponse, rule: RouteRule | None) -> None:
+        """Complete the challenge of a 401 or 403. A response without a challenge stays as it is."""
+        challenge = response.headers.get(hdrs.WWW_AUTHENTICATE)
+        if challenge is None or challenge.partition(" ")[0].rstrip(",").lower() not in _OURS:
+            return
+        beside = self._beside if self._beside and challenge.endswith(self._beside) else ""
+        metadata = self._resource.metadata_url(request.raw_path.partition("?")[0])
+        # A 403 names the scopes itself, if it is for want of them.
+        scopes = rule.access.scopes if response.status == 401 and rule is not None else ()
+        response.headers[hdrs.WWW_AUTHENTICATE] = _completed(challenge.removesuffix(beside), scopes, metadata) + beside
+
+
+def _completed(challenge: str, scopes: Iterable[str], metadata: str) -> str:
+    """A challenge with both parameters. A parameter that a handler has set itself stays."""
+    parameters = []
+    if scopes and "scope=" not in challenge:
+        parameters.append(f'scope="{" ".join(scopes)}"')
+    if "resource_metadata=" not in challenge:
+        parameters.append(f'resource_metadata="{metadata}"')
+    if not parameters:
+        return challenge
+    scheme, _, rest = challenge.partition(" ")
+    return f"{scheme} {', '.join([*filter(None, [rest]), *parameters])}"
