@@ -127,11 +127,13 @@ async def operator_scope(connection: Any, user_id: str | None, org_id: str | Non
         yield
 
 
-def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (default gatepost.toml)")
-    parser.add_argument("--host", help="address to serve on")
-    parser.add_argument("--port", type=int, help="port to serve on; 0 chooses a free one")
-    parser.add_argument("--workers", type=int, help="processes that share the port")
+def _common(parser: argparse.ArgumentParser, *, serving: bool = True, default: Any = None) -> argparse.ArgumentParser:
+    """The options that stand before a command, or after it; `serving`: with those that only serving has a use for."""
+    parser.add_argument("--config", type=Path, metavar="FILE", default=default, help="settings file (default gatepost.toml)")
+    if serving:
+        parser.add_argument("--host", default=default, help="address to serve on")
+        parser.add_argument("--port", type=int, default=default, help="port to serve on; 0 chooses a free one")
+        parser.add_argument("--workers", type=int, default=default, help="processes that share the port")
     return parser
 
 
@@ -153,7 +155,9 @@ def _parser(plugged: Mapping[str, tuple[str, Command]]) -> argparse.ArgumentPars
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in _OWN.items():
-        module.arguments(commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0].rstrip(".")))
+        own = commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0].rstrip("."))
+        _common(own, serving=name == "serve", default=argparse.SUPPRESS)
+        module.arguments(own)
     for name, (_, command) in plugged.items():
         command.arguments(commands.add_parser(name, help=command.help))
     return parser

@@ -10,23 +10,27 @@ import sys
 from functools import partial
 
 from ..app import build
+from ..serving.reload import refuse_to_reload
 from ..serving.run import loop_factory, serve, supervise
 from ..serving.worker import Worker
 from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """It has no flags of its own."""
+    parser.add_argument("--reload", action="store_true", help="restart when a file in this folder changes (development)")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT: alone, as one of several workers, or as their parent. Returns the exit status."""
     worker = Worker.here()
+    reload = worker is None and getattr(args, "reload", False)
+    if reload:
+        refuse_to_reload(settings.get("env"))
     app = build(settings, beside_parent=worker is not None)
     announce = partial(_announce, settings)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        if worker is None and settings.get("workers") > 1:
-            return runner.run(supervise(app, settings, announce))
+        if reload or (worker is None and settings.get("workers") > 1):
+            return runner.run(supervise(app, settings, announce, reload=reload))
         return runner.run(serve(app, settings, worker, announce))
 
 

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from aiohttp import web
@@ -22,6 +23,7 @@ from ..telemetry.log import LOG
 from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
 from .ports import take_waiting
+from .reload import restart_on_changes
 from .supervisor import Supervisor
 from .worker import Worker
 
@@ -176,18 +178,30 @@ async def _drain(app: web.Application, runner: web.AppRunner, balancer: Connecti
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def supervise(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """Run the parent of several workers: the embedded Postgres, the operations port, and the children."""
+async def supervise(app: web.Application, settings: Settings, announce: Announce, *, reload: bool = False) -> int:
+    """Run the parent of several workers: the embedded Postgres, the operations port, and the children.
+
+    With `reload` they are restarted whenever a file in the working folder changes.
+    """
     supervisor = Supervisor(settings)
     stop = _stop_signal(supervisor.kill)
     operations = Operations(supervisor.not_ready, supervisor.families)
     storage = app[SERVER_DATABASE]
+    watching: list[asyncio.Task[None]] = []
+
+    def announced(host: str, port: int) -> None:
+        announce(host, port)
+        if reload:
+            watching.append(asyncio.create_task(restart_on_changes(Path.cwd(), supervisor.restart)))
+
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.restart_soon)
     try:
         await storage.provide()
         await operations.start(settings.get("ops.host"), settings.get("ops.port"))
-        return await supervisor.run(stop, announce)
+        return await supervisor.run(stop, announced)
     finally:
+        for one in watching:
+            one.cancel()
         operations.draining = True
         await storage.close()
         await operations.stop()

@@ -94,7 +94,7 @@ class Supervisor:
         if not self._minders:
             LOG.warning("SIGHUP ignored: the workers are still starting")
             return
-        hold(self._restarts, self._restart())
+        hold(self._restarts, self.restart())
 
     def kill(self) -> None:
         """End every child at once, without draining."""
@@ -103,7 +103,7 @@ class Supervisor:
                 child.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _restart(self) -> None:
+    async def restart(self) -> None:
         """Replace the workers one after the other: the new one starts, then the old one drains. The port is always open.
 
         The new ones read the settings again. If one cannot start (a mistake in the settings), the old ones stay.
