@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -24,6 +23,7 @@ from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
 from .ports import take_waiting
 from .reload import restart_on_changes
+from .signals import ignore_hangup, stop_signal
 from .supervisor import Supervisor
 from .worker import Worker
 
@@ -32,7 +32,6 @@ Announce: TypeAlias = Callable[[str, int], None]
 _GRACE_SECONDS: Final = 0.5
 """How long an open connection may still bring a request once the server is stopping."""
 _POLL_SECONDS: Final = 0.02
-_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 
 def loop_factory() -> Any:
@@ -44,36 +43,10 @@ def loop_factory() -> Any:
     return None
 
 
-def _stop_signal(kill_children: Callable[[], None] = lambda: None) -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. A SIGINT after that (a second Ctrl-C) ends the process at once."""
-    stop = asyncio.Event()
-
-    def interrupted() -> None:
-        if stop.is_set():
-            kill_children()
-            os._exit(_INTERRUPTED)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    return stop
-
-
-def _ignore_hangup(worker: Worker | None) -> None:
-    """Without a handler SIGHUP would end this process. Only the parent of several workers restarts something."""
-
-    def ignore() -> None:
-        if worker is None:
-            LOG.warning("SIGHUP ignored: only a server with several workers restarts without a gap")
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ignore)
-
-
 async def serve(app: web.Application, settings: Settings, worker: Worker | None, announce: Announce) -> int:
     """Serve until SIGTERM or SIGINT, as a server of its own or as one `worker`; returns the exit status."""
-    stop = _stop_signal()
-    _ignore_hangup(worker)
+    stop = stop_signal()
+    ignore_hangup(worker)
     seconds: float = settings.get("limits.drain_seconds")
     grace = min(_GRACE_SECONDS, seconds)
     runner = web.AppRunner(app, shutdown_timeout=seconds - grace)
@@ -184,7 +157,7 @@ async def supervise(app: web.Application, settings: Settings, announce: Announce
     With `reload` they are restarted whenever a file in the working folder changes.
     """
     supervisor = Supervisor(settings)
-    stop = _stop_signal(supervisor.kill)
+    stop = stop_signal(supervisor.kill)
     operations = Operations(supervisor.not_ready, supervisor.families)
     storage = app[SERVER_DATABASE]
     watching: list[asyncio.Task[None]] = []
