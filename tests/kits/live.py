@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from tests.conftest import Client, plugin
 
-from server import event_stream, identity_of, signed_in, socket
+from server import NotFound, answer, event_stream, identity_of, public, scoped, signed_in, socket
 from server.streams.events import STREAMS
 
 routes = web.RouteTableDef()
@@ -36,6 +36,108 @@ async def echo(request: web.Request) -> web.StreamResponse:
         async for message in ws:
             await ws.send_str(f"echo {message.data}")
     return ws
+
+
+@routes.get("/api/flood")
+@signed_in
+async def flood(request: web.Request) -> web.StreamResponse:
+    """Sends events of `?bytes=` as fast as they are taken."""
+    async with event_stream(request) as stream:
+        while True:
+            await stream.send("x" * int(request.query.get("bytes", "4096")))
+    return stream.response
+
+
+@routes.get("/api/flood/socket")
+@signed_in
+async def flood_socket(request: web.Request) -> web.StreamResponse:
+    async with socket(request) as ws:
+        while True:
+            await ws.send_str("x" * 4096)
+    return ws
+
+
+@routes.get("/api/stubborn")
+@signed_in
+async def stubborn(request: web.Request) -> web.StreamResponse:
+    """Ignores its cancellation as often as `?times=` says, and sends on. A connection to the database is held."""
+    async with event_stream(request) as stream:
+        await stream.send("first", event="hello")
+        for _ in range(int(request.query.get("times", "3"))):
+            async with scoped(request) as db:
+                await db.fetchval("SELECT 1")
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(asyncio.get_running_loop().create_future())
+            with contextlib.suppress(asyncio.CancelledError):
+                await stream.send("after the end")
+            with contextlib.suppress(ConnectionError):
+                await stream.response.write(b"data: after the end\n\n")
+    return stream.response
+
+
+@routes.get("/api/stubborn/socket")
+@signed_in
+async def stubborn_socket(request: web.Request) -> web.StreamResponse:
+    async with socket(request) as ws:
+        for _ in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            with contextlib.suppress(ConnectionError):
+                await ws.send_str("after the end")
+    return ws
+
+
+@routes.get("/api/fails/{when}")
+@signed_in
+async def fails(request: web.Request) -> web.StreamResponse:
+    """Fails before the stream is opened, after that, or after the first event."""
+    when = request.match_info["when"]
+    if when == "before":
+        raise RuntimeError("canary-text")
+    if when == "missing":
+        raise NotFound
+    async with event_stream(request) as stream:
+        if when == "sent":
+            await stream.send("first", event="hello")
+        if when != "not":
+            raise RuntimeError("canary-text")
+    return stream.response
+
+
+@routes.post("/api/opened")
+@signed_in
+async def opened(request: web.Request) -> web.StreamResponse:
+    """A POST that is answered with events."""
+    async with event_stream(request) as stream:
+        await stream.send((await request.read()).decode(), event="hello")
+        await asyncio.Event().wait()
+    return stream.response
+
+
+@routes.get("/api/public/ticks")
+@public
+async def public_ticks(request: web.Request) -> web.StreamResponse:
+    async with event_stream(request) as stream:
+        await stream.send("open to all", event="hello")
+        await asyncio.Event().wait()
+    return stream.response
+
+
+@routes.get("/api/last")
+@signed_in
+async def last(request: web.Request) -> web.StreamResponse:
+    """Sends what `?data=`, `?event=` and `?id=` say, and the last event id."""
+    async with event_stream(request) as stream:
+        await stream.send(request.query["data"], event=request.query.get("event"), id=request.query.get("id"))
+        await stream.send(stream.last_event_id, event="last")
+        await stream.send([1, {"a": None}])
+    return stream.response
+
+
+@routes.get("/api/quick")
+@signed_in
+async def quick(request: web.Request) -> web.StreamResponse:
+    return answer({})
 
 
 LIVE = {"live": plugin(*routes)}
