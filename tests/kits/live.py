@@ -114,7 +114,7 @@ async def opened(request: web.Request) -> web.StreamResponse:
     return stream.response
 
 
-@routes.get("/api/public/ticks")
+@routes.get("/api/open/ticks")
 @public
 async def public_ticks(request: web.Request) -> web.StreamResponse:
     async with event_stream(request) as stream:
@@ -126,9 +126,9 @@ async def public_ticks(request: web.Request) -> web.StreamResponse:
 @routes.get("/api/last")
 @signed_in
 async def last(request: web.Request) -> web.StreamResponse:
-    """Sends what `?data=`, `?event=` and `?id=` say, and the last event id."""
+    """Sends three events, and returns."""
     async with event_stream(request) as stream:
-        await stream.send(request.query["data"], event=request.query.get("event"), id=request.query.get("id"))
+        await stream.send("a\nb", event="e\nx", id="7")
         await stream.send(stream.last_event_id, event="last")
         await stream.send([1, {"a": None}])
     return stream.response
