@@ -4,6 +4,7 @@
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
+SERVING := $(VENV)/.serving
 TOOLS   := $(VENV)/.deploy-tools
 CLIENTS := .cache/clients
 PEERS   := .cache/peers
@@ -20,8 +21,8 @@ export PIP_NO_CACHE_DIR := 1
 endif
 
 # The environment records its folder: a checkout that was moved or copied gets a new one.
-ifneq ($(shell $(PYTHON) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null),$(CURDIR))
-.PHONY: $(STAMP)
+ifneq ($(shell $(PYTHON) -c 'print(open("$(SERVING)").read().strip())' 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP) $(SERVING)
 endif
 
 help: ## show this list
@@ -33,7 +34,7 @@ deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the
 
 client-tools: $(CLIENTS)/.installed $(OIDC)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
 
-run: $(STAMP) ## serve (installs when needed)
+run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)
 
 test: $(STAMP) ## run the tests except the long ones
@@ -89,7 +90,8 @@ clean: ## remove .venv, caches and builds; never .gatepost, which holds data
 	rm -rf $(VENV) .venv-lowest .venv-3.1* build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.gatepost/*' -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml requirements.txt
+# What serving needs, with the embedded Postgres.
+$(SERVING): pyproject.toml requirements.txt
 	@command -v python3 >/dev/null || { echo "make: python3 is not installed; Gatepost needs Python 3.11 or newer" >&2; exit 1; }
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: python3 is $$(python3 -c 'import platform; print(platform.python_version())'); Gatepost needs 3.11 or newer" >&2; \
@@ -100,6 +102,12 @@ $(STAMP): pyproject.toml requirements.txt
 	@echo "Installing into $(VENV) ..."
 	@test ! -e $@ || test "$$(cat $@)" = "$(CURDIR)" || rm -rf $(VENV)
 	@python3 -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet -e '.[embedded,reload]' -c requirements.txt
+	@printf '%s\n' '$(CURDIR)' > $@
+
+# All of it. The environment is made, or made anew, by the rule above.
+$(STAMP): $(SERVING)
+	@echo "Installing development tools into $(VENV) ..."
 	@$(PYTHON) -m pip install --quiet -e '.[dev]' -c requirements.txt
 	@printf '%s\n' '$(CURDIR)' > $@
 
