@@ -41,12 +41,13 @@ from ..schema.migration import Migration, read_own
 from ..schema.startup import DATABASE_NAME, migrate_embedded
 from ..settings.sources import Settings
 from .clerk import LoopbackClerk
+from .events import EventReader, KitClient, ServerEvent
 
-__all__ = ["ClientAs", "LoopbackClerk"]
+__all__ = ["ClientAs", "EventReader", "KitClient", "LoopbackClerk", "ServerEvent"]
 
 _PROVIDERS = {"providers": ["clerk", "api_key"]}  # the server's default
 _UNKNOWN = " (settings of a plugin's table are given one by one, as 'acme.url', and need register_settings)"
-ClientAs: TypeAlias = Callable[..., Awaitable[aiohttp.ClientSession]]
+ClientAs: TypeAlias = Callable[..., Awaitable[KitClient]]
 
 
 @pytest.fixture(scope="session")
@@ -138,14 +139,15 @@ async def gatepost(
 @pytest_asyncio.fixture
 async def client_as(gatepost: TestServer, loopback_clerk: LoopbackClerk) -> AsyncIterator[ClientAs]:
     """`await client_as("user_1", org_id="org_1", ...)` returns a client signed in with a token of `LoopbackClerk.token`,
-    which takes the same arguments. `await client_as(None)` returns a client without a credential.
+    which takes the same arguments. `await client_as(None)` returns a client without a credential. A client is aiohttp's
+    ClientSession, with `client.events(path)` for event streams.
     """
-    sessions: list[aiohttp.ClientSession] = []
+    sessions: list[KitClient] = []
 
-    async def sign_in(user_id: str | None = "user_1", **claims: Any) -> aiohttp.ClientSession:
+    async def sign_in(user_id: str | None = "user_1", **claims: Any) -> KitClient:
         headers = {} if user_id is None else {"Authorization": f"Bearer {loopback_clerk.token(user_id, **claims)}"}
         jar = aiohttp.DummyCookieJar()
-        sessions.append(aiohttp.ClientSession(gatepost.make_url("/"), headers=headers, cookie_jar=jar))
+        sessions.append(KitClient(gatepost.make_url("/"), headers=headers, cookie_jar=jar))
         return sessions[-1]
 
     yield sign_in

@@ -25,6 +25,7 @@ from ..auth.identity import Identity
 from ..auth.rejected import CredentialRejected
 from ..gate.deadline import within
 from ..http.errors import Unavailable
+from .live import LiveContract
 from .recall import RecallContract
 from .stage import Headers, Opened, ProviderCase, opened
 from .watch import Pulse, alarm, credentials_in, foreign_tasks, words_of
@@ -42,7 +43,7 @@ def provider_case() -> ProviderCase:
     pytest.fail("define the fixture provider_case: see server.testing_provider", pytrace=False)
 
 
-class ProviderContract(RecallContract):
+class ProviderContract(RecallContract, LiveContract):
     """The tests. Inherit it in a class whose name begins with `Test` and that has a fixture `provider_case`."""
 
     pytestmark = pytest.mark.asyncio

@@ -68,6 +68,7 @@ class Opened:
     def __init__(self, provider: Provider) -> None:
         self.authenticate = provider.authenticate
         self.recall: Callable[[web.Request], object] = getattr(provider, "recall", lambda request: None)
+        self.recheck: Callable[[Identity], Awaitable[Identity]] | None = getattr(provider, "recheck", None)
         self.reads: object = getattr(provider, "reads", None)
         self._provider = provider
         self._held: dict[str, tuple[asyncio.Future[web.Request], asyncio.Event]] = {}
