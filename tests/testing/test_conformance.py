@@ -480,6 +480,24 @@ class RecallIsAsync(Remembering):
         return super().recall(request)
 
 
+@broken("an_open_stream_can_be_checked_again", "recheck returns another caller")
+class RechecksTheLastOne(Remembering):
+    async def recheck(self, identity: Identity) -> Any:
+        return Identity(provider="good", user_id="user_of_another")
+
+
+@broken("an_open_stream_can_be_checked_again", "raises CredentialRejected")
+class RechecksNothing(Remembering):
+    async def recheck(self, identity: Identity) -> Any:
+        raise CredentialRejected("key-revoked")
+
+
+@broken("an_open_stream_can_be_checked_again", "not Unix seconds")
+class NeverExpires(Remembering):
+    def identity(self, token: str) -> Any:
+        return Identity(provider="good", user_id=token.removeprefix("good_"), expires_at=float("inf"))
+
+
 @broken("reads_names_the_headers_that_it_reads", "not in reads")
 class ReadsAnotherHeader(Remembering):
     reads = ("X-Good",)
