@@ -475,7 +475,7 @@ CREATE TABLE IF NOT EXISTS revocations (
 CREATE INDEX IF NOT EXISTS revocations_expiry ON revocations (expires_at);
 ALTER TABLE revocations DROP CONSTRAINT IF EXISTS revocations_kind_check;
 ALTER TABLE revocations ADD CONSTRAINT revocations_kind_check
-    CHECK (kind IN ('session', 'user', 'membership', 'organization', 'role', 'key', 'keys'));
+    CHECK (kind IN ('session', 'user', 'jti', 'membership', 'organization', 'role', 'key', 'keys'));
 -- The transaction that last wrote the row: a reader fetches what was written since its previous read. A transaction that is in
 -- progress during a read is not below the snapshot's xmin, so it is read the next time, however late it commits.
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS changed_in xid8 NOT NULL DEFAULT pg_current_xact_id();
@@ -1170,6 +1170,27 @@ BEGIN
                     public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
 
+-- End a session, a user's tokens or one token (`jti`) for the operator, as an issuer's events do; returns when. Of a user's
+-- tokens only those issued until then end. The audit log names the operator.
+CREATE OR REPLACE FUNCTION public.revoke_access(of_kind text, whom text, keep_for interval) RETURNS timestamptz
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    IF of_kind NOT IN ('session', 'user', 'jti') THEN
+        RAISE EXCEPTION 'only a session, a user or a token can be revoked' USING ERRCODE = 'check_violation';
+    END IF;
+    PERFORM set_config('gatepost.actor', 'operator', true), set_config('gatepost.request_id', '', true);
+    PERFORM public.gatepost_revoke(of_kind, whom, CASE of_kind WHEN 'user' THEN moment END, moment + keep_for);
+    RETURN moment;
+END $$;
+REVOKE ALL ON FUNCTION public.revoke_access(text, text, interval) FROM PUBLIC;
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.revoke_access(text, text, interval) TO %I',
+                   current_setting('gatepost.serving_role'));
+END $do$;
+
 -- A change to a key is reported to every worker in the same transaction, by one row for all keys of its owner: they are looked up
 -- again before they are accepted. The keys that a revoked key has created end with it, because they depend on it. Both functions
 -- need the rights of gatepost_sync (no other role may write revocations); no role can call them: a trigger needs no such right.
@@ -1355,6 +1376,11 @@ END $$;
 REVOKE ALL ON FUNCTION public.gatepost_audit(regclass, text, text, text[]) FROM PUBLIC;
 SELECT gatepost_audit('data', 'org_id'), gatepost_audit('org_data', 'organization_id'),
        gatepost_audit('invoices', 'organization_id'), gatepost_audit('api_keys', 'org_id', ignored => '{last_used_at}');
+
+-- Of the revocations only those by the operator: what an issuer or a change of a key ends is not done by anyone here.
+CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE ON revocations FOR EACH ROW
+    WHEN (NEW.kind IN ('session', 'user', 'jti') AND current_setting('gatepost.actor', true) = 'operator')
+    EXECUTE FUNCTION public.gatepost_audited('', 'subject');
 
 
 -- Tables of a product -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from server import CredentialRejected, Identity, is_plain_text
 
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze, read_object
+from .audience import MachineAudience
 
 # Clerk's documents say milliseconds, its types for OAuth tokens say seconds. No token expires in 1973 or in 5138.
 _MILLISECONDS_FROM: Final = 1e11
@@ -44,8 +45,10 @@ KINDS: Final = (
 )
 
 
-def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
+def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tuple[Identity, float | None]:
     """Returns the caller, and when the token expires (Unix seconds; None: never). `now` is in Unix seconds.
+
+    Only the response about an OAuth token can name an audience.
 
     Raises CredentialRejected unless the response is that for a valid token, Malformed if it is not a JSON object.
     """
@@ -61,6 +64,8 @@ def read(kind: Kind, body: bytes, now: float) -> tuple[Identity, float | None]:
         raise _odd("the response's subject is not of an expected kind")
     expires = _moment(members, "expiration")
     _check_alive(members, expires, now)
+    if kind.token_type == "oauth_token":
+        audience.check(members if members.get("aud") is not None else {}, now)
     actor = read_actor(members) if members.get("act") is not None else None  # null: the token has none
     identity = Identity(
         provider="clerk",

@@ -19,10 +19,11 @@ from ..jwt.bearer import digest_of
 from ..jwt.cache import TokenCache, Verified
 from ..jwt.strict_json import Malformed
 from . import machine_answer
+from .audience import MachineAudience
+from .key_fetch import API_VERSION
 from .machine_answer import KINDS, Kind
 from .settings import ClerkSettings
 
-API_VERSION: Final = "2026-05-12"
 _PREFIXES: Final = tuple(kind.prefix for kind in KINDS)
 _SHAPE: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _REFUSED_SECONDS: Final = 5.0
@@ -43,8 +44,11 @@ class _Refused(NamedTuple):
 class MachineTokens:
     """The verified machine tokens of one Clerk instance."""
 
-    def __init__(self, settings: ClerkSettings, house: House, clock: Callable[[], float]) -> None:
-        """`clock` returns Unix seconds."""
+    def __init__(
+        self, settings: ClerkSettings, house: House, clock: Callable[[], float], audience: MachineAudience | None = None
+    ) -> None:
+        """`clock` returns Unix seconds. `audience` is the check of OAuth tokens; by default that of the settings."""
+        self._audience = audience or MachineAudience(settings)
         self._settings = settings
         self._house = house
         self._clock = clock
@@ -134,7 +138,7 @@ class MachineTokens:
         )
         _check_status(answer)
         try:
-            identity, expires = machine_answer.read(kind, answer.body, self._clock())
+            identity, expires = machine_answer.read(kind, answer.body, self._clock(), self._audience)
         except Malformed as error:
             raise Unavailable(f"Clerk's response is malformed: {error.detail}") from None
         until = asked_at + self._settings.machine_cache

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity, Unavailable, accepted_types, is_local
+from server import CredentialRejected, House, Identity, accepted_types, is_local
 
 from ..jwt import jws
 from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
@@ -19,11 +19,13 @@ from ..jwt.jwk import RSA
 from ..jwt.jwks import Keys, KeySet, StaticKeys
 from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
-from ..jwt.texts import retry_after
 from . import development_key as development
 from . import session
+from .audience import MachineAudience
 from .cookies import CookieReader
-from .machine_tokens import API_VERSION, MachineTokens
+from .key_fetch import fetch_keys
+from .machine_jwt import ACCESS_TOKEN_TYPES, MachineJwt, check_accepted, token_type
+from .machine_tokens import MachineTokens
 from .security_schemes import SECURITY_SCHEMES
 from .settings import ClerkSettings
 
@@ -38,8 +40,12 @@ class ClerkProvider:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
         self._settings = ClerkSettings.read(table)
         self._clock = clock
-        self._headers = jws.HeaderReader(RSA)
+        self._headers = jws.HeaderReader(RSA, types=(None, "JWT", *ACCESS_TOKEN_TYPES))
         self._cache: TokenCache[Identity] = TokenCache()
+        # Apart from the sessions: no number of machine tokens displaces a session, and no cookie finds a machine token.
+        self._machine_cache: TokenCache[Identity] = TokenCache()
+        self._audience = MachineAudience(self._settings)
+        self._machine_jwt = MachineJwt(self._settings, self._audience)
         self._cookies = CookieReader(self._settings)
         self._machine: MachineTokens | None = None
         self._keys: Keys | None = None
@@ -74,17 +80,17 @@ class ClerkProvider:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""
         self.check(house.env)
         self._house = house
-        self._machine = MachineTokens(self._settings, house, self._clock)
+        self._machine = MachineTokens(self._settings, house, self._clock, self._audience)
         if self._settings.jwt_key is not None:
             self._keys = StaticKeys(self._settings.jwt_key)
         elif self._settings.jwks_url is not None:
-            self._keys = KeySet(self._fetch_keys, algorithms=RSA, name="Clerk's key set")
+            self._keys = KeySet(lambda: fetch_keys(house, self._settings), algorithms=RSA, name="Clerk's key set")
         else:
             key = await asyncio.to_thread(development.signing_key, house.folder)
             self._keys = development.verification_keys(key)
             self._local_only = True
             self._settings = replace(self._settings, issuers=frozenset({development.ISSUER}))
-            self._cookies = CookieReader(self._settings)
+            self._cookies, self._machine_jwt = CookieReader(self._settings), MachineJwt(self._settings, self._audience)
         await self._keys.open()
 
     def not_ready(self) -> str | None:
@@ -92,8 +98,11 @@ class ClerkProvider:
         return self._keys.not_ready() if self._keys is not None else "Clerk's provider is not open"
 
     def figures(self) -> dict[str, float]:
-        """Returns the figures of the keys and of the cache of verified tokens."""
-        return self._cache.figures() | (self._keys.figures() if self._keys is not None else {})
+        """Returns the figures of the keys, of the caches of verified tokens, and of the audience check while it observes."""
+        cached, of_machines = self._cache.figures(), self._machine_cache.figures()
+        cached = {name: value + of_machines[name] for name, value in cached.items()}
+        observed = {"audience_observed_total": float(self._audience.observed)}
+        return cached | observed | (self._keys.figures() if self._keys is not None else {})
 
     async def close(self) -> None:
         """Stop refreshing the keys, and cancel calls in progress."""
@@ -110,12 +119,16 @@ class ClerkProvider:
         if token is None or self._keys is None:
             return None
         digest = digest_of(token)
-        known = self._cache.recall(digest, self._keys.generation(), self._clock())
-        if known is None:
-            keep_digest(request, token, digest)
-        else:
+        generation, now = self._keys.generation(), self._clock()
+        known = self._cache.recall(digest, generation, now)
+        if known is not None:
             self._check_peer(request)
-        return known
+            return known
+        known = self._machine_cache.recall(digest, generation, now)
+        if known is not None:
+            return self._admitted(request, known)
+        keep_digest(request, token, digest)
+        return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         """Returns the caller; None for what is neither a JWT nor a Clerk machine token, or is another provider's.
@@ -130,7 +143,9 @@ class ClerkProvider:
         kind = self._machine.kind_of(token)
         if kind is not None:
             return await self._machine.identify(token, kind, accepted_types(request))
-        return await self._by_token(request, token, self._keys)
+        digest = digest_in(request, token)
+        known = self._machine_cache.recall(digest, self._keys.generation(), self._clock())
+        return self._admitted(request, known) if known is not None else await self._by_token(request, token, digest, self._keys)
 
     async def _by_cookie(self, request: web.Request, keys: Keys) -> Identity | None:
         headers = request.headers
@@ -141,15 +156,16 @@ class ClerkProvider:
         cookie = self._cookies.read(request, self._clock())
         if cookie is None:
             return None
-        identity = await self._by_token(request, cookie.token, keys)
+        identity = await self._by_token(request, cookie.token, digest_of(cookie.token), keys, in_cookie=True)
         if identity is not None:
             self._cookies.check(cookie, identity)
         elif jws.split(cookie.token) is None:
             raise CredentialRejected("credential-rejected", "the session cookie holds no JWT")
         return identity
 
-    async def _by_token(self, request: web.Request, token: str, keys: Keys) -> Identity | None:
-        digest = digest_in(request, token)
+    async def _by_token(
+        self, request: web.Request, token: str, digest: bytes, keys: Keys, *, in_cookie: bool = False
+    ) -> Identity | None:
         known = self._cache.get(digest, keys.generation(), self._clock())
         if known is not None:
             self._check_peer(request)
@@ -157,9 +173,6 @@ class ClerkProvider:
         segments = jws.split(token)
         if segments is None:
             return None
-        return await self._verify(request, digest, segments, keys)
-
-    async def _verify(self, request: web.Request, digest: bytes, segments: jws.Segments, keys: Keys) -> Identity | None:
         try:
             # The issuer matters only if another provider has issuers too; otherwise nothing is read before verification.
             if self._is_anothers(segments):
@@ -169,9 +182,28 @@ class ClerkProvider:
             claims = jws.claims(jws.decode(segments.payload))
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
-        now = self._clock()
-        identity, times = session.identity(header.members, claims, self._settings, now)
-        self._cache.put(digest, generation, Verified(identity, times.begins(self._settings.leeway), times.expires))
+        now, kind = self._clock(), token_type(header.members, claims)
+        if kind is None:
+            identity, times = session.identity(header.members, claims, self._settings, now)
+        elif in_cookie:
+            raise CredentialRejected("token-type", "a machine token in the session's cookie")
+        else:
+            check_accepted(request, kind)
+            identity, times = self._machine_jwt.identity(kind, header.members, claims, now)
+        cache = self._cache if kind is None else self._machine_cache
+        cache.put(digest, generation, Verified(identity, times.begins(self._settings.leeway), times.expires))
+        return identity if kind is None else self._admitted(request, identity)
+
+    def _admitted(self, request: web.Request, identity: Identity) -> Identity:
+        """Check what can change during a machine token's life, or differs between routes; returns the identity.
+
+        Raises CredentialRejected, or Unavailable while the revocations are unknown.
+        """
+        self._check_peer(request)
+        check_accepted(request, identity.token_type)
+        subject = identity.user_id or identity.key_id
+        if self._house is None or subject is None or self._house.revoked("user", subject, identity.issued_at):
+            raise CredentialRejected("session-revoked", "the tokens of this user or machine were revoked")
         return identity
 
     def _is_anothers(self, segments: jws.Segments) -> bool:
@@ -184,17 +216,3 @@ class ClerkProvider:
         # On every request, cached or not: the same token can come from another peer.
         if self._local_only and not is_local(request):
             raise CredentialRejected("credential-rejected", "a development token from another machine or through a proxy")
-
-    async def _fetch_keys(self) -> bytes:
-        house, settings = self._house, self._settings
-        if house is None or settings.jwks_url is None:
-            raise Unavailable("the provider is not open")
-        headers = {"Accept": "application/json"}
-        if settings.secret_key is not None:
-            headers |= {"Authorization": f"Bearer {settings.secret_key}", "Clerk-API-Version": API_VERSION}
-        answer = await house.fetch(settings.jwks_url, headers=headers)
-        if answer.status in (401, 403) and settings.secret_key is not None:
-            raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY right?")
-        if answer.status != 200:
-            raise Unavailable(f"Clerk answered {answer.status}", retry_after=retry_after(answer.headers))
-        return answer.body

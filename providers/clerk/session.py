@@ -10,6 +10,8 @@ from server import CredentialRejected, Identity, is_plain_text
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from ..jwt.times import Times, read_times
+from ..jwt.token_id import token_id_of
+from .audience import fault
 from .permissions import OddPermissions, unpack
 from .settings import ClerkSettings
 
@@ -28,7 +30,7 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
     subject = _subject(claims)
     _check_audience(claims, settings)
     _check_party(claims, settings)
-    _check_issuer(claims, settings)
+    check_issuer(claims, settings)
     leeway, longest = settings.leeway, settings.max_lifetime
     times = read_times(claims, now, leeway=leeway, longest=longest, setting="clerk.max_token_seconds")
     found = _organisation(claims)
@@ -37,7 +39,8 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
         provider="clerk",
         token_type="session_token",
         user_id=subject,
-        session_id=_text(claims, "sid"),
+        session_id=text(claims, "sid"),
+        token_id=token_id_of(claims),
         claims=freeze(claims),
         issued_at=times.issued,
         expires_at=times.expires + leeway,
@@ -62,14 +65,14 @@ def _check_kind(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
 
 
 def _subject(claims: Mapping[str, Any]) -> str:
-    subject = _text(claims, "sub")
+    subject = text(claims, "sub")
     if subject is None:
         raise _reject("token-claims", "sub is missing")
     return subject
 
 
-def _text(members: Mapping[str, Any], name: str) -> str | None:
-    """A text that can be stored and logged, or None when it is absent."""
+def text(members: Mapping[str, Any], name: str) -> str | None:
+    """Returns a text that can be stored and logged, or None if it is absent. Raises CredentialRejected for anything else."""
     if name not in members:
         return None
     value = members[name]
@@ -80,14 +83,8 @@ def _text(members: Mapping[str, Any], name: str) -> str | None:
 
 def _check_audience(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
     """As Clerk: a token that names no audience passes; one that names any must name one of ours, exactly."""
-    if not settings.audience or "aud" not in claims:
-        return
-    audience = claims["aud"]
-    named = audience if isinstance(audience, list) else [audience]
-    if not all(isinstance(name, str) for name in named):
-        raise _reject("token-audience", "aud is neither a string nor a list of strings")
-    if settings.audience.isdisjoint(named):
-        raise _reject("token-audience", "aud names none of ours")
+    if (trouble := fault(claims, settings.audience)) is not None:
+        raise _reject("token-audience", trouble)
 
 
 def _check_party(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
@@ -102,7 +99,8 @@ def _check_party(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
         raise _reject("token-authorized-party", "azp is not an authorized party")
 
 
-def _check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
+def check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
+    """Raise CredentialRejected unless `iss` is one of this instance's issuers (any text where none is configured)."""
     if "iss" not in claims and not settings.issuers:
         return
     issuer = claims.get("iss")
@@ -121,11 +119,11 @@ def _organisation(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version_1(claims: Mapping[str, Any]) -> dict[str, Any]:
-    org_id = _optional(claims, "org_id")
+    org_id = optional_text(claims, "org_id")
     permissions = claims.get("org_permissions")
     if permissions is not None and not (isinstance(permissions, list) and all(isinstance(p, str) for p in permissions)):
         raise _reject("token-claims", "org_permissions is not a list of strings")
-    role, slug = _optional(claims, "org_role"), _optional(claims, "org_slug")
+    role, slug = optional_text(claims, "org_role"), optional_text(claims, "org_slug")
     if org_id is None:
         return {}
     return {"org_id": org_id, "org_role": role, "org_slug": slug, "org_permissions": permissions}
@@ -137,7 +135,7 @@ def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(org, dict):
         raise _reject("token-claims", "o is not an object")
-    org_id, role = _text(org, "id"), _optional(org, "rol")
+    org_id, role = text(org, "id"), optional_text(org, "rol")
     if org_id is None:
         raise _reject("token-claims", "o has no id")
     packed = [members.get(name, "") for members, name in ((claims, "fea"), (org, "per"), (org, "fpm"))]
@@ -149,9 +147,9 @@ def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
         raise _reject("token-claims", str(error)) from None
     # A v2 claim has the role without its prefix, and Clerk's own libraries put one in front of whatever it holds.
     full_role = f"org:{role}" if role is not None else None
-    return {"org_id": org_id, "org_role": full_role, "org_slug": _optional(org, "slg"), "org_permissions": permissions}
+    return {"org_id": org_id, "org_role": full_role, "org_slug": optional_text(org, "slg"), "org_permissions": permissions}
 
 
-def _optional(members: Mapping[str, Any], name: str) -> str | None:
-    """A text, or None when the member is absent, null or empty: none of these can name an organisation or a role."""
-    return _text(members, name) if members.get(name) not in (None, "") else None
+def optional_text(members: Mapping[str, Any], name: str) -> str | None:
+    """As `text`; also None where the member is null or empty: neither can name an organisation or a role."""
+    return text(members, name) if members.get(name) not in (None, "") else None

@@ -49,6 +49,13 @@ TABLE: Final[Mapping[str, Setting]] = {
     "audience": Setting(
         "list", env="CLERK_AUDIENCE", example=("https://api.example.com",), help="if a token has an audience, one of these"
     ),
+    "require_audience": Setting(
+        "bool", False, env="CLERK_REQUIRE_AUDIENCE", help="refuse OAuth and M2M tokens that name no audience; needs audience"
+    ),
+    "audience_mode": Setting(
+        "str", "enforce", env="CLERK_AUDIENCE_MODE", choices=("enforce", "observe"),
+        help="observe: OAuth and M2M tokens for another audience are accepted, counted and logged, to try the check first",
+    ),
     "issuer": Setting(
         "list", env="CLERK_ISSUER", example=("https://clerk.example.com",), help="default: the publishable key's frontend API"
     ),
@@ -82,14 +89,15 @@ class ClerkSettings:
     machine_secret_key: str | None = field(default=None, repr=False)
     authorized_parties: frozenset[str] = frozenset()
     audience: frozenset[str] = frozenset()
+    require_audience: bool = False
+    audience_mode: str = "enforce"
     issuers: frozenset[str] = frozenset()
     leeway: float = 5.0
     allow_missing_azp: bool = False
     max_lifetime: float = 86_400.0
     machine_cache: float = 30.0
     jwks_url: str | None = None
-    configured: bool = False
-    """Is any of Clerk's own settings set? Then the development key is never trusted."""
+    configured: bool = False  # is any of Clerk's own settings set? Then the development key is never trusted
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> ClerkSettings:
@@ -112,7 +120,9 @@ class ClerkSettings:
             api_url=api_url,
             machine_secret_key=_text(table, "machine_secret_key", _TOKEN, "must be one word"),
             authorized_parties=_origins(table),
-            audience=_words(table, "audience"),
+            audience=_audience(table),
+            require_audience=bool(table.get("require_audience")),
+            audience_mode=table.get("audience_mode") or "enforce",
             issuers=issuers or (frozenset({frontend}) if frontend else frozenset()),
             leeway=_seconds(table, "leeway_seconds"),
             allow_missing_azp=bool(table.get("allow_missing_azp")),
@@ -185,6 +195,14 @@ def _words(table: Mapping[str, Any], name: str) -> frozenset[str]:
     if not fine or not all(isinstance(word, str) and word.strip() == word != "" for word in values):
         raise ValueError(f"clerk.{name} must be a list of strings, none of them empty")
     return frozenset(values)
+
+
+def _audience(table: Mapping[str, Any]) -> frozenset[str]:
+    words = _words(table, "audience")
+    for name, value in (("require_audience", True), ("audience_mode", "observe")):
+        if not words and table.get(name) == value:
+            raise ValueError(f"clerk.{name} has no effect without clerk.audience: set CLERK_AUDIENCE to your API's audiences")
+    return words
 
 
 def _origins(table: Mapping[str, Any]) -> frozenset[str]:

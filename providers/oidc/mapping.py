@@ -10,6 +10,7 @@ from server import CredentialRejected, Identity, is_plain_text, with_org_prefix
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from ..jwt.times import Times
+from ..jwt.token_id import token_id_of
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
@@ -48,6 +49,7 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) 
         token_type="access_token",
         scopes=scopes,
         session_id=session if is_plain_text(session) else None,
+        token_id=token_id_of(claims),
         claims=freeze(claims),
         issued_at=times.issued,
         expires_at=times.expires + settings.leeway,

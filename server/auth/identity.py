@@ -35,6 +35,7 @@ class Identity:
     expires_at       when the credential ends, Unix seconds, with its provider's leeway; None if it has no known end.
                      A live answer (`event_stream`, `socket`) ends then
     key_id           the id of an API key (never the secret), 1 to 255 printable characters, or None
+    token_id         the id of the token (its claim `jti`), by which it can be revoked, or None
     impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's
                      impersonation), 1 to 255 printable characters. None: the user acts
     pending          set by the server: is it a session with unfinished tasks (Clerk's `sts` claim)?
@@ -45,7 +46,7 @@ class Identity:
 
     __slots__ = (
         "claims", "derived", "expires_at", "impersonator", "issued_at", "key_id", "org_id", "org_permissions", "org_role",
-        "org_slug", "pending", "provider", "scopes", "session_id", "token_type", "user_id",
+        "org_slug", "pending", "provider", "scopes", "session_id", "token_id", "token_type", "user_id",
     )  # fmt: skip
 
     provider: str
@@ -61,6 +62,7 @@ class Identity:
     issued_at: float | None
     expires_at: float | None
     key_id: str | None
+    token_id: str | None
     impersonator: str | None
     pending: bool
     derived: dict[str, Any]
@@ -81,6 +83,7 @@ class Identity:
         issued_at: float | None = None,
         expires_at: float | None = None,
         key_id: str | None = None,
+        token_id: str | None = None,
         impersonator: str | None = None,
     ) -> None:
         if token_type not in TOKEN_TYPES:
@@ -102,6 +105,7 @@ class Identity:
         put(self, "issued_at", issued_at)
         put(self, "expires_at", expires_at)
         put(self, "key_id", key_id)
+        put(self, "token_id", token_id)
         put(self, "impersonator", impersonator)
         # Clerk's `sts` claim; an unknown value counts as pending, so that a new state of Clerk's does not grant access.
         put(self, "pending", token_type == "session_token" and claims is not None and claims.get("sts", "active") != "active")

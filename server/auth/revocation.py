@@ -38,7 +38,7 @@ def revocation_failed(request: web.Request, kind: str, error: BaseException) -> 
 
 
 class Revocations:
-    """Revoked sessions, users, memberships, organisations, roles and keys, and how fresh that knowledge is.
+    """Revoked sessions, tokens, users, memberships, organisations, roles and keys, and how fresh that knowledge is.
 
     A subject is revoked for credentials issued at or before a moment (Unix seconds); infinity: for all of them.
     """
@@ -50,6 +50,7 @@ class Revocations:
         self._most = most
         self._entries: dict[tuple[str, str], float] = {}
         self._ends: dict[tuple[str, str], float] = {}
+        self._tokens: set[str] = set()  # the subjects of the kind `jti`, so that a request pays for it only if there are any
         self._all_before = -math.inf
         self._read_at = -math.inf
         self.listeners: list[Callable[[set[tuple[str, str]]], None]] = []
@@ -69,7 +70,7 @@ class Revocations:
 
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
         """Replace all entries by the table as of `read_at` (by the clock, before the query was sent)."""
-        self._entries, self._ends = {}, {}
+        self._entries, self._ends, self._tokens = {}, {}, set()
         self.add(rows, read_at)
 
     def add(self, rows: Iterable[Mapping[str, Any]], read_at: float, now: float = 0.0) -> None:
@@ -80,12 +81,15 @@ class Revocations:
             read.add(subject)
             self._entries[subject] = _moment(row["issued_before"])
             self._ends[subject] = _moment(row["expires_at"])
+            if row["kind"] == "jti":
+                self._tokens.add(row["subject"])
         if len(self._entries) > self._most:
             LOG.error("more revocations than can be held: credentials issued until now are refused")
             self._all_before = max(self._all_before, now)
             kept = list(self._entries)[-(self._most // 2) :]
             self._entries = {subject: self._entries[subject] for subject in kept}
             self._ends = {subject: self._ends[subject] for subject in kept}
+            self._tokens = {name for kind, name in kept if kind == "jti"}
             self._read_at = read_at
             self._tell(set())
             return
@@ -101,6 +105,8 @@ class Revocations:
         """Remove the entries that have expired at `now` (Unix seconds)."""
         for subject in [subject for subject, ends in self._ends.items() if ends <= now]:
             del self._entries[subject], self._ends[subject]
+            if subject[0] == "jti":
+                self._tokens.discard(subject[1])
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
         """Whether the subject is revoked for a credential of `issued_at` (Unix seconds; None: every revocation applies)."""
@@ -108,7 +114,7 @@ class Revocations:
         return before != -math.inf and (issued_at is None or issued_at <= before)
 
     def denies(self, identity: Identity) -> bool:
-        """Whether the caller's session, user, impersonator, organisation, membership or role is revoked.
+        """Whether the caller's session, token, user, impersonator, organisation, membership or role is revoked.
 
         Raises Unavailable if stale.
         """
@@ -118,6 +124,8 @@ class Revocations:
             return False
         issued, user, org = identity.issued_at, identity.user_id, identity.org_id
         if identity.session_id is not None and ("session", identity.session_id) in self._entries:
+            return True
+        if self._tokens and identity.token_id in self._tokens:
             return True
         if user is not None and self.revoked("user", user, issued):
             return True

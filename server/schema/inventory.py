@@ -13,6 +13,7 @@ DEFINER_FUNCTIONS: Final[dict[str, str]] = {
     "public.key_owner_ended(text, text)": "gatepost_auth",
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.revocations_since(xid8)": "gatepost_sync",
+    "public.revoke_access(text, text, interval)": "gatepost_sync",
     "public.sweep_ended(integer)": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",
     "public.prune_idempotency(integer)": "gatepost_sync",

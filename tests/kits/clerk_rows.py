@@ -56,13 +56,15 @@ for name, cat in [
     ("number", 1),
 ]:
     add(f"category {name}", {}, (KIND, "cat is not a session token's"), cat=cat)
-add("machine's sub", {"sub": "mch_1"}, (KIND, "sub is not a user"))
-add("machine's sub without category", {"sub": "mch_1"}, (KIND, "sub is not a user"), cat=DROP)
+add("machine's sub", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"))
+add("machine's sub without category", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"), cat=DROP)
 add("organisation's sub", {"sub": "org_1"}, (KIND, "sub is not a user"))
 add("category beats expiry", {"exp": NOW - 99}, (KIND, "cat is not a session token's"), cat="cl_B7d4PD222AAA")
 # Header: before the signature.
-for typ in ("jwt", "", None, "at+jwt", "application/at+jwt", 1):
+for typ in ("jwt", "", None, "AT+JWT", "at+jwt ", "application/AT+jwt", "jwt+at", 1, ["at+jwt"]):
     add(f"typ {typ!r}", {}, (PRE, "typ is not allowed"), typ=typ)
+for typ in ("at+jwt", "application/at+jwt"):
+    add(f"typ {typ!r}", {}, (KIND, "the route does not accept oauth_token"), typ=typ)
 add("no typ", {}, OK, typ=DROP)
 for alg in ("none", "None", "HS256", "PS256", "ES256", "EdDSA", "", None, ["RS256"], DROP):
     add(f"alg {alg!r}" if alg is not DROP else "no alg", {}, (PRE, "alg is not allowed"), alg=alg)

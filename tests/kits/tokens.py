@@ -153,6 +153,7 @@ class TestHouse:
 
     def __init__(self, folder: Path, env: str = "test", issuers: Mapping[str, str] | None = None) -> None:
         self.env, self.folder, self.issuers = env, folder, dict(issuers or {})
+        self.revocations: set[tuple[str, str]] = set()
         self.client: aiohttp.ClientSession | None = None
         self.resource_url: str | None = None
         self.first_use = FirstUses(Counters()).first
@@ -186,6 +187,10 @@ class TestHouse:
     async def query(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         """There is no database here."""
         raise Unavailable("no database")
+
+    def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
+        """As the test says."""
+        return (kind, subject) in self.revocations
 
     def issuer_of(self, issuer: str) -> str | None:
         """As the test says."""
