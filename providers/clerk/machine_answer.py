@@ -77,6 +77,7 @@ def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tupl
         issued_at=_moment(members, "created_at"),
         expires_at=expires,
         key_id=key_id,
+        token_id=key_id,
         impersonator=actor.subject if actor is not None else None,
     )
     return identity, expires

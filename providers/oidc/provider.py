@@ -38,6 +38,10 @@ class OidcProvider:
         """The prefixes of its ids, "" for none; the server refuses to start if another provider has one of them."""
         return frozenset(one.settings.namespace for one in self._issuers.values())
 
+    def subject_of(self, kind: str, issuer: str, id: str) -> str:
+        """Returns an issuer's id as an Identity has it: a user's in the issuer's namespace. Raises ValueError for no such id."""
+        return self._issuers[issuer].settings.own(id) if kind == "user" else id
+
     @property
     def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
         """For the OpenAPI document. It is public, so it does not name the issuers."""

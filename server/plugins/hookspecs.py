@@ -41,6 +41,8 @@ class Provider(Protocol):
                   alone. May raise CredentialRejected and Unavailable. Left out: `authenticate` is called with the request
     challenge     a challenge that every 401 has beside `Bearer` (RFC 9110 11.6.1), such as `DPoP algs="ES256"`
     authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
+    subject_of(kind, issuer, id)   the id in an Identity for what `issuer` calls `id`; `kind` is `user`, `session` or `jti`.
+                         The command `revoke` asks it. Left out: they are the same. May raise ValueError
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
                          member `x-gatepost-token-types` of a scheme lists its token types; a route names the schemes
                          whose types it accepts

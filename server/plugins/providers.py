@@ -32,15 +32,16 @@ class LoadedProvider:
     reads                the headers that it reads; None: any
     issuers, authorized_parties   empty where left out
     namespaces           where left out: "" for a provider that has issuers, else none
-    security_schemes, challenge   None where left out
+    security_schemes, challenge, subject_of   None where left out
     resource_metadata    empty where left out
     not_ready, figures   its methods, or functions that report nothing
     known                the metrics label for callers that it knew
     """
 
     __slots__ = (
-        "_check", "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known",
-        "name", "namespaces", "not_ready", "provider", "reads", "recall", "recheck", "resource_metadata", "security_schemes",
+        "_check", "_close", "_open", "authenticate", "authorized_parties", "challenge", "figures", "issuers", "known", "name",
+        "namespaces", "not_ready", "provider", "reads", "recall", "recheck", "resource_metadata", "security_schemes",
+        "subject_of",
     )  # fmt: skip
 
     def __init__(self, name: str, provider: Provider) -> None:
@@ -57,6 +58,7 @@ class LoadedProvider:
         self.security_schemes: Final[Mapping[str, Any] | None] = getattr(provider, "security_schemes", None)
         self.challenge: Final[str | None] = getattr(provider, "challenge", None)
         self.resource_metadata: Final[Mapping[str, Any]] = getattr(provider, "resource_metadata", {})
+        self.subject_of: Final = getattr(provider, "subject_of", None)
         self.not_ready: Final = getattr(provider, "not_ready", _ready)
         self.figures: Final = getattr(provider, "figures", _no_figures)
         self.known: Final = (name, "known")

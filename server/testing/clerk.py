@@ -25,6 +25,7 @@ from jwt.algorithms import RSAAlgorithm
 
 KID: Final = "ins_loopback"
 CATEGORY: Final = "cl_B7d4PD111AAA"
+M2M_CATEGORY: Final = "cl_B7d4PD333AAA"
 SECRET_KEY: Final = "sk_test_loopback"
 _KINDS: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "api_key": ("ak_", "api_key", "/api_keys/verify", "secret"),
@@ -141,6 +142,29 @@ class LoopbackClerk:
         answer |= {"created_at": at, "updated_at": at, **changes}
         self.answers[token] = {name: value for name, value in answer.items() if changes.get(name, "") is not None}
         return token
+
+    def machine_jwt(
+        self,
+        subject: str,
+        /,
+        kind: str = "oauth_token",
+        *,
+        ttl: float = 3600,
+        now: float | None = None,
+        header: Mapping[str, Any] | None = None,
+        **claims: Any,
+    ) -> str:
+        """A signed machine token that is a JWT. `kind`: `oauth_token` (`subject` is a user) or `m2m_token` (a machine, `mch_...`).
+
+        `ttl` is in seconds, `now` in Unix seconds. `claims` replace or add claims (`org_id="org_1"`, `scope="todos:read"`), and
+        `header` replaces or adds members of the header; None removes one.
+        """
+        at, oauth = int(time.time() if now is None else now), kind == "oauth_token"
+        payload: dict[str, Any] = {"iss": self.url, "sub": subject, "iat": at, "nbf": at, "exp": at + int(ttl)}
+        payload |= {"jti": f"oat_{secrets.token_hex(16)}", "client_id": "client_1"} if oauth else {"jti": secrets.token_hex(16)}
+        head: dict[str, Any] = {"kid": KID, **({"typ": "at+jwt"} if oauth else {"cat": M2M_CATEGORY}), **(header or {})}
+        payload = {name: value for name, value in (payload | claims).items() if value is not None}
+        return jwt.encode(payload, self.key, algorithm="RS256", headers={k: v for k, v in head.items() if v is not None})
 
     async def _jwks(self, request: web.Request) -> web.Response:
         self.calls[request.path] += 1

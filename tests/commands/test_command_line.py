@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from server.commands import run
 from server.installation import NEEDED
 
-COMMANDS = ("serve", "init", "check", "routes", "explain", "tables", "migrate", "openapi", "keys", "token", "replay")
+COMMANDS = ("serve", "init", "check", "routes", "explain", "tables", "migrate", "openapi", "revoke", "keys", "token", "replay")
 COUNTING = """
 from pathlib import Path
 from server import Command, Setting, hookimpl
