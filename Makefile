@@ -9,6 +9,7 @@ TOOLS   := $(VENV)/.deploy-tools
 CLIENTS := .cache/clients
 PEERS   := .cache/peers
 OIDC    := .cache/oidc
+CLERK   := .cache/clerk
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
@@ -32,7 +33,7 @@ install: $(STAMP) ## create .venv with everything, including development tools
 
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
-client-tools: $(CLIENTS)/.installed $(OIDC)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
+client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
 
 run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -122,6 +123,13 @@ $(CLIENTS)/.installed: tests/openapi/clients/package.json tests/openapi/clients/
 	@cd $(CLIENTS) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
 	@python3 -m venv $(CLIENTS)/venv
 	@$(CLIENTS)/venv/bin/python -m pip install --quiet -r tests/openapi/clients/requirements.txt
+	@touch $@
+
+$(CLERK)/.installed: tests/kits/clerk_backend/package.json
+	@command -v npm >/dev/null || { echo "make: npm is not installed (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(CLERK)
+	@cp $< $(CLERK)/package.json
+	@cd $(CLERK) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
 	@touch $@
 
 $(OIDC)/.installed: tests/kits/oidc_provider/package.json

@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from ..auth.access import Access, access_of
+from ..auth.names import with_org_prefix
 from ..http.limited import Bounds, bounds_of
 from ..http.streaming import streams
 from ..settings.core import DEFAULT_PUBLIC
@@ -98,6 +99,7 @@ def build(
             opening = [text for text in opening if text not in DEFAULT_PUBLIC]
         is_open = access.public and (bool(opening) or not plugin)
         decided.append((plugin, route, access.public, opening, is_open))
+        table.warnings += _system_permission(plugin, route, access)
         for added in _register(router, plugin, route):
             live, bounds = streams(route.handler), bounds_of(route.handler)
             tally = metrics.tally(added.method, route.path, timed=not live)
@@ -168,6 +170,16 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
             "open built-in routes only): it stays locked"
         ]
     return []
+
+
+def _system_permission(plugin: str, route: web.RouteDef, access: Access) -> list[str]:
+    """Clerk puts its system permissions into no token, so that a route which requires one refuses every one of its callers."""
+    if access.permission is None or not with_org_prefix(access.permission).startswith("org:sys_"):
+        return []
+    return [
+        f"{route.method} {route.path} (plugin {plugin!r}) requires the permission {access.permission!r}: Clerk puts system "
+        "permissions into no token, so its users are refused; require the role, or a permission of your own"
+    ]
 
 
 def _refuse_shadows(router: web.UrlDispatcher) -> None:

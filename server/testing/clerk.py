@@ -154,7 +154,7 @@ class LoopbackClerk:
         header: Mapping[str, Any] | None = None,
         **claims: Any,
     ) -> str:
-        """A signed machine token that is a JWT. `kind`: `oauth_token` (`subject` is a user) or `m2m_token` (a machine, `mch_...`).
+        """A signed machine token that is a JWT. `kind`: `oauth_token` (of a user) or `m2m_token` (of a machine, `mch_...`).
 
         `ttl` is in seconds, `now` in Unix seconds. `claims` replace or add claims (`org_id="org_1"`, `scope="todos:read"`), and
         `header` replaces or adds members of the header; None removes one.

@@ -6,6 +6,7 @@ which a route that names it accepts the token, or the reason of the refusal ther
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ add(OAUTH, "`typ` is `application/at+jwt`", OAUTH, typ="application/at+jwt")
 for typ in ("JWT", DROP):
     add(OAUTH, f"`typ` is {'missing' if typ is DROP else '`JWT`'}", "token-authorized-party", typ=typ)
 for typ in ("AT+JWT", "at+JWT", "jwt", "", None, 1, ["at+jwt"]):
-    add(OAUTH, f"`typ` is `{typ!r}`", PRE, typ=typ)
+    add(OAUTH, f"`typ` is `{json.dumps(typ)}`", PRE, typ=typ)
 add(OAUTH, "`cat` is a session token's", OAUTH, cat=SESSION_CAT)
 add(OAUTH, "`cat` says nothing", OAUTH, cat=ANY_CAT)
 for name, cat in (("a template's", TEMPLATE_CAT), ("a machine's", M2M_CAT), ("a list", [SESSION_CAT]), ("null", None)):
@@ -109,7 +110,7 @@ both("`jti` is missing", "", {"jti": DROP})
 add(M2M, "`sub` has a line break", CLAIM, {"sub": MACHINE + "\n"})
 both("`cnf` binds it to a key", TYPE, {"cnf": {"jkt": "x"}})
 both("`act` names who acts", "", {"act": {"sub": "user_9"}})
-for name, act in (("a text", "user_9"), ("null", None), ("without `sub`", {"iss": ISSUER}), ("with a list as `sub`", {"sub": ["user_9"]})):
+for name, act in (("a text", "user_9"), ("null", None), ("an object without `sub`", {"iss": ISSUER}), ("an object with a list as `sub`", {"sub": ["user_9"]})):
     both(f"`act` is {name}", CLAIM, {"act": act})
 # Organisation.
 add(OAUTH, "`org_id` is missing", OAUTH, {"org_id": DROP})

@@ -174,7 +174,9 @@ FRAGMENTS = [
     ("docs/guides/public-routes.md", "/articles/{slug}", "signed in (declared public, not listed)"),
     ("docs/guides/public-routes.md", "/login", "rate 5/minute"),
     ("docs/guides/public-routes.md", "/attachments/{name}", "application/pdf"),
-    ("docs/guides/clerk.md", "/api/reports", "scope reports:read, accepts clerk_api_key session_token"),
+    ("docs/guides/clerk.md", "/api/reports", "scope reports:read, accepts clerk_api_key oauth_token session_token"),
+    ("docs/guides/clerk.md", "/api/orgs/{org_id}/reports", "organization {org_id}, scope reports:write, accepts oauth_token"),
+    ("docs/guides/clerk.md", "/api/nightly", "accepts m2m_token"),
     ("docs/reference/idempotency.md", "/api/tokens", "signed in, user"),
 ]
 

@@ -91,7 +91,7 @@ async def test_the_list_is_what_the_server_tells(tmp_path: Path) -> None:
     keys = app[PROVIDERS][0].provider._keys = KeySet(asyncio.Event().wait, algorithms=["RS256"], name="keys")  # type: ignore[arg-type,attr-defined]
     keys._fetched_at = 0.0
     told = {family.name: set(family.labels) for family in await families_of(app)}
-    more = {"gatepost_provider_cache_tokens": {"provider"}, "gatepost_provider_keyset_failures_total": {"provider"}}
+    more = {"gatepost_provider_audience_observed_total": {"provider"}, "gatepost_provider_cache_tokens": {"provider"}, "gatepost_provider_keyset_failures_total": {"provider"}}
     assert told == METRICS | more
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kits import tokens as kit
-from kits.app import build_app, routes_plugin, serving
 from kits.app import ask as send
+from kits.app import build_app, routes_plugin, serving
 from kits.clerk_machine_rows import CLAIMS, M2M, MACHINE, OAUTH, ORG, ROWS, SESSION, USER, Row
 
 from server import answer, identity_of, requires, signed_in
-from server.app import SERVER_DATABASE
+from server.app import SERVER_DATABASE, TABLE
 from server.plugins.providers import PROVIDERS
 from server.settings.setting import ConfigError
 from server.testing.clerk import LoopbackClerk
@@ -184,11 +184,10 @@ async def test_nothing_is_fetched_for_it() -> None:
 
 
 async def test_a_token_of_another_instance() -> None:
-    async with LoopbackClerk(key=kit.rsa_key("other")) as other:
-        async with serving(app_of()) as port:
-            for token in (other.machine_jwt(USER), other.machine_jwt(USER, iss=kit.ISSUER, header={"kid": "k1"}), other.machine_jwt(MACHINE, M2M)):
-                for path in ROUTES:
-                    assert await ask(port, path, token) == (401, {"error": "Unauthorized", "reason": "credential-rejected"})
+    async with LoopbackClerk(key=kit.rsa_key("other")) as other, serving(app_of()) as port:
+        for token in (other.machine_jwt(USER), other.machine_jwt(USER, iss=kit.ISSUER, header={"kid": "k1"}), other.machine_jwt(MACHINE, M2M)):
+            for path in ROUTES:
+                assert await ask(port, path, token) == (401, {"error": "Unauthorized", "reason": "credential-rejected"})
 
 
 async def test_a_stale_feed_of_revocations_is_a_503() -> None:
@@ -292,3 +291,25 @@ async def test_the_kit_makes_such_tokens(loopback: LoopbackClerk) -> None:
         status, body = await ask(port, "/m2m", loopback.machine_jwt("mch_1", M2M, scopes="mch_2", jti=secrets.token_hex(4)))
         assert (status, body["key_id"], body["scopes"]) == (200, "mch_1", ["mch_2"])
         await asyncio.sleep(0)
+
+
+# What no token has -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("permission", ["org:sys_memberships:manage", "sys_domains:read", "org:org:sys_profile:manage"])
+def test_startup_warns_about_a_system_permission(permission: str) -> None:
+    guarded = web.get("/guarded", requires(permission=permission)(_nothing))
+    fine = web.get("/fine", requires(permission="org:system:read")(_nothing_else))
+    warnings = build_app({"acme": routes_plugin(guarded, fine)})[TABLE].warnings
+    assert warnings == [
+        f"GET /guarded (plugin 'acme') requires the permission {permission!r}: Clerk puts system permissions into no token, so its users "
+        "are refused; require the role, or a permission of your own"
+    ]
+
+
+async def _nothing(request: web.Request) -> web.Response:
+    raise AssertionError
+
+
+async def _nothing_else(request: web.Request) -> web.Response:
+    raise AssertionError
