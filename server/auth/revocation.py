@@ -127,8 +127,11 @@ class Revocations:
             return True
         if self._tokens and identity.token_id in self._tokens:
             return True
-        if user is not None and self.revoked("user", user, issued):
-            return True
+        if user is not None:
+            if self.revoked("user", user, issued):
+                return True
+        elif identity.token_type == "m2m_token" and identity.key_id and self.revoked("user", identity.key_id, issued):
+            return True  # one of Clerk's machines, which the command `revoke` names like a user
         if identity.impersonator is not None and self.revoked("user", identity.impersonator, issued):
             return True
         if org is None:

@@ -86,7 +86,8 @@ def end_of(reason: str, identity: Identity, changed: Subjects) -> End:
 def subjects_of(identity: Identity) -> set[tuple[str, str]]:
     """The subjects whose revocation ends what this caller may do."""
     user, org = identity.user_id, identity.org_id
-    subjects = {("session", identity.session_id), ("user", user), ("user", identity.impersonator), ("organization", org)}
+    subjects = {("session", identity.session_id), ("jti", identity.token_id), ("user", user), ("user", identity.impersonator)}
+    subjects |= {("organization", org), ("user", identity.key_id if identity.token_type == "m2m_token" else None)}
     if org is not None:
         subjects |= {("role", identity.org_role), ("membership", f"{user} {org}" if user is not None else None)}
     return {(kind, subject) for kind, subject in subjects if subject is not None}
