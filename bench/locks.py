@@ -14,6 +14,7 @@ import os
 import sys
 from typing import Any
 
+import lock_dpop
 import lock_gate
 import lock_sql
 import lock_token
@@ -71,8 +72,9 @@ async def _measured(stage: Stage) -> dict[str, Any]:
         credentials = await lock_gate.credentials(stage, app, client, tokens)
         result["request"], *sql = await lock_sql.prices(stage, client, [request("/api/data", token) for token in tokens])
     result["token"] = await lock_token.checks(stage, tokens)
+    bound = await lock_dpop.prices(stage)
     limits = [await lock_gate.limits(stage, tokens)] if FAR else []
-    result["locks"] = [*gate, *sql, *limits, *credentials]
+    result["locks"] = [*gate, *sql, *limits, *credentials, *bound]
     return result
 
 

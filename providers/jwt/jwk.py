@@ -23,8 +23,10 @@ _BY_CURVE: Final[Mapping[str, tuple[str, ...]]] = {
     "P-256": ("ES256",),
     "P-384": ("ES384",),
     "P-521": ("ES512",),
-    "Ed25519": ("EdDSA",),
+    "Ed25519": ("EdDSA", "Ed25519"),
 }
+# RFC 9864 2.2: `Ed25519` is `EdDSA` with that curve alone. PyJWT knows the older name; the curve is checked before it is asked.
+_LIBRARYS_NAME: Final[Mapping[str, str]] = {"Ed25519": "EdDSA"}
 # RFC 7518 6: these members are the private half. A signature by a key whose private half was published proves nothing.
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _MIN_BITS: Final = 2048
@@ -158,7 +160,7 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _verifier(public: dict[str, Any], algorithm: str) -> tuple[Algorithm, Any]:
     try:
-        made = jwt.PyJWK(public, algorithm=algorithm)
+        made = jwt.PyJWK(public, algorithm=_LIBRARYS_NAME.get(algorithm, algorithm))
     except Exception:  # one odd member must never spoil the set, whatever the library raises
         # Not chained: the library's messages quote the member.
         raise OddKey("it is malformed") from None

@@ -11,6 +11,9 @@ from .mapping import NAME
 from .provider import OidcProvider
 
 _HELP = "trusted issuers, a table for each; docs/guides/oidc.md lists all members, and settings for common vendors"
+_SECRET_HELP = (
+    "what nonces of DPoP proofs are made with, for issuers with dpop_nonce: 32 characters or more, the same in every process"
+)
 _EXAMPLE = {
     "issuer": "https://login.example.com", "audience": "https://api.example.com", "namespace": "example",
     "claims": {"org_id": "org_id", "org_role": "role", "org_permissions": "permissions"},
@@ -26,7 +29,10 @@ def register_providers() -> Mapping[str, Any]:
 @hookimpl
 def register_settings() -> Mapping[str, Setting]:
     """Returns the settings of the table [oidc] by key."""
-    return {"issuers": Setting("tables", (), example=(_EXAMPLE,), help=_HELP)}
+    return {
+        "issuers": Setting("tables", (), example=(_EXAMPLE,), help=_HELP),
+        "dpop_nonce_secret": Setting(secret=True, help=_SECRET_HELP),
+    }
 
 
 def make(settings: Mapping[str, Any]) -> Provider:

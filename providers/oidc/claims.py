@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from server import CredentialRejected, Identity
 
 from ..jwt.times import Times, read_times
+from .binding import bound_key
 from .mapping import identity_of, lookup
 from .settings import IssuerSettings, media_type
 
@@ -19,23 +20,32 @@ _NOT_OURS: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 _ID_TOKEN: Final = (("token_use", "id"), ("typ", "ID"))
 
 
-def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSettings, now: float) -> tuple[Identity, Times]:
-    """Returns the caller, and when the token is valid. `header` and `claims` are verified; `now` is in Unix seconds.
+class Caller(NamedTuple):
+    """The caller of a verified token, when the token is valid, and the thumbprint of the key that it is bound to, if any."""
+
+    identity: Identity
+    times: Times
+    key: str | None
+
+
+def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSettings, now: float) -> Caller:
+    """Returns the caller. `header` and `claims` are verified; `now` is in Unix seconds.
 
     Raises CredentialRejected with the reason. `claims` is frozen and becomes the Identity's: do not modify it afterwards.
     """
     _check_type(header, claims, settings)
+    key = bound_key(claims, settings)
     if claims.get("iss") != settings.issuer:  # RFC 9068 4: an exact match with the setting
         raise CredentialRejected("token-issuer", "iss is another issuer")
     _check_audience(claims, settings)
     leeway, longest = settings.leeway, settings.max_lifetime
     times = read_times(claims, now, leeway=leeway, longest=longest, setting="max_token_seconds")
     _check_required(claims, settings)
-    return identity_of(claims, settings, times), times
+    return Caller(identity_of(claims, settings, times), times, key)
 
 
 def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: IssuerSettings) -> None:
-    """RFC 9068 4: the typ must be that of an access token. ID tokens and tokens bound to a key are always refused."""
+    """RFC 9068 4: the typ must be that of an access token. ID tokens are always refused."""
     if media_type(header.get("typ", "")) not in settings.types:
         raise CredentialRejected("token-type", "typ is not an access token's")
     for name in _NOT_OURS:
@@ -44,9 +54,6 @@ def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: 
     for name, value in _ID_TOKEN:
         if claims.get(name) == value:
             raise CredentialRejected("token-type", f"{name} marks it as an ID token")
-    if "cnf" in claims:
-        # RFC 7800 3, RFC 9449 7.2, RFC 8705 3: it is valid only with a proof of the key, which a bearer does not send.
-        raise CredentialRejected("token-type", "cnf binds the token to a key, and proofs of such keys are not supported")
 
 
 def _check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None:

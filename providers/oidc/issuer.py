@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from server import CredentialRejected, House, Identity, Unavailable
 
@@ -14,12 +14,22 @@ from ..jwt.jwks import KeySet
 from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed, read_object
 from ..jwt.texts import is_loopback_http, is_safe_url, retry_after
+from ..jwt.times import Times
 from . import claims
+from .binding import refuse_bearer
 from .settings import IssuerSettings
 
+T = TypeVar("T")
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _FETCH_SECONDS: Final = 5.0
 _JSON: Final = {"Accept": "application/json"}
+
+
+class Bound(NamedTuple):
+    """The caller of a verified token, and the thumbprint of the key that the token is bound to; None: to none."""
+
+    identity: Identity
+    key: str | None
 
 
 class Issuer:
@@ -32,6 +42,8 @@ class Issuer:
         # Any typ is read here and checked after verification, so that the rejection can state it as the reason.
         self._headers = jws.HeaderReader(settings.algorithms, types=None)
         self._cache: TokenCache[Identity] = TokenCache()
+        # A cache of their own: nothing that is bound to a key can be found as a bearer token.
+        self._bound: TokenCache[Bound] = TokenCache()
         self._keys: KeySet | None = None
 
     async def open(self, house: House) -> None:
@@ -50,7 +62,9 @@ class Issuer:
 
     def figures(self) -> dict[str, float]:
         """Returns the figures of its keys and of its cache of verified tokens, by name."""
-        return self._cache.figures() | (self._keys.figures() if self._keys is not None else {})
+        several = (self._cache.figures(), self._bound.figures())
+        cached = {name: sum(figures[name] for figures in several) for name in several[0]}
+        return cached | (self._keys.figures() if self._keys is not None else {})
 
     async def close(self) -> None:
         """Stop refreshing the keys."""
@@ -65,8 +79,29 @@ class Issuer:
         """Like `known`, for a caller that calls `known` after a miss: a miss is not counted here."""
         return self._cache.recall(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
 
+    def known_bound(self, digest: bytes) -> Bound | None:
+        """Like `known`, for a token that is bound to a key. Its proof must be checked all the same."""
+        return self._bound.get(digest, self._keys.generation(), self._clock()) if self._keys is not None else None
+
     async def verify(self, digest: bytes, segments: jws.Segments, payload: bytes) -> Identity:
-        """Returns the caller of a token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
+        """Returns the caller of a bearer token that names this issuer. Raises CredentialRejected; Unavailable without keys."""
+        caller, generation = await self._verified(segments, payload)
+        refuse_bearer(caller.key, self.settings)
+        self._cache.put(digest, generation, self._entry(caller.identity, caller.times))
+        return caller.identity
+
+    async def verify_bound(self, digest: bytes, segments: jws.Segments, payload: bytes) -> Bound:
+        """Like `verify`, for a token that was shown with a proof, which is not checked here."""
+        caller, generation = await self._verified(segments, payload)
+        bound = Bound(caller.identity, caller.key)
+        if caller.key is not None:
+            self._bound.put(digest, generation, self._entry(bound, caller.times))
+        return bound
+
+    def _entry(self, value: T, times: Times) -> Verified[T]:
+        return Verified(value, times.begins(self.settings.leeway), times.expires)
+
+    async def _verified(self, segments: jws.Segments, payload: bytes) -> tuple[claims.Caller, int]:
         if self._keys is None:
             raise Unavailable(f"{self.settings.issuer} is not open")
         try:
@@ -74,9 +109,7 @@ class Issuer:
             members = jws.claims(payload)
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
-        identity, times = claims.read(header.members, members, self.settings, self._clock())
-        self._cache.put(digest, generation, Verified(identity, times.begins(self.settings.leeway), times.expires))
-        return identity
+        return claims.read(header.members, members, self.settings, self._clock()), generation
 
 
 async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:

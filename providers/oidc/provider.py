@@ -9,12 +9,13 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server import House, Identity
+from server import CredentialRejected, House, Identity
 
 from ..jwt import jws
 from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import settings
+from .dpop import HEADER, DpopGuard, bound_token
 from .issuer import Issuer
 from .mapping import NAME
 
@@ -26,7 +27,10 @@ class OidcProvider:
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` returns Unix seconds. Raises ValueError for mistakes."""
-        self._issuers = {one.issuer: Issuer(one, clock) for one in settings.read(table)}
+        checked = settings.read(table)
+        self._issuers = {one.issuer: Issuer(one, clock) for one in checked}
+        proved = any(one.dpop is not None for one in checked)
+        self._dpop = DpopGuard(checked, table.get("dpop_nonce_secret"), clock) if proved else None
 
     @property
     def issuers(self) -> frozenset[str]:
@@ -52,10 +56,34 @@ class OidcProvider:
             "description": "An access token of an OpenID Connect issuer that this server trusts.",
             "x-gatepost-token-types": ["access_token"],
         }
-        return {"oidc": scheme}
+        schemes = {"oidc": scheme}
+        if self._dpop is not None:
+            what = "An access token that is bound to a key (RFC 9449), with a proof of the key in the header DPoP."
+            schemes["oidcDPoP"] = scheme | {"scheme": "dpop", "description": what}
+        return schemes
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The headers that it reads."""
+        return (hdrs.AUTHORIZATION,) if self._dpop is None else (hdrs.AUTHORIZATION, HEADER)
+
+    @property
+    def challenge(self) -> str | None:
+        """The challenge beside `Bearer`, if an issuer's tokens may be bound to a key."""
+        return self._dpop.challenge if self._dpop is not None else None
+
+    @property
+    def resource_metadata(self) -> Mapping[str, Any]:
+        """Members of the protected resource metadata (RFC 9728 2): the algorithms of proofs, and whether all need one."""
+        if self._dpop is None:
+            return {}
+        required = all(one.settings.dpop is not None and one.settings.dpop.required for one in self._issuers.values())
+        return {"dpop_signing_alg_values_supported": self._dpop.algorithms, "dpop_bound_access_tokens_required": required}
 
     async def open(self, house: House) -> None:
         """Fetch all issuers' keys concurrently; a failed fetch is repeated in the background."""
+        if self._dpop is not None:
+            await self._dpop.open(house)
         await asyncio.gather(*(one.open(house) for one in self._issuers.values()))
 
     def not_ready(self) -> str | None:
@@ -73,8 +101,6 @@ class OidcProvider:
         """Stop refreshing the keys."""
         await asyncio.gather(*(one.close() for one in self._issuers.values()))
 
-    reads = (hdrs.AUTHORIZATION,)
-
     def recall(self, request: web.Request) -> Identity | None:
         """Returns the caller of a token that was verified before and is still valid, or None."""
         token = bearer(request)
@@ -91,11 +117,38 @@ class OidcProvider:
         """Returns the caller; None for anything but a JWT of one of the issuers. Raises CredentialRejected, Unavailable."""
         token = bearer(request)
         if token is None:
-            return None
+            return await self._with_proof(request, self._dpop) if self._dpop is not None else None
         digest = digest_in(request, token)
         for one in self._issuers.values():
             if (identity := one.known(digest)) is not None:
                 return identity
+        if (chosen := self._choose(token)) is None:
+            return None
+        issuer, segments, payload = chosen
+        return await issuer.verify(digest, segments, payload)
+
+    async def _with_proof(self, request: web.Request, dpop: DpopGuard) -> Identity | None:
+        """As `authenticate`, for a token under the scheme `DPoP`. The proof is checked for every request."""
+        token = bound_token(request)
+        if token is None:
+            return None
+        digest = digest_of(token)
+        for one in self._issuers.values():
+            if (bound := one.known_bound(digest)) is not None:
+                await dpop.check(request, digest, bound.key, one.settings)
+                return bound.identity
+        if (chosen := self._choose(token)) is None:
+            return None
+        issuer, segments, payload = chosen
+        try:
+            bound = await issuer.verify_bound(digest, segments, payload)
+        except CredentialRejected as error:
+            raise dpop.rejection(error.reason, error.detail, error="invalid_token") from None
+        await dpop.check(request, digest, bound.key, issuer.settings)
+        return bound.identity
+
+    def _choose(self, token: str) -> tuple[Issuer, jws.Segments, bytes] | None:
+        """Returns the issuer that a JWT names, its segments and its decoded payload; None for any other text."""
         segments = jws.split(token)
         if segments is None:
             return None
@@ -105,4 +158,4 @@ class OidcProvider:
         except Malformed:
             return None  # it names no issuer; another provider may still accept it
         chosen = self._issuers.get(issuer) if isinstance(issuer, str) else None
-        return await chosen.verify(digest, segments, payload) if chosen is not None else None
+        return (chosen, segments, payload) if chosen is not None else None

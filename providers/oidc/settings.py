@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from . import dpop_settings
+from .dpop_settings import DpopSettings
 from .table_reader import Members
 
 ALGORITHMS: Final = (
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
 )  # fmt: skip
 ACCESS_TOKEN: Final = "at+jwt"
 DELIMITER: Final = "|"
@@ -19,7 +21,7 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,126}")
 _MEMBERS: Final = (
     "issuer", "audience", "audience_claim", "typ", "require", "algorithms", "namespace", "orgs", "claims", "jwks_uri",
-    "leeway_seconds", "max_token_seconds",
+    "leeway_seconds", "max_token_seconds", *dpop_settings.MEMBERS,
 )  # fmt: skip
 _CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes")
 
@@ -33,6 +35,7 @@ class IssuerSettings:
     claims        the names of the claims that hold an Identity's fields; a field that is missing here is never set
     leeway        how far clocks may differ, in seconds
     max_lifetime  the longest accepted lifetime of a token, in seconds; 0: any
+    dpop          how proofs of its tokens are checked; None: tokens that are bound to a key are refused
     reserved      prefixes of other issuers' ids, which an id of this issuer must not have
     """
 
@@ -48,6 +51,7 @@ class IssuerSettings:
     jwks_uri: str | None
     leeway: float
     max_lifetime: float
+    dpop: DpopSettings | None = None
     reserved: tuple[str, ...] = ()
 
     def own(self, id: str) -> str:
@@ -108,6 +112,7 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         jwks_uri=table.url("jwks_uri", query=True),
         leeway=table.seconds("leeway_seconds", 5.0, 300.0),
         max_lifetime=table.seconds("max_token_seconds", 86_400.0, float(2**31)),
+        dpop=dpop_settings.read(table, ALGORITHMS),
     )
     _check_together(table, settings)
     return settings

@@ -668,6 +668,16 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a namespace with the delimiter": ([{**A, "namespace": "a|b"}], "namespace must be"),
     "a namespace in capitals": ([{**A, "namespace": "Acme"}], "namespace must be"),
     "a namespace of 33": ([{**A, "namespace": "a" * 33}], "namespace must be"),
+    "a dpop of another word": ([{**A, "dpop": "on"}], "dpop 'on' is not one of off, accept, required"),
+    "a dpop of true": ([{**A, "dpop": True}], "dpop must be"),
+    "dpop_seconds without dpop": ([{**A, "dpop_seconds": 60}], "dpop_seconds has no effect while dpop is"),
+    "dpop_nonce while it is off": ([{**A, "dpop": "off", "dpop_nonce": False}], "dpop_nonce has no effect"),
+    "dpop_seconds of 0": ([{**A, "dpop": "accept", "dpop_seconds": 0}], "dpop_seconds must be .* from 1 to 300"),
+    "dpop_seconds of an hour": ([{**A, "dpop": "accept", "dpop_seconds": 3600}], "dpop_seconds must be"),
+    "dpop_nonce of a word": ([{**A, "dpop": "accept", "dpop_nonce": "yes"}], "dpop_nonce must be true or false"),
+    "dpop_nonce without a secret": ([{**A, "dpop": "accept", "dpop_nonce": True}], "dpop_nonce needs oidc.dpop_nonce_secret"),
+    "proofs by HMAC": ([{**A, "dpop": "accept", "dpop_algorithms": ["HS256"]}], "dpop_algorithms 'HS256' is not one of"),
+    "proofs by nothing": ([{**A, "dpop": "accept", "dpop_algorithms": []}], "dpop_algorithms must name"),
     "a leeway of an hour": ([{**A, "leeway_seconds": 3600}], "leeway_seconds must be"),
     "a leeway of true": ([{**A, "leeway_seconds": True}], "leeway_seconds must be"),
     "a negative life": ([{**A, "max_token_seconds": -1}], "max_token_seconds must be"),
@@ -770,7 +780,7 @@ async def test_beside_keys_and_the_stub_no_namespace_is_needed(serve: Serve, iss
 
 
 def test_the_hooks() -> None:
-    assert set(oidc.register_settings()) == {"issuers"}
+    assert set(oidc.register_settings()) == {"issuers", "dpop_nonce_secret"}
     made = oidc.register_providers()["oidc"](MappingProxyType({"issuers": [A]}))
     assert isinstance(made, OidcProvider)
 
@@ -833,8 +843,9 @@ def test_an_example_of_the_page(product: str) -> None:
     head, said, wanted = SHOWN[product]
     now = int(time.time())
     usual = {"iss": one.issuer, "iat": now, "exp": now + 3600}
-    identity, _ = claims_room.read(head, {**usual, **said}, one, now)
+    identity, _, key = claims_room.read(head, {**usual, **said}, one, now)
     assert {name: getattr(identity, name) for name in wanted} == wanted
+    assert key is None
 
 
 def test_all_examples_of_the_page_together() -> None:
