@@ -475,7 +475,7 @@ CREATE TABLE IF NOT EXISTS revocations (
 CREATE INDEX IF NOT EXISTS revocations_expiry ON revocations (expires_at);
 ALTER TABLE revocations DROP CONSTRAINT IF EXISTS revocations_kind_check;
 ALTER TABLE revocations ADD CONSTRAINT revocations_kind_check
-    CHECK (kind IN ('session', 'user', 'jti', 'membership', 'organization', 'role', 'key', 'keys'));
+    CHECK (kind IN ('session', 'user', 'subject', 'jti', 'membership', 'organization', 'role', 'key', 'keys'));
 -- The transaction that last wrote the row: a reader fetches what was written since its previous read. A transaction that is in
 -- progress during a read is not below the snapshot's xmin, so it is read the next time, however late it commits.
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS changed_in xid8 NOT NULL DEFAULT pg_current_xact_id();
@@ -1097,6 +1097,36 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Accept one logout token or security event of an issuer: record it in the inbox and end what it names, all or nothing. Returns
+-- 'applied', or 'repeated' if it is already there. `ends` is an array of objects: `kind` and `subject` of a revocation, its
+-- `owner`, `at` (RFC 3339: credentials issued by then; null: all of them), and `keys` (whether the user's API keys end too). The
+-- issuer and all ids are checked and in the issuer's namespace already. Revocations of one subject combine in any order, so
+-- these events need not be applied one at a time.
+CREATE OR REPLACE FUNCTION public.apply_sign_out(event_id text, event_type text, event_at timestamptz, from_issuer text, ends jsonb,
+                                                 keep_for interval, revoke_for interval)
+RETURNS text LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    one jsonb;
+BEGIN
+    INSERT INTO public.webhook_inbox (id, provider, type, event_at, payload, expires_at)
+    VALUES (event_id, 'oidc', event_type, event_at, jsonb_build_object('issuer', from_issuer, 'ends', ends),
+            now() + greatest(keep_for, interval '1 hour'))
+    ON CONFLICT (id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN 'repeated';
+    END IF;
+    PERFORM set_config('gatepost.actor', 'issuer:' || from_issuer, true);          -- for the audit log: no caller did this
+    FOR one IN SELECT e FROM jsonb_array_elements(ends) AS e ORDER BY e->>'kind', e->>'subject' LOOP
+        PERFORM public.gatepost_revoke(one->>'kind', one->>'subject', (one->>'at')::timestamptz, now() + revoke_for, one->>'owner');
+        IF (one->>'keys')::boolean THEN
+            PERFORM public.gatepost_keys_changed(one->>'subject', NULL);
+            INSERT INTO public.endings (kind, subject, ended_at)                      -- a late repeat ends no newer key
+            VALUES ('ban', one->>'subject', coalesce((one->>'at')::timestamptz, clock_timestamp()));
+        END IF;
+    END LOOP;
+    RETURN 'applied';
+END $$;
+
 -- The revocations that still matter and were written in this transaction or a later one ('0': all of them).
 DROP FUNCTION IF EXISTS public.live_revocations();
 CREATE OR REPLACE FUNCTION public.revocations_since(earliest xid8)
@@ -1160,12 +1190,14 @@ LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     SELECT count(*) FROM gone
 $$;
 
-REVOKE ALL ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
+REVOKE ALL ON FUNCTION public.apply_sign_out(text, text, timestamptz, text, jsonb, interval, interval),
+    public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
     public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8), public.sweep_ended(integer),
     public.prune_sync(), public.prune_idempotency(integer) FROM PUBLIC;
 DO $do$
 BEGIN
-    EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_sign_out(text, text, timestamptz, text, jsonb, interval, interval),
+                    public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
                     public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8),
                     public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
@@ -1377,9 +1409,11 @@ REVOKE ALL ON FUNCTION public.gatepost_audit(regclass, text, text, text[]) FROM 
 SELECT gatepost_audit('data', 'org_id'), gatepost_audit('org_data', 'organization_id'),
        gatepost_audit('invoices', 'organization_id'), gatepost_audit('api_keys', 'org_id', ignored => '{last_used_at}');
 
--- Of the revocations only those by the operator: what an issuer or a change of a key ends is not done by anyone here.
+-- Of the revocations only those by the operator and by the logout tokens and security events of an issuer: what Clerk or a change
+-- of a key ends is recorded elsewhere. The row's id is that of the session, the user or the token; only the operator sees the entry.
 CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE ON revocations FOR EACH ROW
-    WHEN (NEW.kind IN ('session', 'user', 'jti') AND current_setting('gatepost.actor', true) = 'operator')
+    WHEN (NEW.kind IN ('session', 'user', 'subject', 'jti')
+          AND (current_setting('gatepost.actor', true) = 'operator' OR current_setting('gatepost.actor', true) LIKE 'issuer:%'))
     EXECUTE FUNCTION public.gatepost_audited('', 'subject');
 
 

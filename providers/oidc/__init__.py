@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from server import Provider, Setting, hookimpl
+from aiohttp import web
 
+from server import House, Provider, Setting, hookimpl
+
+from . import logout, security_events, sign_out
 from .mapping import NAME
 from .provider import OidcProvider
 
@@ -33,6 +36,18 @@ def register_settings() -> Mapping[str, Setting]:
         "issuers": Setting("tables", (), example=(_EXAMPLE,), help=_HELP),
         "dpop_nonce_secret": Setting(secret=True, help=_SECRET_HELP),
     }
+
+
+@hookimpl
+def register_handlers(settings: Mapping[str, Any]) -> Iterable[web.RouteDef]:
+    """Returns the routes that take logout tokens and security events; none without an issuer."""
+    return [*logout.routes(), *security_events.routes()] if settings.get("issuers") else []
+
+
+@hookimpl
+def register_services(settings: Mapping[str, Any], house: House) -> Mapping[str, Any]:
+    """Returns what those routes need: the issuers with their keys."""
+    return {sign_out.SERVICE: lambda: sign_out.opened(house)} if settings.get("issuers") else {}
 
 
 def make(settings: Mapping[str, Any]) -> Provider:

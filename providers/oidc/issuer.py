@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from server import CredentialRejected, House, Identity, Unavailable
 
@@ -101,12 +101,23 @@ class Issuer:
     def _entry(self, value: T, times: Times) -> Verified[T]:
         return Verified(value, times.begins(self.settings.leeway), times.expires)
 
-    async def _verified(self, segments: jws.Segments, payload: bytes) -> tuple[claims.Caller, int]:
+    def now(self) -> float:
+        """Returns the time by which its tokens are judged, in Unix seconds."""
+        return self._clock()
+
+    async def read(self, segments: jws.Segments, payload: bytes) -> tuple[jws.Header, int, dict[str, Any]]:
+        """Returns header, generation of the keys and claims of any JWT that this issuer has signed.
+
+        Raises Malformed or CredentialRejected if it has not; Unavailable without keys.
+        """
         if self._keys is None:
             raise Unavailable(f"{self.settings.issuer} is not open")
+        header, generation = await verify(segments, self._keys, self._headers)
+        return header, generation, jws.claims(payload)
+
+    async def _verified(self, segments: jws.Segments, payload: bytes) -> tuple[claims.Caller, int]:
         try:
-            header, generation = await verify(segments, self._keys, self._headers)
-            members = jws.claims(payload)
+            header, generation, members = await self.read(segments, payload)
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         return claims.read(header.members, members, self.settings, self._clock()), generation

@@ -43,12 +43,13 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) 
         raise _odd(settings.claims["user_id"], "is missing")
     fields = {"user_id": _own(settings, user_id, settings.claims["user_id"]), **_organisation(claims, settings)}
     scopes, impersonator = _scopes(claims, settings), _impersonator(claims, settings)
-    session = claims.get("sid")
-    return Identity(
+    session, subject = claims.get("sid"), claims.get("sub")
+    session_id = _own(settings, session, "sid") if is_plain_text(session) else None
+    identity = Identity(
         provider=NAME,
         token_type="access_token",
         scopes=scopes,
-        session_id=session if is_plain_text(session) else None,
+        session_id=session_id,
         token_id=token_id_of(claims),
         claims=freeze(claims),
         issued_at=times.issued,
@@ -56,6 +57,10 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) 
         impersonator=impersonator,
         **fields,
     )
+    if is_plain_text(subject) and (session_id is None or settings.claims["user_id"] != "sub"):
+        # What a sign-out names is the token's `sub`, and maybe a session that this token does not name.
+        identity.derived["subject"] = _own(settings, subject, "sub")
+    return identity
 
 
 def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from aiohttp import hdrs, web
 
@@ -19,7 +20,17 @@ from .dpop import HEADER, DpopGuard, bound_token
 from .issuer import Issuer
 from .mapping import NAME
 
-__all__ = ["NAME", "OidcProvider"]
+__all__ = ["NAME", "OidcProvider", "issuers_in"]
+
+_issuers_in: Final[WeakKeyDictionary[House, Mapping[str, Issuer]]] = WeakKeyDictionary()
+
+
+def issuers_in(house: House) -> Mapping[str, Issuer]:
+    """Returns the issuers of the provider that was opened with this house, by `iss`; empty if there is none.
+
+    The receivers of logout tokens and security events share its keys.
+    """
+    return _issuers_in.get(house, {})
 
 
 class OidcProvider:
@@ -82,6 +93,7 @@ class OidcProvider:
 
     async def open(self, house: House) -> None:
         """Fetch all issuers' keys concurrently; a failed fetch is repeated in the background."""
+        _issuers_in[house] = self._issuers
         if self._dpop is not None:
             await self._dpop.open(house)
         await asyncio.gather(*(one.open(house) for one in self._issuers.values()))

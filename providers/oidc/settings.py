@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,126}")
 _MEMBERS: Final = (
     "issuer", "audience", "audience_claim", "typ", "require", "algorithms", "namespace", "orgs", "claims", "jwks_uri",
-    "leeway_seconds", "max_token_seconds", *dpop_settings.MEMBERS,
+    "leeway_seconds", "max_token_seconds", "logout_audience", "ssf_authorization", *dpop_settings.MEMBERS,
 )  # fmt: skip
 _CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes")
 
@@ -35,6 +35,8 @@ class IssuerSettings:
     claims        the names of the claims that hold an Identity's fields; a field that is missing here is never set
     leeway        how far clocks may differ, in seconds
     max_lifetime  the longest accepted lifetime of a token, in seconds; 0: any
+    audiences     the values one of which logout tokens and security events must name in `aud`
+    ssf_authorization  the header `Authorization` of the transmitter of security events; None: any
     dpop          how proofs of its tokens are checked; None: tokens that are bound to a key are refused
     reserved      prefixes of other issuers' ids, which an id of this issuer must not have
     """
@@ -51,6 +53,8 @@ class IssuerSettings:
     jwks_uri: str | None
     leeway: float
     max_lifetime: float
+    audiences: frozenset[str]
+    ssf_authorization: str | None = field(repr=False)
     dpop: DpopSettings | None = None
     reserved: tuple[str, ...] = ()
 
@@ -99,9 +103,10 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         raise table.mistake("issuer", "is missing")
     table = Members(f"oidc.issuers {issuer!r}", table.given)
     claims = _claims(table)
+    audience = frozenset(table.words("audience", required=True))
     settings = IssuerSettings(
         issuer=issuer,
-        audience=frozenset(table.words("audience", required=True)),
+        audience=audience,
         audience_claim=table.text("audience_claim") or "aud",
         types=_types(table),
         require=_require(table),
@@ -112,6 +117,8 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         jwks_uri=table.url("jwks_uri", query=True),
         leeway=table.seconds("leeway_seconds", 5.0, 300.0),
         max_lifetime=table.seconds("max_token_seconds", 86_400.0, float(2**31)),
+        audiences=audience | frozenset(table.words("logout_audience", required="logout_audience" in table.given)),
+        ssf_authorization=table.text("ssf_authorization"),
         dpop=dpop_settings.read(table, ALGORITHMS),
     )
     _check_together(table, settings)

@@ -21,6 +21,11 @@ from .identity import Identity
 
 MOST_ENTRIES: Final = 500_000
 """Beyond this number the older half is replaced by one rule: every credential issued until now is refused."""
+SUBJECT: Final = "subject"
+"""The key in `Identity.derived` of the token's subject, as revocations name it: where it is not the user, or where no session
+is known, so that an issuer that ends a session by its id and its subject ends this token too."""
+_DEPENDENT: Final = frozenset({"session_token", "access_token"})
+"""The token types that an event may end at any moment: with a stale set they are a 503."""
 
 
 REVOCATION_FAILURES: Final = web.AppKey("revocation_failures", Counter)
@@ -118,7 +123,7 @@ class Revocations:
 
         Raises Unavailable if stale.
         """
-        if identity.token_type == "session_token" and self.stale:
+        if identity.token_type in _DEPENDENT and self.stale:
             raise Unavailable("the revocation feed is stale")
         if not self._entries and self._all_before == -math.inf:
             return False
@@ -134,11 +139,18 @@ class Revocations:
             return True  # one of Clerk's machines, which the command `revoke` names like a user
         if identity.impersonator is not None and self.revoked("user", identity.impersonator, issued):
             return True
+        if identity.token_type == "access_token" and SUBJECT in identity.derived and self._subject_ended(identity):
+            return True
         if org is None:
             return False
         if self.revoked("organization", org, issued) or (user and self.revoked("membership", f"{user} {org}", issued)):
             return True
         return identity.org_role is not None and self.revoked("role", identity.org_role, issued)
+
+    def _subject_ended(self, identity: Identity) -> bool:
+        subject, issued = identity.derived[SUBJECT], identity.issued_at
+        ended = identity.session_id is None and self.revoked("subject", subject, issued)
+        return ended or self.revoked("user", subject, issued)
 
 
 def _moment(value: Any) -> float:

@@ -133,7 +133,7 @@ class Dispatcher:
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
-        if error.status in _NOT_UNDERSTOOD or (error.for_log and error.status not in (401, 403)):
+        if error.status in _NOT_UNDERSTOOD or (error.for_log and (error.status not in (401, 403) or OPENED in request)):
             self._log(request, error)
         return self._challenged(request, self._errors.response(error))
 

@@ -106,9 +106,9 @@ class House(Protocol):
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
         """Is a credential of this subject that was issued at `issued_at` revoked?
 
-        `kind` is `key`, `session`, `user`, `organization`, `membership` or `role`. `issued_at` is Unix seconds; set it: if it
-        is None, every revocation of the subject applies. This reads memory only. Raises Unavailable where that is older than
-        `revocation.max_staleness`.
+        `kind` is `key`, `session`, `user`, `subject`, `organization`, `membership` or `role`. `issued_at` is Unix seconds; set
+        it: if it is None, every revocation of the subject applies. This reads memory only. Raises Unavailable where that is
+        older than `revocation.max_staleness`.
         """
 
     async def first_use(self, value: str, seconds: float) -> bool:

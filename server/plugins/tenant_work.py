@@ -9,7 +9,7 @@ from typing import Final
 from ..auth.names import is_plain_text
 
 _ACTOR: Final = re.compile(r"([a-z][a-z0-9_-]{0,31}):\S{1,200}\Z")
-_TAKEN: Final = frozenset({"anonymous", "key", "operator", "org", "system", "user"})
+_TAKEN: Final = frozenset({"anonymous", "issuer", "key", "operator", "org", "system", "user"})
 
 
 def work_of(
