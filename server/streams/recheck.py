@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..auth.identity import Identity
 from ..auth.rejected import CredentialRejected
+from ..auth.revocation import SUBJECT
 from ..http.errors import Unavailable
 from ..http.streaming import TICKET
 from ..plugins.providers import LoadedProvider
@@ -88,6 +89,8 @@ def subjects_of(identity: Identity) -> set[tuple[str, str]]:
     user, org = identity.user_id, identity.org_id
     subjects = {("session", identity.session_id), ("jti", identity.token_id), ("user", user), ("user", identity.impersonator)}
     subjects |= {("organization", org), ("user", identity.key_id if identity.token_type == "m2m_token" else None)}
+    if SUBJECT in identity.derived:
+        subjects |= {("user", identity.derived[SUBJECT]), ("subject", identity.derived[SUBJECT])}
     if org is not None:
         subjects |= {("role", identity.org_role), ("membership", f"{user} {org}" if user is not None else None)}
     return {(kind, subject) for kind, subject in subjects if subject is not None}

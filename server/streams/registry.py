@@ -22,7 +22,7 @@ from .lease import Lease, log_end
 from .recheck import Recheck, is_watched, subjects_of
 from .settings import StreamBounds
 
-_INDEXED: Final = frozenset({"session", "jti", "user", "organization", "membership", "role"})
+_INDEXED: Final = frozenset({"session", "jti", "user", "subject", "organization", "membership", "role"})
 
 
 class Admission(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server import Identity, Unavailable
-from server.auth.revocation import Revocations
+from server.auth.revocation import SUBJECT, Revocations
 from server.auth.revocation_feed import Feed
 from server.testing.clerk import LoopbackClerk
 
@@ -86,14 +86,27 @@ def test_a_credential_of_unknown_age_is_denied_by_any_revocation(kind: str, subj
     assert revoked(kind, subject, 1).denies(identity(issued_at=None))
 
 
-def test_a_stale_feed_is_an_outage_for_sessions_and_not_for_others() -> None:
+def test_a_stale_feed_is_an_outage_for_what_an_issuer_signs_out_and_not_for_others() -> None:
     now = itertools.chain([5.0], itertools.repeat(15.5))
     known = Revocations(max_staleness=10, clock=lambda: next(now))
     known.replace([], 5.0)
     assert known.denies(identity()) is False
     with pytest.raises(Unavailable):
         known.denies(identity())
-    assert known.denies(identity(token_type="access_token")) is False
+    with pytest.raises(Unavailable):
+        known.denies(identity(token_type="access_token"))
+    assert known.denies(identity(token_type="clerk_api_key")) is False
+
+
+@pytest.mark.parametrize(("kind", "before", "session", "denied"), [
+    ("subject", 100, None, True), ("subject", 99, None, False), ("subject", 100, "sess_9", False), ("user", 100, "sess_9", True),
+    ("user", 99, None, False),
+])  # fmt: skip
+def test_an_access_token_whose_subject_is_not_its_user(kind: str, before: float, session: str | None, denied: bool) -> None:
+    for token_type, expected in (("access_token", denied), ("api_key", False)):
+        caller = identity(token_type=token_type, user_id="uid_1", session_id=session)
+        caller.derived[SUBJECT] = "sub_1"
+        assert revoked(kind, "sub_1", before).denies(caller) is expected
 
 
 def test_before_the_first_reading_nobody_with_a_session_passes() -> None:

@@ -801,7 +801,7 @@ SHOWN: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"sub": "f3a1", "aud": ["gatepost", "account"], "typ": "Bearer", "azp": "spa", "sid": "s", "scope": "email",
          "org_id": "acme", "org_role": "member", "realm_access": {"roles": ["invoices:read"]}},
         {"user_id": "keycloak|f3a1", "org_id": "keycloak|acme", "org_role": "org:member", "org_permissions": ("org:invoices:read",),
-         "session_id": "s"},
+         "session_id": "keycloak|s"},
     ),
     "Okta": (
         {},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kits import oidc as oidc_kit
 from kits import signals
+from kits.live import LIVE, events, registry, until
 from kits.oidc import AUDIENCE, DROP, Issuer, key
 from kits.signals import DISABLED, EVENT, LOGOUT, REVOKED, SCHEMAS, SSF, VERIFICATION, asked, ends, iss_sub, log_out, push
 
@@ -393,6 +394,16 @@ async def made_key(db: TestDatabase, user: str) -> str:
         made.id, made.text.encode(), user,
     )  # fmt: skip
     return made.text
+
+
+async def test_live_answers_end_too(serve: Serve, issuer: Issuer) -> None:
+    client = await serve(signals.table(issuer), extra=LIVE)
+    shown = [{"Authorization": f"Bearer {token}"} for token in (issuer.token(sid="s1"), issuer.token(), issuer.token(sid="s2"))]
+    async with events(client, "/api/ticks", shown[0]), events(client, "/api/ticks", shown[1]), events(client, "/api/ticks", shown[2]):
+        assert registry(client).number == 3
+        assert (await log_out(client, signals.logout_token(issuer, sid="s1"))).status == 200
+        await until(lambda: registry(client).number == 1)
+        assert registry(client).ended == {"session-revoked": 2}
 
 
 UNFIT: dict[str, tuple[dict[str, Any], int, str, str]] = {
