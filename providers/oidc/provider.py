@@ -54,8 +54,8 @@ class OidcProvider:
         return frozenset(one.settings.namespace for one in self._issuers.values())
 
     def subject_of(self, kind: str, issuer: str, id: str) -> str:
-        """Returns an issuer's id as an Identity has it: a user's with the namespace. Raises ValueError for no such id."""
-        return self._issuers[issuer].settings.own(id) if kind == "user" else id
+        """Returns an issuer's id as an Identity has it: a user's or a session's with the namespace. Raises ValueError."""
+        return self._issuers[issuer].settings.own(id) if kind in ("user", "session") else id
 
     @property
     def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:

@@ -169,6 +169,9 @@ async def test_a_user_of_another_issuer(serve: Serve, db: TestDatabase, run: Run
         assert (await run("--jti", "jti-c", "--issuer", one.url))[0] == 0
         await ended(client, tokens["c"])
         await works(client, tokens["d"])
+        of_session = one.token(sub="e", sid="s1")
+        assert "'acme|s1'" in (await run("--session", "s1", "--issuer", one.url))[1]
+        await ended(client, of_session)
         status, out, error = await run("--user", "d", "--issuer", "https://nobody.example")
         assert (status, out) == (2, "")
         assert error == f"gatepost: revoke: no provider has the issuer 'https://nobody.example'; known: {one.url}\n"
