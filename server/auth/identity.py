@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -91,6 +92,8 @@ class Identity:
         for name, value in (("user_id", user_id), ("org_id", org_id), ("key_id", key_id), ("impersonator", impersonator)):
             if value is not None and not is_plain_text(value):
                 raise ValueError(f"{name} must be 1 to 255 characters of printable text, or None")
+        if expires_at is not None and not -math.inf < expires_at < math.inf:
+            raise ValueError("expires_at must be Unix seconds, or None")
         put = object.__setattr__
         put(self, "provider", provider)
         put(self, "token_type", token_type)

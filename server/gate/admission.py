@@ -89,8 +89,8 @@ class Gate:
                     limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
-            if not shown and rule is not None and rule.streams and hdrs.COOKIE in request.headers and TICKET not in request:
-                demand_origin(request, self._parties.get(identity.provider, ()))
+            if not shown and rule is not None and rule.streams:
+                self.check_origin(request, identity)
             caller = caller_key(identity)
             if self._caller_limit is not None:
                 request[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
@@ -179,6 +179,11 @@ class Gate:
         """The rule of the route that this request matched; None for a preflight and an unknown path or method."""
         match = request._match_info
         return self._rules.get(match.route) if match is not None else None
+
+    def check_origin(self, request: web.Request, identity: Identity) -> None:
+        """Raise the 401 for a live answer to a caller who is known by a cookie alone, from a page that is not authorized."""
+        if hdrs.COOKIE in request.headers and TICKET not in request and not self._shown(request):
+            demand_origin(request, self._parties.get(identity.provider, ()))
 
     def template_of(self, request: web.Request) -> str:
         """The template of the route that this request matched, or `(none)`."""

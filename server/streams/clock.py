@@ -23,6 +23,7 @@ _LINGER_SECONDS: Final = 2.0
 _AFTERWARDS_SECONDS: Final = 5.0
 """How long a handler may go on after it has left the block of its live answer."""
 _STUBBORN: Final = 10
+_SPARE: Final = 64
 _LOOK_BEATS: Final = 4
 """Every so many heartbeats the provider is asked again about a credential whose end nothing reports: once a minute."""
 
@@ -130,6 +131,9 @@ class Clock:
     # Expiry
 
     def _plan_expiry(self, lease: Lease) -> None:
+        if len(self._expiries) > 2 * len(self._open) + _SPARE:  # those of leases that have ended
+            self._expiries = [one for one in self._expiries if one[2] in self._open and one[0] == one[2].expires_at]
+            heapq.heapify(self._expiries)
         if lease.expires_at is not None:
             heapq.heappush(self._expiries, (lease.expires_at, next(self._count), lease))
             if self._expiries[0][2] is lease:
@@ -151,7 +155,7 @@ class Clock:
             moved = True
             if lease.end is None and lease.expires_at == moment and lease.identity is not None:
                 self._end(lease, expired(lease.identity))
-        if moved or (self._expiry_timer is not None and self._expiry_timer.when() < asyncio.get_running_loop().time()):
+        if moved or (self._expiry_timer is not None and self._expiry_timer.when() <= asyncio.get_running_loop().time()):
             self._set_expiry_timer()
 
     # Slow readers, and handlers that do not end
@@ -182,10 +186,11 @@ class Clock:
         """Close the connection of an ended lease for good, and cancel its handler again and again until it ends."""
         since = self._ending[lease]
         gone = lease.request.transport is None or lease.transport.is_closing()
-        if now - since >= _LINGER_SECONDS:
+        late = now - since >= (self._bounds.slow if lease.end is TOO_SLOW else _LINGER_SECONDS)
+        if late:
             lease.transport.abort()
         if lease.task.done():
-            if gone or now - since >= _LINGER_SECONDS:
+            if gone or late:
                 del self._ending[lease]
             return
         patience = _AFTERWARDS_SECONDS if lease.left_at is not None else 1.0

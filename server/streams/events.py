@@ -64,15 +64,10 @@ class Stream:
             raise RuntimeError("an event stream is opened once")
         self._lease = lease = self._registry.open(self._request, "events")
         lease.finish = self._finish
-        try:
-            if self._request.method != hdrs.METH_HEAD:
-                self.response.force_close()
-            await self.response.prepare(self._request)
-            if self._request.method == hdrs.METH_HEAD:
-                self._registry.end(lease, HEAD)
-        except BaseException:
-            self._registry.left(lease, GONE)
-            raise
+        self.response.force_close()
+        await begun(self._registry, lease, self.response)
+        if self._request.method == hdrs.METH_HEAD:
+            self._registry.end(lease, HEAD)
         return self
 
     async def __aexit__(
@@ -91,6 +86,18 @@ class Stream:
                 at_once(writer.write(end_frame(end.reason), drain=False))  # type: ignore[call-arg]
                 writer.set_eof()  # type: ignore[attr-defined]
         protocol.force_close()
+
+
+async def begun(registry: Streams, lease: Lease, response: web.StreamResponse) -> None:
+    """Send the head of a live answer. Raises what its preparation raises; CancelledError where the client has gone."""
+    try:
+        await response.prepare(lease.request)
+    except ConnectionError:
+        registry.left(lease, GONE)
+        raise asyncio.CancelledError("the client has gone") from None
+    except BaseException:
+        registry.left(lease, GONE)
+        raise
 
 
 async def leave(registry: Streams, lease: Lease, error: BaseException | None) -> bool:

@@ -54,6 +54,10 @@ class Lease:
         self.taken_then = 0
         """Bytes that the client had taken when it fell behind."""
 
+    def forget(self) -> None:
+        """Let go of what refers back to the lease: the handler is done with it."""
+        self.finish = _nothing
+
 
 def _nothing(*_: object) -> None:
     """Where nothing is to be done."""

@@ -106,5 +106,5 @@ def is_watched(identity: Identity | None) -> bool:
 def _rights(identity: Identity) -> tuple[Any, ...]:
     return (
         identity.token_type, identity.user_id, identity.org_id, identity.org_role, identity.org_permissions, identity.scopes,
-        identity.key_id, identity.impersonator, identity.pending,
+        identity.key_id, identity.impersonator, identity.pending, identity.session_id,
     )  # fmt: skip

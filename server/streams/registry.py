@@ -15,13 +15,16 @@ from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
 from ..auth.revocation import Revocations
 from ..database.request_transaction import JOINED
-from ..http.errors import ApiError, BadRequest, ServiceUnavailable, TooManyRequests, Unauthorized, Unavailable
+from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unauthorized, Unavailable
 from .clock import Clock
 from .ends import DRAINING, GONE, SESSION_REVOKED, End, expired
 from .lease import Lease, log_end
+from .places import Places
 from .recheck import Recheck, is_watched, subjects_of
 from .settings import StreamBounds
 
+_KEYS: Final = "keys"
+"""The kind of a change to any of an owner's keys."""
 _INDEXED: Final = frozenset({"session", "jti", "user", "subject", "organization", "membership", "role"})
 
 
@@ -31,6 +34,9 @@ class Admission(Protocol):
     @property
     def release(self) -> Callable[[web.Request], Callable[[], None]]:
         """Stops counting a request among those in progress of its caller; returns the function that counts it again."""
+
+    def check_origin(self, request: web.Request, identity: Identity) -> None:
+        """Raise the 401 for a cookie without a good `Origin`."""
 
     def refuse(self, request: web.Request, error: ApiError) -> None:
         """Count and report a refusal by a bound."""
@@ -55,9 +61,10 @@ class Streams:
         self.opened: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.draining = False
-        self._of: Counter[str] = Counter()
-        self._unknown = 0
+        self._places = Places(bounds)
         self._by_subject: dict[tuple[str, str], set[Lease]] = {}
+        self._watched: set[Lease] = set()
+        """Those whose provider is asked again."""
         self._asking: set[asyncio.Task[None]] = set()
         self._clock = Clock(bounds, self.end, self._look_again, self._end_unknowable)
         revocations.listeners.append(self.revoked)
@@ -73,15 +80,18 @@ class Streams:
         if JOINED in request:  # its transaction, and so its connection, would be held as long as the answer lasts
             raise BadRequest("idempotency-key-unsupported")
         if identity is not None:
+            self._admission.check_origin(request, identity)  # a second time: the gate may not know that this route streams
             self._check(identity)
         caller = caller_key(identity) if identity is not None else self._client_of(request)
         try:
-            self._bound(identity, caller)
+            if self.draining:
+                raise ServiceUnavailable
+            self._places.check(caller, known=identity is not None, number=self._clock.number)
         except ApiError as error:
             self._admission.refuse(request, error)
             raise
         if request.transport is None:
-            raise ConnectionResetError("the client has gone")
+            raise ServiceUnavailable  # the client has gone
         lease = Lease(request, identity, kind, self._admission.template_of(request), caller, asyncio.get_running_loop().time())
         self._add(lease)
         return lease
@@ -93,21 +103,9 @@ class Streams:
         if identity.expires_at is not None and identity.expires_at <= time.time():
             raise Unauthorized(expired(identity).reason)
 
-    def _bound(self, identity: Identity | None, caller: str | None) -> None:
-        if self.draining:
-            raise ServiceUnavailable
-        if caller is not None and self._of[caller] >= self.bounds.per_caller:
-            raise TooManyRequests("streams", headers={"Retry-After": "1"})
-        # Callers that are not known share half of the places, so that they cannot take all of them.
-        if self._clock.number >= self.bounds.total or (identity is None and self._unknown >= max(1, self.bounds.total // 2)):
-            raise ServiceUnavailable
-
     def _add(self, lease: Lease) -> None:
-        if lease.caller is not None:
-            self._of[lease.caller] += 1
-        if lease.identity is None:
-            self._unknown += 1
-        else:
+        self._places.take(lease)
+        if lease.identity is not None:
             for subject in subjects_of(lease.identity):
                 self._by_subject.setdefault(subject, set()).add(lease)
         lease.release = self._admission.release(lease.request)
@@ -115,7 +113,9 @@ class Streams:
         lease.request.protocol.begin_live(partial(self.end, lease, GONE), last=last)  # type: ignore[attr-defined]
         self.opened[lease.kind] += 1
         self._clock.add(lease)
-        self._look_again(lease)  # it may have ended between its admission and now
+        if is_watched(lease.identity):
+            self._watched.add(lease)
+            asyncio.get_running_loop().call_soon(self._look_again, lease)  # it may have ended since its admission
 
     def end(self, lease: Lease, end: End) -> None:
         """End a live answer: the client is told why, the connection is closed, and the handler is cancelled. Only once."""
@@ -134,6 +134,7 @@ class Streams:
 
     def left(self, lease: Lease, end: End) -> None:
         """The handler has left the block; `end` is why, if the lease has not ended before."""
+        lease.forget()
         if lease.end is None:
             lease.end = end
             self._forget(lease)
@@ -141,18 +142,14 @@ class Streams:
         lease.release()
 
     def _forget(self, lease: Lease) -> None:
-        if lease.caller is not None:
-            self._of[lease.caller] -= 1
-            if self._of[lease.caller] <= 0:
-                del self._of[lease.caller]
-        if lease.identity is None:
-            self._unknown -= 1
-        else:
+        self._places.leave(lease)
+        if lease.identity is not None:
             for subject in subjects_of(lease.identity):
                 leases = self._by_subject[subject]
                 leases.discard(lease)
                 if not leases:
                     del self._by_subject[subject]
+        self._watched.discard(lease)
         assert lease.end is not None
         self.ended[lease.end.reason] += 1
         log_end(lease, asyncio.get_running_loop().time() - lease.opened_at)
@@ -169,18 +166,18 @@ class Streams:
 
     def revoked(self, subjects: set[tuple[str, str]]) -> None:
         """End what these revocations, which were read just now, concern; an empty set: any may have been read."""
-        wide = not subjects or any(kind not in _INDEXED for kind, _ in subjects)
+        kinds = {kind for kind, _ in subjects}
+        wide = not subjects or not kinds <= _INDEXED | {_KEYS}
         affected = self._clock.leases() if wide else {one for each in subjects for one in self._by_subject.get(each, ())}
         for lease in affected:
-            if lease.identity is None:
-                continue
             try:
-                if self._revocations.denies(lease.identity):
+                if lease.identity is not None and self._revocations.denies(lease.identity):
                     self.end(lease, SESSION_REVOKED)
-                elif wide:
-                    self._look_again(lease, subjects)
             except Unavailable:
                 self.end(lease, DRAINING)
+        if wide or _KEYS in kinds:
+            for lease in list(self._watched):
+                self._look_again(lease, subjects)
 
     def _end_unknowable(self) -> None:
         """While the feed of revocations is too old, end what a request could not do either."""
@@ -189,7 +186,7 @@ class Streams:
 
     def _look_again(self, lease: Lease, changed: Iterable[tuple[str, str]] = ()) -> None:
         """Find out whether the credential is still good, where nothing else reports its end; from memory if possible."""
-        if not is_watched(lease.identity):
+        if lease.end is not None or lease not in self._watched:
             return
         try:
             if not self._recheck.is_needed(lease):
@@ -206,4 +203,5 @@ class Streams:
         if isinstance(outcome, End):
             self.end(lease, outcome)
         elif outcome is not None and lease.end is None:
+            lease.identity = outcome  # with the same rights: the one that the provider recalls from now on
             self._clock.expire_at(lease, outcome.expires_at)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
-from aiohttp.log import ws_logger
 
 from ..http.errors import ApiError
 from ..http.streaming import asks_for_websocket, opens_stream
-from .ends import GONE, End
-from .events import STREAMS, leave
+from .ends import End
+from .events import STREAMS, begun, leave
 from .lease import Lease
 
 _CLOSE_SECONDS: Final = 1.5
 _VERSION: Final = "13"
-ws_logger.setLevel(logging.ERROR)  # its warnings quote what the client sent
 
 
 class UpgradeRequired(ApiError):
@@ -84,11 +81,7 @@ class Opening:
         heartbeat = self._registry.bounds.heartbeat
         self._socket = LiveSocket(lease, heartbeat=heartbeat, max_msg_size=self._max_bytes, protocols=self._protocols)
         lease.finish = self._finish
-        try:
-            await self._socket.prepare(self._request)
-        except BaseException:
-            self._registry.left(lease, GONE)
-            raise
+        await begun(self._registry, lease, self._socket)
         return self._socket
 
     async def __aexit__(

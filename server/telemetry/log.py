@@ -41,6 +41,7 @@ def start_logging(format: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     LOG.setLevel(logging.INFO)
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings quote what the client sent
 
 
 def _fields(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

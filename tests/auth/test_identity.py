@@ -315,3 +315,11 @@ def test_a_rejection_says_its_slug_and_keeps_its_detail_apart() -> None:
     rejected = CredentialRejected("token-expired", "canary detail")
     assert (str(rejected), rejected.reason, rejected.detail) == ("token-expired", "token-expired", "canary detail")
     assert CredentialRejected().reason == "credential-rejected"
+
+
+@pytest.mark.parametrize("moment", [float("nan"), float("inf"), float("-inf")])
+def test_the_end_of_a_credential_is_a_time(moment: float) -> None:
+    with pytest.raises(ValueError, match="expires_at"):
+        Identity(provider="x", expires_at=moment)
+    assert Identity(provider="x", expires_at=1.5).expires_at == 1.5
+    assert Identity(provider="x").expires_at is None

@@ -492,12 +492,6 @@ class RechecksNothing(Remembering):
         raise CredentialRejected("key-revoked")
 
 
-@broken("an_open_stream_can_be_checked_again", "not Unix seconds")
-class NeverExpires(Remembering):
-    def identity(self, token: str) -> Any:
-        return Identity(provider="good", user_id=token.removeprefix("good_"), expires_at=float("inf"))
-
-
 @broken("reads_names_the_headers_that_it_reads", "not in reads")
 class ReadsAnotherHeader(Remembering):
     reads = ("X-Good",)
