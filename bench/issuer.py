@@ -43,6 +43,18 @@ class Issuer:
         """The same, signed with another key."""
         return _signed(self._other, _claims(number))
 
+    def oauth(self, number: int) -> str:
+        """A new OAuth access token (RFC 9068) of this user, as Clerk's OAuth applications get it."""
+        claims = {name: value for name, value in _claims(number).items() if name in ("exp", "iat", "iss", "nbf", "sub")}
+        claims |= {"client_id": "client_2bench", "scope": "profile email data:read", "jti": f"oat_{secrets.token_hex(16)}", "org_id": org(number)}
+        return _signed(self._key, claims, {"alg": "RS256", "kid": _HEADER["kid"], "typ": "at+jwt"})
+
+    def machine(self, number: int) -> str:
+        """A new token of one of Clerk's machines."""
+        claims = {name: value for name, value in _claims(number).items() if name in ("exp", "iat", "iss", "nbf")}
+        claims |= {"jti": secrets.token_hex(16), "scopes": "mch_2bench", "sub": f"mch_{number:024d}"}
+        return _signed(self._key, claims, {**_HEADER, "cat": "cl_B7d4PD333AAA"})
+
     def verify_us(self, repetitions: int = 20, batch: int = 100) -> float:
         """CPU microseconds of one bare verification of an RSA-2048 signature by `cryptography`; the least of many."""
         key, message = self._key.public_key(), self.token(0).rpartition(".")[0].encode()
@@ -84,8 +96,8 @@ def _claims(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _signed(key: rsa.RSAPrivateKey, claims: dict[str, Any]) -> str:
-    message = ".".join(_segment(json.dumps(part, separators=(",", ":")).encode()) for part in (_HEADER, claims))
+def _signed(key: rsa.RSAPrivateKey, claims: dict[str, Any], header: dict[str, str] = _HEADER) -> str:
+    message = ".".join(_segment(json.dumps(part, separators=(",", ":")).encode()) for part in (header, claims))
     return f"{message}.{_segment(key.sign(message.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 

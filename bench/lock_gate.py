@@ -13,8 +13,9 @@ from inproc import Client, Step, cheapest
 from issuer import garbage, org, request, user
 from stage import FAR, Stage
 
-from providers.api_key.key_format import digest_of, make
-from server import Identity, answer, hookimpl, identity_of, signed_in
+from providers.api_key.key_format import digest_of
+from providers.api_key.key_format import make as make_key
+from server import Identity, answer, hookimpl, identity_of, requires, signed_in
 from server.app import DISPATCHER, SERVER_DATABASE, build
 from server.auth.access import access_of, check
 from server.auth.identity import IDENTITY
@@ -24,8 +25,9 @@ from server.settings.sources import Settings
 from server.telemetry.metrics import Tally
 
 _BARE = "/api/bench"
+_MACHINES = "/api/bench/machines"
 _GATE = "the gate for "
-_KEY = make("production")
+_KEY = make_key("production")
 
 
 def price(lock: str, with_it: float, without: float) -> dict[str, Any]:
@@ -39,14 +41,20 @@ async def bare(request: web.Request) -> web.StreamResponse:
     return answer(b"{}")
 
 
+@requires(accepts=["oauth_token", "m2m_token", "access_token"])  # the last one for `captured`
+async def of_machines(request: web.Request) -> web.StreamResponse:
+    """The same, for machine tokens."""
+    return answer(b"{}")
+
+
 @contextlib.asynccontextmanager
 async def application(stage: Stage, more: Mapping[str, Any] | None = None) -> AsyncIterator[tuple[web.Application, Client]]:
     """The application as it is served, and one connection to it."""
     url = stage.postgres.url(stage.postgres.serving, stage.postgres.locked)
     key = {"id": "bench", "hash": "sha256:" + digest_of(_KEY.text).hex(), "user_id": user(0), "org_id": org(0)}
     given = {**stage.settings(more), "database.url": url, "clerk.jwt_key": stage.issuer.pem, "api_key.keys": [key]}
-    offer = web.get(_BARE, bare)
-    plugin = SimpleNamespace(register_handlers=hookimpl(lambda: [offer], specname="register_handlers"))
+    offers = [web.get(_BARE, bare), web.get(_MACHINES, of_machines)]
+    plugin = SimpleNamespace(register_handlers=hookimpl(lambda: offers, specname="register_handlers"))
     runner = web.AppRunner(app := build(Settings(environ={}, given=given), {"bench": plugin}), access_log=None)
     await runner.setup()
     client = Client(runner)
@@ -143,8 +151,8 @@ async def credentials(stage: Stage, app: web.Application, client: Client, tokens
     front: Any = app[DISPATCHER]
     admit = front._gate.admit
 
-    async def shown(shows: Iterable[dict[str, Any]], ask: Any = admit) -> Step:
-        requests = itertools.cycle(await captured(app, client, [request(_BARE, **show) for show in shows]))
+    async def shown(shows: Iterable[dict[str, Any]], ask: Any = admit, path: str = _BARE) -> Step:
+        requests = itertools.cycle(await captured(app, client, [request(path, **show) for show in shows]))
 
         async def step() -> None:
             one = next(requests)
@@ -160,18 +168,22 @@ async def credentials(stage: Stage, app: web.Application, client: Client, tokens
         """What the counting itself costs."""
 
     fresh = [stage.issuer.token(n) for n in range(repetitions * batch)]
+    machines = {"an OAuth token": stage.issuer.oauth, "an M2M token": stage.issuer.machine}
+    known = {f"{kind} that is known": [make(n) for n in range(100)] for kind, make in machines.items()}
+    new = {f"{kind} never seen before": [make(n) for n in range(repetitions * batch)] for kind, make in machines.items()}
     steps = {
         "let in": await shown([{"token": tokens[0]}], let_in),
         "turned away": await shown([{"token": tokens[0]}], turned_away),
         "a token that is known": await shown({"token": token} for token in tokens),
         "a token never seen before": await shown({"token": token} for token in fresh),
+        **{name: await shown(({"token": token} for token in kind), path=_MACHINES) for name, kind in (known | new).items()},
         "an API key of the settings": await shown([{"key": _KEY.text}]),
         "no credential": await shown([{}]),
         "a forged token": await shown({"token": stage.issuer.forged(n)} for n in range(100)),
         "garbage": await shown({"token": garbage(n)} for n in range(100)),
     }
     us = {name: values[0] for name, values in (await cheapest(steps, repetitions, batch)).items()}
-    base = dict.fromkeys(("a token that is known", "a token never seen before", "an API key of the settings"), us["let in"])
+    base = dict.fromkeys(("a token that is known", "a token never seen before", *known, *new, "an API key of the settings"), us["let in"])
     return [price(f"({_GATE}{name})", us[name], base.get(name, us["turned away"])) for name in list(steps)[2:]]
 
 

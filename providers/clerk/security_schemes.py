@@ -23,7 +23,7 @@ SECURITY_SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
     "clerk_machine": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A Clerk machine token (`ak_`, `mt_`, `oat_`), on routes that accept its type.",
+        "description": "A Clerk machine token (`ak_`, `mt_`, `oat_`, or an OAuth or M2M JWT), on routes that accept its type.",
         "x-gatepost-token-types": ["clerk_api_key", "m2m_token", "oauth_token"],
     },
 }

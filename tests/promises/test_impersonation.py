@@ -196,6 +196,62 @@ async def test_a_session_of_clerks_makes_no_key(serve: Serve, clerk: LoopbackCle
     assert (await client.post("/api/keys", bearer(clerk.token("alice")), {"name": "k"})).status == 201
 
 
+async def test_a_session_in_a_cookie_makes_and_rotates_no_key(serve: Serve, clerk: LoopbackClerk, db: TestDatabase) -> None:
+    client = await serve({**clerk.settings(), "providers": ["clerk", "api_key"]})
+    mine = (await client.post("/api/keys", bearer(clerk.token("alice")), {"name": "mine"})).json()
+    before = await db.rows("SELECT * FROM api_keys ORDER BY id")
+    by_eve = {**clerk.cookies(clerk.token("alice", act=DASHBOARD)), "Origin": clerk.party}
+    for _ in range(2):
+        refused(await client.post("/api/keys", by_eve, {"name": "k"}))
+        refused(await client.post(f"/api/keys/{mine['id']}/rotate", by_eve, {}))
+    assert await db.rows("SELECT * FROM api_keys ORDER BY id") == before
+    assert (await client.post("/api/keys", {**by_eve, **clerk.cookies(clerk.token("alice"))}, {"name": "k"})).status == 201
+
+
+MACHINE_KINDS = [("oauth_token", "alice"), ("m2m_token", "mch_1")]
+
+
+async def test_no_machine_token_makes_a_key(serve: Serve, clerk: LoopbackClerk, db: TestDatabase) -> None:
+    """With or without `act`: the routes of keys name no such type."""
+    client = await serve({**clerk.settings(), "providers": ["clerk", "api_key"]})
+    keys = await db.count("api_keys")
+    for kind, subject in MACHINE_KINDS:
+        for act in ({}, {"act": DASHBOARD}):
+            token = clerk.machine_jwt(subject, kind, org_id="org_a", **act)
+            for path in ("/api/keys", "/api/keys/gk_1/rotate"):
+                got = await client.post(path, bearer(token), {"name": "k"})
+                assert (got.status, got.json()["reason"]) == (401, "token-type")
+    assert await db.count("api_keys") == keys
+
+
+@requires(accepts=["oauth_token", "m2m_token"])
+async def note(request: web.Request) -> web.Response:
+    async with scoped(request) as db:
+        await db.execute("INSERT INTO data (user_id, name) VALUES ($1, 'n')", identity_of(request).user_id)
+    return answer({"impersonator": identity_of(request).impersonator})
+
+
+@requires(accepts=["oauth_token", "m2m_token"], impersonation=False)
+async def alone(request: web.Request) -> web.Response:
+    return answer({})
+
+
+async def test_a_jwt_machine_token_names_both(serve: Serve, clerk: LoopbackClerk, db: TestDatabase) -> None:
+    client = await serve(clerk.settings(), extra={"acme": plugin(web.post("/note", note), web.post("/alone", alone), web.get("/who", who))})
+    token = clerk.machine_jwt("alice", act=DASHBOARD, jti="oat_1")
+    for _ in range(2):
+        got = await client.post("/note", bearer(token))
+        assert got.json() == {"impersonator": "eve"}
+        (entry,) = await db.rows("SELECT user_id, actor, impersonator FROM audit_log WHERE request_id = $1", got.headers["X-Request-Id"])
+        assert tuple(entry.values()) == ("alice", "key:oat_1", "eve")
+    for kind, subject in MACHINE_KINDS:
+        refused(await client.post("/alone", bearer(clerk.machine_jwt(subject, kind, act=DASHBOARD))))
+        assert (await client.post("/alone", bearer(clerk.machine_jwt(subject, kind)))).status == 200
+        for act in ("eve", [], {}, {"sub": ""}, {"sub": 7}, False):
+            got = await client.post("/alone", bearer(clerk.machine_jwt(subject, kind, act=act)))
+            assert (got.status, got.json()) == (401, {"error": "Unauthorized", "reason": "token-claims"})
+
+
 async def test_a_route_of_a_product_refuses(client: Client) -> None:
     assert (await client.post("/owner", ALICE)).json() == {"done": True}
     assert (await client.post("/owner", ROBOT_A)).json() == {"done": True}
