@@ -44,13 +44,20 @@ class MachineAudience:
         self.observed = 0
         """How many tokens were accepted that the check would have refused."""
 
-    def check(self, claims: Mapping[str, Any], now: float) -> None:
-        """Raise CredentialRejected for a token of another audience. `now` is in Unix seconds."""
+    def check(self, claims: Mapping[str, Any]) -> str | None:
+        """Returns what is wrong with the `aud` while the check only observes: `observe` takes it if all else is right; or None.
+
+        Raises CredentialRejected for a token of another audience where the check is enforced.
+        """
         trouble = fault(claims, self._ours, required=self._required)
+        if trouble is not None and self._enforced:
+            raise CredentialRejected("token-audience", trouble)
+        return trouble
+
+    def observe(self, trouble: str | None, now: float) -> None:
+        """Count and log a token that is accepted although `check` found `trouble`. `now` is in Unix seconds."""
         if trouble is None:
             return
-        if self._enforced:
-            raise CredentialRejected("token-audience", trouble)
         self.observed += 1
         if abs(now - self._logged_at) >= _LOG_SECONDS:
             self._logged_at = now

@@ -64,8 +64,9 @@ def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tupl
         raise _odd("the response's subject is not of an expected kind")
     expires = _moment(members, "expiration")
     _check_alive(members, expires, now)
+    trouble = None
     if kind.token_type == "oauth_token":
-        audience.check(members if members.get("aud") is not None else {}, now)
+        trouble = audience.check(members if members.get("aud") is not None else {})
     actor = read_actor(members) if members.get("act") is not None else None  # null: the token has none
     identity = Identity(
         provider="clerk",
@@ -80,6 +81,7 @@ def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tupl
         token_id=key_id,
         impersonator=actor.subject if actor is not None else None,
     )
+    audience.observe(trouble, now)
     return identity, expires
 
 

@@ -60,7 +60,7 @@ class MachineJwt:
         subject, token_id = text(claims, "sub"), text(claims, "jti")
         if subject is None:
             raise _reject("token-claims", "sub is missing")
-        self._audience.check(claims, now)
+        trouble = self._audience.check(claims)
         check_issuer(claims, settings)
         times = read_times(
             claims, now, leeway=settings.leeway, longest=settings.max_lifetime, setting="clerk.max_token_seconds"
@@ -77,6 +77,7 @@ class MachineJwt:
             impersonator=actor.subject if actor is not None else None,
             **found,
         )
+        self._audience.observe(trouble, now)
         return made, times
 
 

@@ -44,6 +44,7 @@ class ClerkProvider:
         self._cache: TokenCache[Identity] = TokenCache()
         # Apart from the sessions: no number of machine tokens displaces a session, and no cookie finds a machine token.
         self._machine_cache: TokenCache[Identity] = TokenCache()
+        self._has_machines = False
         self._audience = MachineAudience(self._settings)
         self._machine_jwt = MachineJwt(self._settings, self._audience)
         self._cookies = CookieReader(self._settings)
@@ -124,7 +125,7 @@ class ClerkProvider:
         if known is not None:
             self._check_peer(request)
             return known
-        known = self._machine_cache.recall(digest, generation, now)
+        known = self._machine_cache.recall(digest, generation, now) if self._has_machines else None
         if known is not None:
             return self._admitted(request, known)
         keep_digest(request, token, digest)
@@ -190,6 +191,7 @@ class ClerkProvider:
         else:
             check_accepted(request, kind)
             identity, times = self._machine_jwt.identity(kind, header.members, claims, now)
+            self._has_machines = True
         cache = self._cache if kind is None else self._machine_cache
         cache.put(digest, generation, Verified(identity, times.begins(self._settings.leeway), times.expires))
         return identity if kind is None else self._admitted(request, identity)

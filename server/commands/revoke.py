@@ -21,6 +21,7 @@ from ..settings.sources import Settings
 
 KEEP: Final = timedelta(days=366)
 """How long a revocation is kept: longer than any token lives that the server accepts by default (`max_token_seconds`)."""
+_NO_FUNCTION: Final = "42883"  # SQLSTATE: undefined_function
 _REVOKE: Final = "SELECT revoke_access($1, $2, $3)"
 _ENDED: Final = {
     "jti": "the token {!r}",
@@ -82,5 +83,10 @@ async def _record(settings: Settings, kind: str, subject: str) -> datetime:
     if connect is None:
         raise StartFailed("no server is running on the embedded Postgres here; start it first, or set DATABASE_URL")
     async with connected(connect, URL) as connection:
-        at: datetime = await connection.fetchval(_REVOKE, kind, subject, KEEP)
+        try:
+            at: datetime = await connection.fetchval(_REVOKE, kind, subject, KEEP)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) == _NO_FUNCTION:
+                raise ConfigError("revoke: the database has an older schema: run `python -m server migrate`") from None
+            raise
     return at

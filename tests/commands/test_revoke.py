@@ -220,6 +220,14 @@ async def test_a_database_that_is_not_there_is_status_1(run: Run) -> None:
     assert (status in (1, 2), out, error.count("\n")) == (True, "", 1)
 
 
+async def test_an_older_schema_is_one_line(db: TestDatabase, run: Run) -> None:
+    await db.rows("ALTER FUNCTION revoke_access(text, text, interval) RENAME TO revoke_access_away")
+    try:
+        assert await run("--jti", "j1") == (2, "", "gatepost: revoke: the database has an older schema: run `python -m server migrate`\n")
+    finally:
+        await db.rows("ALTER FUNCTION revoke_access_away(text, text, interval) RENAME TO revoke_access")
+
+
 async def test_the_function_takes_no_other_kind_and_no_other_role(db: TestDatabase) -> None:
     for kind in ("keys", "organization", "role", "", "JTI"):
         async with db.server.connected(db.server.serving_role, db.name) as serving:

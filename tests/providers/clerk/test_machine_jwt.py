@@ -234,6 +234,9 @@ async def test_observing_counts_and_logs_what_would_be_refused(loopback: Loopbac
             one = token(audience)
             for _ in range(2):
                 assert (await ask(port, "/oauth", one))[0] == 200
+        if not opaque:  # what is refused for another reason is not counted
+            for more in ({"exp": 1}, {"iss": "https://other.example"}, {"scope": 7}):
+                assert (await ask(port, "/oauth", loopback.machine_jwt(USER, aud="x", **more)))[0] == 401
         assert app[PROVIDERS][0].figures()["audience_observed_total"] == 3
     lines = [record for record in caplog.records if "audience" in record.getMessage() and record.levelno == logging.WARNING]
     assert len(lines) == 1
