@@ -28,6 +28,11 @@ ISSUER: Final = "https://development.gatepost.invalid"
 KID: Final = "gatepost-development"
 FILE: Final = "clerk-development-key.pem"
 CATEGORY: Final = "cl_B7d4PD111AAA"
+_HEADERS: Final = {
+    "session_token": {"cat": CATEGORY},
+    "oauth_token": {"typ": "at+jwt"},
+    "m2m_token": {"cat": "cl_B7d4PD333AAA"},
+}
 
 
 def signing_key(folder: Path) -> rsa.RSAPrivateKey:
@@ -45,9 +50,19 @@ def verification_keys(key: rsa.RSAPrivateKey) -> StaticKeys:
     return StaticKeys(from_jwk(RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), RSA), kid=KID)
 
 
-def mint(key: rsa.RSAPrivateKey, claims: dict[str, Any]) -> str:
-    """Returns a session token (a compact JWS) with these claims, signed with `key`."""
-    return jwt.encode(claims, key, algorithm="RS256", headers={"kid": KID, "cat": CATEGORY})
+def mint(key: rsa.RSAPrivateKey, claims: dict[str, Any], kind: str = "session_token") -> str:
+    """Returns a token (a compact JWS) of the type `kind` with these claims, signed with `key`."""
+    return jwt.encode(claims, key, algorithm="RS256", headers={"kid": KID, **_HEADERS[kind]})
+
+
+def machine_claims(
+    subject: str, kind: str, *, scopes: Iterable[str], org: str | None, ttl: float, now: float | None = None
+) -> dict[str, Any]:
+    """Returns the claims of a machine token, of a user's OAuth application or of a machine. `ttl` is in seconds."""
+    claims = {name: value for name, value in _common(subject, ttl, now).items() if name != "sid"}
+    if kind == "m2m_token":
+        return claims | {"scopes": " ".join(scopes)}
+    return claims | {"client_id": "client_1", "scope": " ".join(scopes)} | ({"org_id": org} if org is not None else {})
 
 
 def claims_v2(

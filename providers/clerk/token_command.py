@@ -16,6 +16,7 @@ from server import CommandContext
 from . import development_key as development
 from .settings import ClerkSettings
 
+TYPES: Final = ("session_token", "oauth_token", "m2m_token")
 _MAX_TTL: Final = 86_400
 _FVA: Final = re.compile(r"(-1|[0-9]{1,6}),(-1|[0-9]{1,6})")
 _SLUG: Final = re.compile(r"(?:(o|u|ou|uo):)?([^\s,:]+)")
@@ -34,6 +35,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="such as org:invoices:read; takes several, or may be repeated",
     )
+    add(
+        "--type",
+        choices=TYPES,
+        default=TYPES[0],
+        help="a machine token instead, as a JWT: of an OAuth application, or of a machine",
+    )
+    add("--scope", action="append", default=[], help="a scope of a machine token; may be repeated")
     add("--feature", action="append", default=[], help="such as sso, o:sso or u:sso; may be repeated")
     add("--plan", action="append", default=[], help="such as pro, o:pro or u:pro; may be repeated")
     add("--fva", help="minutes since the first and the second factor were verified, such as 0,-1 (-1: never)")
@@ -50,10 +58,10 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
     """Print one token. Raises ValueError for a mistake."""
     if context.env == "production" or ClerkSettings.read(context.settings).configured:
         raise ValueError("development tokens are accepted only outside production and without any CLERK_ setting")
-    claims = claims_of(given)
+    claims = claims_of(given) if given.type == TYPES[0] else machine_claims_of(given)
     own = development.signing_key(context.folder)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
-    token = development.mint(key, claims)
+    token = development.mint(key, claims, given.type)
     printed = {"token": token, "claims": claims, "header": {"Authorization": f"Bearer {token}"}}
     print(json.dumps(printed) if given.json else token)
     return 0
@@ -61,13 +69,14 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
 
 def claims_of(given: argparse.Namespace) -> dict[str, Any]:
     """Returns the claims for these arguments. Raises ValueError."""
-    if not 0 < given.ttl <= _MAX_TTL:
-        raise ValueError(f"--ttl must be from 1 to {_MAX_TTL} seconds")
+    ttl = _ttl(given)
+    if given.scope:
+        raise ValueError("--scope is for machine tokens: add --type oauth_token or m2m_token")
     if given.org is None and (given.role is not None or given.permission):
         raise ValueError("a role or a permission needs an organisation: add --org")
     make = development.claims_v1 if given.v1 else development.claims_v2
     now = time.time() - (given.ttl + 60 if given.expired else 0)
-    claims = make(given.user, org=given.org, role=given.role, permissions=given.permission, ttl=given.ttl, now=now)
+    claims = make(given.user, org=given.org, role=given.role, permissions=given.permission, ttl=ttl, now=now)
     scope = "o" if given.org is not None else "u"
     if given.feature:
         # The organisation's features come first: Clerk's own libraries read other orders differently.
@@ -83,6 +92,28 @@ def claims_of(given: argparse.Namespace) -> dict[str, Any]:
     if given.pending:
         claims["sts"] = "pending"
     return claims
+
+
+def machine_claims_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Returns the claims of a machine token for these arguments. Raises ValueError for one that it cannot have."""
+    names = ("role", "permission", "feature", "plan", "fva", "pending", "v1", *(("org",) if given.type == "m2m_token" else ()))
+    for name in names:
+        if getattr(given, name):
+            raise ValueError(f"--{name} is not for a token of the type {given.type}")
+    subject = given.user if given.type == "oauth_token" or given.user != "user_1" else "mch_1"
+    if (given.type == "m2m_token") != subject.startswith("mch_"):
+        raise ValueError("--user must be a machine such as mch_1 for m2m_token, and a user for oauth_token")
+    now = time.time() - (given.ttl + 60 if given.expired else 0)
+    claims = development.machine_claims(subject, given.type, scopes=given.scope, org=given.org, ttl=_ttl(given), now=now)
+    if given.impersonator is not None:
+        claims["act"] = {"iss": "https://dashboard.clerk.com", "sub": given.impersonator}
+    return claims
+
+
+def _ttl(given: argparse.Namespace) -> int:
+    if not 0 < given.ttl <= _MAX_TTL:
+        raise ValueError(f"--ttl must be from 1 to {_MAX_TTL} seconds")
+    return int(given.ttl)
 
 
 def _scoped(words: Iterable[str], scope: str, name: str) -> list[str]:

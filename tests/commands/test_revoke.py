@@ -16,9 +16,10 @@ import pytest
 from aiohttp import web
 from kits import ROOT
 from kits import oidc as issuers
+from kits.live import events
 from kits.webhooks import empty
 
-from server import answer, identity_of, requires
+from server import answer, event_stream, identity_of, requires
 from server.auth.identity import Identity
 from server.auth.revocation import Revocations
 from server.testing.clerk import LoopbackClerk
@@ -175,6 +176,32 @@ async def test_a_user_of_another_issuer(serve: Serve, db: TestDatabase, run: Run
         status, out, error = await run("--user", "d", "--issuer", "https://nobody.example")
         assert (status, out) == (2, "")
         assert error == f"gatepost: revoke: no provider has the issuer 'https://nobody.example'; known: {one.url}\n"
+
+
+@requires(accepts=["oauth_token", "m2m_token", "session_token"])
+async def ticks(request: web.Request) -> web.StreamResponse:
+    async with event_stream(request) as stream:
+        await stream.send("hello", event="hello")
+        await asyncio.Event().wait()
+    return stream.response
+
+
+@pytest.mark.parametrize("kind", ["oauth_token", "m2m_token", "session_token"])
+@pytest.mark.parametrize("by", ["jti", "user"])
+async def test_a_live_answer_ends_with_its_token(serve: Serve, clerk: LoopbackClerk, db: TestDatabase, kind: str, by: str) -> None:
+    """And the one of another token goes on."""
+    await empty(db)
+    client = await serve(clerk.settings(), extra={"acme": plugin(web.get("/ticks", ticks))})
+    (token, name), (other, _) = made(clerk, kind, 1), made(clerk, kind, 2)
+    who = "mch_1" if kind == "m2m_token" else "user_1"
+    async with events(client, "/ticks", bearer(token)) as stream, events(client, "/ticks", bearer(other)) as stays:
+        assert (await stream.next())["data"] == (await stays.next())["data"]
+        async with db.server.connected(db.server.serving_role, db.name) as serving:
+            await serving.execute("SELECT revoke_access($1, $2, '1 day')", by, name if by == "jti" else who)
+        assert await stream.end(1.5) == "session-revoked"
+        with pytest.raises(TimeoutError):
+            await stays.next(0.3)
+    assert (await client.get("/ticks", bearer(token))).status == 401
 
 
 async def test_it_is_audited_once_and_by_the_operator(db: TestDatabase, run: Run) -> None:

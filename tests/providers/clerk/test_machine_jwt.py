@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from kits.app import ask as send
 from kits.app import build_app, routes_plugin, serving
 from kits.clerk_machine_rows import CLAIMS, M2M, MACHINE, OAUTH, ORG, ROWS, SESSION, USER, Row
 
+from providers.clerk import token_command
 from server import answer, identity_of, requires, signed_in
 from server.app import SERVER_DATABASE, TABLE
 from server.plugins.providers import PROVIDERS
@@ -294,6 +298,43 @@ async def test_the_kit_makes_such_tokens(loopback: LoopbackClerk) -> None:
         status, body = await ask(port, "/m2m", loopback.machine_jwt("mch_1", M2M, scopes="mch_2", jti=secrets.token_hex(4)))
         assert (status, body["key_id"], body["scopes"]) == (200, "mch_1", ["mch_2"])
         await asyncio.sleep(0)
+
+
+async def token_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `python -m server token` prints."""
+    parser = argparse.ArgumentParser()
+    token_command.arguments(parser)
+    context: Any = SimpleNamespace(env="development", settings={}, folder=tmp_path)
+    capsys.readouterr()
+    assert await token_command.run(parser.parse_args(list(words)), context) == 0
+    return capsys.readouterr().out.strip()
+
+
+async def test_the_token_command_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = build_app({"acme": routes_plugin(*(route(path, types) for path, types in ROUTES.items()))}, providers=["clerk"], data_folder=str(tmp_path))
+    async with serving(app) as port:
+        oauth = await token_of(tmp_path, capsys, "--type", "oauth_token", "--user", "alice", "--org", "org_1", "--scope", "a", "--scope", "b")
+        status, body = await ask(port, "/oauth", oauth)
+        assert (status, body["user_id"], body["org_id"], body["scopes"]) == (200, "alice", "org_1", ["a", "b"])
+        status, body = await ask(port, "/m2m", await token_of(tmp_path, capsys, "--type", "m2m_token", "--scope", "mch_2"))
+        assert (status, body["key_id"], body["scopes"]) == (200, "mch_1", ["mch_2"])
+        status, body = await ask(port, "/oauth", await token_of(tmp_path, capsys, "--type", "oauth_token", "--impersonator", "eve"))
+        assert (status, body["impersonator"]) == (200, "eve")
+        assert (await ask(port, "/oauth", await token_of(tmp_path, capsys, "--type", "oauth_token", "--expired")))[1]["reason"] == "token-expired"
+        assert (await ask(port, "/usual", oauth))[1]["reason"] == "token-type"
+        reply = await send(port, "GET", "/oauth", ("Authorization", f"Bearer {oauth}"), ("X-Forwarded-For", "203.0.113.9"))
+        assert reply.status == 401
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--type", "m2m_token", "--org", "o"), ("--type", "oauth_token", "--role", "r", "--org", "o"), ("--type", "oauth_token", "--pending"),
+     ("--type", "m2m_token", "--user", "alice"), ("--type", "oauth_token", "--user", "mch_1"), ("--scope", "a"), ("--type", "oauth_token", "--ttl", "0")],
+    ids=" ".join,
+)  # fmt: skip
+async def test_the_token_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="--"):
+        await token_of(tmp_path, capsys, *words)
 
 
 # What no token has -------------------------------------------------------------------------------------------------------
