@@ -1680,3 +1680,181 @@ END $$;
 REVOKE ALL ON FUNCTION public.gatepost_serving_role(), public.gatepost_must_be_own(regclass), public.gatepost_public_rows(regclass, text),
     public.gatepost_tenant_fits(regclass, name, name, name, boolean, name[]), public.gatepost_page_index(regclass, name),
     public.gatepost_tenant(regclass, text, text, text, boolean) FROM PUBLIC;
+
+
+-- Live changes ------------------------------------------------------------------------------------------------------------------
+-- For a table of your own:  SELECT gatepost_changes('todos', organization => 'organization_id');  See docs/guides/streams.md.
+
+-- After the commit of a statement, tell every server which rows of which tenant it has changed: ids, and no other value. A message
+-- is a JSON array on the channel gatepost_changes:
+--   [table, "organization" or "user", its id, "i", "u" or "d", [ids]]      rows that were inserted, updated or deleted
+--   [table, "organization" or "user", its id]                              more than is told one by one, of one tenant
+--   [table]                                                                the same, of every tenant
+-- The arguments are the columns of the row's id, its organisation and its user ('': there is none). A row that moves to another
+-- tenant, or whose id changes, is deleted where it was and inserted where it is now. One by one are told at most 1000 rows of a
+-- transaction, and ids of at most 1000 bytes; Postgres sends equal messages of a transaction once. NOTIFY takes fewer than 8000
+-- bytes: no row may hold a value that makes its own write fail.
+CREATE OR REPLACE FUNCTION public.gatepost_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    relation CONSTANT text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+    before   text;
+    behind   text;
+    rows     text;
+    told     integer := coalesce(NULLIF(current_setting('gatepost.changes_told', true), '')::integer, 0);
+    number   bigint;
+    old_row  jsonb;
+    new_row  jsonb;
+    kind     text;
+    moved    boolean;
+    messages text[] := '{}';
+    each     record;
+    head     integer;
+    at_once  integer;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pg_notify('gatepost_changes', json_build_array(relation)::text);
+        RETURN NULL;
+    ELSIF TG_OP = 'DELETE' THEN
+        SELECT count(*) INTO number FROM gatepost_old;
+    ELSE
+        SELECT count(*) INTO number FROM gatepost_new;
+    END IF;
+    IF number = 0 THEN
+        RETURN NULL;
+    END IF;
+    -- Most statements write one row: that needs no SQL that is planned each time.
+    IF number = 1 AND told < 1000 THEN
+        IF TG_OP <> 'INSERT' THEN
+            SELECT to_jsonb(t) INTO old_row FROM gatepost_old AS t;
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            SELECT to_jsonb(t) INTO new_row FROM gatepost_new AS t;
+        END IF;
+        FOR place IN 1 .. 2 LOOP
+            kind := CASE place WHEN 1 THEN 'organization' ELSE 'user' END;
+            moved := (old_row->>TG_ARGV[place], old_row->>TG_ARGV[0]) IS DISTINCT FROM (new_row->>TG_ARGV[place], new_row->>TG_ARGV[0]);
+            IF old_row->>TG_ARGV[place] <> '' AND moved THEN
+                messages := messages || json_build_array(relation, kind, old_row->>TG_ARGV[place], 'd', ARRAY[old_row->>TG_ARGV[0]])::text;
+            END IF;
+            IF new_row->>TG_ARGV[place] <> '' THEN
+                messages := messages || json_build_array(relation, kind, new_row->>TG_ARGV[place], CASE WHEN moved THEN 'i' ELSE 'u' END,
+                                                         ARRAY[new_row->>TG_ARGV[0]])::text;
+            END IF;
+        END LOOP;
+        IF octet_length(messages::text) <= 1000 * cardinality(messages) + 2 THEN
+            FOREACH kind IN ARRAY messages LOOP
+                PERFORM pg_notify('gatepost_changes', kind);
+            END LOOP;
+            PERFORM set_config('gatepost.changes_told', (told + 1)::text, true);
+            RETURN NULL;
+        END IF;
+    END IF;
+    before := format('SELECT k.kind, k.tenant, t.%I::text AS id FROM ', TG_ARGV[0]);
+    behind := format(' AS t, LATERAL (VALUES %s) AS k (kind, tenant) WHERE k.tenant <> ''''',
+                     concat_ws(', ', CASE WHEN TG_ARGV[1] <> '' THEN format('(''organization'', t.%I)', TG_ARGV[1]) END,
+                                     CASE WHEN TG_ARGV[2] <> '' THEN format('(''user'', t.%I)', TG_ARGV[2]) END));
+    rows := CASE TG_OP
+        WHEN 'INSERT' THEN 'SELECT n.*, ''i'' AS what FROM (' || before || 'gatepost_new' || behind || ') AS n'
+        WHEN 'DELETE' THEN 'SELECT o.*, ''d'' AS what FROM (' || before || 'gatepost_old' || behind || ') AS o'
+        ELSE 'SELECT kind, tenant, id, CASE WHEN o IS NULL THEN ''i'' WHEN n IS NULL THEN ''d'' ELSE ''u'' END AS what'
+             ' FROM (' || before || 'gatepost_old' || behind || ') AS o FULL JOIN ('
+                       || before || 'gatepost_new' || behind || ') AS n USING (kind, tenant, id)'
+    END;
+    IF told + number > 1000 THEN
+        EXECUTE format('SELECT array_agg(json_build_array(%L, kind, tenant)::text) AS messages'
+                       ' FROM (SELECT DISTINCT kind, tenant FROM (%s) AS r LIMIT 51) AS tenants', relation, rows) INTO each;
+        IF cardinality(each.messages) > 50 OR 2000 < (SELECT max(octet_length(m)) FROM unnest(each.messages) AS m) THEN
+            each.messages := ARRAY[json_build_array(relation)::text];
+        END IF;
+        PERFORM pg_notify('gatepost_changes', m) FROM unnest(each.messages) AS m;
+        number := 0;
+        told := 1001;
+    ELSE
+        FOR each IN EXECUTE 'SELECT kind, tenant, what, array_agg(id) AS ids, max(octet_length(to_json(id)::text)) AS longest'
+                            ' FROM (' || rows || ') AS r GROUP BY kind, tenant, what' LOOP
+            head := octet_length(json_build_array(relation, each.kind, each.tenant, each.what)::text);
+            at_once := (7900 - head) / (each.longest + 1);
+            IF head > 2000 THEN
+                PERFORM pg_notify('gatepost_changes', json_build_array(relation)::text);
+            ELSIF each.longest > 1000 THEN
+                PERFORM pg_notify('gatepost_changes', json_build_array(relation, each.kind, each.tenant)::text);
+            ELSE
+                FOR place IN 1 .. cardinality(each.ids) BY at_once LOOP
+                    PERFORM pg_notify('gatepost_changes', json_build_array(relation, each.kind, each.tenant, each.what,
+                                                                           each.ids[place : place + at_once - 1])::text);
+                END LOOP;
+            END IF;
+        END LOOP;
+    END IF;
+    PERFORM set_config('gatepost.changes_told', (told + number)::text, true);
+    RETURN NULL;
+END $$;
+
+-- The triggers of gatepost_changes. A statement has one message for each tenant, not one for each row.
+CREATE OR REPLACE FUNCTION public.gatepost_tell_changes(of_table regclass, id name, organization name, "user" name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN SELECT * FROM (VALUES ('insert', 'REFERENCING NEW TABLE AS gatepost_new'), ('delete', 'REFERENCING OLD TABLE AS gatepost_old'),
+                                      ('update', 'REFERENCING OLD TABLE AS gatepost_old NEW TABLE AS gatepost_new'), ('truncate', ''))
+                         AS events (event, tables) LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION public.gatepost_changed(%L, %L, %L)',
+                       'changed_' || each.event, each.event, of_table, each.tables, id, coalesce(organization, ''), coalesce("user", ''));
+    END LOOP;
+END $$;
+
+-- Tell the changes of a table: to the organisation in the column `organization`, to the user in the column "user", or to both.
+-- An earlier call's columns are replaced. Raises for a table that it cannot do this for.
+CREATE OR REPLACE FUNCTION public.gatepost_changes(of_table regclass, organization text DEFAULT NULL, "user" text DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    asked text;
+    id    name;
+    found record;
+    fault text;
+BEGIN
+    PERFORM public.gatepost_must_be_own(of_table);
+    fault := CASE
+        WHEN organization IS NULL AND "user" IS NULL
+            THEN 'name the column of its tenant, as in organization => ''organization_id'' or "user" => ''user_id'''
+        WHEN organization = "user" THEN format('%I cannot be both organization and user', organization)
+    END;
+    FOREACH asked IN ARRAY array_remove(ARRAY[organization, "user"], NULL) LOOP
+        SELECT a.atttypid, a.attgenerated, co.collisdeterministic INTO found
+          FROM pg_attribute AS a LEFT JOIN pg_collation AS co ON co.oid = a.attcollation
+         WHERE a.attrelid = of_table AND a.attname = asked AND a.attnum > 0 AND NOT a.attisdropped;
+        fault := coalesce(fault, CASE
+            WHEN found.atttypid IS NULL THEN format('it has no column %I', asked)
+            WHEN found.atttypid <> 'text'::regtype
+                THEN format('its column %I is %s: ids of users and organisations are text', asked, format_type(found.atttypid, NULL))
+            WHEN found.attgenerated <> '' THEN format('its column %I is generated', asked)
+            WHEN NOT found.collisdeterministic
+                THEN format('the collation of its column %I takes different ids for the same', asked)
+        END);
+    END LOOP;
+    SELECT count(*) AS columns, min(a.attname::text) AS name, min(a.atttypid::bigint)::oid AS type INTO found
+      FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = of_table AND a.attnum = ANY (i.indkey)
+     WHERE i.indrelid = of_table AND i.indisprimary;
+    id := found.name;
+    fault := coalesce(fault, CASE
+        WHEN found.columns = 0 THEN 'it has no primary key: a change is told by the id of its row'
+        WHEN found.columns > 1 THEN 'its primary key has several columns: a change is told by one id'
+        WHEN found.type <> ALL (ARRAY['uuid', 'text', 'varchar', 'smallint', 'integer', 'bigint']::regtype[])
+            THEN format('its primary key %I is %s: an id is uuid, text or a whole number', id, format_type(found.type, NULL))
+    END);
+    FOR found IN SELECT t.tgname FROM pg_trigger AS t
+                  WHERE t.tgrelid = of_table AND t.tgfoid <> 'public.gatepost_changed()'::regprocedure
+                    AND t.tgname IN ('changed_insert', 'changed_update', 'changed_delete', 'changed_truncate') LOOP
+        fault := coalesce(fault, format('it has a trigger %I of another origin: rename it', found.tgname));
+    END LOOP;
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION 'gatepost_changes(''%''): %', of_table, fault USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM public.gatepost_tell_changes(of_table, id, organization, "user");
+END $$;
+
+REVOKE ALL ON FUNCTION public.gatepost_changed(), public.gatepost_tell_changes(regclass, name, name, name),
+    public.gatepost_changes(regclass, text, text) FROM PUBLIC;
+SELECT gatepost_tell_changes('data', 'id', NULL, 'user_id'), gatepost_tell_changes('org_data', 'id', 'organization_id', NULL);

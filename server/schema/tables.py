@@ -71,6 +71,7 @@ class Table:
     security   row-level security: `forced`, `not forced` or `off`
     grants     rights of the serving role: columns by command, None for the whole table
     audit      None, or the columns of the trigger: `{"organization": …, "id": …}`, each possibly None
+    changes    whether every insert, update and delete is told to streams (gatepost_changes)
     """
 
     name: str
@@ -100,9 +101,13 @@ async def tables(connection: Connection, name: str | None = None) -> list[Table]
     for oid, command, whole, columns in await connection.fetch(_GRANTS, list(found)):
         if whole or columns:
             found[oid].grants[command] = None if whole else columns
+    told: dict[int, int] = {}
     for oid, function, arguments, kind, on in await connection.fetch(_TRIGGERS):
-        if oid in found and on and kind & _ROW:
-            _add_trigger(found[oid], function, arguments, kind)
+        if oid in found and on and function == "gatepost_changed":
+            told[oid] = told.get(oid, 0) | kind
+            found[oid].changes = told[oid] & _EVERY_WRITE == _EVERY_WRITE
+        elif oid in found and on and kind & _ROW:
+            _add_trigger(found[oid], arguments, kind)
     for public in await declared(connection):
         if public.oid in found:
             found[public.oid].public_rows = public.reason
@@ -118,10 +123,8 @@ def _names(row: Any) -> set[str]:
     return names | {row["name"].partition(".")[2]} if row["nspname"] == "public" else names
 
 
-def _add_trigger(table: Table, function: str, arguments: bytes, kind: int) -> None:
-    if function != "gatepost_audited":
-        table.changes = True
-    elif kind & _EVERY_WRITE == _EVERY_WRITE:
+def _add_trigger(table: Table, arguments: bytes, kind: int) -> None:
+    if kind & _EVERY_WRITE == _EVERY_WRITE:
         organization, id, *_ = [*(part.decode() or None for part in arguments.split(b"\0")), None, None]
         table.audit = {"organization": organization, "id": id}
 

@@ -21,6 +21,7 @@ SELECT gatepost_tenant('todos', organization => 'organization_id', author => 'cr
 CREATE TABLE articles (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), author_id text NOT NULL, published boolean);
 SELECT gatepost_tenant('articles', "user" => 'author_id');
 SELECT gatepost_public_rows('articles', 'published ones are for every reader');
+SELECT gatepost_changes('articles', "user" => 'author_id');
 CREATE TABLE countries (code text);
 CREATE SCHEMA "My shop";
 CREATE TABLE "My shop".todos (user_id text) PARTITION BY LIST (user_id);
@@ -59,7 +60,7 @@ async def test_every_table_is_a_line(own: TestDatabase, capsys: Any) -> None:
     found = {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines}
     role = "SELECT INSERT({}) UPDATE({}) DELETE"
     assert found["public.todos"] == ["organization (organization_id)", "forced", "admin_delete org_insert org_select org_update", role.format(3, 1), "yes", "-", "-"]
-    assert found["public.articles"] == ["user (author_id)", "forced", "own_delete own_insert own_select own_update", role.format(2, 1), "yes", "-",
+    assert found["public.articles"] == ["user (author_id)", "forced", "own_delete own_insert own_select own_update", role.format(2, 1), "yes", "yes",
                                         "published ones are for every reader"]
     assert found["public.data"][:2] == ["organization (org_id), user (user_id)", "forced"]
     assert found["public.countries"] == ["-", "off", "-", "-", "no", "-", "-"]
@@ -139,3 +140,10 @@ async def test_beside_a_running_server(tmp_path: Path) -> None:
         assert (status, json.loads(out)["rows_of"]) == (0, {"organization": "org_id", "user": "user_id"})
         status, _, err = await shell.run("python -m server tables nothing")
         assert (status, "there is no table 'nothing'" in err) == (2, True)
+
+
+async def test_changes_are_told_by_all_triggers_or_not_at_all(own: TestDatabase, capsys: Any) -> None:
+    assert json.loads((await tables(capsys, "articles", "--json"))[1])["changes"] is True
+    async with own.server.as_admin(own.name) as admin:
+        await admin.execute("ALTER TABLE articles DISABLE TRIGGER changed_delete")
+    assert json.loads((await tables(capsys, "articles", "--json"))[1])["changes"] is False
