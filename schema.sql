@@ -97,7 +97,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
            ('idempotency_keys', '{hash,user_id,org_id,fingerprint,status,headers,body,expires_at}'),
            ('audit_log', '{id,org_id,user_id,actor,action,target,row_id,changed,request_id}'),
            ('gatepost_meta', '{id,checksum,migrated_at}'),
-           ('gatepost_public', '{relation,reason,declared_at}')
+           ('gatepost_public', '{relation,reason,declared_at}'),
+           ('gatepost_tickets', '{hash,caller,path,identity,expires_at}')
 $$;
 REVOKE ALL ON FUNCTION public.gatepost_own_tables() FROM PUBLIC;
 
@@ -691,6 +692,29 @@ DROP POLICY IF EXISTS sync_update ON idempotency_keys;
 CREATE POLICY sync_update ON idempotency_keys FOR UPDATE TO gatepost_sync USING (expires_at <= now()) WITH CHECK (false);
 GRANT SELECT (hash, expires_at), UPDATE (expires_at), DELETE ON idempotency_keys TO gatepost_sync;
 
+-- Tickets for live answers ----------------------------------------------------------------------------------------------------
+-- What a browser's EventSource or WebSocket shows in place of a header: once, for one path, for half a minute. Only the SHA-256 of
+-- a ticket is kept, and with it the caller whom it stands for. The serving role has no right to this table: the two functions of
+-- gatepost_auth alone use it. It is not logged, so no replica and no archive has what callers' tokens say.
+CREATE UNLOGGED TABLE IF NOT EXISTS gatepost_tickets (
+    hash       bytea       PRIMARY KEY CHECK (octet_length(hash) = 32),
+    caller     text        NOT NULL CHECK (char_length(caller) BETWEEN 1 AND 1000),      -- as whom its maker is counted
+    path       text        NOT NULL CHECK (char_length(path) BETWEEN 1 AND 2000),
+    identity   text        NOT NULL CHECK (octet_length(identity) <= 131072),
+    expires_at timestamptz NOT NULL CHECK (isfinite(expires_at))
+);
+CREATE INDEX IF NOT EXISTS gatepost_tickets_by_caller ON gatepost_tickets (caller, expires_at);
+CREATE INDEX IF NOT EXISTS gatepost_tickets_expiry ON gatepost_tickets (expires_at);
+ALTER TABLE gatepost_tickets ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+DO $do$
+BEGIN
+    EXECUTE format('REVOKE ALL ON gatepost_tickets FROM PUBLIC, gatepost_auth, gatepost_sync, gatepost_audit, %I',
+                   current_setting('gatepost.serving_role'));
+END $do$;
+DROP POLICY IF EXISTS auth_all ON gatepost_tickets;
+CREATE POLICY auth_all ON gatepost_tickets FOR ALL TO gatepost_auth USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, DELETE, UPDATE (expires_at) ON gatepost_tickets TO gatepost_auth;       -- UPDATE: to lock a row, and skip it
+
 -- To create a function that belongs to gatepost_auth, the owner must be able to become that role, for this transaction only:
 -- an owner that kept the membership would inherit USING (true). A superuser can become any role and needs no membership.
 -- Postgres 16+ gives the creator of a role ADMIN over it, without INHERIT and SET; that remains and gives access to no table.
@@ -820,6 +844,35 @@ LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
          done AS (UPDATE public.api_keys AS k SET last_used_at = mine.at FROM mine WHERE k.id = mine.id RETURNING 1)
     SELECT count(*) FROM done
 $$;
+
+-- Keep a ticket for so many seconds; false if its maker has `most` already. Each call also deletes expired ones, more than it adds.
+CREATE OR REPLACE FUNCTION public.keep_stream_ticket(hash bytea, caller text, path text, identity text, seconds integer, most integer)
+RETURNS boolean LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+BEGIN
+    DELETE FROM public.gatepost_tickets AS t
+     WHERE t.hash IN (SELECT o.hash FROM public.gatepost_tickets AS o WHERE o.expires_at <= now()
+                       ORDER BY o.expires_at LIMIT 20 FOR UPDATE SKIP LOCKED);
+    IF most <= (SELECT count(*) FROM (SELECT FROM public.gatepost_tickets AS t
+                                       WHERE t.caller = $2 AND t.expires_at > now() LIMIT most) AS live) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO public.gatepost_tickets VALUES ($1, $2, $3, $4, now() + make_interval(secs => least(seconds, 60)));
+    RETURN true;
+END $$;
+
+-- The caller whom the ticket with this SHA-256 stands for on this path, or nothing. Whoever asks first gets it: it is deleted.
+CREATE OR REPLACE FUNCTION public.take_stream_ticket(wanted bytea, on_path text) RETURNS TABLE (identity text)
+LANGUAGE sql STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    DELETE FROM public.gatepost_tickets AS t WHERE t.hash = wanted AND t.path = on_path AND t.expires_at > now() RETURNING t.identity
+$$;
+REVOKE ALL ON FUNCTION public.keep_stream_ticket(bytea, text, text, text, integer, integer), public.take_stream_ticket(bytea, text)
+    FROM PUBLIC;
+DO $do$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION public.keep_stream_ticket(bytea, text, text, text, integer, integer),
+                    public.take_stream_ticket(bytea, text) TO %I', current_setting('gatepost.serving_role'));
+END $do$;
+
 REVOKE ALL ON FUNCTION public.key_by_hash(bytea), public.touch_keys(text[], timestamptz[]), public.key_owner_ended(text, text),
     public.gatepost_owner_ended(text, text, timestamptz), public.gatepost_key_lineage() FROM PUBLIC;
 DO $do$

@@ -11,6 +11,8 @@ DEFINER_FUNCTIONS: Final[dict[str, str]] = {
     "public.key_by_hash(bytea)": "gatepost_auth",
     "public.touch_keys(text[], timestamp with time zone[])": "gatepost_auth",
     "public.key_owner_ended(text, text)": "gatepost_auth",
+    "public.keep_stream_ticket(bytea, text, text, text, integer, integer)": "gatepost_auth",
+    "public.take_stream_ticket(bytea, text)": "gatepost_auth",
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.apply_sign_out(text, text, timestamp with time zone, text, jsonb, interval, interval)": "gatepost_sync",
     "public.revocations_since(xid8)": "gatepost_sync",

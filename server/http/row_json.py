@@ -1,0 +1,38 @@
+"""A row of a table as Postgres has made its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+_decode = msgspec.json.Decoder().decode
+
+
+class RowJson(Mapping[str, Any]):
+    """A row's columns by name, read-only. `text` is its JSON as Postgres made it, which is what a client is sent."""
+
+    __slots__ = ("_columns", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._columns: dict[str, Any] | None = None
+
+    def _all(self) -> dict[str, Any]:
+        if self._columns is None:
+            self._columns = _decode(self.text)
+        return self._columns
+
+    def __getitem__(self, column: str) -> Any:
+        return self._all()[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        """Without the values, which are a tenant's."""
+        return f"RowJson({', '.join(self)})"

@@ -1,0 +1,112 @@
+"""Hears of changes through one connection to Postgres for the whole process, which it opens again whenever it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final
+
+from ..telemetry.log import LOG
+from .change_tables import ChangeTables
+from .fanout import Fanout
+
+CHANNEL: Final = "gatepost_changes"
+BEAT_SECONDS: Final = 5.0
+"""How often the connection is tried: one that is half open is noticed within this time and `_ANSWER_SECONDS`."""
+_ANSWER_SECONDS: Final = 3.0
+_LOAD_SECONDS: Final = 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+_STEADY_SECONDS: Final = 10.0
+"""A connection that lasted for this long was a good one: the next pause is a short one."""
+# Postgres drops a listener that does not answer, whose unread notifications it would otherwise keep.
+_KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
+                              set_config('tcp_keepalives_count', '3', false)"""
+
+
+class ChangeFeed:
+    """Listens for messages of gatepost_changed, and passes them to a Fanout.
+
+    While there is no connection changes may be missed. So every subscription is told to load everything again as soon as the
+    next one listens: what is loaded then has all that was missed, and what comes after is heard.
+    """
+
+    def __init__(
+        self, connect: Callable[[], AbstractAsyncContextManager[Any]], fanout: Fanout, tables: ChangeTables, *, beat: float = BEAT_SECONDS
+    ) -> None:
+        """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
+        self._connect, self._fanout, self._tables, self._beat = connect, fanout, tables, beat
+        self._listening = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._load_at = 0.0
+        self.connections = 0
+        """How many connections have listened so far."""
+
+    @property
+    def listening(self) -> bool:
+        """Is LISTEN in force, so that no change is missed?"""
+        return self._listening.is_set()
+
+    def start(self) -> None:
+        """Begin to listen; again is harmless."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def wait(self) -> None:
+        """Wait until LISTEN is in force."""
+        self.start()
+        await self._listening.wait()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def reload(self) -> None:
+        """Read the catalogs at the next opportunity, at most once a second, and wait for it: a table may be new."""
+        self._load_at = min(self._load_at, time.monotonic() + 1.0)
+        await asyncio.sleep(1.0)
+        await self._listening.wait()
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._connect() as connection:
+                    await self._listen(connection)
+                error = "the connection was closed"
+            except Exception as failed:
+                error = type(failed).__name__
+            finally:
+                self._listening.clear()
+            LOG.warning("change feed interrupted", extra={"fields": {"error": error}})
+            pause = FIRST_PAUSE if time.monotonic() - began > _STEADY_SECONDS else min(pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def _listen(self, connection: Any) -> None:
+        """Listen until the connection ends, or leads to a server that receives no writes any more."""
+        closed = asyncio.Event()
+        connection.add_termination_listener(lambda _: closed.set())
+        await connection.execute(_KEEPALIVE, timeout=_ANSWER_SECONDS)
+        await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.heard(payload))
+        await self._load(connection)
+        self.connections += 1
+        if self.connections > 1:
+            self._fanout.lost()
+        self._listening.set()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(self._beat, max(0.05, self._load_at - time.monotonic()))):
+                    await closed.wait()
+            if closed.is_set() or await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
+                return
+            if time.monotonic() >= self._load_at:
+                await self._load(connection)
+
+    async def _load(self, connection: Any) -> None:
+        await self._tables.load(connection)
+        self._load_at = time.monotonic() + _LOAD_SECONDS

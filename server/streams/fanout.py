@@ -1,0 +1,142 @@
+"""Passes each change to the streams of the tenant whose row it is. What a stream has not taken yet is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from ..telemetry.log import LOG
+
+PENDING: Final = 256
+"""Ids that wait for one stream; beyond that it is told to load everything again."""
+PENDING_IN_ALL: Final = 100_000
+"""Ids that wait for all streams of a process."""
+_EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
+
+Key = tuple[str, str, str]
+"""(table, `organization` or `user`, its id)."""
+
+
+class Subscription:
+    """What one stream has not taken yet: changed ids with what happened to them, or that there is too much to tell."""
+
+    __slots__ = ("_fanout", "_waiter", "keys", "pending", "resync")
+
+    def __init__(self, fanout: Fanout, keys: tuple[Key, ...]) -> None:
+        self._fanout, self.keys = fanout, keys
+        self.pending: dict[str, str] = {}
+        self.resync = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self, ids: Iterable[str], event: str) -> None:
+        """Note that these rows were `created`, `updated` or `deleted`. Changes of one row that was not taken yet become one."""
+        if self.resync:  # the client will load everything after this
+            return
+        before = len(self.pending)
+        for id in ids:
+            self.pending[id] = _merged(self.pending.get(id), event)
+        self._fanout.held += len(self.pending) - before
+        if len(self.pending) > PENDING or self._fanout.held > PENDING_IN_ALL:
+            self.tell_resync()
+        self._wake()
+
+    def tell_resync(self) -> None:
+        """Note that changes cannot be told one by one."""
+        self._fanout.held -= len(self.pending)
+        self.pending.clear()
+        self.resync = True
+        self._wake()
+
+    def take(self, most: int) -> dict[str, str]:
+        """Returns at most `most` of the ids, the oldest first, with what happened to them."""
+        taken = {id: self.pending.pop(id) for id in list(self.pending)[:most]}
+        self._fanout.held -= len(taken)
+        return taken
+
+    def put_back(self, taken: dict[str, str]) -> None:
+        """Return ids that were taken and could not be read."""
+        if self.resync:
+            return
+        newer, self.pending = self.pending, dict(taken)
+        for id, event in newer.items():
+            self.pending[id] = _merged(self.pending.get(id), event)
+        self._fanout.held += len(self.pending) - len(newer)
+
+    async def wait(self) -> None:
+        """Wait until there is something to take."""
+        while not self.pending and not self.resync:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._fanout.remove(self)
+
+
+class Fanout:
+    """The subscriptions of a process, by table and tenant."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Key, dict[Subscription, None]] = {}
+        self._all: dict[Subscription, None] = {}
+        self.held = 0
+        """Ids that wait for all streams together."""
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def subscribe(self, keys: tuple[Key, ...]) -> Subscription:
+        """Hear the changes of these tenants' rows from now on."""
+        subscription = Subscription(self, keys)
+        self._all[subscription] = None
+        for key in keys:
+            self._by_key.setdefault(key, {})[subscription] = None
+        return subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """End a subscription; again is harmless."""
+        if subscription not in self._all:
+            return
+        del self._all[subscription]
+        self.held -= len(subscription.pending)
+        subscription.pending.clear()
+        for key in subscription.keys:
+            others = self._by_key[key]
+            others.pop(subscription, None)
+            if not others:
+                del self._by_key[key]
+
+    def heard(self, payload: str) -> None:
+        """Pass on a message of gatepost_changed (schema.sql). One that is not understood may have been anything."""
+        try:
+            match json.loads(payload):
+                case [str(table), str(kind), str(tenant), str(what), [*ids]] if what in _EVENTS and all(type(id) is str for id in ids):
+                    for subscription in list(self._by_key.get((table, kind, tenant), ())):
+                        subscription.tell(ids, _EVENTS[what])
+                case [str(table), str(kind), str(tenant)]:
+                    for subscription in list(self._by_key.get((table, kind, tenant), ())):
+                        subscription.tell_resync()
+                case [str(table)]:
+                    for subscription in [one for one in self._all if any(key[0] == table for key in one.keys)]:
+                        subscription.tell_resync()
+                case _:
+                    raise ValueError
+        except (ValueError, RecursionError):
+            LOG.warning("a change was announced in a form that is not known", extra={"fields": {"bytes": len(payload)}})
+            self.lost()
+
+    def lost(self) -> None:
+        """Anything may have been missed: tell every stream."""
+        for subscription in list(self._all):
+            subscription.tell_resync()
+
+
+def _merged(before: str | None, event: str) -> str:
+    """What happened to a row in all: the last deletion counts; a row that was created and then updated was created."""
+    return "created" if before == "created" and event == "updated" else event

@@ -1,0 +1,91 @@
+"""`POST /api/stream-tickets`: makes a ticket for a live answer, for a caller who could open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+from yarl import URL
+
+from ..auth.access import check, requires
+from ..auth.identity import TOKEN_TYPES, identity_of
+from ..http.answers import answer
+from ..http.bodies import body
+from ..http.describe import describe, mark_secret
+from ..http.errors import Unprocessable
+from ..http.targets import malformed
+from ..routing.table import RouteRule
+from .tickets import Tickets
+
+PATH: Final = "/api/stream-tickets"
+PLUGIN: Final = "server"
+"""Whose route it is, among the plugins."""
+_LONGEST: Final = 2000
+
+
+class TicketFor(BaseModel):
+    """What a ticket is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str = Field(description="The path of an event stream or a WebSocket, without a query: `/api/data/events`.", max_length=_LONGEST)
+
+
+class StreamTicket(BaseModel):
+    """A ticket, shown this once."""
+
+    ticket: str = Field(description="Add it to the path as `?ticket=`. It opens this path once.")
+    expires_in: int = Field(description="Seconds for which it is good: 30, or until the credential ends.")
+
+
+@dataclass(frozen=True, slots=True)
+class TicketOffice:
+    """What the route needs: the tickets, and the routes."""
+
+    tickets: Tickets
+    rules: Mapping[web.AbstractRoute, RouteRule]
+    router: web.UrlDispatcher
+
+
+OFFICE: Final = web.AppKey("ticket_office", TicketOffice)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What aiohttp's router reads of a request."""
+
+    rel_url: URL
+    method: str = "GET"
+
+
+@describe(body=TicketFor, answers={201: StreamTicket}, refusals={422: "Not the path of a live answer."},
+          summary="A ticket for a live answer", operation_id="createStreamTicket", tags=["streams"])  # fmt: skip
+@requires(accepts=sorted(TOKEN_TYPES), allow_pending=True)
+async def create_ticket(request: web.Request) -> web.StreamResponse:
+    """For `EventSource` and `WebSocket` of a browser, which send no header: `GET PATH?ticket=…`, once, within 30 seconds.
+
+    The stream is the caller's who asked for the ticket, and ends when the credential does that asked for it.
+    """
+    asked = await body(request, TicketFor)
+    office, identity = request.app[OFFICE], identity_of(request)
+    path, rule, match = await _live_route(office, asked.path)
+    check(rule.access, identity, match)
+    ticket, seconds = await office.tickets.issue(identity, path)
+    return answer({"ticket": ticket, "expires_in": seconds}, 201)
+
+
+mark_secret(create_ticket)
+
+
+async def _live_route(office: TicketOffice, target: str) -> tuple[str, RouteRule, web.UrlMappingMatchInfo]:
+    """The path as the router reads it, and its route. Raises Unprocessable for anything but the path of a live answer."""
+    if target.startswith("/") and "?" not in target and not malformed(target):
+        url = URL.build(path=target, encoded=True)
+        given: Any = _Target(url)
+        match = await office.router.resolve(given)
+        rule = office.rules.get(match.route)
+        if rule is not None and rule.streams and (rule.optional or not rule.public):
+            return url.path_safe, rule, match
+    raise Unprocessable([{"field": "path", "message": "must be the path of an event stream or a WebSocket, without a query"}])
