@@ -44,11 +44,12 @@ from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider,
 from .plugins.services import service
 from .settings.setting import Setting
 from .single_flight import SingleFlight
+from .streams.changes import Change
 from .streams.events import Stream, event_stream
 from .streams.socket import socket
 
 __all__ = [
-    "Answer", "ApiError", "BadRequest", "BoundedDict", "CheckViolation", "Command", "CommandContext",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
     "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",

@@ -44,7 +44,11 @@ from .routing.table import build as build_routes
 from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
+from .streams.changes import CHANGES
 from .streams.setup import install as install_streams
+from .streams.setup import install_changes
+from .streams.ticket_route import OFFICE, TicketOffice, ticket_routes
+from .streams.tickets import Tickets
 from .telemetry.decisions import DenialLog, RequestLog
 from .telemetry.log import LOG, log_tracebacks, start_logging
 from .telemetry.metrics import Metrics
@@ -109,6 +113,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     resource = resource_of(settings.get("resource.url"))
     metadata = ResourceRoutes(resource)
     public_routes, own_routes = settings.words("public_routes"), metadata.routes()
+    own_routes += ticket_routes(route for _, route in offers.routes)
     table = build_routes(app.router, offers.routes, public_routes, plugins.builtin, metrics, own_routes)
     metadata.fill(table, providers)
     cors = cors_of(settings, providers)
@@ -123,6 +128,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         denials=settings.get("audit.denials"),
         retention_days=settings.get("audit.retention_days"),
     )
+    tickets = Tickets(server_database.database.call)
+    app[OFFICE] = TicketOffice(tickets, table.rules, app.router)
     gate = Gate(
         table.rules,
         providers,
@@ -135,6 +142,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         addresses=app[ADDRESSES],
         concurrency=limits.concurrency,
         route_limits=route_limits(table.rules, limits),
+        redeem=tickets.redeem,
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
     listener = RequestLog() if settings.get("log.requests") else None
@@ -142,6 +150,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[DISPATCHER] = Dispatcher(Resolver(app), cors, gate, metrics, backlog, listener, errors, challenges)
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
+    install_changes(app, server_database.database, server_database.straight)
     for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS], app[METRICS] = settings, table, providers, metrics
@@ -180,8 +189,11 @@ async def _open_database(app: web.Application) -> AsyncIterator[None]:
     server_database = app[SERVER_DATABASE]
     try:
         await server_database.open()
+        if any(rule.streams for rule in app[TABLE].rules.values()):
+            await app[CHANGES].open()
         yield
     finally:
+        await app[CHANGES].close()
         await server_database.close()
 
 

@@ -43,7 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "The caller": ("identity_of", "caller_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
     "Rows": ("read", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
     "Requests and responses": ("body", "raw_body", "body_stream", "row_id", "query", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
-    "Live answers": ("event_stream", "Stream", "socket"),
+    "Live answers": ("event_stream", "Stream", "Change", "socket"),
     "Errors": (
         "ApiError", "BadRequest", "Forbidden", "NotFound", "Conflict", "PreconditionFailed", "Unprocessable", "TooManyRequests", "ErrorDetails",
     ),

@@ -20,6 +20,7 @@ from ..http.client_address import ClientAddress
 from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
 from ..http.stamp import OPENED
 from ..http.streaming import TICKET
+from ..http.ticket_parameter import has_ticket
 from ..plugins.providers import LoadedProvider
 from ..rate_limits.addresses import AddressLimit
 from ..rate_limits.callers import LEASE, CallerLimit
@@ -30,7 +31,7 @@ from ..telemetry.decisions import DenialListener
 from ..telemetry.metrics import Metrics
 from .denials import denial
 from .idempotency import KEY, once
-from .identification import Identification, NoCredential
+from .identification import Identification, NoCredential, Redeem, no_tickets
 from .slow_clients import releaser
 
 _BY_HANDLER: Final = Forbidden("handler")
@@ -53,12 +54,17 @@ class Gate:
         route_limits: Mapping[web.AbstractRoute, RouteLimit],
         caller_limit: CallerLimit | None = None,
         address_limit: AddressLimit | None = None,
+        redeem: Redeem = no_tickets,
     ) -> None:
-        """`denied` receive every request that is refused. `route_limits` has the routes with limits of their own."""
+        """`denied` receive every request that is refused. `route_limits` has the routes with limits of their own.
+
+        `redeem(ticket, path)` returns the caller whom a ticket for a live answer stands for.
+        """
         self._rules, self._route_limits = dict(rules), route_limits
-        identification = Identification(providers, provider_seconds, metrics)
+        identification = Identification(providers, provider_seconds, metrics, redeem)
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
         self._recall, self._identify = identification.recall, identification.identify
+        self._by_ticket = identification.by_ticket
         self.challenges = identification.challenges
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
         self._revocations = revocations
@@ -69,7 +75,8 @@ class Gate:
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         """The response of the route's handler, if this caller may call it. Raises the refusal (ApiError, HTTPException)."""
         rule = self._rules.get(match.route)
-        if rule is not None and rule.public and not (rule.optional and self._may_be_shown(request.headers)):
+        live = rule is not None and rule.streams
+        if rule is not None and rule.public and not (rule.optional and self._may_be_known(request, live)):
             if rule.bounds is not None:
                 return await self._within_bounds(request, match, rule, time.perf_counter())
             request[OPENED] = True  # the credentials of a public route are never read
@@ -79,7 +86,9 @@ class Gate:
         try:
             shown = self._shown(request)
             limit = self._address_limit
-            if limit is None or not limit.refusals:
+            if live and has_ticket(request):
+                identity = await self._by_ticket(request, shown)
+            elif limit is None or not limit.refusals:
                 identity = self._recall(request)
             else:
                 identity = limit.recall(request, self._addresses.of(request), self._recall)
@@ -89,7 +98,7 @@ class Gate:
                     limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
-            if not shown and rule is not None and rule.streams:
+            if live and not shown:
                 self.check_origin(request, identity)
             caller = caller_key(identity)
             if self._caller_limit is not None:
@@ -140,6 +149,10 @@ class Gate:
             if begun is not None:
                 turns, client = begun
                 turns.leave(client)
+
+    def _may_be_known(self, request: web.Request, live: bool) -> bool:
+        """Does a request for a route whose caller is optional show anything that could be a credential?"""
+        return self._may_be_shown(request.headers) or (live and has_ticket(request))
 
     async def _wait_for_turn(self, turns: Concurrency | Turns, identity: Identity, caller: str) -> None:
         await turns.wait(caller)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeAlias
 
 from aiohttp import hdrs, web
 from multidict import MultiMapping
@@ -12,12 +12,23 @@ from multidict import MultiMapping
 from ..auth.identity import Identity
 from ..auth.rejected import CredentialRejected
 from ..http.errors import BadRequest, ServiceUnavailable, Unauthorized, Unavailable
+from ..http.streaming import TICKET
+from ..http.ticket_parameter import take_ticket
 from ..plugins.providers import LoadedProvider, credential_headers
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Metrics
 from .deadline import within
 
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
+
+
+Redeem: TypeAlias = Callable[[str | None, str], Coroutine[Any, Any, Identity | None]]
+"""(ticket, path): the caller whom this ticket stands for on this path, once; None for any other ticket."""
+
+
+async def no_tickets(ticket: str | None, path: str) -> Identity | None:
+    """Where there are no tickets."""
+    return None
 
 
 class NoCredential(Unauthorized):
@@ -27,8 +38,11 @@ class NoCredential(Unauthorized):
 class Identification:
     """Asks the providers. `shown`, then `recall`, then `identify` make one identification."""
 
-    def __init__(self, providers: Sequence[LoadedProvider], seconds: float, metrics: Metrics) -> None:
+    def __init__(
+        self, providers: Sequence[LoadedProvider], seconds: float, metrics: Metrics, redeem: Redeem = no_tickets
+    ) -> None:
         """`seconds` is the longest time for one provider's answer."""
+        self._redeem = redeem
         self._asked = list(providers)
         self._credentials = credential_headers(providers)
         self._seconds, self._told = seconds, metrics.authentications
@@ -87,7 +101,7 @@ class Identification:
         for one in self._asked:
             if not one.may_know(request.headers):
                 continue
-            identity = await self._ask(one, request)
+            identity = await self._ask(one, one.authenticate, request)
             if identity is not None:
                 self._told[one.known] += 1
                 return identity
@@ -96,15 +110,39 @@ class Identification:
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
         raise NoCredential("credential-missing")
 
+    async def by_ticket(self, request: web.Request, shown: int) -> Identity:
+        """The caller whom the request's ticket stands for, as that caller is now. The ticket leaves the request's target.
+
+        `shown`: as in `identify`. Raises BadRequest for another credential beside it, Unauthorized, ServiceUnavailable.
+        """
+        path, ticket = request.rel_url.path_safe, take_ticket(request)
+        if shown:
+            raise BadRequest("credentials-ambiguous")
+        try:
+            identity = await within(self._seconds, self._redeem(ticket, path))
+        except (Unavailable, TimeoutError) as outage:
+            log_failure("a ticket could not be looked up", outage)
+            raise ServiceUnavailable from None
+        provider = next((one for one in self._asked if identity is not None and one.name == identity.provider), None)
+        if identity is None or provider is None:
+            self._told["ticket", "rejected"] += 1
+            raise Unauthorized("credential-rejected", "no such ticket for this path")
+        if provider.recheck is not None and (identity.key_id is not None or identity.claims is None):
+            now = await self._ask(provider, provider.recheck, identity)
+            identity = identity if now is None else now
+        self._told[provider.known] += 1
+        request[TICKET] = True
+        return identity
+
     def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
         self._told[name, "rejected"] += 1
         why = f"{name}: {rejected.detail}"
         return Unauthorized(_slug(rejected.reason), why, own=rejected.challenge, headers=rejected.headers)
 
-    async def _ask(self, one: LoadedProvider, request: web.Request) -> Identity | None:
+    async def _ask(self, one: LoadedProvider, ask: Callable[[Any], Coroutine[Any, Any, Any]], what: object) -> Identity | None:
         """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
         try:
-            identity = await within(self._seconds, one.authenticate(request))
+            identity = await within(self._seconds, ask(what))
             if identity is None or isinstance(identity, Identity):
                 return identity
             raise TypeError(f"authenticate returned a {type(identity).__name__}")

@@ -30,6 +30,10 @@ class Rows(str):
         self.number = separated.count(ROW_END) + 1 if separated else 0
         return self
 
+    def separate(self) -> list[str]:
+        """The rows' JSON, one by one."""
+        return self._separated.split(ROW_END) if self._separated else []
+
     def first(self, rows: int) -> tuple[str, str]:
         """Returns (the first `rows` rows as a JSON array, the last of these as a JSON object)."""
         end = len(self._separated)

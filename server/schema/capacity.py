@@ -50,7 +50,7 @@ class Capacity:
 
     def line(self) -> str:
         """Returns the comparison as one line of text."""
-        needed = f"connections: {self.workers} worker(s) x ({self.each - 1} pooled + 1 to listen) = {self.server} per server"
+        needed = f"connections: {self.workers} worker(s) x ({self.each - 2} pooled + 2 to listen) = {self.server} per server"
         if self.pooled:
             return f"{needed}; the pooler limits the pooled ones, and those that listen count towards Postgres's {self.given}"
         return f"{needed}; Postgres allows {self.given}: enough for {self.given // self.server} server(s)"
@@ -61,4 +61,4 @@ async def capacity(connection: Connection, settings: Settings) -> Capacity:
     ((free, role, database),) = await connection.fetch(_GIVEN)
     given = min(limit for limit in (free, role, database) if limit >= 0)
     pooled = settings.get("database.pooler") == "transaction"
-    return Capacity(settings.get("database.pool_size") + 1, settings.get("workers"), given, pooled)
+    return Capacity(settings.get("database.pool_size") + 2, settings.get("workers"), given, pooled)

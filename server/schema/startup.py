@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,7 @@ class ServerDatabase:
         )
         self.revocations = Revocations(max_staleness=settings.get("revocation.max_staleness"))
         self._feed: Feed | None = None
+        self._place: Mapping[str, Any] | None = None
 
     @property
     def pending(self) -> int:
@@ -55,17 +56,23 @@ class ServerDatabase:
 
         Raises ConfigError for a mistake in the settings or an unsafe database, StartFailed if it cannot be reached.
         """
-        connect = await self.provide()
+        connect = self._place = await self.provide()
         try:
             await until_reachable(lambda: self._connect(connect), wait_seconds(self._settings))
             await self._refuse_unsafe()
             if direct := self._settings.get("database.direct_url"):
                 await self._refuse_another_database({"dsn": direct})
-            self._feed = Feed(self.revocations, lambda: direct_connection(self._straight(connect), seconds=READ_SECONDS))
+            self._feed = Feed(self.revocations, self.straight)
             await self._feed.open()
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
             raise StartFailed(f"{unreachable(error)}{pooler}") from error
+
+    def straight(self) -> AbstractAsyncContextManager[Any]:
+        """A connection of its own that may LISTEN: not through a transaction pooler. Raises Unavailable, also before `open`."""
+        if self._place is None:
+            raise Unavailable("the database is not open")
+        return direct_connection(self._straight(self._place), seconds=READ_SECONDS)
 
     async def _connect(self, connect: Mapping[str, Any]) -> None:
         try:

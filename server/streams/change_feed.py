@@ -17,12 +17,15 @@ BEAT_SECONDS: Final = 5.0
 """How often the connection is tried: one that is half open is noticed within this time and `_ANSWER_SECONDS`."""
 _ANSWER_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 60.0
+"""How often the catalogs are read."""
+_BETWEEN_SECONDS: Final = 1.0
+"""The shortest time between two readings."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 _STEADY_SECONDS: Final = 10.0
 """A connection that lasted for this long was a good one: the next pause is a short one."""
 # Postgres drops a listener that does not answer, whose unread notifications it would otherwise keep.
-_KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
-                              set_config('tcp_keepalives_count', '3', false)"""
+_KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_count', '3', false),
+                              set_config('tcp_keepalives_interval', '10', false)"""
 
 
 class ChangeFeed:
@@ -33,15 +36,25 @@ class ChangeFeed:
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractAsyncContextManager[Any]], fanout: Fanout, tables: ChangeTables, *, beat: float = BEAT_SECONDS
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[Any]],
+        fanout: Fanout,
+        tables: ChangeTables,
+        *,
+        beat: float = BEAT_SECONDS,
     ) -> None:
         """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
         self._connect, self._fanout, self._tables, self._beat = connect, fanout, tables, beat
         self._listening = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._load_at = 0.0
+        self._loaded_at = 0.0
+        self._reloaded: asyncio.Future[None] | None = None
+        """Done when the catalogs have been read anew; None: nobody waits for that."""
+        self._wake = asyncio.Event()
         self.connections = 0
         """How many connections have listened so far."""
+        self.process_id: int | None = None
+        """The process of Postgres that serves the connection."""
 
     @property
     def listening(self) -> bool:
@@ -66,10 +79,11 @@ class ChangeFeed:
                 await self._task
 
     async def reload(self) -> None:
-        """Read the catalogs at the next opportunity, at most once a second, and wait for it: a table may be new."""
-        self._load_at = min(self._load_at, time.monotonic() + 1.0)
-        await asyncio.sleep(1.0)
-        await self._listening.wait()
+        """Read the catalogs anew, at most once a second, and wait for it: a table or a column may be new."""
+        if self._reloaded is None:
+            self._reloaded = asyncio.get_running_loop().create_future()
+            self._wake.set()
+        await asyncio.shield(self._reloaded)
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -89,24 +103,30 @@ class ChangeFeed:
 
     async def _listen(self, connection: Any) -> None:
         """Listen until the connection ends, or leads to a server that receives no writes any more."""
-        closed = asyncio.Event()
-        connection.add_termination_listener(lambda _: closed.set())
+        connection.add_termination_listener(lambda _: self._wake.set())
         await connection.execute(_KEEPALIVE, timeout=_ANSWER_SECONDS)
         await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.heard(payload))
         await self._load(connection)
+        self.process_id = connection.get_server_pid()
         self.connections += 1
         if self.connections > 1:
             self._fanout.lost()
         self._listening.set()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(self._beat, max(0.05, self._load_at - time.monotonic()))):
-                    await closed.wait()
-            if closed.is_set() or await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
+                async with asyncio.timeout(self._beat):
+                    await self._wake.wait()
+            self._wake.clear()
+            if connection.is_closed() or await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
                 return
-            if time.monotonic() >= self._load_at:
+            if self._reloaded is not None:
+                await asyncio.sleep(self._loaded_at + _BETWEEN_SECONDS - time.monotonic())
+            if self._reloaded is not None or time.monotonic() >= self._loaded_at + _LOAD_SECONDS:
                 await self._load(connection)
 
     async def _load(self, connection: Any) -> None:
         await self._tables.load(connection)
-        self._load_at = time.monotonic() + _LOAD_SECONDS
+        self._loaded_at = time.monotonic()
+        if self._reloaded is not None:
+            self._reloaded.set_result(None)
+            self._reloaded = None

@@ -6,26 +6,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-# `gatepost_changes` makes a trigger for each kind of write; 28: INSERT, UPDATE and DELETE in pg_trigger.tgtype. A column that is
-# numeric becomes text, as amounts are everywhere: JSON has no decimal numbers. Columns that the role may not read are left out.
+# `gatepost_changes` makes a trigger for each kind of write; 28: INSERT, UPDATE and DELETE in pg_trigger.tgtype. A numeric
+# column becomes text, as amounts are everywhere: JSON has no decimal numbers. Columns that the role may not read are left out.
 _TABLES: Final = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname || '.' || c.relname AS plain, c.relname, n.nspname,
        t.arguments, format_type(k.atttypid, NULL) AS type,
        ARRAY(SELECT format(CASE WHEN a.atttypid = 'numeric'::regtype THEN 't.%1$s::text AS %1$s' ELSE 't.%1$s' END,
                            '"' || replace(a.attname, '"', '""') || '"')
                FROM pg_attribute AS a
-              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                AND has_column_privilege(c.oid, a.attnum, 'SELECT')
               ORDER BY a.attnum) AS columns
   FROM (SELECT tgrelid, min(encode(tgargs, 'hex')) AS arguments FROM pg_trigger
          WHERE tgfoid = to_regproc('public.gatepost_changed') AND tgenabled IN ('O', 'A')
          GROUP BY tgrelid HAVING bit_or(tgtype::integer) & 28 = 28) AS t
   JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary JOIN pg_attribute AS k ON k.attrelid = c.oid AND k.attnum = i.indkey[0]
+  JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary
+  JOIN pg_attribute AS k ON k.attrelid = c.oid AND k.attnum = i.indkey[0]
 """
 
 
 class ChangesNotTold(LookupError):
     """The table tells no changes: there is none of this name, or `gatepost_changes` was not called for it."""
+
+    def __init__(self, table: str) -> None:
+        self.log_text = f"the table {table!r} tells no changes: call gatepost_changes for it in a schema file"
+        super().__init__(self.log_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +62,14 @@ class ChangeTables:
         """Read the catalogs anew, by a connection of the serving role."""
         self._by_name = dict(_named(await connection.fetch(_TABLES, timeout=5)))
 
-    @staticmethod
-    def not_told(name: str) -> ChangesNotTold:
-        """The exception for a table that is not known."""
-        return ChangesNotTold(f"the table {name!r} tells no changes: call gatepost_changes for it in a schema file")
-
 
 def _named(rows: Iterable[Any]) -> Iterable[tuple[str, ChangeTable]]:
     for row in rows:
         id, organization, user, *_ = [*bytes.fromhex(row["arguments"]).decode().split("\0"), "", "", ""]
         kinds = tuple(kind for kind, column in (("organization", organization), ("user", user)) if column)
         key, relation = _quoted(id), f"{_quoted(row['nspname'])}.{_quoted(row['relname'])}"
-        sql = (
-            f"SELECT t.{key}::text AS id, (SELECT r FROM (SELECT {', '.join(row['columns'])}) AS r) AS row FROM {relation} AS t"
+        sql = (  # every name is quoted
+            f"SELECT t.{key}::text AS id, (SELECT r FROM (SELECT {', '.join(row['columns'])}) AS r) AS row FROM {relation} AS t"  # noqa: S608
             f" WHERE t.{key} = ANY ($1::text[]::{row['type']}[]) ORDER BY array_position($1::text[], t.{key}::text) LIMIT $2"
         )
         table = ChangeTable(row["name"], kinds, sql)

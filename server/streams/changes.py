@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -11,13 +12,14 @@ from aiohttp import web
 from ..auth.identity import identity_of
 from ..database.scope import scope_of
 from ..database.violations import StatementError
-from ..http.errors import Unavailable
+from ..http.errors import Unavailable, Unprocessable
 from ..http.row_json import RowJson
 from .change_feed import ChangeFeed
-from .change_tables import ChangeTable, ChangeTables
+from .change_tables import ChangesNotTold, ChangeTable, ChangeTables
 from .fanout import Fanout, Key, Subscription
 from .row_reader import IDS, RowReader
 
+_OPEN_SECONDS: Final = 3.0
 _RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY: Final = 5.0
 
@@ -43,6 +45,12 @@ class LiveChanges:
 
     def __init__(self, feed: ChangeFeed, fanout: Fanout, tables: ChangeTables, reader: RowReader) -> None:
         self.feed, self.fanout, self.tables, self.reader = feed, fanout, tables, reader
+
+    async def open(self) -> None:
+        """Begin to listen, and wait a moment for it, so that the first streams miss nothing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_SECONDS):
+                await self.feed.wait()
 
     async def close(self) -> None:
         """Stop listening and reading."""
@@ -104,7 +112,7 @@ class Changes:
             await self._live.feed.reload()
             found = self._live.tables.find(self._name)
         if found is None:
-            raise self._live.tables.not_told(self._name)
+            raise ChangesNotTold(self._name)
         if not self._closed:
             self._subscribe(found)
             self._ready.append(RESYNC)
@@ -123,6 +131,9 @@ class Changes:
         asked = [id for id, event in taken.items() if event != "deleted" or len(subscription.keys) > 1]
         try:
             rows, rest = await self._live.reader.rows(table, self._scope, asked) if asked else ({}, frozenset())
+        except Unprocessable:  # an id that no row of this table can have: the message was not gatepost_changed's
+            subscription.tell_resync()
+            return
         except (Unavailable, StatementError) as error:
             subscription.put_back(taken)
             await self._wait_and_retry(error)
@@ -147,3 +158,21 @@ class Changes:
             await self._live.feed.reload()
         await asyncio.sleep(self._pause)
         self._pause = min(self._pause * 2, _LONGEST_RETRY)
+
+
+_OPEN: Final = web.RequestKey("live_changes", list[Changes])
+
+
+def changes_of(request: web.Request, table: str) -> Changes:
+    """The changes of a table for the caller of this request, until `hear_no_more`. Raises what Changes raises."""
+    changes = Changes(request, table)
+    if _OPEN not in request:
+        request[_OPEN] = []
+    request[_OPEN].append(changes)
+    return changes
+
+
+def hear_no_more(request: web.Request) -> None:
+    """End all subscriptions of a live answer that is over."""
+    for changes in request.get(_OPEN, ()):
+        changes.close()

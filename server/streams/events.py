@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 
 from ..http.response import NO_STORE
 from ..http.streaming import at_once, opens_stream
+from .changes import Changes, changes_of, hear_no_more
 from .ends import FAILED, FINISHED, GONE, HEAD, End
 from .frames import encode, end_frame
 from .lease import Lease
@@ -59,6 +60,19 @@ class Stream:
             self._registry.end(lease, GONE)
             await asyncio.sleep(0)
 
+    def changes(self, table: str) -> Changes:
+        """`async for change in stream.changes("todos")`: each change of a row of the caller's user or active organisation.
+
+            async for change in stream.changes("todos"):
+                await stream.send(change.row or {"id": change.id}, event=change.event, id=change.id)
+
+        From this call on, for a table with `gatepost_changes`. Each is a `Change(event, id, row)`: `created`, `updated` or
+        `deleted`. Rows are read anew under the caller's scope: one that row-level security hides is left out. `resync` in their
+        place means that changes may have been missed: the client should load everything again. Raises ChangesNotTold, a
+        LookupError, for a table that tells none, here or when the first change is asked for.
+        """
+        return changes_of(self._request, table)
+
     async def __aenter__(self) -> Stream:
         if self._lease is not None:
             raise RuntimeError("an event stream is opened once")
@@ -102,6 +116,7 @@ async def begun(registry: Streams, lease: Lease, response: web.StreamResponse) -
 
 async def leave(registry: Streams, lease: Lease, error: BaseException | None) -> bool:
     """Close a live answer whose block ends with `error` or without one. True: the error is the end of the lease alone."""
+    hear_no_more(lease.request)
     ended = lease.end is not None
     cancelled = isinstance(error, asyncio.CancelledError)
     registry.left(lease, FINISHED if error is None else GONE if cancelled else FAILED)

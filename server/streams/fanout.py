@@ -116,7 +116,9 @@ class Fanout:
         """Pass on a message of gatepost_changed (schema.sql). One that is not understood may have been anything."""
         try:
             match json.loads(payload):
-                case [str(table), str(kind), str(tenant), str(what), [*ids]] if what in _EVENTS and all(type(id) is str for id in ids):
+                case [str(table), str(kind), str(tenant), str(what), [*ids]] if what in _EVENTS and all(
+                    type(id) is str for id in ids
+                ):
                     for subscription in list(self._by_key.get((table, kind, tenant), ())):
                         subscription.tell(ids, _EVENTS[what])
                 case [str(table), str(kind), str(tenant)]:

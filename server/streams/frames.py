@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from ..http.answers import encode_json
+from ..http.row_json import RowJson
 
 HEARTBEAT: Final = b":\n\n"
 _LINES: Final = re.compile(r"\r\n|\r|\n")
@@ -20,6 +21,8 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     """
     if isinstance(data, bytes | bytearray | memoryview):
         raise TypeError("send takes text, or anything that has a JSON form, not bytes")
+    if isinstance(data, RowJson):
+        data = data.text
     text = data if isinstance(data, str) else encode_json(data).decode()
     lines = [f"event: {_NOT_IN_A_FIELD.sub('', str(event))}"] if event is not None else []
     if id is not None:

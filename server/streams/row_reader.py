@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from ..http.answers import ROW_END, Rows
+from ..http.answers import Rows
 from ..http.pagination import LARGEST_LIMIT, RowLimit
 from ..http.row_json import RowJson
 from .change_tables import ChangeTable
@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 
 class _Batch:
-    """A statement that has not begun: ids of one table under one scope. Whoever asks for the same before it begins joins it."""
+    """A statement that has not begun: ids of one table under one scope. A stream that asks for the same before it begins joins it."""
 
     __slots__ = ("done", "ids")
 

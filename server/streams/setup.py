@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiohttp import web
 
 from ..auth.revocation import Revocations
+from ..database.connections import Database
 from ..plugins.providers import LoadedProvider
 from ..telemetry.metrics import Family, counter, gauge
+from .change_feed import ChangeFeed
+from .change_tables import ChangeTables
+from .changes import CHANGES, LiveChanges
 from .events import STREAMS
+from .fanout import Fanout
 from .recheck import Recheck
 from .registry import Admission, Streams
+from .row_reader import RowReader
 from .settings import bounds_from
 
 
@@ -33,6 +40,12 @@ def install(
     registry = Streams(bounds_from(get), revocations, recheck, admission, client_of)
     app[STREAMS] = registry
     app.on_shutdown.append(registry.drain_at_shutdown)
+
+
+def install_changes(app: web.Application, database: Database, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+    """Make `app[CHANGES]`, by which streams hear of changed rows. `connect()` opens a connection that may LISTEN."""
+    fanout, tables = Fanout(), ChangeTables()
+    app[CHANGES] = LiveChanges(ChangeFeed(connect, fanout, tables), fanout, tables, RowReader(database.read))
 
 
 def families_of(registry: Streams) -> list[Family]:

@@ -12,6 +12,7 @@ from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
 
 from ..http.errors import ApiError
 from ..http.streaming import asks_for_websocket, opens_stream
+from .changes import Changes, changes_of
 from .ends import End
 from .events import STREAMS, begun, leave
 from .lease import Lease
@@ -37,6 +38,10 @@ class LiveSocket(web.WebSocketResponse):
     def response(self) -> LiveSocket:
         """Itself: what the handler returns."""
         return self
+
+    def changes(self, table: str) -> Changes:
+        """The changes of a table's rows, as `Stream.changes`."""
+        return changes_of(self._lease.request, table)
 
     async def send_frame(self, message: bytes, opcode: WSMsgType, compress: int | None = None) -> None:
         await self._still_open()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,13 +16,12 @@ from ..http.answers import answer
 from ..http.bodies import body
 from ..http.describe import describe, mark_secret
 from ..http.errors import Unprocessable
+from ..http.streaming import streams
 from ..http.targets import malformed
 from ..routing.table import RouteRule
 from .tickets import Tickets
 
 PATH: Final = "/api/stream-tickets"
-PLUGIN: Final = "server"
-"""Whose route it is, among the plugins."""
 _LONGEST: Final = 2000
 
 
@@ -30,7 +29,9 @@ class TicketFor(BaseModel):
     """What a ticket is asked for."""
 
     model_config = ConfigDict(extra="forbid")
-    path: str = Field(description="The path of an event stream or a WebSocket, without a query: `/api/data/events`.", max_length=_LONGEST)
+    path: str = Field(
+        description="The path of an event stream or a WebSocket, without a query: `/api/data/events`.", max_length=_LONGEST
+    )
 
 
 class StreamTicket(BaseModel):
@@ -60,7 +61,7 @@ class _Target:
     method: str = "GET"
 
 
-@describe(body=TicketFor, answers={201: StreamTicket}, refusals={422: "Not the path of a live answer."},
+@describe(body=TicketFor, answers={201: StreamTicket}, refusals={403: "The caller could not open it.", 422: "Not the path of a live answer."},
           summary="A ticket for a live answer", operation_id="createStreamTicket", tags=["streams"])  # fmt: skip
 @requires(accepts=sorted(TOKEN_TYPES), allow_pending=True)
 async def create_ticket(request: web.Request) -> web.StreamResponse:
@@ -77,6 +78,11 @@ async def create_ticket(request: web.Request) -> web.StreamResponse:
 
 
 mark_secret(create_ticket)
+
+
+def ticket_routes(offered: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+    """The route of tickets, where any of these routes streams."""
+    return [web.post(PATH, create_ticket)] if any(streams(route.handler) for route in offered) else []
 
 
 async def _live_route(office: TicketOffice, target: str) -> tuple[str, RouteRule, web.UrlMappingMatchInfo]:

@@ -315,7 +315,7 @@ async def test_the_roles_of_compose_are_what_they_should_be(world: World, schema
     env, _, _ = with_ports(world.files(service("gatepost", ENV_FILE)["environment"], "/run/secrets"))
     told = await run(env, "check")
     assert told.splitlines()[-1] == "problems: none"
-    assert "connections: 2 worker(s) x (16 pooled + 1 to listen) = 34 per server; Postgres allows" in told
+    assert "connections: 2 worker(s) x (16 pooled + 2 to listen) = 36 per server; Postgres allows" in told
     async with world.cluster.as_admin("gatepost") as admin:
         assert await admin.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = 'gatepost_owner'") is False
 

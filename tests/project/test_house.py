@@ -58,7 +58,7 @@ GET     /api/public/openapi.json    public                                      
 POST    /api/webhooks/clerk         public                                           providers.clerk.webhooks.Receiver.take"""
 
 PUBLIC_INTERFACE = {
-    "Answer", "ApiError", "BadRequest", "BoundedDict", "CheckViolation", "Command", "CommandContext",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
     "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
     "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",

@@ -248,11 +248,11 @@ async def test_migrate_first_then_roll(empty: Any, tmp_path: Path) -> None:
 
 
 def test_the_sum_of_connections() -> None:
-    sum_ = Capacity(each=33, workers=2, given=97, pooled=False)
-    assert (sum_.server, sum_.shortage()) == (66, None)
-    assert sum_.line() == "connections: 2 worker(s) x (32 pooled + 1 to listen) = 66 per server; Postgres allows 97: enough for 1 server(s)"
-    assert "lower database.pool_size" in (Capacity(each=33, workers=3, given=97, pooled=False).shortage() or "")
-    assert Capacity(each=33, workers=3, given=97, pooled=True).shortage() is None
+    sum_ = Capacity(each=34, workers=2, given=97, pooled=False)
+    assert (sum_.server, sum_.shortage()) == (68, None)
+    assert sum_.line() == "connections: 2 worker(s) x (32 pooled + 2 to listen) = 68 per server; Postgres allows 97: enough for 1 server(s)"
+    assert "lower database.pool_size" in (Capacity(each=34, workers=3, given=97, pooled=False).shortage() or "")
+    assert Capacity(each=34, workers=3, given=97, pooled=True).shortage() is None
 
 
 async def test_check_tells_the_sum_and_what_postgres_gives(
@@ -268,10 +268,10 @@ async def test_check_tells_the_sum_and_what_postgres_gives(
                  - await admin.fetchval("SELECT current_setting('superuser_reserved_connections')::int"))  # fmt: skip
     assert await asyncio.to_thread(run, ["check", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["connections"] == {"each": 10, "workers": 3, "given": given, "pooled": False}
+    assert told["connections"] == {"each": 11, "workers": 3, "given": given, "pooled": False}
     assert told["warnings"] == []
     monkeypatch.setenv("GATEPOST_DATABASE_POOL_SIZE", "900")
     assert await asyncio.to_thread(run, ["check"]) == 0
     out = capsys.readouterr().out
-    assert f"= 2703 per server; Postgres allows {given}: enough for 0 server(s)" in out
-    assert "warning: one server may open 2703 connections" in out
+    assert f"= 2706 per server; Postgres allows {given}: enough for 0 server(s)" in out
+    assert "warning: one server may open 2706 connections" in out

@@ -1,0 +1,311 @@
+"""Changes: which rows a stream hears of, what it is told of them, and that nothing is missed without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from kits.live import Events, events, until
+
+from server import event_stream, requires, signed_in
+from server.schema.migrate import apply
+from server.streams.changes import CHANGES
+from server.streams.fanout import PENDING, Fanout
+from tests.conftest import Client, Serve, TestDatabase, plugin, stub
+
+TODOS = """
+CREATE TABLE todos (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), organization_id text NOT NULL, created_by text, title text,
+                    cost numeric(12, 2), private boolean NOT NULL DEFAULT false);
+SELECT gatepost_tenant('todos', organization => 'organization_id', author => 'created_by');
+SELECT gatepost_changes('todos', organization => 'organization_id');
+CREATE POLICY not_private ON todos AS RESTRICTIVE FOR SELECT USING (NOT private OR created_by = NULLIF(current_setting('gatepost.user_id', true), ''));
+CREATE TABLE lists (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text NOT NULL, org_id text, "update" text);
+SELECT gatepost_tenant('lists', "user" => 'user_id', organization => 'org_id');
+SELECT gatepost_changes('lists', "user" => 'user_id', organization => 'org_id');
+CREATE TABLE silent (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id text NOT NULL);
+SELECT gatepost_tenant('silent', "user" => 'user_id');
+"""
+ANN, ABE, BEA = stub("ann", org_id="red"), stub("abe", org_id="red"), stub("bea", org_id="blue")
+ALONE = stub("ann")
+
+routes = web.RouteTableDef()
+
+
+async def told(request: web.Request, table: str) -> web.StreamResponse:
+    async with event_stream(request) as stream:
+        changes = stream.changes(table)
+        await stream.send("", event="ready")
+        async for event, id, row in changes:
+            await stream.send(row if row is not None else {"id": id}, event=event, id=id)
+    return stream.response
+
+
+@routes.get("/api/todos/events")
+@signed_in
+async def todos(request: web.Request) -> web.StreamResponse:
+    return await told(request, "todos")
+
+
+@routes.get("/api/lists/events")
+@signed_in
+async def lists(request: web.Request) -> web.StreamResponse:
+    return await told(request, "public.lists")
+
+
+@routes.get("/api/all-lists/events")
+@requires(role="org:admin")
+async def all_lists(request: web.Request) -> web.StreamResponse:
+    return await told(request, "lists")
+
+
+@routes.get("/api/{table}/told")
+@signed_in
+async def any_table(request: web.Request) -> web.StreamResponse:
+    return await told(request, request.match_info["table"])
+
+
+LIVE = {"live": plugin(*routes)}
+
+
+@pytest.fixture
+async def own(postgres: Any) -> AsyncIterator[TestDatabase]:
+    """A database of one test with the tables."""
+    found = TestDatabase(postgres, await postgres.fresh())
+    async with postgres.connected(postgres.owner_role, found.name) as owner:
+        await owner.execute("SET client_min_messages = error")
+        await apply(owner, TODOS, serving_role=postgres.serving_role)
+    yield found
+    await postgres.drop_database(found.name)
+
+
+@pytest.fixture
+async def client(serve: Serve, own: TestDatabase) -> Client:
+    return await serve({"database.url": own.url}, extra=LIVE)
+
+
+@asynccontextmanager
+async def hearing(client: Client, path: str, who: dict[str, str]) -> AsyncIterator[Events]:
+    """A stream that hears changes from now on."""
+    async with events(client, path, who) as stream:
+        assert stream.response.status == 200
+        assert (await stream.next())["event"] == "ready"
+        yield stream
+
+
+async def change(stream: Events) -> tuple[str, Any]:
+    """The next event and its data."""
+    found = await stream.next()
+    return found["event"], json.loads(found["data"])
+
+
+async def nothing(*streams: Events) -> None:
+    """None of these streams is told anything for a moment."""
+    for stream in streams:
+        with pytest.raises(TimeoutError):
+            pytest.fail(str(await stream.next(0.3)))
+
+
+async def test_a_stream_hears_of_its_organization_alone(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea, \
+            hearing(client, "/api/todos/events", ALONE) as alone:  # fmt: skip
+        ((row,)) = await own.rows("INSERT INTO todos (organization_id, created_by, title, cost) VALUES ('red', 'abe', 'a', 12.5) RETURNING id")
+        id = str(row["id"])
+        expected = {"id": id, "organization_id": "red", "created_by": "abe", "title": "a", "cost": "12.50", "private": False}
+        assert await change(ann) == ("created", expected)
+        await own.rows("UPDATE todos SET title = 'b'")
+        assert await change(ann) == ("updated", expected | {"title": "b"})
+        await own.rows("DELETE FROM todos")
+        assert await change(ann) == ("deleted", {"id": id})
+        await nothing(ann, bea, alone)
+
+
+async def test_what_row_level_security_hides_does_not_arrive(client: Client, own: TestDatabase) -> None:
+    """Also where a policy hides a row between the change and its reading."""
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", ABE) as abe:
+        await own.rows("INSERT INTO todos (organization_id, created_by, title, private) VALUES ('red', 'abe', 'mine', true)")
+        assert (await change(abe))[1]["title"] == "mine"
+        await nothing(ann)
+        await own.rows("UPDATE todos SET private = false")
+        assert [(await change(one))[0] for one in (ann, abe)] == ["updated", "updated"]
+        async with own.server.as_admin(own.name) as admin, admin.transaction():
+            await admin.execute("UPDATE todos SET private = true")
+            await admin.execute("UPDATE todos SET title = 'hidden'")
+        assert (await change(abe))[1]["title"] == "hidden"
+        await nothing(ann)
+
+
+async def test_a_row_that_moves_is_told_to_both_tenants(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
+        await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
+        id = (await change(ann))[1]["id"]
+        await own.rows("UPDATE todos SET organization_id = 'blue'")
+        assert await change(ann) == ("deleted", {"id": id})
+        assert (await change(bea))[0] == "created"
+        await nothing(ann, bea)
+
+
+async def test_rows_of_a_user_and_of_an_organization(client: Client, own: TestDatabase) -> None:
+    """A user hears of rows in every organisation; others of the organisation see only what their scope shows."""
+    admin = stub("ada", org_id="red", org_role="org:admin")
+    async with hearing(client, "/api/lists/events", ALONE) as alone, hearing(client, "/api/lists/events", ABE) as abe, \
+            hearing(client, "/api/all-lists/events", admin) as ada, hearing(client, "/api/lists/events", ANN) as ann:  # fmt: skip
+        await own.rows("""INSERT INTO lists (user_id, org_id, "update") VALUES ('ann', 'red', 'x')""")
+        for stream in (alone, ada, ann):
+            assert await change(stream) == ("created", {"id": 1, "user_id": "ann", "org_id": "red", "update": "x"})
+        await own.rows("UPDATE lists SET org_id = 'blue'")  # gone for the organisation, and still the user's
+        for stream in (alone, ann):
+            assert await change(stream) == ("updated", {"id": 1, "user_id": "ann", "org_id": "blue", "update": "x"})
+        assert await change(ada) == ("deleted", {"id": "1"})
+        assert await change(abe) == ("deleted", {"id": "1"})
+        await nothing(alone, abe, ada, ann)
+
+
+async def test_a_table_that_tells_nothing_is_an_error(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for table in ("silent", "nope", "data; SELECT 1"):
+        async with events(client, f"/api/{table}/told", ANN) as stream:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.end()
+    failures = [record.fields for record in caplog.records if record.getMessage() == "handler failed"]
+    assert len(failures) == 3
+    assert all("call gatepost_changes for it" in str(fields) for fields in failures)
+
+
+async def test_a_transaction_is_told_once_it_is_committed(client: Client, own: TestDatabase) -> None:
+    """And changes of one row are one."""
+    async with hearing(client, "/api/todos/events", ANN) as ann, own.server.as_admin(own.name) as admin:
+        async with admin.transaction():
+            id = await admin.fetchval("INSERT INTO todos (organization_id, title) VALUES ('red', 'a') RETURNING id::text")
+            await admin.execute("UPDATE todos SET title = 'b'")
+            await nothing(ann)
+        event, row = await change(ann)
+        assert (event, row["id"], row["title"]) == ("created", id, "b")
+        async with admin.transaction():
+            await admin.execute("INSERT INTO todos (organization_id, title) VALUES ('red', 'short-lived')")
+            gone = await admin.fetchval("DELETE FROM todos WHERE title = 'short-lived' RETURNING id::text")
+        assert await change(ann) == ("deleted", {"id": gone})
+        await nothing(ann)
+
+
+async def test_a_bulk_change_is_a_resync_for_its_tenant(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
+        await own.rows("INSERT INTO todos (organization_id, title) SELECT 'red', i FROM generate_series(1, 3000) AS i")
+        assert await change(ann) == ("resync", {"id": None})
+        await nothing(ann, bea)
+        await own.rows("TRUNCATE todos")
+        assert [await change(one) for one in (ann, bea)] == [("resync", {"id": None})] * 2
+
+
+async def test_more_than_is_held_for_one_stream_is_a_resync(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann:
+        await own.rows(f"INSERT INTO todos (organization_id, title) SELECT 'red', i FROM generate_series(1, {PENDING + 1}) AS i")
+        assert await change(ann) == ("resync", {"id": None})
+        await own.rows(f"DELETE FROM todos WHERE title <= '{PENDING - 100}'")
+    live = client.app[CHANGES]
+    await until(lambda: len(live.fanout) == 0)
+    assert (live.fanout.held, live.fanout._by_key) == (0, {})
+
+
+async def test_large_rows_arrive_in_parts(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann:
+        await own.rows("INSERT INTO todos (organization_id, title) SELECT 'red', repeat('x', 30000) || i FROM generate_series(1, 40) AS i")
+        titles = [(await change(ann))[1]["title"] for _ in range(40)]
+    assert sorted(int(title.strip("x")) for title in titles) == list(range(1, 41))
+
+
+async def test_a_new_column_is_told_too(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann:
+        async with own.server.as_admin(own.name) as admin:
+            await admin.execute("ALTER TABLE todos DROP COLUMN cost; ALTER TABLE todos ADD COLUMN notes text DEFAULT 'n'")
+            await admin.execute("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
+        event, row = await change(ann)
+        assert (event, row["notes"], "cost" in row) == ("created", "n", False)
+
+
+async def test_the_listening_connection_is_killed(client: Client, own: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
+    """Streams stay, are told that something may have been missed, and hear again."""
+    live = client.app[CHANGES]
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/lists/events", BEA) as bea:
+        for number in range(2, 4):
+            async with own.server.as_admin(own.name) as admin:
+                assert await admin.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1", live.feed.process_id)
+            assert await change(ann) == ("resync", {"id": None})
+            assert await change(bea) == ("resync", {"id": None})
+            assert live.feed.connections == number
+            await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'again')")
+            assert (await change(ann))[1]["title"] == "again"
+    assert "change feed interrupted" in caplog.text
+
+
+async def test_a_client_that_connects_again_is_told_to_load_everything(client: Client, own: TestDatabase) -> None:
+    async with events(client, "/api/todos/events", {**ANN, "Last-Event-ID": "7"}) as stream:
+        assert [(await stream.next())["event"] for _ in range(2)] == ["ready", "resync"]
+
+
+async def test_a_message_that_is_not_understood_may_have_been_anything(client: Client, own: TestDatabase) -> None:
+    async with hearing(client, "/api/todos/events", ANN) as ann:
+        for payload in ("", "{}", "[1]", '["public.todos", "organization", "red", "x", []]', '["a", "b", "c", "i", [1]]', "[" * 5000):
+            await own.rows("SELECT pg_notify('gatepost_changes', $1)", payload)
+            assert await change(ann) == ("resync", {"id": None})
+        # An id of another form can come from nobody but a program that has the rights of the server.
+        await own.rows("""SELECT pg_notify('gatepost_changes', '["public.todos", "organization", "red", "u", ["no id"]]')""")
+        assert await change(ann) == ("resync", {"id": None})
+        await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
+        assert (await change(ann))[0] == "created"
+
+
+async def test_scopes_that_differ_share_no_statement(client: Client, own: TestDatabase) -> None:
+    """Two streams with one scope are one reading; another user of the same organisation is another."""
+    reader, scopes = client.app[CHANGES].reader, []
+    read = reader._read
+
+    async def noted(scope: Any, *more: Any) -> Any:
+        scopes.append(scope)
+        return await read(scope, *more)
+
+    reader._read = noted
+    async with hearing(client, "/api/todos/events", ANN) as one, hearing(client, "/api/todos/events", ANN) as two, \
+            hearing(client, "/api/todos/events", ABE) as three:  # fmt: skip
+        await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
+        for stream in (one, two, three):
+            assert (await change(stream))[0] == "created"
+    assert sorted(scopes) == [("abe", "red", ""), ("ann", "red", "")]
+
+
+# What waits ---------------------------------------------------------------------------------------------------------------
+
+KEY = ("public.todos", "organization", "red")
+
+
+@pytest.mark.parametrize(("heard", "expected"), [
+    ("iu", "created"), ("iud", "deleted"), ("id", "deleted"), ("uu", "updated"), ("ud", "deleted"), ("di", "created"), ("du", "updated"), ("diu", "created"),
+])  # fmt: skip
+def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
+    fanout = Fanout()
+    subscription = fanout.subscribe((KEY,))
+    for what in heard:
+        fanout.heard(json.dumps([*KEY, what, ["1"]]))
+    assert subscription.take(10) == {"1": expected}
+    assert fanout.held == 0
+
+
+def test_what_all_streams_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.streams.fanout.PENDING_IN_ALL", 500)
+    fanout = Fanout()
+    subscriptions = [fanout.subscribe((("public.todos", "organization", f"org_{n}"),)) for n in range(10)]
+    for n in range(10):
+        fanout.heard(json.dumps(["public.todos", "organization", f"org_{n}", "i", [str(id) for id in range(100)]]))
+    assert fanout.held == 500
+    assert [one.resync for one in subscriptions] == [False] * 5 + [True] * 5
+    taken = subscriptions[0].take(60)
+    assert (len(taken), fanout.held) == (60, 440)
+    subscriptions[0].put_back(taken)
+    assert (list(subscriptions[0].pending)[:60], fanout.held) == (list(taken), 500)
+    for one in subscriptions:
+        one.close()
+        one.close()
+    assert (fanout.held, len(fanout), fanout._by_key) == (0, 0, {})
