@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 
 class _Batch:
-    """A statement that has not begun: ids of one table under one scope. A stream that asks for the same before it begins joins it."""
+    """A statement that has not begun: ids of one table under one scope. Streams that ask before it begins join it."""
 
     __slots__ = ("done", "ids")
 

@@ -61,8 +61,14 @@ class _Target:
     method: str = "GET"
 
 
-@describe(body=TicketFor, answers={201: StreamTicket}, refusals={403: "The caller could not open it.", 422: "Not the path of a live answer."},
-          summary="A ticket for a live answer", operation_id="createStreamTicket", tags=["streams"])  # fmt: skip
+@describe(
+    body=TicketFor,
+    answers={201: StreamTicket},
+    refusals={403: "The caller could not open it.", 422: "Not the path of a live answer."},
+    summary="A ticket for a live answer",
+    operation_id="createStreamTicket",
+    tags=["streams"],
+)
 @requires(accepts=sorted(TOKEN_TYPES), allow_pending=True)
 async def create_ticket(request: web.Request) -> web.StreamResponse:
     """For `EventSource` and `WebSocket` of a browser, which send no header: `GET PATH?ticket=…`, once, within 30 seconds.
