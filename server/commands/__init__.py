@@ -22,11 +22,11 @@ from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..telemetry.log import start_logging
-from . import check, explain, init, migrate, openapi, revoke, routes, serve, tables
+from . import access, check, explain, init, migrate, openapi, revoke, routes, serve, tables
 
 _OWN = {
-    "serve": serve, "init": init, "check": check, "routes": routes, "explain": explain, "tables": tables, "migrate": migrate,
-    "openapi": openapi, "revoke": revoke,
+    "serve": serve, "init": init, "check": check, "routes": routes, "explain": explain, "access": access, "tables": tables,
+    "migrate": migrate, "openapi": openapi, "revoke": revoke,
 }  # fmt: skip
 _ABOUT = "An API server: routes need a signed-in caller unless you open them, and row-level security keeps tenants apart."
 

@@ -1,67 +1,102 @@
-"""Show how the gate treats METHOD PATH: its route, its access, and why it is public or not."""
+"""Show how the gate treats METHOD PATH: its route, its access, why it is public or not, and what a caller gets."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
-from dataclasses import dataclass
+import sys
 from typing import Any
 
 from aiohttp import web
-from yarl import URL
 
 from ..app import SETTINGS, TABLE, build
+from ..auth.identity import Identity
+from ..gate.verdict import GATE, ROWS, verdict
 from ..http.targets import malformed
+from ..routing.matching import matched
 from ..routing.patterns import Pattern
 from ..routing.table import RouteRule
+from ..schema.embedded_database import serving_and_owner
+from ..schema.row_policies import row_verdict
 from ..settings.sources import Settings
+from .caller_arguments import add_caller, described
+from .with_token import ask
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD")
     parser.add_argument("path", metavar="PATH", help="a raw request target, as in a request line")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--token", metavar="T", help="a credential, for the real providers; -: from standard input")
+    parser.add_argument("--row", nargs=2, metavar=("TABLE", "ID"), help="which policies show this row or hide it")
+    add_caller(parser)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Ask the real router and print its answer; nothing is opened and no handler runs. Returns 0."""
-    result = asyncio.run(explain(build(settings), args.method.upper(), args.path))
+    """Ask the real router, and with a caller the gate; print the answer. No handler runs and nothing is written. Returns 0.
+
+    Raises ConfigError, StartFailed, ValueError for arguments that cannot be together.
+    """
+    result = asyncio.run(_result(args, settings))
     if args.json:
         print(json.dumps(result))
-    else:
-        print("\n".join(f"{name + ':':9}{value}" for name, value in result.items()))
+        return 0
+    row = result.pop("row", None)
+    if result["answer"] == "401" and "status" in result:
+        result["answer"] += " without a credential"
+    lines = [f"{name + ':':9}{value}" for name, value in result.items() if value is not None]
+    if row is not None:
+        lines.append(f"row:     {row['why']}")
+        lines += [f"         {name}: {'holds' if held else 'does not hold'}" for name, held in row["policies"].items()]
+    print("\n".join(lines))
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The parts of a request that the router reads."""
+async def _result(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    method, caller = args.method.upper(), described(args)
+    if args.token and caller is not None:
+        raise ValueError("explain: --token names a caller by itself: leave out the others")
+    app = build(settings)
+    result: dict[str, Any] = await explain(app, method, args.path)
+    if (match := await matched(app.router, method, args.path)) is None:
+        return result | {"status": 400, "reason": None, "lock": GATE}
+    rule = app[TABLE].rules.get(match.route)
+    found = verdict(rule, caller, match, match.http_exception)
+    if args.token:
+        token = sys.stdin.readline().strip() if args.token == "-" else args.token
+        found, caller = await ask(settings, method, args.path, token)
+    result |= found._asdict()
+    if args.row:
+        result = await _with_row(result, settings, args.row, _scope(caller, rule), method)
+    return result
 
-    method: str
-    rel_url: URL
+
+def _scope(caller: Identity | None, rule: RouteRule | None) -> tuple[str, str, str]:
+    """The scope in which the handler's SQL would run."""
+    if caller is None:
+        return ("", "", "")
+    org = caller.org_id or ""
+    return (caller.user_id or "", org, org if rule is not None and rule.access.as_admin else "")
 
 
-def _url(target: str) -> URL:
-    """As aiohttp's parser reads it: a target with a leading slash is a path, even `//host/path`. Raises ValueError."""
-    if target.startswith("/"):
-        path, _, query = target.partition("?")
-        return URL.build(path=path, query_string=query, encoded=True)
-    url = URL(target, encoded=True)
-    if not url.raw_host:
-        raise ValueError("no host")
-    return url.relative()
+async def _with_row(
+    result: dict[str, Any], settings: Settings, row: list[str], scope: tuple[str, str, str], method: str
+) -> dict[str, Any]:
+    async with serving_and_owner(settings) as (serving, owner):
+        seen = await row_verdict(serving, owner, row[0], row[1], scope, method)
+    if result["status"] == 200 and not seen.visible:
+        result |= {"status": 404, "reason": None, "lock": ROWS}
+    return result | {"row": dataclasses.asdict(seen)}
 
 
 async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
     """What happens to this request without a credential: `route`, `answer`, `why`, and `access` where a route matches."""
     if malformed(target):
         return {"route": "none", "answer": "400", "why": "the target is malformed: parsers could read it in different ways"}
-    try:
-        request: Any = _Target(method, _url(target))
-    except ValueError:
+    if (match := await matched(app.router, method, target)) is None:
         return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
-    match = await app.router.resolve(request)
     rule = app[TABLE].rules.get(match.route)
     if rule is None:
         status = match.http_exception.status if match.http_exception else 404

@@ -5,12 +5,14 @@ Private classes and functions (`aiohttp.web_protocol._ErrInfo`) are imported by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeAlias
 
 from aiohttp import StreamReader, web
 from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     RequestHandler: (
@@ -19,6 +21,7 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     ),
     StreamReader: ("_eof",),
     StreamWriter: ("_compress", "_eof"),
+    web.AbstractRoute: ("_handler",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
     web.BaseRequest: ("_client_max_size", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
     web.FileResponse: ("_prepare_open_file",),
@@ -33,3 +36,8 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     web.UrlMappingMatchInfo: ("_apps", "_current_app", "_frozen", "_route"),
 }  # fmt: skip
 """By class, the names of attributes that are read, set or replaced on it or on an instance."""
+
+
+def replace_handler(route: web.AbstractRoute, handler: Handler) -> None:
+    """Let `route` call another handler, for a server that is asked and does nothing."""
+    route._handler = handler  # type: ignore[assignment]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
+from .connection_mistakes import DIRECT_URL, OWNER_URL, URL, connected
 from .migrate import SERVING_ROLE
 from .startup import DATABASE_NAME, beside_running_server, migrate_embedded
 
@@ -59,6 +60,28 @@ async def embedded_owner(settings: Settings, *, migrate: bool = True) -> AsyncIt
 def as_serving_role(owner: dict[str, Any]) -> dict[str, Any]:
     """The same arguments for the serving role."""
     return {**owner, "user": SERVING_ROLE}
+
+
+@asynccontextmanager
+async def serving_and_owner(settings: Settings) -> AsyncIterator[tuple[Any, Any | None]]:
+    """A connection in the serving role, and one as the owner; None for the latter where `database.owner_url` is not set.
+
+    Without `database.url` both lead to the embedded Postgres, which is started where no server runs on it. Raises
+    ConfigError, Unavailable.
+    """
+    direct = settings.get("database.direct_url")
+    if (url := direct or settings.get("database.url")) is None:
+        async with (
+            embedded_owner(settings) as owner,
+            direct_connection(as_serving_role(owner)) as serving,
+            direct_connection(owner) as opened,
+        ):
+            yield serving, opened
+        return
+    async with AsyncExitStack() as stack:
+        serving = await stack.enter_async_context(connected({"dsn": url}, DIRECT_URL if direct else URL))
+        owner_url = settings.get("database.owner_url")
+        yield serving, await stack.enter_async_context(connected({"dsn": owner_url}, OWNER_URL)) if owner_url else None
 
 
 async def _start(settings: Settings) -> EmbeddedPostgres | None:

@@ -33,9 +33,10 @@ import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
 
-from ..app import build
+from ..app import TABLE, build
 from ..database.direct import direct_connection
 from ..embedded.server import EmbeddedPostgres
+from ..gate import expectations
 from ..schema.migrate import SERVING_ROLE, apply, serving_role_of
 from ..schema.migration import Migration, read_own
 from ..schema.startup import DATABASE_NAME, migrate_embedded
@@ -134,6 +135,21 @@ async def gatepost(
         yield server
     finally:
         await server.close()
+
+
+@pytest.fixture
+def expect_access(gatepost: TestServer) -> Callable[[Path], Awaitable[None]]:
+    """`await expect_access(Path("access.toml"))` fails with a line for each expectation of the file that does not hold.
+
+    The file is that of `python -m server access --check`.
+    """
+
+    async def expect(file: Path) -> None:
+        app = gatepost.app
+        wrong = await expectations.differences(app.router, app[TABLE], expectations.read_file(file))
+        assert not wrong, "\n".join(wrong)
+
+    return expect
 
 
 @pytest_asyncio.fixture

@@ -17,7 +17,9 @@ from packaging.requirements import Requirement
 from server.commands import run
 from server.installation import NEEDED
 
-COMMANDS = ("serve", "init", "check", "routes", "explain", "tables", "migrate", "openapi", "revoke", "keys", "token", "replay")
+COMMANDS = (
+    "serve", "init", "check", "routes", "explain", "access", "tables", "migrate", "openapi", "revoke", "keys", "token", "replay",
+)  # fmt: skip
 COUNTING = """
 from pathlib import Path
 from server import Command, Setting, hookimpl
