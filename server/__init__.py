@@ -19,6 +19,7 @@ from .http.answers import answer, check_if_match, entity_tag
 from .http.bodies import body
 from .http.body_bytes import raw_body
 from .http.body_stream import body_stream
+from .http.calls_tools import calls_tools
 from .http.client_address import client_address, client_network, is_local
 from .http.content_disposition import content_disposition
 from .http.cors import checked_origin
@@ -36,6 +37,7 @@ from .http.errors import (
     Unprocessable,
 )
 from .http.limited import limited
+from .http.origins import is_foreign_origin
 from .http.pagination import page
 from .http.query import query
 from .http.row_id import row_id
@@ -47,14 +49,16 @@ from .single_flight import SingleFlight
 from .streams.changes import Change
 from .streams.events import Stream, event_stream
 from .streams.socket import socket
+from .tools.calls import call_tool, tools_of
+from .tools.table import Tool
 
 __all__ = [
-    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
-    "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
-    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
-    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
-    "entity_tag", "event_stream", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
-    "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
-    "service", "signed_in", "socket", "with_org_prefix",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
+    "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
+    "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
+    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream", "call_tool",
+    "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
+    "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
+    "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
+    "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix",
 ]  # fmt: skip

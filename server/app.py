@@ -26,6 +26,7 @@ from .http.backlog import Backlog
 from .http.body_bytes import BODY_LIMITS
 from .http.client_address import ADDRESSES, ClientAddress
 from .http.error_bodies import ErrorBodies
+from .http.origins import ORIGINS, Origins
 from .http.pagination import PAGE_BYTES
 from .http.resource import resource_of
 from .http.stamp import vary_on
@@ -52,6 +53,7 @@ from .streams.tickets import Tickets
 from .telemetry.decisions import DenialLog, RequestLog
 from .telemetry.log import LOG, log_tracebacks, start_logging
 from .telemetry.metrics import Metrics
+from .tools.calls import TOOLS, Tools
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 TABLE: Final = web.AppKey("route_table", RouteTable)
@@ -145,9 +147,11 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         redeem=tickets.redeem,
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
-    listener = RequestLog() if settings.get("log.requests") else None
+    listener, lookup = RequestLog() if settings.get("log.requests") else None, Resolver(app)
     challenges = Challenges(resource, gate.challenges) if resource is not None else None
-    app[DISPATCHER] = Dispatcher(Resolver(app), cors, gate, metrics, backlog, listener, errors, challenges)
+    app[DISPATCHER] = Dispatcher(lookup, cors, gate, metrics, backlog, listener, errors, challenges)
+    app[ORIGINS] = Origins(cors, resource)
+    app[TOOLS] = Tools(table, lookup, app[DISPATCHER], settings.get("limits.head_bytes"))
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
     install_changes(app, server_database.database, server_database.straight)

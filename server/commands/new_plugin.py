@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from ..settings.core import BUILT_IN, SERVER_TABLES
+from ..settings.core import BUILT_IN, OPTIONAL, SERVER_TABLES
 from ..settings.setting import ConfigError
 
 _TEMPLATES: Final = Path(__file__).resolve().parent / "plugin_files"
@@ -24,7 +24,7 @@ _FILES: Final = {
 }
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 _LONGEST: Final = 40
-_OURS: Final = frozenset({"server", "providers", "handlers", "tests", "gatepost", "oidc", "stub", *BUILT_IN, *SERVER_TABLES})
+_OURS: Final = frozenset({"server", "providers", "handlers", "tests", "gatepost", "oidc", "stub", *BUILT_IN, *OPTIONAL, *SERVER_TABLES})
 
 
 def write_plugin(name: str, folder: Path) -> list[str]:

@@ -34,7 +34,7 @@ from .idempotency import KEY, once
 from .identification import Identification, NoCredential, Redeem, no_tickets
 from .slow_clients import releaser
 
-_BY_HANDLER: Final = Forbidden("handler")
+BY_HANDLER: Final = Forbidden("handler")
 
 
 class Gate:
@@ -122,12 +122,12 @@ class Gate:
             else:
                 response = await match.handler(request)
         except (Forbidden, web.HTTPForbidden) as error:
-            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else _BY_HANDLER, started)
+            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else BY_HANDLER, started)
             raise
         finally:
             turns.leave(caller)
         if response.status == 403:
-            self._tell(request, rule, identity, _BY_HANDLER, started)
+            self._tell(request, rule, identity, BY_HANDLER, started)
         return response
 
     async def _within_bounds(

@@ -76,19 +76,8 @@ class Dispatcher:
             else:
                 request._match_info = match
                 response = await self._gate.admit(request, match)
-        except ApiError as error:
-            response = self._refusal(request, error)
-        except web.HTTPException as error:
-            response = self._challenged(request, self._errors.of_http(error))
-        except web.RequestPayloadError:  # a handler that reads the body by aiohttp's own means
-            response = self._refusal(request, BadRequest(for_log="body-malformed"))
-        except Unavailable as outage:
-            log_failure("unavailable", outage, request_id=request_id, why=str(outage))
-            response = self._errors.response(ServiceUnavailable(outage.retry_after))
         except Exception as error:
-            route = request.match_info.route.name if request._match_info is not None else None
-            log_failure("handler failed", error, request_id=request_id, route=route or "")
-            response = self._errors.of(500)
+            response = self._response_to(request, error)
         if type(response) is not JsonResponse or response.prepared:
             response = self._sendable(response, request)
         rule = self._gate.rule_of(request)
@@ -99,6 +88,22 @@ class Dispatcher:
         if self._served is not None and rule is not None:
             self._tell(request, response, rule, seconds)
         return response
+
+    def _response_to(self, request: web.Request, error: Exception) -> web.StreamResponse:
+        """The response to whatever was raised further in."""
+        if isinstance(error, ApiError):
+            return self._refusal(request, error)
+        if isinstance(error, web.HTTPException):
+            return self._challenged(request, self._errors.of_http(error))
+        if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
+            return self._refusal(request, BadRequest(for_log="body-malformed"))
+        request_id = request[REQUEST_ID]
+        if isinstance(error, Unavailable):
+            log_failure("unavailable", error, request_id=request_id, why=str(error))
+            return self._errors.response(ServiceUnavailable(error.retry_after))
+        route = request.match_info.route.name if request._match_info is not None else None
+        log_failure("handler failed", error, request_id=request_id, route=route or "")
+        return self._errors.of(500)
 
     async def _resolve_and_admit(self, request: web.Request) -> web.StreamResponse:
         if request.version not in _VERSIONS or malformed(request.raw_path):

@@ -22,6 +22,7 @@ from ..database.request_transaction import JOINED, RequestTransaction, Rollback,
 from ..database.scope import DATABASE, scope_of, writer_of
 from ..http.body_bytes import raw_body
 from ..http.body_stream import IDEMPOTENCY_KEY
+from ..http.calls_tools import may_call_tools
 from ..http.describe import description_of, is_secret, mark_secret
 from ..http.errors import BadRequest, Conflict, Unprocessable
 from ..http.protocol import Handler
@@ -56,8 +57,11 @@ async def once(request: web.Request, handler: Handler, template: str) -> web.Str
     For a request that the gate has admitted; `template` is the route's path. Raises an ApiError, which becomes the
     response: 400 for an invalid key or a handler that streams its body, what `raw_body` raises except 411 (a handler that
     needs a body raises it itself), 409 while a request with the same key is in progress or if its response was not stored,
-    422 if the key was used for a different request, and 503, after which nothing has been stored.
+    422 if the key was used for a different request, and 503, after which nothing has been stored. Where the handler calls
+    tools, the key is left to them.
     """
+    if may_call_tools(request.match_info.handler):
+        return await handler(request)  # the key is that of the tool's route
     key, identity = _key(request), request[IDENTITY]
     scope = scope_of(request)
     if not (identity.user_id or identity.org_id):

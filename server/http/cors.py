@@ -13,7 +13,8 @@ from .response import JsonResponse
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = (
     "Authorization", "baggage", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID",
-    "MCP-Protocol-Version", "sentry-trace", "traceparent", "tracestate", "X-API-Key", "X-Requested-With",
+    "Mcp-Method", "Mcp-Name", "MCP-Protocol-Version", "sentry-trace", "traceparent", "tracestate", "X-API-Key",
+    "X-Requested-With",
 )  # fmt: skip
 _EXPOSED: Final = (
     "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate",
@@ -123,6 +124,10 @@ class Cors:
         for line in lines.decode().split("\r\n")[:-1]:
             name, _, value = line.partition(": ")
             response.headers[name] = value
+
+    def allows(self, request: web.Request) -> bool:
+        """Is the origin of this request listed?"""
+        return self._allowed(request) is not None
 
     def _allowed(self, request: web.Request) -> bytes | None:
         """The headers for the origin of this request; None where it may not read the answer."""

@@ -17,6 +17,7 @@ _MARK: Final = "__description__"
 _SECRET: Final = "__answers_secret__"
 _OPERATION_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTENT_TYPE: Final = re.compile(r"(?:\*/\*|[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+))\Z")
+_TOOL: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")  # the names that the Model Context Protocol recommends
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
 _SWITCHING: Final = 101  # RFC 9110 15.2.2: the connection becomes a WebSocket
 
@@ -40,6 +41,7 @@ class Description:
     query: Any = None
     operation_id: str | None = None
     events: Any = None
+    tool: str | None = None
 
     @property
     def socket(self) -> bool:
@@ -70,6 +72,7 @@ def describe(
     query: Any = None,
     operation_id: str | None = None,
     events: Any = None,
+    tool: str | None = None,
 ) -> Callable[[F], F]:
     """Describe a handler's input and output. Goes below `@routes`, above or below the access decorator; wraps nothing.
 
@@ -90,6 +93,8 @@ def describe(
     content_type   the content type of the successes' bodies
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
     operation_id   the operation's name in generated clients; without it, the name of the handler
+    tool           the name under which agents may call this route (see the guide on agents): 1 to 128 letters, digits and
+                   `_.-`, once in the server. Needs `summary`, which the agent reads, and a response of JSON or text
 
     The description is enforced: `body`, `body_stream`, `query`, `page` and `check_if_match` raise TypeError in a handler that
     is described otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that
@@ -115,7 +120,10 @@ def describe(
     made = Description(
         body, body_optional, _content_types(body, body_stream), MappingProxyType(given), MappingProxyType(dict(refusals or {})),
         page, if_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id, events,
+        tool,
     )  # fmt: skip
+    if tool is not None:
+        _tool(made)
 
     def mark(handler: F) -> F:
         if description_of(handler) is not None:
@@ -170,6 +178,23 @@ def _live(events: Any, answers: Mapping[int, Any], page: bool, content_type: str
         raise TypeError("@describe: events= and answers={101: None} allow no other success, page= or content_type=")
     if events is not None and _SWITCHING in answers:
         raise TypeError("@describe: either events= or answers={101: None}, not both")
+
+
+def _tool(said: Description) -> None:
+    """Raise TypeError for a description that cannot be a tool's."""
+    if not isinstance(said.tool, str) or not _TOOL.match(said.tool):
+        raise TypeError(f"@describe(tool={said.tool!r}): must be 1 to 128 letters, digits and '_', '.' or '-'")
+    if not said.summary or not said.summary.isprintable():
+        raise TypeError(f"@describe(tool={said.tool!r}): needs summary=, one line of printable text, which agents read")
+    if said.body_stream or said.streams:
+        raise TypeError(f"@describe(tool={said.tool!r}): a tool takes and returns whole messages, and streams nothing")
+    if not (said.content_type.startswith("text/") or is_json(said.content_type)):
+        raise TypeError(f"@describe(tool={said.tool!r}): a tool returns JSON or text, not {said.content_type}")
+
+
+def is_json(content_type: str) -> bool:
+    """Is this content type JSON (RFC 8259, RFC 6839)? It must be in lower case and without parameters."""
+    return content_type == "application/json" or content_type.endswith("+json")
 
 
 def _statuses(name: str, given: Iterable[int], allowed: range) -> None:

@@ -35,15 +35,15 @@ class Resource:
             raise ValueError("has a path that is not one of a URL")
         self.url: Final = url
         """As the operator wrote it."""
-        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self.origin: Final = f"{parts.scheme}://{parts.netloc}"
         self._base = parts.path.rstrip("/")
-        self._root = self._origin + WELL_KNOWN + self._base
+        self._root = self.origin + WELL_KNOWN + self._base
 
     def at(self, path: str) -> str | None:
         """The resource whose metadata is at `WELL_KNOWN` and `path` (escaped; "" for none); None if it is not of this API."""
         if path in ("", "/") or path == self._base:
             return self.url
-        return self._origin + path if path.startswith(f"{self._base}/") else None
+        return self.origin + path if path.startswith(f"{self._base}/") else None
 
     def metadata_url(self, path: str) -> str:
         """The URL of the metadata of the resource at `path` of this API (escaped, without query; as a client requests it).

@@ -19,13 +19,13 @@ from .security import Schemes, fitting
 ACCESS: Final = "x-gatepost-access"
 LIMITS: Final = "x-gatepost-limits"
 _WITH_BODY: Final = (408, 411, 413, 415, 422)
-_PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
+PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
 _ONE_OF: Final = ("role", "permission", "feature", "plan", "organization", "reverification")
 
 
 def path_of(template: str) -> str:
     """The template as OpenAPI writes it: parameters without their patterns."""
-    return _PARAMETER.sub(r"{\1}", template)
+    return PARAMETER.sub(r"{\1}", template)
 
 
 def operation(
@@ -47,7 +47,7 @@ def operation(
     if rule.bounds is not None:
         made[LIMITS] = rule.bounds.members()
     if parameters := [
-        *_path_parameters(rule.template, rule.access.organization),
+        *path_parameters(rule.template, rule.access.organization),
         *query_parameters(said.query, schemas, rule.plugin),
         *map(parameter_ref, (*_parameters(said, again), *live_parameters(said, _knows(rule)))),
     ]:
@@ -99,9 +99,9 @@ def _access(rule: RouteRule) -> dict[str, Any]:
     return found | {"accepts": sorted(access.accepts)}
 
 
-def _path_parameters(template: str, organization: str | None) -> list[dict[str, Any]]:
+def path_parameters(template: str, organization: str | None) -> list[dict[str, Any]]:
     found = []
-    for name, pattern in _PARAMETER.findall(template):
+    for name, pattern in PARAMETER.findall(template):
         schema = {"type": "string", "minLength": 1} | ({"pattern": f"^(?:{pattern})$"} if pattern else {})
         words = "The active organisation." if name == organization else f"The `{name}` in the path."
         found.append({"name": name, "in": "path", "required": True, "description": words, "schema": schema})

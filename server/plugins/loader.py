@@ -15,7 +15,7 @@ from typing import Any, Final
 import pluggy
 from aiohttp import web
 
-from ..settings.core import SERVER_TABLES
+from ..settings.core import OPTIONAL, SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
@@ -66,7 +66,7 @@ class Plugins:
                 if not callable(factory):
                     raise ConfigError(f"plugin {name!r}: the factory of provider {provider!r} is not callable")
                 _put(offers.providers, provider, (name, factory), "provider")
-        served = self._settings.words("handlers") or self.builtin
+        served = self._settings.words("handlers") or [name for name in self.builtin if name not in OPTIONAL]
         for unknown in set(served) - set(self.builtin):
             raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {', '.join(sorted(self.builtin))}")
         for name, given in self._each("register_handlers"):

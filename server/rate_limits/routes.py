@@ -68,6 +68,16 @@ class RouteLimit:
             request[TURN] = self._turns, caller
         return self._turns
 
+    async def count_within(self, request: web.Request, caller: str) -> Concurrency | None:
+        """The same for a request within another one of its caller, which has its turn among those of all routes already.
+
+        Returns where it takes its turn among those of the route; None where their number is not limited.
+        """
+        bind(request, self._bounds)
+        if self._callers is not None:
+            await self._count(self._callers, request, caller)
+        return self._own
+
     async def enter(self, request: web.Request) -> tuple[Concurrency, str] | None:
         """Count one request of a client without a credential, and wait for its turn. Raises TooManyRequests.
 

@@ -8,6 +8,8 @@ from typing import Final
 from .setting import Setting
 
 BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit_log", "docs", "clerk", "oidc", "api_key")
+OPTIONAL: Final = frozenset({"mcp"})
+"""Built-in handlers that are served only where the setting `handlers` names them."""
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
 
@@ -37,7 +39,7 @@ CORE: Final[Mapping[str, Setting]] = {
         "list",
         None,
         example=BUILT_IN,
-        help="built-in handlers to serve; unset: all. clerk and oidc mean their webhooks, api_key means /api/keys",
+        help="built-in handlers to serve; unset: all but mcp. clerk and oidc mean their webhooks, api_key /api/keys, mcp /api/mcp",
     ),
     "plugins": Setting(
         "list", (), help="plugins to load: entry points of installed packages, or module:<import path>; nothing else runs"

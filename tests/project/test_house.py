@@ -58,14 +58,14 @@ GET     /api/public/openapi.json    public                                      
 POST    /api/webhooks/clerk         public                                           providers.clerk.webhooks.Receiver.take"""
 
 PUBLIC_INTERFACE = {
-    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
-    "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity",
-    "NotFound", "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream",
-    "caller_of", "check_if_match", "checked_origin", "client_address", "client_network", "content_disposition", "describe",
-    "entity_tag", "event_stream", "hookimpl", "identity_of", "is_local", "is_plain_text", "limited", "openapi_document",
-    "page", "public", "query", "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped",
-    "service", "signed_in", "socket", "with_org_prefix",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
+    "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
+    "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
+    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream", "call_tool",
+    "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
+    "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
+    "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
+    "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix",
 }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def test_every_module_can_be_imported(package: str) -> None:
 
 FOLDERS = {
     "auth", "commands", "database", "embedded", "gate", "http", "openapi", "plugins", "rate_limits", "routing", "schema", "serving",
-    "settings", "streams", "telemetry", "testing",
+    "settings", "streams", "telemetry", "testing", "tools",
 }  # fmt: skip
 LOOSE = {"__init__.py", "__main__.py", "app.py", "bounded.py", "installation.py", "py.typed", "single_flight.py", "testing_provider.py"}
 
