@@ -54,7 +54,7 @@ def _more(headers: Mapping[str, str]) -> list[str]:
     following = _NEXT.search(headers.get(hdrs.LINK, ""))
     if following is not None and (cursors := parse_qs(following[1].partition("?")[2]).get("cursor")):
         found.append(f"There are more. For the next page, call again with the same arguments and cursor={cursors[0]}")
-    found += [f"{name}: {headers[name]}" for name in (hdrs.ETAG, hdrs.LOCATION) if name in headers]
+    found += [f"{name}: {headers[name]}" for name in ("ETag", "Location") if name in headers]
     return found
 
 
