@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from aiohttp import web
 from kits.app import routes_plugin
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from server import (
     answer,
@@ -46,6 +46,10 @@ class Thing(Strict):
     name: str
 
 
+class Listed(Thing):
+    created_at: AwareDatetime
+
+
 class Search(Strict):
     words: Annotated[list[str], Field(min_length=1, description="What to look for.")]
     exact: bool = False
@@ -81,7 +85,7 @@ async def add_thing(request: web.Request) -> web.Response:
 
 
 @requires(user=True)
-@describe(returns=list[Thing], page=True, tool="list_things", summary="List your things")
+@describe(returns=list[Listed], page=True, tool="list_things", summary="List your things")
 async def list_things(request: web.Request) -> web.Response:
     at = page(request)
     sql = "SELECT id, name, created_at FROM data WHERE user_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"
