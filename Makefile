@@ -10,6 +10,7 @@ CLIENTS := .cache/clients
 PEERS   := .cache/peers
 OIDC    := .cache/oidc
 CLERK   := .cache/clerk
+AGENTS  := .cache/agents
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
@@ -34,6 +35,7 @@ install: $(STAMP) ## create .venv with everything, including development tools
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
 client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
+client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(AGENTS)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider, agents
 
 run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -137,6 +139,15 @@ $(OIDC)/.installed: tests/kits/oidc_provider/package.json
 	@mkdir -p $(OIDC)
 	@cp $< $(OIDC)/package.json
 	@cd $(OIDC) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
+	@touch $@
+
+$(AGENTS)/.installed: tests/kits/mcp_clients/package.json tests/kits/mcp_clients/requirements.txt
+	@command -v npm >/dev/null || { echo "make: npm is not installed (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(AGENTS)
+	@cp $< $(AGENTS)/package.json
+	@cd $(AGENTS) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
+	@python3 -m venv $(AGENTS)/venv
+	@$(AGENTS)/venv/bin/python -m pip install --quiet -r tests/kits/mcp_clients/requirements.txt
 	@touch $@
 
 $(PEERS)/.installed: bench/peers.txt

@@ -280,9 +280,11 @@ async def serve(make_app: MakeApp) -> AsyncIterator[Serve]:
     """`await serve(settings, extra=...)`: a client of a running server."""
     clients: list[Client] = []
 
-    async def start(settings: Mapping[str, Any] | None = None, extra: Mapping[str, object] | None = None) -> Client:
+    async def start(
+        settings: Mapping[str, Any] | None = None, extra: Mapping[str, object] | None = None, *, port: int | None = None
+    ) -> Client:
         app = make_app(settings, extra)
-        server = TestServer(app, host="127.0.0.1")
+        server = TestServer(app, host="127.0.0.1", port=port)
         await server.start_server(shutdown_timeout=1)
         assert isinstance(server.handler, ConnectionServer)  # our own connections, as in production
         clients.append(Client(server, app))

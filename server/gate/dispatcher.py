@@ -52,7 +52,6 @@ class Dispatcher:
         """While `backlog` is full requests are refused with 503. `errors` makes the bodies of errors.
 
         `challenges` completes the challenges of refusals; None: they are sent as they were raised.
-
         `served` receives a Decision for every request that was routed and admitted; None: no Decision is made.
         """
         self._lookup, self._cors, self._gate, self._backlog, self._served = lookup, cors, gate, backlog, served
@@ -97,12 +96,11 @@ class Dispatcher:
             return self._challenged(request, self._errors.of_http(error))
         if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
             return self._refusal(request, BadRequest(for_log="body-malformed"))
-        request_id = request[REQUEST_ID]
         if isinstance(error, Unavailable):
-            log_failure("unavailable", error, request_id=request_id, why=str(error))
+            log_failure("unavailable", error, request_id=request[REQUEST_ID], why=str(error))
             return self._errors.response(ServiceUnavailable(error.retry_after))
         route = request.match_info.route.name if request._match_info is not None else None
-        log_failure("handler failed", error, request_id=request_id, route=route or "")
+        log_failure("handler failed", error, request_id=request[REQUEST_ID], route=route or "")
         return self._errors.of(500)
 
     async def _resolve_and_admit(self, request: web.Request) -> web.StreamResponse:

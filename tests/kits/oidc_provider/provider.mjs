@@ -80,7 +80,7 @@ provider.on('backchannel.error', (_, error) => console.error(error));
 const signIn = async (request, response) => {
   const { params } = await provider.interactionDetails(request, response);
   const result = params.login_hint
-    ? { login: { accountId: params.login_hint } }
+    ? { login: { accountId: params.login_hint }, consent: {} } // consent: a client may ask for it (prompt=consent)
     : { error: 'access_denied', error_description: 'no login_hint' };
   await provider.interactionFinished(request, response, result, { mergeWithLastSubmission: false });
 };
