@@ -34,8 +34,7 @@ install: $(STAMP) ## create .venv with everything, including development tools
 
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
-client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider
-client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(AGENTS)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider, agents
+client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed $(AGENTS)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider, agents
 
 run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from aiohttp import web
-from kits.app import routes_plugin
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from kits.app import routes_plugin
 from server import (
     answer,
     body,

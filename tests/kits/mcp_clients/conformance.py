@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
-from kits.app import routes_plugin
 from pydantic import BaseModel, ConfigDict
 
+from kits.app import routes_plugin
 from server import Conflict, answer, body, describe, signed_in
 
 
