@@ -19,7 +19,7 @@ from server import Setting
 from server.commands import run
 from server.plugins.loader import GROUP, Plugins
 from server.serving.operations import families_of
-from server.settings.core import BUILT_IN
+from server.settings.core import BUILT_IN, OPTIONAL
 from server.settings.sample import sample
 from server.settings.sources import Settings
 from tests.conftest import Serve
@@ -88,7 +88,7 @@ def test_the_built_in_handlers_are_entry_points_of_this_project() -> None:
     """The settings cannot read the entry points: they are needed before a plugin is looked for. So both lists are compared."""
     points = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"][GROUP]
     serving = [name for name, module in points.items() if hasattr(importlib.import_module(module), "register_handlers")]
-    assert sorted(BUILT_IN) == sorted(serving)
+    assert sorted((*BUILT_IN, *OPTIONAL)) == sorted(serving)
 
 
 def test_init_writes_the_sample_and_it_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
