@@ -44,7 +44,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Rows": ("read", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
     "Requests and responses": ("body", "raw_body", "body_stream", "row_id", "query", "page", "answer", "entity_tag", "check_if_match", "openapi_document"),
     "Live answers": ("event_stream", "Stream", "Change", "socket"),
-    "Live answers": ("event_stream", "Stream", "socket"),
     "Tools for agents": ("tools_of", "Tool", "call_tool", "calls_tools", "is_foreign_origin"),
     "Errors": (
         "ApiError", "BadRequest", "Forbidden", "NotFound", "Conflict", "PreconditionFailed", "Unprocessable", "TooManyRequests", "ErrorDetails",

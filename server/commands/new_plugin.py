@@ -24,7 +24,9 @@ _FILES: Final = {
 }
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 _LONGEST: Final = 40
-_OURS: Final = frozenset({"server", "providers", "handlers", "tests", "gatepost", "oidc", "stub", *BUILT_IN, *OPTIONAL, *SERVER_TABLES})
+_OURS: Final = frozenset(
+    {"server", "providers", "handlers", "tests", "gatepost", "oidc", "stub", *BUILT_IN, *OPTIONAL, *SERVER_TABLES}
+)
 
 
 def write_plugin(name: str, folder: Path) -> list[str]:

@@ -39,7 +39,7 @@ CORE: Final[Mapping[str, Setting]] = {
         "list",
         None,
         example=BUILT_IN,
-        help="built-in handlers to serve; unset: all but mcp. clerk and oidc mean their webhooks, api_key /api/keys, mcp /api/mcp",
+        help="built-in handlers to serve; unset: all but mcp. clerk and oidc mean their webhooks, api_key means /api/keys",
     ),
     "plugins": Setting(
         "list", (), help="plugins to load: entry points of installed packages, or module:<import path>; nothing else runs"
