@@ -150,8 +150,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     listener, lookup = RequestLog() if settings.get("log.requests") else None, Resolver(app)
     challenges = Challenges(resource, gate.challenges) if resource is not None else None
     app[DISPATCHER] = Dispatcher(lookup, cors, gate, metrics, backlog, listener, errors, challenges)
-    app[ORIGINS] = Origins(cors, resource)
-    app[TOOLS] = Tools(table, lookup, app[DISPATCHER], settings.get("limits.head_bytes"))
+    app[ORIGINS], app[TOOLS] = Origins(cors, resource), Tools(table, lookup, app[DISPATCHER], settings.get)
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
     install_changes(app, server_database.database, server_database.straight)

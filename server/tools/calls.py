@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -23,10 +23,11 @@ from .table import Tool, ToolRoute, tools_in
 class Tools:
     """The tools of one server, and what is needed to call them."""
 
-    def __init__(self, table: RouteTable, lookup: Resolver, dispatcher: Dispatcher, target_bytes: int) -> None:
-        """`target_bytes` is the most that path and query of a call may have. Raises ConfigError for tools that cannot be."""
+    def __init__(self, table: RouteTable, lookup: Resolver, dispatcher: Dispatcher, get: Callable[[str], Any]) -> None:
+        """`get` reads a setting. Raises ConfigError for tools that cannot be."""
         self.by_name = tools_in(table)
-        self._lookup, self._dispatcher, self._target_bytes = lookup, NestedDispatcher(dispatcher), target_bytes
+        self._lookup, self._dispatcher = lookup, NestedDispatcher(dispatcher)
+        self._target_bytes = get("limits.head_bytes")  # of path and query together, as for a client's request
 
     async def call(self, request: web.Request, tool: ToolRoute, arguments: Mapping[str, Any]) -> web.Response:
         """The response of the tool's route. `request` has a known caller."""
