@@ -37,10 +37,10 @@ def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSett
     key = bound_key(claims, settings)
     if claims.get("iss") != settings.issuer:  # RFC 9068 4: an exact match with the setting
         raise CredentialRejected("token-issuer", "iss is another issuer")
-    _check_audience(claims, settings)
+    check_audience(claims, settings)
     leeway, longest = settings.leeway, settings.max_lifetime
     times = read_times(claims, now, leeway=leeway, longest=longest, setting="max_token_seconds")
-    _check_required(claims, settings)
+    check_required(claims, settings)
     return Caller(identity_of(claims, settings, times), times, key)
 
 
@@ -56,7 +56,7 @@ def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: 
             raise CredentialRejected("token-type", f"{name} marks it as an ID token")
 
 
-def _check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+def check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
     """RFC 7519 4.1.3: a string or a list of strings, one of which must equal a configured audience."""
     audience = lookup(claims, settings.audience_claim)
     named = audience if isinstance(audience, list) else [audience]
@@ -66,7 +66,8 @@ def _check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None
         raise CredentialRejected("token-audience", f"{settings.audience_claim} names no configured audience")
 
 
-def _check_required(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+def check_required(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+    """Every claim of `require` must have one of its values. Raises CredentialRejected."""
     for name, allowed in settings.require.items():
         value = lookup(claims, name)
         values = value if isinstance(value, list) else [value]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from server import CredentialRejected, House, Identity, Unavailable
 
@@ -12,17 +11,15 @@ from ..jwt import jws
 from ..jwt.cache import TokenCache, Verified
 from ..jwt.jwks import KeySet
 from ..jwt.signature import verify
-from ..jwt.strict_json import Malformed, read_object
-from ..jwt.texts import is_loopback_http, is_safe_url, retry_after
+from ..jwt.strict_json import Malformed
 from ..jwt.times import Times
 from . import claims
 from .binding import refuse_bearer
+from .discovery import Discovery
+from .introspection import Answered, Introspection
 from .settings import IssuerSettings
 
 T = TypeVar("T")
-_WELL_KNOWN: Final = "/.well-known/openid-configuration"
-_FETCH_SECONDS: Final = 5.0
-_JSON: Final = {"Accept": "application/json"}
 
 
 class Bound(NamedTuple):
@@ -45,29 +42,36 @@ class Issuer:
         # A cache of their own: nothing that is bound to a key can be found as a bearer token.
         self._bound: TokenCache[Bound] = TokenCache()
         self._keys: KeySet | None = None
+        self._discovery: Discovery | None = None
+        self._introspection: Introspection | None = None
 
     async def open(self, house: House) -> None:
         """Fetch the keys, then refresh them until `close`. A failed fetch is not an error."""
+        self._discovery = discovery = Discovery(house, self.settings)
         name = f"the key set of {self.settings.issuer}"
-
-        async def fetch() -> bytes:
-            return await fetch_keys(house, self.settings)
-
-        self._keys = KeySet(fetch, algorithms=self.settings.algorithms, name=name)
+        self._keys = KeySet(discovery.keys, algorithms=self.settings.algorithms, name=name)
+        if self.settings.introspection is not None:
+            self._introspection = Introspection(self.settings, house, discovery, self._clock)
         await self._keys.open()
 
     def not_ready(self) -> str | None:
         """Returns why its tokens cannot be verified now, or None."""
-        return self._keys.not_ready() if self._keys is not None else f"{self.settings.issuer} is not open"
+        if self._keys is None or self._discovery is None:
+            return f"{self.settings.issuer} is not open"
+        return self._keys.not_ready() or self._discovery.not_ready()
 
     def figures(self) -> dict[str, float]:
-        """Returns the figures of its keys and of its cache of verified tokens, by name."""
+        """Returns the figures of its keys, its cache of verified tokens and its introspection, by name."""
         several = (self._cache.figures(), self._bound.figures())
         cached = {name: sum(figures[name] for figures in several) for name in several[0]}
-        return cached | (self._keys.figures() if self._keys is not None else {})
+        for one in (self._keys, self._introspection):
+            cached |= one.figures() if one is not None else {}
+        return cached
 
     async def close(self) -> None:
-        """Stop refreshing the keys."""
+        """Stop refreshing the keys, and cancel calls in progress."""
+        if self._introspection is not None:
+            await self._introspection.close()
         if self._keys is not None:
             await self._keys.close()
 
@@ -98,6 +102,27 @@ class Issuer:
             self._bound.put(digest, generation, self._entry(bound, caller.times))
         return bound
 
+    async def introspect(self, digest: bytes, token: str) -> Identity:
+        """Returns the caller of an opaque bearer token of this issuer. Raises CredentialRejected, Unavailable."""
+        (caller, until), generation = await self._introspected(digest, token)
+        refuse_bearer(caller.key, self.settings)
+        if until is not None:
+            self._cache.put(digest, generation, self._entry(caller.identity, caller.times)._replace(expires=until))
+        return caller.identity
+
+    async def introspect_bound(self, digest: bytes, token: str) -> Bound:
+        """Like `introspect`, for a token that was shown with a proof, which is not checked here."""
+        (caller, until), generation = await self._introspected(digest, token)
+        bound = Bound(caller.identity, caller.key)
+        if until is not None and caller.key is not None:
+            self._bound.put(digest, generation, self._entry(bound, caller.times)._replace(expires=until))
+        return bound
+
+    async def _introspected(self, digest: bytes, token: str) -> tuple[Answered, int]:
+        if self._introspection is None or self._keys is None:
+            raise Unavailable(f"{self.settings.issuer} is not open")
+        return await self._introspection.ask(digest, token), self._keys.generation()
+
     def _entry(self, value: T, times: Times) -> Verified[T]:
         return Verified(value, times.begins(self.settings.leeway), times.expires)
 
@@ -121,35 +146,3 @@ class Issuer:
         except Malformed as error:
             raise CredentialRejected("credential-rejected", error.detail) from None
         return claims.read(header.members, members, self.settings, self._clock()), generation
-
-
-async def fetch_keys(house: House, settings: IssuerSettings) -> bytes:
-    """Returns the issuer's key set (JSON), from `jwks_uri` or the discovered URL, within 5 seconds. Raises Unavailable."""
-    try:
-        async with asyncio.timeout(_FETCH_SECONDS):
-            return await _get(house, settings.jwks_uri or await _discover(house, settings.issuer))
-    except TimeoutError:
-        raise Unavailable(f"{settings.issuer} took longer than {_FETCH_SECONDS:g} seconds") from None
-
-
-async def _discover(house: House, issuer: str) -> str:
-    """Returns the `jwks_uri` of the issuer's discovery document (OpenID Connect Discovery 1.0, 4). Raises Unavailable."""
-    url = issuer.rstrip("/") + _WELL_KNOWN  # 4.1: a final slash of the issuer is removed
-    try:
-        document = read_object(await _get(house, url), "discovery document")
-    except Malformed as error:
-        raise Unavailable(f"{url}: {error.detail}") from None
-    if document.get("issuer") != issuer:  # 4.3: exactly; otherwise one issuer could impersonate another
-        raise Unavailable(f"{url}: the document is another issuer's")
-    uri = document.get("jwks_uri")
-    # Only the operator may name a URL of this machine for a remote issuer's keys (the setting `jwks_uri`), never the issuer.
-    if not isinstance(uri, str) or not is_safe_url(uri) or (is_loopback_http(uri) and not is_loopback_http(issuer)):
-        raise Unavailable(f"{url}: its jwks_uri is not a URL that starts with https://")
-    return uri
-
-
-async def _get(house: House, url: str) -> bytes:
-    answer = await house.fetch(url, headers=_JSON, timeout=_FETCH_SECONDS)
-    if answer.status != 200:  # redirects are refused too: their target could choose the keys
-        raise Unavailable(f"{url} answered {answer.status}", retry_after=retry_after(answer.headers))
-    return answer.body

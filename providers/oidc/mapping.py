@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from ..jwt.token_id import token_id_of
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
+CLIENT: Final = "client:"
+"""The beginning of the `key_id` of a client that acts for itself; the client's id in the issuer's namespace follows."""
 
 
 def lookup(claims: Mapping[str, Any], name: str) -> Any:
@@ -33,15 +36,13 @@ def lookup(claims: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) -> Identity:
+def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times, *, opaque: bool = False) -> Identity:
     """Returns the Identity in a verified payload, its ids in the issuer's namespace. Freezes `claims`.
 
+    `opaque`: the claims are the issuer's answer about an opaque token, which is not for its bearer: the Identity has none.
     Raises CredentialRejected("token-claims") for an invalid field and for a missing user.
     """
-    user_id = _text(claims, settings.claims["user_id"])
-    if user_id is None:
-        raise _odd(settings.claims["user_id"], "is missing")
-    fields = {"user_id": _own(settings, user_id, settings.claims["user_id"]), **_organisation(claims, settings)}
+    fields = {**_subject(claims, settings, opaque), **_organisation(claims, settings)}
     scopes, impersonator = _scopes(claims, settings), _impersonator(claims, settings)
     session, subject = claims.get("sid"), claims.get("sub")
     session_id = _own(settings, session, "sid") if is_plain_text(session) else None
@@ -51,9 +52,9 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) 
         scopes=scopes,
         session_id=session_id,
         token_id=token_id_of(claims),
-        claims=freeze(claims),
+        claims=None if opaque else freeze(claims),
         issued_at=times.issued,
-        expires_at=times.expires + settings.leeway,
+        expires_at=times.expires + settings.leeway if times.expires < math.inf else None,
         impersonator=impersonator,
         **fields,
     )
@@ -61,6 +62,36 @@ def identity_of(claims: dict[str, Any], settings: IssuerSettings, times: Times) 
         # What a sign-out names is the token's `sub`, and maybe a session that this token does not name.
         identity.derived["subject"] = _own(settings, subject, "sub")
     return identity
+
+
+def _subject(claims: Mapping[str, Any], settings: IssuerSettings, opaque: bool) -> dict[str, str]:
+    """Returns the user, or the key id of a client that acts for itself, which is no user unless `clients` says so."""
+    client = _client(claims, opaque)
+    if client is not None and not settings.clients_are_users:
+        key_id = CLIENT + _own(settings, client, "sub")
+        if len(key_id) > 255:
+            raise _odd("sub", "is too long with its namespace")
+        return {"key_id": key_id}
+    user_id = _text(claims, settings.claims["user_id"])
+    if user_id is None and client is not None and "sub" not in claims:
+        user_id = client  # an opaque token without a subject
+    if user_id is None:
+        raise _odd(settings.claims["user_id"], "is missing")
+    return {"user_id": _own(settings, user_id, settings.claims["user_id"])}
+
+
+def _client(claims: Mapping[str, Any], opaque: bool) -> str | None:
+    """Returns the client whose own token this is (client credentials, RFC 6749 4.4), or None for a user's.
+
+    RFC 9068 2.2: without a user, `sub` is the client, which `client_id` or `azp` names. The answer about an opaque token
+    may leave it out (RFC 7662 2.2).
+    """
+    if claims.get("sub") in (claims.get("client_id"), claims.get("azp")) or opaque:
+        subject = _text(claims, "sub")
+        if subject is None:
+            return (_text(claims, "client_id") or _text(claims, "azp")) if opaque else None
+        return subject if subject in (claims.get("client_id"), claims.get("azp")) else None
+    return None
 
 
 def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import hdrs, web
 
-from server import CredentialRejected, House, Identity
+from server import CredentialRejected, House, Identity, accepted_types
 
 from ..jwt import jws
 from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
@@ -19,6 +19,7 @@ from . import settings
 from .dpop import HEADER, DpopGuard, bound_token
 from .issuer import Issuer
 from .mapping import NAME
+from .opaque import OpaqueTokens
 
 __all__ = ["NAME", "OidcProvider", "issuers_in"]
 
@@ -34,12 +35,13 @@ def issuers_in(house: House) -> Mapping[str, Issuer]:
 
 
 class OidcProvider:
-    """Authenticates JWTs whose `iss` is one of its issuers; all other credentials are left to other providers."""
+    """Authenticates JWTs whose `iss` is one of its issuers, and the opaque tokens of issuers that introspect them."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` returns Unix seconds. Raises ValueError for mistakes."""
         checked = settings.read(table)
         self._issuers = {one.issuer: Issuer(one, clock) for one in checked}
+        self._opaque = OpaqueTokens(self._issuers.values())
         proved = any(one.dpop is not None for one in checked)
         self._dpop = DpopGuard(checked, table.get("dpop_nonce_secret"), clock) if proved else None
 
@@ -126,7 +128,10 @@ class OidcProvider:
         return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """Returns the caller; None for anything but a JWT of one of the issuers. Raises CredentialRejected, Unavailable."""
+        """Returns the caller; None for anything but a JWT of one of the issuers, and an opaque token that one introspects.
+
+        Raises CredentialRejected, Unavailable.
+        """
         token = bearer(request)
         if token is None:
             return await self._with_proof(request, self._dpop) if self._dpop is not None else None
@@ -135,7 +140,8 @@ class OidcProvider:
             if (identity := one.known(digest)) is not None:
                 return identity
         if (chosen := self._choose(token)) is None:
-            return None
+            introspecting = self._introspecting(request, token)
+            return await introspecting.introspect(digest, token) if introspecting is not None else None
         issuer, segments, payload = chosen
         return await issuer.verify(digest, segments, payload)
 
@@ -149,15 +155,23 @@ class OidcProvider:
             if (bound := one.known_bound(digest)) is not None:
                 await dpop.check(request, digest, bound.key, one.settings)
                 return bound.identity
-        if (chosen := self._choose(token)) is None:
+        chosen = self._choose(token)
+        issuer = chosen[0] if chosen is not None else self._introspecting(request, token)
+        if issuer is None:
             return None
-        issuer, segments, payload = chosen
         try:
-            bound = await issuer.verify_bound(digest, segments, payload)
+            bound = await (issuer.verify_bound(digest, *chosen[1:]) if chosen else issuer.introspect_bound(digest, token))
         except CredentialRejected as error:
             raise dpop.rejection(error.reason, error.detail, error="invalid_token") from None
         await dpop.check(request, digest, bound.key, issuer.settings)
         return bound.identity
+
+    def _introspecting(self, request: web.Request, token: str) -> Issuer | None:
+        """Returns the issuer that is asked about this token; None if none is. Raises CredentialRejected: no need to ask."""
+        chosen = self._opaque.issuer_of(token) if self._opaque else None
+        if chosen is not None and "access_token" not in accepted_types(request):
+            raise CredentialRejected("credential-rejected", "the route accepts no access tokens; the issuer was not asked")
+        return chosen
 
     def _choose(self, token: str) -> tuple[Issuer, jws.Segments, bytes] | None:
         """Returns the issuer that a JWT names, its segments and its decoded payload; None for any other text."""

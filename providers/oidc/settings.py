@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from . import dpop_settings
+from . import dpop_settings, introspection_settings
 from .dpop_settings import DpopSettings
+from .introspection_settings import IntrospectionSettings
 from .table_reader import Members
 
 ALGORITHMS: Final = (
@@ -21,7 +22,8 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,126}")
 _MEMBERS: Final = (
     "issuer", "audience", "audience_claim", "typ", "require", "algorithms", "namespace", "orgs", "claims", "jwks_uri",
-    "leeway_seconds", "max_token_seconds", "logout_audience", "ssf_authorization", *dpop_settings.MEMBERS,
+    "leeway_seconds", "max_token_seconds", "introspection", "clients", "logout_audience", "ssf_authorization",
+    *dpop_settings.MEMBERS,
 )  # fmt: skip
 _CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes")
 
@@ -38,6 +40,8 @@ class IssuerSettings:
     audiences     the values one of which logout tokens and security events must name in `aud`
     ssf_authorization  the header `Authorization` of the transmitter of security events; None: any
     dpop          how proofs of its tokens are checked; None: tokens that are bound to a key are refused
+    introspection how the issuer is asked about opaque tokens; None: it is not
+    clients_are_users   does a client that acts for itself count as a user?
     reserved      prefixes of other issuers' ids, which an id of this issuer must not have
     """
 
@@ -56,6 +60,8 @@ class IssuerSettings:
     audiences: frozenset[str]
     ssf_authorization: str | None = field(repr=False)
     dpop: DpopSettings | None = None
+    introspection: IntrospectionSettings | None = None
+    clients_are_users: bool = False
     reserved: tuple[str, ...] = ()
 
     def own(self, id: str) -> str:
@@ -86,6 +92,9 @@ def read(table: Mapping[str, Any]) -> tuple[IssuerSettings, ...]:
     issuers = [_issuer(Members(f"oidc.issuers[{at}]", given), several) for at, given in enumerate(tables)]
     _refuse_twice("issuer", [one.issuer for one in issuers])
     _refuse_twice("namespace", [one.namespace for one in issuers])
+    introspection_settings.refuse_ambiguous(
+        [(one.issuer, one.introspection) for one in issuers if one.introspection is not None]
+    )
     reserved = tuple(one.namespace + DELIMITER for one in issuers if one.namespace)
     return tuple(one if one.namespace else replace(one, reserved=reserved) for one in issuers)
 
@@ -120,6 +129,8 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         audiences=audience | frozenset(table.words("logout_audience", required="logout_audience" in table.given)),
         ssf_authorization=table.text("ssf_authorization"),
         dpop=dpop_settings.read(table, ALGORITHMS),
+        introspection=introspection_settings.read(table),
+        clients_are_users=table.choice("clients", ("refuse", "accept")) == "accept",
     )
     _check_together(table, settings)
     return settings

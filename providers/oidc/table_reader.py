@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..jwt.texts import is_safe_url
@@ -34,6 +34,13 @@ class Members:
         """Returns a string of one line without surrounding spaces."""
         value = self.given.get(name)
         return None if value is None else self._checked(name, value, empty)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Returns one of `choices`; the first for a missing member."""
+        value = self.text(name) or choices[0]
+        if value not in choices:
+            raise self.mistake(name, f"must be {' or '.join(choices)}, not {value!r}")
+        return value
 
     def words(self, name: str, *, required: bool = False, empty: bool = False) -> list[str]:
         """Returns a list of distinct strings; a single string is a list of one."""

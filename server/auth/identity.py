@@ -35,7 +35,8 @@ class Identity:
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
     expires_at       when the credential ends, Unix seconds, with its provider's leeway; None if it has no known end.
                      A live answer (`event_stream`, `socket`) ends then
-    key_id           the id of an API key (never the secret), 1 to 255 printable characters, or None
+    key_id           the id of an API key (never the secret), or `client:` and the id of a program that acts for itself; 1 to 255
+                     printable characters, or None
     token_id         the id of the token (its claim `jti`), by which it can be revoked, or None
     impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's
                      impersonation), 1 to 255 printable characters. None: the user acts

@@ -120,7 +120,7 @@ class ServerHouse:
     def _open_client(self) -> aiohttp.ClientSession:
         if self._client is None:
             self._client = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=16, ttl_dns_cache=60),
+                connector=aiohttp.TCPConnector(limit=64, ttl_dns_cache=60),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "gatepost"},
                 auto_decompress=False,

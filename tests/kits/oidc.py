@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
@@ -52,7 +52,10 @@ def without(members: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Issuer:
-    """Set `keys` (kid: key), `odd` (members as they are), `document`, `status`, `location`, `now`; read `seen`."""
+    """Set `keys` (kid: key), `odd` (members as they are), `document`, `status`, `location`, `now`; read `seen`.
+
+    Its introspection endpoint answers as `introspect` says; by default about what `opaque` has made.
+    """
 
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {alg: key(alg) for alg in ("RS256", "ES256")}
@@ -65,6 +68,9 @@ class Issuer:
         self.seen: list[str] = []
         self.url = ""
         self.now: int | None = None
+        self.tokens: dict[str, Any] = {}
+        self.introspect: Callable[[web.Request, str], Any] = self.about
+        self.asked: list[tuple[str, Mapping[str, str]]] = []
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.append(request.path)
@@ -72,11 +78,31 @@ class Issuer:
         # A redirect has the very body that is asked for: it must not be read either.
         status, headers = (302, {"Location": self.location}) if redirected else (self.status, {})
         if request.path.endswith("/.well-known/openid-configuration"):
-            said = without({"issuer": self.url, "jwks_uri": f"{self.url.rstrip('/')}/keys", **self.document})
+            base = self.url.rstrip("/")
+            usual = {"issuer": self.url, "jwks_uri": f"{base}/keys", "introspection_endpoint": f"{base}/introspect"}
+            said = without({**usual, **self.document})
             return web.json_response(said, status=status, headers=headers)
         members = [{**one.as_dict(private=False), "kid": kid, "use": "sig"} for kid, one in self.keys.items()]
         body = self.raw if self.raw is not None else json.dumps({"keys": [*self.odd, *members]}).encode()
         return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+    def about(self, request: web.Request, token: str) -> Any:
+        """The answer of RFC 7662 about a token: `tokens` has the members of those that are active."""
+        return {"active": True, **self.tokens[token]} if token in self.tokens else {"active": False}
+
+    async def introspected(self, request: web.Request) -> web.StreamResponse:
+        """`introspect(request, token)` returns a response, an awaitable for one, or the JSON; `asked` has (token, headers)."""
+        form = await request.post()
+        self.asked.append((str(form["token"]), dict(request.headers)))
+        said = self.introspect(request, str(form["token"]))
+        said = await said if isinstance(said, Awaitable) else said
+        return said if isinstance(said, web.StreamResponse) else web.json_response(said)
+
+    def opaque(self, token: str, **members: Any) -> str:
+        """Make `token` an active opaque token; `members` replace or add to a usual answer, DROP takes away."""
+        usual = {"client_id": "app", "token_type": "Bearer", "scope": "todos:read"}
+        self.tokens[token] = without({**self.claims(), **usual, **members})
+        return token
 
     def claims(self, **members: Any) -> dict[str, Any]:
         """An access token's claims (RFC 9068 2.2); `members` replace or add, DROP takes away."""
@@ -97,6 +123,7 @@ async def serve(path: str = "", port: int = 0) -> AsyncIterator[Issuer]:
     issuer = Issuer()
     app = web.Application()
     app.router.add_get("/{path:.*}", issuer.answer)
+    app.router.add_post(path + "/introspect", issuer.introspected)
     server = TestServer(app, port=port or None)
     await server.start_server()
     issuer.url = str(server.make_url("")).rstrip("/") + path

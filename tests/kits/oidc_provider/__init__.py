@@ -38,7 +38,7 @@ RESOURCE = "https://api.acme.example"
 SCOPES = ("todos:read", "todos:write", "org:invoices:read")
 REDIRECT = "http://127.0.0.1:1/callback"
 # Characters that HTTP Basic keeps only if both sides encode them as forms do (RFC 6749 2.3.1).
-SECRETS = {"service": "canary-service", "opaque-service": "canary-opaque", "api": "canary: %+&=/ü"}
+SECRETS = {"service": "canary-service", "opaque-service": "canary-opaque", "api": "canary: %+&=/~"}
 LIFETIME = 300
 
 _PUBLIC = {"token_endpoint_auth_method": "none", "grant_types": ["authorization_code", "refresh_token"], "redirect_uris": [REDIRECT]}

@@ -23,9 +23,9 @@ from kits.oidc import AUDIENCE, DROP, Issuer, key
 from providers import oidc
 from providers.jwt import jwks as keyset
 from providers.oidc import claims as claims_room
-from providers.oidc import issuer as issuer_room
+from providers.oidc import discovery as discovery_room
 from providers.oidc import settings as settings_room
-from providers.oidc.issuer import fetch_keys
+from providers.oidc.discovery import Discovery
 from providers.oidc.mapping import lookup
 from providers.oidc.provider import OidcProvider
 from server import Answer, CredentialRejected, Identity, Unavailable
@@ -545,16 +545,16 @@ async def test_a_remote_issuer_cannot_send_us_to_this_machine(uri: str, fine: bo
     (one,) = settings_room.read(table("https://a.example/"))
     remote: Any = FakeHouse({"issuer": "https://a.example/", "jwks_uri": uri})
     if fine:
-        await fetch_keys(remote, one)
+        await Discovery(remote, one).keys()
     else:
         with pytest.raises(Unavailable):
-            await fetch_keys(remote, one)
+            await Discovery(remote, one).keys()
     assert remote.asked == ["https://a.example/.well-known/openid-configuration", *([uri] if fine else [])]
 
 
 async def test_discovery_and_keys_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = settings_room.read(table("https://a.example"))
-    monkeypatch.setattr(issuer_room, "_FETCH_SECONDS", 0.02)
+    monkeypatch.setattr(discovery_room, "_FETCH_SECONDS", 0.02)
 
     class Slow:
         async def fetch(self, url: str, **more: Any) -> Answer:
@@ -563,7 +563,7 @@ async def test_discovery_and_keys_together_are_bounded(monkeypatch: pytest.Monke
 
     slow: Any = Slow()
     with pytest.raises(Unavailable, match="longer than"):
-        await fetch_keys(slow, one)
+        await Discovery(slow, one).keys()
 
 
 async def test_before_it_is_open_it_cannot_tell(issuer: Issuer) -> None:
