@@ -17,6 +17,9 @@ from .reverification import Reverification, is_fresh
 ADMIN: Final = "org:admin"
 """The role of an organisation's administrator."""
 TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token"})
+CLIENT: Final = "client:"
+"""The beginning of the `key_id` of an issuer's client that acts for itself; its id follows."""
+_OF_PROGRAMS: Final = frozenset({"m2m_token", "access_token"})
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -35,8 +38,8 @@ class Identity:
     issued_at        when the credential was issued, Unix seconds; None where unknown: then every revocation applies to it
     expires_at       when the credential ends, Unix seconds, with its provider's leeway; None if it has no known end.
                      A live answer (`event_stream`, `socket`) ends then
-    key_id           the id of an API key (never the secret), or `client:` and the id of a program that acts for itself; 1 to 255
-                     printable characters, or None
+    key_id           the id of an API key (never the secret), or `client:` and the id of a program that acts for itself, 1 to
+                     255 printable characters; or None
     token_id         the id of the token (its claim `jti`), by which it can be revoked, or None
     impersonator     who really acts, where that is not the user: the subject of the token's `act` claim (RFC 8693 4.1, Clerk's
                      impersonation), 1 to 255 printable characters. None: the user acts
@@ -137,6 +140,13 @@ class Identity:
     def audited_as(self) -> str:
         """The actor in the audit log: `key:<id>` for every key, a user's too; else the user id; else provider and type."""
         return f"key:{self.key_id}" if self.key_id is not None else self.user_id or f"{self.provider}:{self.token_type}"
+
+    @property
+    def program(self) -> str | None:
+        """The id of a program that acts for itself: a machine of Clerk, or a client of an issuer; None for other callers."""
+        if self.user_id is not None or self.key_id is None or self.token_type not in _OF_PROGRAMS:
+            return None
+        return self.key_id.removeprefix(CLIENT)
 
     def has(
         self,

@@ -135,8 +135,8 @@ class Revocations:
         if user is not None:
             if self.revoked("user", user, issued):
                 return True
-        elif identity.token_type == "m2m_token" and identity.key_id and self.revoked("user", identity.key_id, issued):
-            return True  # one of Clerk's machines, which the command `revoke` names like a user
+        elif (program := identity.program) is not None and self.revoked("user", program, issued):
+            return True  # the command `revoke` names it like a user
         if identity.impersonator is not None and self.revoked("user", identity.impersonator, issued):
             return True
         if identity.token_type == "access_token" and SUBJECT in identity.derived and self._subject_ended(identity):

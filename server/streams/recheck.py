@@ -88,7 +88,7 @@ def subjects_of(identity: Identity) -> set[tuple[str, str]]:
     """The subjects whose revocation ends what this caller may do."""
     user, org = identity.user_id, identity.org_id
     subjects = {("session", identity.session_id), ("jti", identity.token_id), ("user", user), ("user", identity.impersonator)}
-    subjects |= {("organization", org), ("user", identity.key_id if identity.token_type == "m2m_token" else None)}
+    subjects |= {("organization", org), ("user", identity.program)}
     if SUBJECT in identity.derived:
         subjects |= {("user", identity.derived[SUBJECT]), ("subject", identity.derived[SUBJECT])}
     if org is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -88,6 +89,18 @@ async def test_a_client_is_a_caller_of_its_own(serve: Serve, issuer: Issuer) -> 
     one, other = [(await client.get("/api/shown", bearer(token))).json() for token in tokens]
     assert one == {"user_id": None, "key_id": "client:acme|robot", "caller": "key/oidc/client:acme|robot", "audited": "key:client:acme|robot"}
     assert one["caller"] != other["caller"]
+
+
+async def test_a_client_is_revoked_like_a_user(serve: Serve, issuer: Issuer, db: TestDatabase) -> None:
+    """`python -m server revoke --user robot --issuer ISSUER` records the id with the namespace."""
+    client = await served(serve, issuer)
+    robot, other = (bearer(issuer.token(sub=name, client_id=name)) for name in ("robot", "other"))
+    assert (await client.get("/api/me", robot)).status == 200
+    await db.rows("INSERT INTO revocations (kind, subject, expires_at) VALUES ('user', 'acme|robot', now() + interval '1 hour')")
+    await asyncio.sleep(1)
+    got = await client.get("/api/me", robot)
+    assert (got.status, got.json()["reason"]) == (401, "session-revoked")
+    assert (await client.get("/api/me", other)).status == 200
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a" * 256, "a" * 250])
