@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--jti", metavar="J", help="the id of one token: its claim jti")
     what.add_argument("--session", metavar="S", help="a session: the claim sid of its tokens")
-    what.add_argument("--user", metavar="U", help="a user, one of Clerk's machines (mch_...) or an issuer's client: the tokens issued until now")
+    what.add_argument("--user", metavar="U", help="a user, a machine (mch_...) or a client: the tokens issued until now")
     parser.add_argument("--issuer", metavar="I", help="the issuer whose subject it is; needed where its ids have a namespace")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
 from kits import oidc as oidc_kit
+from kits.dpop import Holder
 from kits.oidc import AUDIENCE, DROP, Issuer, key
 from kits.oidc_provider import RESOURCE, SECRETS, oidc_provider
 
@@ -634,3 +635,36 @@ async def test_a_flood_waits_in_a_bounded_queue(client: Client, issuer: Issuer, 
     assert time.monotonic() - began < 5
     # JWTs of the same issuer are verified without waiting for it.
     assert (await me(client, issuer.token())).status == 200
+
+
+# Tokens that are bound to a key ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_seconds", [0, 60])
+async def test_a_bound_opaque_token_needs_its_proof(serve: Serve, issuer: Issuer, cache_seconds: int) -> None:
+    """RFC 9449 6.2: the issuer's answer names the key."""
+    client = await served(serve, table(issuer, dpop="accept", introspection={"cache_seconds": cache_seconds}))
+    url = f"http://127.0.0.1:{client.port}/api/me"
+    holder, thief = Holder(), Holder(name="thief")
+    issuer.opaque(OPAQUE, cnf={"jkt": holder.jkt}, token_type="DPoP")
+    issuer.opaque("unbound")
+    for _ in range(2):
+        assert (await client.get("/api/me", holder.headers(OPAQUE, "GET", url))).status == 200
+        assert reason(await me(client, OPAQUE)) == (401, "proof-missing")
+        assert reason(await client.get("/api/me", thief.headers(OPAQUE, "GET", url))) == (401, "proof-rejected")
+        assert (await me(client, "unbound")).status == 200
+        assert reason(await client.get("/api/me", holder.headers("unbound", "GET", url))) == (401, "token-unbound")
+    issuer.opaque("odd", cnf={"jkt": holder.jkt}, token_type="mac")
+    assert reason(await client.get("/api/me", holder.headers("odd", "GET", url))) == (401, "token-type")
+    issuer.opaque("claimed", token_type="DPoP")
+    assert reason(await me(client, "claimed")) == (401, "token-type")
+    got = await client.get("/api/me", holder.headers("nothing", "GET", url))
+    assert reason(got) == (401, "credential-rejected")
+    assert got.headers["WWW-Authenticate"].startswith('DPoP error="invalid_token"')
+
+
+async def test_where_proofs_are_required_a_bearer_is_refused_however_often(serve: Serve, issuer: Issuer) -> None:
+    client = await served(serve, table(issuer, dpop="required", introspection={"cache_seconds": 60}))
+    issuer.opaque(OPAQUE)
+    for _ in range(3):
+        assert reason(await me(client, OPAQUE)) == (401, "token-unbound")
