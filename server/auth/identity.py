@@ -19,7 +19,6 @@ ADMIN: Final = "org:admin"
 TOKEN_TYPES: Final = frozenset({"session_token", "access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token"})
 CLIENT: Final = "client:"
 """The beginning of the `key_id` of an issuer's client that acts for itself; its id follows."""
-_OF_PROGRAMS: Final = frozenset({"m2m_token", "access_token"})
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -144,9 +143,8 @@ class Identity:
     @property
     def program(self) -> str | None:
         """The id of a program that acts for itself: a machine of Clerk, or a client of an issuer; None for other callers."""
-        if self.user_id is not None or self.key_id is None or self.token_type not in _OF_PROGRAMS:
-            return None
-        return self.key_id.removeprefix(CLIENT)
+        is_program = self.user_id is None and self.key_id is not None and self.token_type in ("m2m_token", "access_token")
+        return self.key_id.removeprefix(CLIENT) if is_program and self.key_id else None
 
     def has(
         self,

@@ -241,7 +241,7 @@ async def test_a_revocation_here_ends_an_opaque_token(serve: Serve, issuer: Issu
         assert (await me(client, token)).status == 200
     insert = "INSERT INTO revocations (kind, subject, expires_at) VALUES ($1, $2, now() + interval '1 hour')"
     await db.rows(insert, "user", "acme|alice")
-    await db.rows(insert, "session", "session-2")
+    await db.rows(insert, "session", "acme|session-2")
     await asyncio.sleep(1)
     assert reason(await me(client, "one")) == (401, "session-revoked")
     assert reason(await me(client, "two")) == (401, "session-revoked")
