@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..auth.caller import caller_key
 from ..auth.identity import Identity
+from ..auth.revocation import SUBJECT
 from ..http.errors import TooManyRequests, Unauthorized
 
 SECONDS: Final = 30
@@ -24,7 +25,7 @@ _AT_ONCE: Final = 4
 _FORM: Final = re.compile(r"st_[A-Za-z0-9_-]{43}\Z")
 _FIELDS: Final = (
     "provider", "token_type", "user_id", "org_id", "org_slug", "org_role", "org_permissions", "session_id", "scopes", "claims",
-    "issued_at", "expires_at", "key_id", "impersonator",
+    "issued_at", "expires_at", "key_id", "token_id", "impersonator",
 )  # fmt: skip
 
 
@@ -67,16 +68,17 @@ def _digest(ticket: str) -> bytes:
 def to_text(identity: Identity) -> str:
     """Everything that an Identity says, as text."""
     fields: dict[str, Any] = {name: getattr(identity, name) for name in _FIELDS}
-    # What a provider has derived from the credential, to ask for it again. Anything else is computed anew.
+    # What a provider has derived from the credential, to ask for it again. Anything else but the subject is computed anew.
     derived = {name: base64.b64encode(value).decode() for name, value in identity.derived.items() if isinstance(value, bytes)}
-    return json.dumps([fields, derived], default=_plain)
+    subject = {SUBJECT: identity.derived[SUBJECT]} if SUBJECT in identity.derived else {}
+    return json.dumps([fields, derived, subject], default=_plain)
 
 
 def from_text(text: str) -> Identity:
     """The Identity that `to_text` has written."""
-    fields, derived = json.loads(text)
+    fields, derived, subject = json.loads(text)
     identity = Identity(**fields)
-    identity.derived.update({name: base64.b64decode(value) for name, value in derived.items()})
+    identity.derived.update({name: base64.b64decode(value) for name, value in derived.items()} | subject)
     return identity
 
 

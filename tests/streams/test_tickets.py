@@ -259,13 +259,14 @@ async def test_it_is_in_no_log(serve: Serve, caplog: pytest.LogCaptureFixture) -
 def test_everything_that_an_identity_says_is_kept() -> None:
     claims = {"sub": "u", "sts": "pending", "fva": [1, 2], "fea": "o:x", "n": 1.5, "deep": {"a": [None, True, "ü\x00"]}}
     one = Identity(provider="clerk", token_type="session_token", user_id="u", org_id="o", org_slug="s", org_role="org:admin", org_permissions=["org:a:b"],
-                   session_id="sess", scopes=["a", "b"], claims=claims, issued_at=math.inf, expires_at=12.5, key_id="k", impersonator="boss")
-    one.derived["digest"], one.derived["cached"] = b"\x00\xff", object()
+                   session_id="sess", scopes=["a", "b"], claims=claims, issued_at=math.inf, expires_at=12.5, key_id="k", token_id="t", impersonator="boss")
+    assert [name for name in Identity.__slots__ if getattr(one, name) is None] == []  # a field that is added is kept, too
+    one.derived["digest"], one.derived["cached"], one.derived["subject"] = b"\x00\xff", object(), "acme|u"
     two = from_text(to_text(one))
     for name in Identity.__slots__:
         if name != "derived":
             assert getattr(one, name) == getattr(two, name), name
-    assert (two.pending, two.derived) == (True, {"digest": b"\x00\xff"})
+    assert (two.pending, two.derived) == (True, {"digest": b"\x00\xff", "subject": "acme|u"})
     bare = Identity(provider="p")
     assert all(getattr(bare, name) == getattr(from_text(to_text(bare)), name) for name in Identity.__slots__)
 
@@ -289,6 +290,18 @@ async def test_a_session_that_was_revoked_meanwhile(client: Client, db: TestData
     made = await ticket(client, "/api/ticks")
     await revoke(db, client, "user", "alice")
     assert await refused(client, f"/api/ticks?ticket={made}") == (401, "session-revoked")
+
+
+@pytest.mark.parametrize(("kind", "subject"), [("jti", "t_1"), ("user", "eve")])
+async def test_a_token_or_an_impersonator_that_was_revoked_meanwhile(client: Client, db: TestDatabase, kind: str, subject: str) -> None:
+    office = client.app[OFFICE]
+    one = Identity(provider="stub", token_type="session_token", user_id="alice", token_id="t_1", impersonator="eve", issued_at=time.time())
+    before, after = [(await office.tickets.issue(one, "/api/ticks"))[0] for _ in range(2)]
+    async with events(client, f"/api/ticks?ticket={before}") as stream:
+        assert json.loads((await stream.next())["data"]) == {"user_id": "alice"}
+        await revoke(db, client, kind, subject)
+        assert await stream.end() == "session-revoked"
+    assert await refused(client, f"/api/ticks?ticket={after}") == (401, "session-revoked")
 
 
 async def test_a_key_that_was_revoked_or_rotated_meanwhile(client: Client, db: TestDatabase) -> None:
