@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from server import BadRequest, describe, limited, public, raw_body
+from server import BadRequest, describe, public, raw_body
 
-from .sign_out import BODY_BYTES, Ending, Refused, Signed, check_type, ends_of, read_signed, text_of, times_of
+from .sign_out import Ending, Refused, Signed, check_type, ends_of, read_signed, text_of, times_of
 
 PATH: Final = "/api/webhooks/oidc"
 EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
@@ -27,7 +27,6 @@ class LogoutReceiver:
     def __init__(self) -> None:
         self._ending = Ending()
 
-    @limited(body_bytes=BODY_BYTES)
     @describe(
         body_stream=_FORM,
         answers={200: None},

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from server import ApiError, BadRequest, describe, limited, public, raw_body
+from server import ApiError, BadRequest, describe, public, raw_body
 
 from ..jwt.jws import numeric_date
 from ..jwt.strict_json import Malformed
 from .settings import IssuerSettings
-from .sign_out import BODY_BYTES, End, Ending, Refused, Signed, check_type, ends_of, read_signed, text_of
+from .sign_out import End, Ending, Refused, Signed, check_type, ends_of, read_signed, text_of
 from .subjects import Subject, subject_of
 
 PATH: Final = "/api/webhooks/ssf"
@@ -45,7 +45,6 @@ class SecurityEventReceiver:
     def __init__(self) -> None:
         self._ending = Ending()
 
-    @limited(body_bytes=BODY_BYTES)
     @describe(
         body_stream=SET,
         answers={202: None},

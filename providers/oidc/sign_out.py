@@ -22,7 +22,6 @@ from .provider import issuers_in
 from .settings import IssuerSettings, media_type
 
 SERVICE: Final = "oidc_issuers"
-BODY_BYTES: Final = 65_536
 _APPLY: Final = "SELECT apply_sign_out($1, $2, $3, $4, $5, $6, $7)"
 _AT_ONCE: Final = 2
 _FOR_EVER: Final = 365 * 86_400.0

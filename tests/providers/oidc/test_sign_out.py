@@ -17,6 +17,7 @@ from kits.oidc import AUDIENCE, DROP, Issuer, key
 from kits.signals import DISABLED, EVENT, LOGOUT, REVOKED, SCHEMAS, SSF, VERIFICATION, asked, ends, iss_sub, log_out, push
 
 from providers.api_key.key_format import make
+from server.app import TABLE
 from server.auth.revocation import REVOCATION_FAILURES
 from server.database.scope import DATABASE
 from server.openapi.document import DOCUMENT
@@ -256,7 +257,7 @@ FORMS: list[tuple[Any, dict[str, str], int]] = [
     ("logout_token=é", {}, 400),
     ("logout_token=TOKEN", {"Content-Type": "application/json"}, 415),
     ("logout_token=TOKEN", {"Content-Type": "text/plain"}, 415),
-    ("logout_token=" + "a" * 70_000, {}, 413),
+    ("logout_token=" + "a" * 300_000, {}, 413),
     ("logout_token=" + "e." * 9_000, {}, 400),
 ]
 
@@ -455,7 +456,7 @@ async def test_every_rule_of_a_security_event(client: Client, issuer: Issuer, db
 async def test_the_body_of_a_push(client: Client, issuer: Issuer) -> None:
     token = signals.security_event(issuer).encode()
     rows = [(b"", "", 415), (token, "application/jwt", 415), (token, "application/json", 415), (b"x", SET, 400), (b"", SET, 400), (b"\xff", SET, 400),
-            (token + b"\n", SET, 400), (b"e" * 70_000, SET, 413), (token, "application/secevent+jwt; charset=us-ascii", 202)]  # fmt: skip
+            (token + b"\n", SET, 400), (b"e" * 300_000, SET, 413), (token, "application/secevent+jwt; charset=us-ascii", 202)]  # fmt: skip
     for body, content_type, status in rows:
         got = await client.post(SSF, {"Content-Type": content_type} if content_type else {"Content-Type": "x/y"}, data=body)
         assert got.status == status, (body[:20], content_type, got.raw)
@@ -538,6 +539,15 @@ async def test_without_an_issuer_there_are_no_such_routes(serve: Serve) -> None:
     client = await serve({"providers": ["stub", "api_key"]})
     for path in (LOGOUT, SSF):
         assert (await client.post(path, data=b"x")).status == 401
+
+
+async def test_the_routes_and_their_access(client: Client, serve: Serve, issuer: Issuer) -> None:
+    rows = {(row.method, row.template): row.access for row in client.app[TABLE].rows if "webhooks" in row.template}
+    assert rows == {("POST", "/api/webhooks/clerk"): "public", ("POST", LOGOUT): "public", ("POST", SSF): "public"}
+    served = await serve(signals.table(issuer) | {"handlers": ["health", "me"]})
+    assert not [row for row in served.app[TABLE].rows if "webhooks" in row.template]
+    locked = await serve(signals.table(issuer) | {"public_routes": ["/api/health"]})
+    assert (await log_out(locked, signals.logout_token(issuer))).status == 401
 
 
 async def test_where_oidc_is_not_among_the_providers(serve: Serve, issuer: Issuer) -> None:
