@@ -124,7 +124,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get), errors)
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
     app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
-    limits = app[LIMITS] = Limits(settings, app[ADDRESSES], credential_headers(providers))
+    proofs = "dpop" in {name.lower() for name in read_headers(providers)}
+    limits = app[LIMITS] = Limits(settings, app[ADDRESSES], credential_headers(providers), proofs=proofs)
     audit = app[AUDIT] = Audit(
         server_database.database.call,
         denials=settings.get("audit.denials"),

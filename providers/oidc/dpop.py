@@ -18,6 +18,7 @@ from .dpop_target import Address
 from .settings import IssuerSettings
 
 HEADER: Final = "DPoP"
+_PROVED: Final = web.RequestKey("dpop.proved", bytes)
 log = logging.getLogger("gatepost.dpop")
 _NO_ADDRESS: Final = (
     "dpop: resource.url is not set, so proofs must name the address of this server's own socket; behind a proxy none does"
@@ -76,6 +77,8 @@ class DpopGuard:
         settings   those of the token's issuer
         Raises CredentialRejected; Unavailable where it is not known whether the proof was used before.
         """
+        if request.get(_PROVED) == digest:
+            return  # the same request again: the server asks about the credential of a stream that is still open
         dpop = settings.dpop
         if dpop is None:
             raise self.rejection("credential-rejected", "dpop is off for this issuer", error="invalid_token")
@@ -92,6 +95,7 @@ class DpopGuard:
         self._check_request(request, proof, digest)
         self._check_time(proof, dpop)
         await self._check_first(proof, key, dpop)
+        request[_PROVED] = digest
 
     def _check_request(self, request: web.Request, proof: Proof, digest: bytes) -> None:
         """RFC 9449 4.3, steps 8, 9 and 12: it is for this method, this URI and this token."""

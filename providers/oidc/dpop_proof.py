@@ -18,6 +18,7 @@ from ..jwt.strict_json import Malformed
 MAX_BYTES: Final = 8 * 1024
 _LONGEST_JTI: Final = 255
 _REMEMBERED: Final = 1000
+_LONGEST_REMEMBERED: Final = 2048
 _HASHED: Final[Mapping[str, tuple[str, ...]]] = {
     "EC": ("crv", "kty", "x", "y"),
     "OKP": ("crv", "kty", "x"),
@@ -73,7 +74,7 @@ class ProofReader:
             proof = _proof(jws.claims(jws.decode(segments.payload)))
         except (Malformed, OddKey) as error:
             raise InvalidProof(str(error)) from None
-        if known is None:
+        if known is None and len(segments.header) <= _LONGEST_REMEMBERED:
             self._known.put(segments.header, signer)
         return proof
 

@@ -27,13 +27,22 @@ _UNKNOWN_CLIENTS: Final = (
     "while trusted_proxies is empty, because they may be a proxy's; set trusted_proxies (GATEPOST_TRUSTED_PROXIES) to your "
     "proxies, or limits.address to a rate"
 )
+_PROOFS_IN_EACH: Final = (
+    "limits.storage: DPoP proofs are remembered by each of the `workers` processes alone, so that a proof counts once in each; "
+    "set limits.storage to Valkey or Redis"
+)
 
 
 class Limits:
     """The limits `caller` and `address`, None where one is off; `concurrency`; and those of routes."""
 
-    def __init__(self, settings: Settings, addresses: ClientAddress, credentials: Iterable[str]) -> None:
-        """`credentials` are the headers that hold one. Opens no connection. Raises ConfigError."""
+    def __init__(
+        self, settings: Settings, addresses: ClientAddress, credentials: Iterable[str], *, proofs: bool = False
+    ) -> None:
+        """`credentials` are the headers that hold one. Opens no connection. Raises ConfigError.
+
+        proofs   does a provider read proofs that count once?
+        """
         # Outside production only this machine is served, and tests send as much as they like.
         production = settings.get("env") == "production"
         caller = parse_rate("caller", settings.get("limits.caller"), "6000/minute" if production else "off")
@@ -50,6 +59,8 @@ class Limits:
         self.address = AddressLimit(address, self._counters, credentials=credentials, is_known=is_known) if address else None
         self.warnings = [_UNKNOWN_ADDRESSES] if automatic and not addresses.any_trusted else []
         """What the operator should know at the start."""
+        if proofs and settings.get("workers") > 1 and not self._counters.shared:
+            self.warnings.append(_PROOFS_IN_EACH)
         unsure = production and not named
         self._routes: dict[str, RouteLimit] = {}
         self._shared = Shared(self._counters, self.concurrency, addresses, addresses.is_known if unsure else None)

@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 AUDIENCE = "https://api.acme.example"
 CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
-ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"]
 
 
 class _Drop:
@@ -37,7 +37,7 @@ def key(alg: str, name: str = "own") -> Any:
 def _key(alg: str, name: str) -> Any:
     if alg.startswith("ES"):
         return ECKey.generate_key(CURVES[alg])
-    return OKPKey.generate_key("Ed25519") if alg == "EdDSA" else RSAKey.generate_key(2048)
+    return OKPKey.generate_key("Ed25519") if alg in ("EdDSA", "Ed25519") else RSAKey.generate_key(2048)
 
 
 def sign(head: Mapping[str, Any], payload: str | bytes, signer: Any) -> str:
