@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import time
-from typing import Any
 
 import pytest
 from aiohttp import web
