@@ -40,9 +40,8 @@ def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
     content = [_text(raw.decode("utf-8", "replace") or f"{response.status} {response.reason}")]
     result: dict[str, Any] = {"content": content, "isError": response.status >= 400}
     if response.status < 400:
-        if raw and _JSON.match(response.content_type):
-            value = msgspec.json.decode(raw)  # sent as it is: it must be JSON
-            if modern or isinstance(value, dict):
+        if _JSON.match(response.content_type) and _is_json(raw):
+            if modern or raw.lstrip()[:1] == b"{":
                 result["structuredContent"] = msgspec.Raw(raw)
         content += map(_text, _more(response.headers))
     return result
@@ -56,6 +55,15 @@ def _more(headers: Mapping[str, str]) -> list[str]:
         found.append(f"There are more. For the next page, call again with the same arguments and cursor={cursors[0]}")
     found += [f"{name}: {headers[name]}" for name in ("ETag", "Location") if name in headers]
     return found
+
+
+def _is_json(raw: bytes) -> bool:
+    """Is it JSON? It becomes part of the message as it is, and handlers can send any text."""
+    try:
+        msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _text(text: str) -> dict[str, str]:

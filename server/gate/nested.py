@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -18,6 +18,7 @@ from yarl import URL
 from ..auth.access import check
 from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
+from ..http.calls_tools import NESTED
 from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
 from ..http.stamp import REQUEST_ID
 from ..rate_limits.callers import LEASE
@@ -30,8 +31,6 @@ _KEPT: Final = frozenset(
     {"baggage", "forwarded", "host", "traceparent", "tracestate", "user-agent", "via", "x-real-ip", "x-request-id"}
 )
 """What a handler may want to know of its client. No credential, no cookie, no `Origin`, and nothing about the body."""
-NESTED: Final = web.RequestKey("nested", bool)
-"""Set on a nested request."""
 
 
 class NestedGate(Gate):
@@ -149,7 +148,8 @@ def nested_request(parent: web.Request, method: str, target: str, headers: dict[
     message = RawRequestMessage(method, target, HttpVersion11, given, raw, False, None, False, False, url)
     content = EMPTY_PAYLOAD if body is None else _reader(body, parent._loop)
     limit = parent._client_max_size
-    return web.Request(message, content, parent.protocol, _Unsent(), parent.task, parent._loop, client_max_size=limit)
+    connection = cast("Any", _Connection(parent))
+    return web.Request(message, content, connection, _Unsent(), parent.task, parent._loop, client_max_size=limit)
 
 
 def _is_kept(name: str) -> bool:
@@ -161,6 +161,32 @@ def _reader(body: bytes, loop: asyncio.AbstractEventLoop) -> StreamReader:
     reader.feed_data(body)
     reader.feed_eof()
     return reader
+
+
+class _Connection:
+    """What a nested request knows of its client's connection: whose it is. It can neither be written to nor closed."""
+
+    __slots__ = ("_messages", "peername", "sockname", "ssl_context", "transport")
+
+    def __init__(self, parent: web.Request) -> None:
+        self.ssl_context, self.peername = parent._transport_sslcontext, parent._transport_peername
+        self.sockname = parent._transport_sockname
+        self.transport = _Transport(parent.transport) if parent.transport is not None else None
+        self._messages = ()
+
+
+class _Transport(asyncio.BaseTransport):
+    """Tells of a transport, and does nothing with it: all other methods raise NotImplementedError."""
+
+    def __init__(self, told: asyncio.BaseTransport) -> None:
+        super().__init__()
+        self._told = told
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._told.get_extra_info(name, default) if name in ("peername", "sockname") else default
+
+    def is_closing(self) -> bool:
+        return self._told.is_closing()
 
 
 class _Unsent(AbstractStreamWriter):

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from aiohttp import web
+
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__calls_tools__"
+NESTED: Final = web.RequestKey("nested", bool)
+"""Set on the request that a call of a tool makes to the tool's route."""
 
 
 def calls_tools(handler: F) -> F:

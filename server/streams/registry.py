@@ -15,6 +15,7 @@ from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
 from ..auth.revocation import Revocations
 from ..database.request_transaction import JOINED
+from ..http.calls_tools import NESTED
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unauthorized, Unavailable
 from .clock import Clock
 from .ends import DRAINING, GONE, SESSION_REVOKED, End, expired
@@ -79,6 +80,8 @@ class Streams:
         identity = request.get(IDENTITY)
         if JOINED in request:  # its transaction, and so its connection, would be held as long as the answer lasts
             raise BadRequest("idempotency-key-unsupported")
+        if NESTED in request:
+            raise TypeError("a tool cannot answer with a stream or a socket")
         if identity is not None:
             self._admission.check_origin(request, identity)  # a second time: the gate may not know that this route streams
             self._check(identity)

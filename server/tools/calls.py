@@ -10,8 +10,8 @@ from aiohttp import hdrs, web
 from ..auth.identity import identity_of
 from ..gate.dispatcher import Dispatcher
 from ..gate.idempotency import KEY
-from ..gate.nested import NESTED, NestedDispatcher, nested_request
-from ..http.calls_tools import may_call_tools
+from ..gate.nested import NestedDispatcher, nested_request
+from ..http.calls_tools import NESTED, may_call_tools
 from ..http.errors import ApiError, BadRequest, NotFound
 from ..http.targets import malformed
 from ..routing.resolver import Resolver

@@ -58,7 +58,7 @@ async def anybody(serve: Serve) -> Client:
 
 # Access ----------------------------------------------------------------------------------------------------------------
 
-EVERYBODYS = {"whoami", "get_thing", "find.things", "sum-up", "replace_thing", "rarely", "as_text", "broken", "streaming", "open_door", "in_person"}
+EVERYBODYS = {"whoami", "get_thing", "find.things", "sum-up", "replace_thing", "rarely", "as_text", "broken", "streaming", "live", "file", "writes", "no_json", "open_door", "in_person"}
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,12 @@ async def test_a_key_sent_at_once_takes_effect_once(client: Client, db: TestData
 async def test_failures_tell_nothing_of_the_inside(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     agent = Agent(client, ALICE)
     assert refusal(await agent.call("broken")) == {"error": "Internal Server Error"}
-    assert refusal(await agent.call("streaming")) == {"error": "Internal Server Error"}
+    for name in ("streaming", "live", "file", "writes"):
+        assert refusal(await agent.call(name)) == {"error": "Internal Server Error"}
+    text = await agent.call("no_json")
+    assert (text["content"][0]["text"], "structuredContent" in text) == ('{"not": json', False)
     places = [record.fields for record in caplog.records if record.getMessage() == "handler failed"]
-    assert [one["error"] for one in places] == ["RuntimeError", "TypeError"]
+    assert [one["error"] for one in places] == ["RuntimeError", "TypeError", "TypeError", "AttributeError"]
     assert not [record for record in caplog.records if "canary" in record.getMessage()]
     assert (await agent.call("whoami"))["isError"] is False
 

@@ -16,6 +16,7 @@ from server import (
     client_address,
     describe,
     entity_tag,
+    event_stream,
     identity_of,
     limited,
     page,
@@ -185,6 +186,34 @@ async def streaming(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@signed_in
+@describe(returns=dict[str, Any], tool="live", summary="A stream although it says it is none")
+async def live(request: web.Request) -> web.StreamResponse:
+    async with event_stream(request) as stream:
+        await stream.send("hello")
+    return stream.response
+
+
+@signed_in
+@describe(returns=dict[str, Any], tool="file", summary="A file although it says it is none")
+async def file(request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(__file__)
+
+
+@signed_in
+@describe(returns=dict[str, Any], tool="writes", summary="Writes to its connection")
+async def writes(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    return answer({})
+
+
+@signed_in
+@describe(returns=dict[str, Any], tool="no_json", summary="Text although it says it is JSON")
+async def no_json(request: web.Request) -> web.Response:
+    return answer('{"not": json')
+
+
 @public
 @describe(returns=dict[str, Any], tool="open_door", summary="Public")
 async def open_door(request: web.Request) -> web.Response:
@@ -209,5 +238,9 @@ PRODUCT = routes_plugin(
     web.get("/api/text", as_text),
     web.get("/api/broken", broken),
     web.get("/api/streaming", streaming),
+    web.get("/api/live", live),
+    web.get("/api/file", file),
+    web.get("/api/writes", writes),
+    web.get("/api/no-json", no_json),
     web.get("/api/public/open", open_door),
 )

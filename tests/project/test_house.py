@@ -76,6 +76,14 @@ def test_the_route_table_of_the_built_in_handlers() -> None:
     assert as_text([row for row in build_app()[TABLE].rows if row.method != "HEAD"]) == ROUTES
 
 
+def test_the_route_of_the_handler_that_is_off_by_default() -> None:
+    if "mcp" not in metadata.entry_points(group=GROUP).names:
+        pytest.skip("the entry point of handlers/mcp is not installed: make install")
+    rows = [row for row in build_app(handlers=["mcp"])[TABLE].rows if row.method != "HEAD" and "mcp" in row.template]
+    words = "accepts access_token api_key clerk_api_key m2m_token oauth_token session_token"
+    assert as_text(rows) == f"POST  /api/mcp  {words}  handlers.mcp.mcp"
+
+
 def test_every_route_of_the_router_has_an_access_and_is_known_to_the_gate() -> None:
     app = build_app()
     routes = list(app.router.routes())
