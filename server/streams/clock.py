@@ -185,12 +185,11 @@ class Clock:
     def _press(self, lease: Lease, now: float) -> None:
         """Close the connection of an ended lease for good, and cancel its handler again and again until it ends."""
         since = self._ending[lease]
-        gone = lease.request.transport is None or lease.transport.is_closing()
         late = now - since >= (self._bounds.slow if lease.end is TOO_SLOW else _LINGER_SECONDS)
         if late:
             lease.transport.abort()
         if lease.task.done():
-            if gone or late:
+            if lease.lost or late:  # a transport that is closing may still hold what its client does not take
                 del self._ending[lease]
             return
         patience = _AFTERWARDS_SECONDS if lease.left_at is not None else 1.0

@@ -29,7 +29,7 @@ class Lease:
     """
 
     __slots__ = (
-        "behind_since", "caller", "cancels", "end", "expires_at", "finish", "identity", "kind", "left_at", "opened_at",
+        "behind_since", "caller", "cancels", "end", "expires_at", "finish", "identity", "kind", "left_at", "lost", "opened_at",
         "release", "request", "route", "slot", "taken_then", "task", "transport",
     )  # fmt: skip
 
@@ -48,6 +48,8 @@ class Lease:
         """Counts the request among those in progress again."""
         self.end: End | None = None
         self.cancels = self.slot = 0
+        self.lost = False
+        """Whether the connection has ended."""
         self.behind_since: float | None = None
         self.left_at: float | None = None
         """When the reader fell behind, and when the handler left the block, by the event loop's clock."""

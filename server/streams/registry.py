@@ -113,7 +113,7 @@ class Streams:
                 self._by_subject.setdefault(subject, set()).add(lease)
         lease.release = self._admission.release(lease.request)
         last = lease.kind == "events" and lease.request.content.is_eof()
-        lease.request.protocol.begin_live(partial(self.end, lease, GONE), last=last)  # type: ignore[attr-defined]
+        lease.request.protocol.begin_live(partial(self._lost, lease), last=last)  # type: ignore[attr-defined]
         self.opened[lease.kind] += 1
         self._clock.add(lease)
         if is_watched(lease.identity):
@@ -130,6 +130,11 @@ class Streams:
             lease.finish(end)
         finally:
             self._clock.ended(lease)
+
+    def _lost(self, lease: Lease) -> None:
+        """The connection has ended."""
+        lease.lost = True
+        self.end(lease, GONE)
 
     def wrote(self, lease: Lease) -> None:
         """Bytes were written to the connection: watch whether the reader takes them."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kits.live import events, websocket
+from kits.live import events, until, websocket
 
 from tests.conftest import stub
 from tests.serving.test_workers import children, running, url_of
@@ -39,6 +39,14 @@ async def echo(request):
         async for message in ws:
             await ws.send_str(message.data)
     return ws
+
+@routes.get("/api/flood")
+@signed_in
+async def flood(request):
+    async with event_stream(request) as stream:
+        while True:
+            await stream.send("x" * 4096)
+    return stream.response
 
 @hookimpl
 def register_handlers():
@@ -135,6 +143,35 @@ async def test_a_worker_that_is_killed_ends_only_its_own(db: Any, tmp_path: Path
         for context in contexts:
             await context.__aexit__(None, None, None)
         assert psutil.pid_exists(other)
+
+
+@pytest.mark.long
+async def test_a_reader_that_takes_nothing_is_cut_after_ten_seconds(db: Any, tmp_path: Path, beside: dict[str, str]) -> None:
+    """The real program has another event loop than the tests; and a drain does not wait for such a reader."""
+    async with running(db, tmp_path, **beside) as process:
+        port = port_of(await url_of(process))
+        name, value = next(iter(stub("alice").items()))
+        head = f"GET /api/flood HTTP/1.1\r\nHost: 127.0.0.1\r\n{name}: {value}\r\n\r\n".encode()
+        _, one = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        one.write(head)
+        one.transport.pause_reading()  # type: ignore[attr-defined]
+        started = time.monotonic()
+
+        def is_open() -> bool:
+            connections = psutil.Process(process.pid).net_connections()
+            return any(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == port for each in connections)
+
+        await until(is_open)
+        await until(lambda: not is_open(), 25)
+        assert time.monotonic() - started > 9
+        _, two = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        two.write(head)
+        two.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(3)
+        process.terminate()
+        assert await seconds_until(process) < 8
+        for writer in (one, two):
+            writer.transport.abort()
 
 
 @pytest.mark.long
