@@ -9,7 +9,6 @@ import json
 import secrets
 import time
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -53,16 +52,26 @@ class _Keys:
         return make_mocked_request("GET", "/api/me", headers=headers)
 
 
+class _House:
+    """What the provider needs of the server."""
+
+    env, resource_url = "test", _API
+
+    def __init__(self, keys: str) -> None:
+        self._answer = Answer(200, keys.encode(), {})
+        self.first_use = FirstUses(Counters()).first
+
+    async def fetch(self, url: str, **more: Any) -> Answer:
+        return self._answer
+
+
 async def prices(stage: Stage) -> list[dict[str, Any]]:
     """The provider's answer, for a token that is known and for a new one, in CPU microseconds."""
     keys = _Keys()
     repetitions, batch = min(stage.args.repetitions, 20), max(1, stage.args.batch // 10)
     total = repetitions * batch
 
-    async def fetch(url: str, **more: Any) -> Answer:
-        return Answer(200, keys.set.encode(), {})
-
-    house: Any = SimpleNamespace(env="test", resource_url=_API, fetch=fetch, first_use=FirstUses(Counters()).first)
+    house: Any = _House(keys.set)
     table = {"issuer": _ISSUER, "audience": _AUDIENCE, "jwks_uri": f"{_ISSUER}/keys", "dpop": "accept", "dpop_seconds": 300}
     provider = OidcProvider({"issuers": [table]})
     await provider.open(house)

@@ -69,6 +69,13 @@ class DpopGuard:
         challenge = f'DPoP error="{error}", algs="{" ".join(self.algorithms)}"'
         return CredentialRejected(reason, detail, challenge=challenge, headers=headers)
 
+    def shown(self, request: web.Request) -> str:
+        """Returns the text of the one proof that a request shows. Raises CredentialRejected for none, and for two."""
+        shown = request.headers.getall(HEADER, ())
+        if len(shown) == 1:
+            return shown[0]
+        raise self.rejection("proof-rejected" if shown else "proof-missing", f"{len(shown)} headers DPoP instead of one")
+
     async def check(self, request: web.Request, digest: bytes, key: str | None, settings: IssuerSettings) -> None:
         """Check the proof of a request whose token was shown under the scheme `DPoP`. Call it for every request.
 
@@ -84,12 +91,8 @@ class DpopGuard:
             raise self.rejection("credential-rejected", "dpop is off for this issuer", error="invalid_token")
         if key is None:  # RFC 9449 7.1: the scheme is for tokens that are bound
             raise self.rejection("token-unbound", "the token is not bound to a key", error="invalid_token")
-        shown = request.headers.getall(HEADER, ())
-        if len(shown) != 1:
-            reason = "proof-rejected" if shown else "proof-missing"
-            raise self.rejection(reason, f"{len(shown)} headers DPoP instead of one")
         try:
-            proof = self._readers[settings.issuer].read(shown[0], key)
+            proof = self._readers[settings.issuer].read(self.shown(request), key)
         except InvalidProof as error:
             raise self.rejection("proof-rejected", str(error)) from None
         self._check_request(request, proof, digest)

@@ -159,6 +159,7 @@ class OidcProvider:
         issuer = chosen[0] if chosen is not None else self._introspecting(request, token)
         if issuer is None:
             return None
+        dpop.shown(request)  # without a proof nothing is verified, and no issuer is asked
         try:
             bound = await (issuer.verify_bound(digest, *chosen[1:]) if chosen else issuer.introspect_bound(digest, token))
         except CredentialRejected as error:

@@ -663,6 +663,13 @@ async def test_a_bound_opaque_token_needs_its_proof(serve: Serve, issuer: Issuer
     assert got.headers["WWW-Authenticate"].startswith('DPoP error="invalid_token"')
 
 
+async def test_without_a_proof_the_issuer_is_not_asked(serve: Serve, issuer: Issuer) -> None:
+    client = await served(serve, table(issuer, dpop="accept", introspection={"cache_seconds": 0}))
+    issuer.opaque(OPAQUE, cnf={"jkt": Holder().jkt})
+    assert reason(await client.get("/api/me", {"Authorization": f"DPoP {OPAQUE}"})) == (401, "proof-missing")
+    assert issuer.asked == []
+
+
 async def test_where_proofs_are_required_a_bearer_is_refused_however_often(serve: Serve, issuer: Issuer) -> None:
     client = await served(serve, table(issuer, dpop="required", introspection={"cache_seconds": 60}))
     issuer.opaque(OPAQUE)
