@@ -76,6 +76,8 @@ class Stream:
     async def __aenter__(self) -> Stream:
         if self._lease is not None:
             raise RuntimeError("an event stream is opened once")
+        if self.response.compression:
+            raise RuntimeError("an event stream is not compressed: events would wait for others")
         self._lease = lease = self._registry.open(self._request, "events")
         lease.finish = self._finish
         self.response.force_close()

@@ -17,6 +17,7 @@ from ..auth.revocation import Revocations
 from ..database.request_transaction import JOINED
 from ..http.calls_tools import NESTED
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unauthorized, Unavailable
+from ..telemetry.log import log_failure
 from .clock import Clock
 from .ends import DRAINING, GONE, SESSION_REVOKED, End, expired
 from .lease import Lease, log_end
@@ -128,8 +129,10 @@ class Streams:
         self._forget(lease)
         try:
             lease.finish(end)
-        finally:
-            self._clock.ended(lease)
+        except Exception as error:  # this runs within timers and the feed of revocations, which must go on
+            log_failure("a stream could not be ended as it should", error, route=lease.route)
+            lease.transport.abort()
+        self._clock.ended(lease)
 
     def _lost(self, lease: Lease) -> None:
         """The connection has ended."""

@@ -104,6 +104,26 @@ async def test_a_revoked_key(two: tuple[Client, Client]) -> None:
             await beside.next(0.3)
 
 
+@pytest.mark.parametrize("how", ["revoked", "rotated", "banned"])
+async def test_a_stream_that_a_ticket_has_opened_ends_with_the_key(two: tuple[Client, Client], how: str) -> None:
+    """In another process than the one that made the ticket; beside the cookie of somebody else, which it does not read."""
+    key, other = await make(two[0], ALICE), await make(two[0], ALICE)
+    tickets = [await two[0].post("/api/stream-tickets", key_of(one), {"path": "/api/ticks"}) for one in (key, other)]
+    paths = [f"/api/ticks?ticket={got.json()['ticket']}" for got in tickets]
+    async with events(two[1], paths[0], {"Cookie": "__session=x"}) as stream, events(two[1], paths[1]) as beside:
+        assert (await stream.next())["data"] == (await beside.next())["data"] == '{"user_id":"alice"}'
+        if how == "banned":
+            assert (await deliver(two[0], user("updated", 5, id="alice", banned=True))).status == 204
+        elif how == "revoked":
+            assert (await two[0].delete(f"/api/keys/{key['id']}", ALICE)).status == 204
+        else:
+            assert (await two[0].post(f"/api/keys/{key['id']}/rotate", ALICE)).status == 200
+        assert await stream.end(1.5) == ("session-revoked" if how == "banned" else "key-revoked")
+        if how != "banned":
+            with pytest.raises(TimeoutError):
+                await beside.next(0.5)
+
+
 async def test_a_rotation_without_overlap(two: tuple[Client, Client]) -> None:
     key = await make(two[0], ALICE)
     async with held(two, key_of(key)) as ends:

@@ -8,12 +8,15 @@ import logging
 import time
 from typing import Any
 
+import aiohttp
 import pytest
 from kits.live import LIVE, events, registry, until, websocket
 from kits.webhooks import SETTINGS, deliver, session
 
+from server.app import SERVER_DATABASE
 from server.database.scope import DATABASE
 from server.streams.frames import encode
+from server.testing.clerk import LoopbackClerk
 from tests.conftest import ALICE, Client, Serve, TestDatabase, stub
 
 SESSION = stub("alice", session_id="sess_1")
@@ -162,6 +165,40 @@ async def test_each_end_is_one_line(serve: Serve, caplog: pytest.LogCaptureFixtu
         {"request_id": id, "route": "/api/ticks", "kind": "events", "reason": "session-revoked", "seconds": 0, "provider": "stub",
          "user_id": "alice"}
     ]  # fmt: skip
+
+
+async def test_nothing_is_kept_of_what_has_ended(serve: Serve) -> None:
+    """Credentials that end in an hour must not keep the streams of a client that comes and goes."""
+    async with LoopbackClerk() as clerk:
+        client = await serve(clerk.settings(), extra=LIVE)
+        bearer = {"Authorization": f"Bearer {clerk.token('alice', org_id='org_a')}"}
+        for _ in range(150):
+            async with events(client, "/api/last", bearer) as stream:
+                await stream.next()
+        one = registry(client)
+        await until(lambda: one._clock.number == 0)
+        assert (one._by_subject, one._watched, one._places._of, one._asking) == ({}, set(), {}, set())
+        clock = one._clock
+        assert (clock._writing, [slot for slot in clock._slots if slot]) == (set(), [])
+        assert len(clock._expiries) <= 70
+        await until(lambda: clock._timer is None, 2)
+
+
+async def test_what_fails_at_an_end_harms_no_other(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    client = await serve(SETTINGS, extra=LIVE)
+    async with events(client, "/api/ticks", SESSION) as one, events(client, "/api/ticks", SESSION) as two:
+        await one.next()
+        await two.next()
+        first = registry(client)._clock.leases()[0]
+        first.finish = lambda end: 1 / 0
+        await sign_out(client)
+        assert await two.end() == "session-revoked"
+        with pytest.raises((aiohttp.ClientError, EOFError)):
+            await one.next()
+    assert "could not be ended" in caplog.text
+    await sign_out(client)
+    await asyncio.sleep(0.6)
+    assert client.app[SERVER_DATABASE].revocations.age < 0.6  # the feed goes on
 
 
 # HEAD, POST, sockets -----------------------------------------------------------------------------------------------------
