@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import json
 import logging
+import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from kits.app import build_app, routes_plugin, serving
 from kits.clerk_machine_rows import CLAIMS, M2M, MACHINE, OAUTH, ORG, ROWS, SESSION, USER, Row
 
 from providers.clerk import token_command
-from server import answer, identity_of, requires, signed_in
+from server import answer, identity_of, is_plain_text, requires, signed_in
 from server.app import SERVER_DATABASE, TABLE
 from server.plugins.providers import PROVIDERS
 from server.settings.setting import ConfigError
@@ -357,3 +359,57 @@ async def _nothing(request: web.Request) -> web.Response:
 
 async def _nothing_else(request: web.Request) -> web.Response:
     raise AssertionError
+
+
+# Hostile ---------------------------------------------------------------------------------------------------------------
+
+VALUES: list[Any] = [None, True, False, 0, -1, 1.5, 2**63, "", " ", "a b", "x" * 300, "\x00", "é", "mch_", "user_", "org_", [], [[]], ["a"], [None], {}, {"a": {}},
+                     {"sub": "x"}, "at+jwt", "JWT", MACHINE, USER, ORG]  # fmt: skip
+
+
+async def test_any_value_in_any_place_is_a_200_or_a_401() -> None:
+    """And where it is a 200 the identity is one that the database and the log can hold."""
+    chance = random.Random(17)
+    places = ["iss", "sub", "jti", "scope", "scp", "scopes", "aud", "org_id", "client_id", "act", "cnf", "exp", "nbf", "iat", "sid", "azp", "o", "v", "sts"]
+    statuses: Counter[int] = Counter()
+    async with serving(app_of({"audience": ["api"]})) as port:
+        for number in range(600):
+            kind = (OAUTH, M2M)[number % 2]
+            claims = {chance.choice(places): chance.choice(VALUES) for _ in range(chance.randint(1, 3))}
+            header = {chance.choice(["typ", "cat", "kid", "alg", "crit", "x"]): chance.choice(VALUES)} if number % 5 == 0 else {}
+            status, body = await ask(port, "/any", Row(kind, "", header, claims, {}, kind).token())
+            statuses[status] += 1
+            if status == 200:
+                ids = [body[name] for name in ("user_id", "org_id", "key_id", "token_id", "impersonator") if body[name] is not None]
+                assert all(is_plain_text(one) for one in [*ids, *(body["scopes"] or [])]), (claims, header)
+                assert (body["token_type"] == M2M) == (body["user_id"] is None), (claims, header)
+            else:
+                assert set(body) == {"error", "reason"}
+    assert statuses.keys() == {200, 401}
+    assert min(statuses.values()) > 50
+
+
+async def test_a_key_that_left_the_set_takes_its_machine_tokens_along(loopback: LoopbackClerk) -> None:
+    settings = {name.removeprefix("clerk."): value for name, value in loopback.settings().items() if name != "providers"}
+    app = app_of({**settings, "jwt_key": None})
+    async with serving(app) as port:
+        token = loopback.machine_jwt(USER)
+        for _ in range(2):
+            assert (await ask(port, "/oauth", token))[0] == 200
+        loopback.key = kit.rsa_key("rotated")
+        keys: Any = app[PROVIDERS][0].provider
+        await keys._keys._refreshed()
+        assert await ask(port, "/oauth", token) == (401, {"error": "Unauthorized", "reason": "credential-rejected"})
+        assert (await ask(port, "/oauth", loopback.machine_jwt(USER)))[0] == 200
+
+
+async def test_no_token_is_in_a_log_or_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serving(app_of({"audience": ["api"]})) as port:
+        for row in ROWS[:60]:
+            token = row.token()
+            for path in ROUTES:
+                reply = await send(port, "GET", path, ("Authorization", f"Bearer {token}"))
+                assert token not in reply.body.decode()
+                assert not any(token in f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+            caplog.clear()
