@@ -44,6 +44,11 @@ class MachineAudience:
         self.observed = 0
         """How many tokens were accepted that the check would have refused."""
 
+    def announce(self) -> None:
+        """Log at startup that the check only observes, so that it is not left so by mistake."""
+        if not self._enforced:
+            log.warning("clerk.audience_mode is observe: machine tokens for other audiences are accepted")
+
     def check(self, claims: Mapping[str, Any]) -> str | None:
         """Returns what is wrong with the `aud` while the check only observes: `observe` takes it if all else is right; or None.
 

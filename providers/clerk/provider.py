@@ -88,8 +88,7 @@ class ClerkProvider:
             self._keys = KeySet(lambda: fetch_keys(house, self._settings), algorithms=RSA, name="Clerk's key set")
         else:
             key = await asyncio.to_thread(development.signing_key, house.folder)
-            self._keys = development.verification_keys(key)
-            self._local_only = True
+            self._keys, self._local_only = development.verification_keys(key), True
             self._settings = replace(self._settings, issuers=frozenset({development.ISSUER}))
             self._cookies, self._machine_jwt = CookieReader(self._settings), MachineJwt(self._settings, self._audience)
         await self._keys.open()
