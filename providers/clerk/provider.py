@@ -81,6 +81,7 @@ class ClerkProvider:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""
         self.check(house.env)
         self._house = house
+        self._audience.announce()
         self._machine = MachineTokens(self._settings, house, self._clock, self._audience)
         if self._settings.jwt_key is not None:
             self._keys = StaticKeys(self._settings.jwt_key)
