@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from .table_reader import Members
+from .table_secrets import TEXT, names_of, read_secret
 
-_MEMBERS: Final = (
-    "client_id",
-    "client_secret",
-    "client_secret_file",
-    "client_secret_env",
-    "cache_seconds",
-    "prefix",
-    "endpoint",
-)
-_SECRETS: Final = ("client_secret", "client_secret_file", "client_secret_env")
-_TEXT: Final = re.compile(r"[\x20-\x7e]+")  # RFC 6749 A.1 and A.2
+_MEMBERS: Final = ("client_id", *names_of("client_secret"), "cache_seconds", "prefix", "endpoint")
 API_KEY_PREFIX: Final = "gp_"
 """The beginning of Gatepost's own API keys, which no issuer ever sees."""
 
@@ -50,13 +38,14 @@ def read(table: Members) -> IntrospectionSettings | None:
     inner = Members(f"{table.where}: introspection", table.table("introspection"))
     inner.refuse_others(_MEMBERS)
     client_id = inner.text("client_id")
-    if client_id is None or not _TEXT.fullmatch(client_id):
+    if client_id is None or not TEXT.fullmatch(client_id):
         raise inner.mistake("client_id", "is missing" if client_id is None else "must consist of printable ASCII characters")
     prefix = inner.text("prefix", empty=True) or ""
     if prefix.startswith(API_KEY_PREFIX):
         raise inner.mistake("prefix", f"must not begin with {API_KEY_PREFIX}, as API keys do: no issuer is asked about them")
     seconds = inner.seconds("cache_seconds", 0.0, 3600.0)
-    return IntrospectionSettings(client_id, _secret(inner), seconds, prefix, inner.url("endpoint", query=True))
+    secret = read_secret(inner, "client_secret") or ""
+    return IntrospectionSettings(client_id, secret, seconds, prefix, inner.url("endpoint", query=True))
 
 
 def refuse_ambiguous(issuers: Sequence[tuple[str, IntrospectionSettings]]) -> None:
@@ -70,24 +59,3 @@ def refuse_ambiguous(issuers: Sequence[tuple[str, IntrospectionSettings]]) -> No
                 f"oidc.issuers: {other!r} and {issuer!r} would both be asked about tokens that {which}; "
                 "give each its own introspection.prefix"
             )
-
-
-def _secret(table: Members) -> str:
-    """Returns the client's secret: the member itself, or what a file or a variable of the environment holds, stripped."""
-    given = [name for name in _SECRETS if name in table.given]
-    if len(given) != 1:
-        raise table.mistake("client_secret", f"is missing: set one of {', '.join(_SECRETS)}" if not given else "is given twice")
-    name = given[0]
-    value = table.text(name)
-    if name == "client_secret_file" and value is not None:
-        try:
-            value = Path(value).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise table.mistake(name, "names a file that cannot be read") from None
-    elif name == "client_secret_env" and value is not None:
-        if value.startswith("GATEPOST_"):
-            raise table.mistake(name, "must not begin with GATEPOST_: those are settings of the server's own")
-        value = os.environ.get(value, "").strip()
-    if not value or not _TEXT.fullmatch(value):
-        raise table.mistake(name, "holds no secret: one line of printable ASCII characters")
-    return value

@@ -12,6 +12,7 @@ from . import dpop_settings, introspection_settings
 from .dpop_settings import DpopSettings
 from .introspection_settings import IntrospectionSettings
 from .table_reader import Members
+from .table_secrets import names_of, read_secret
 
 ALGORITHMS: Final = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
@@ -22,7 +23,7 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,32}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,126}")
 _MEMBERS: Final = (
     "issuer", "audience", "audience_claim", "typ", "require", "algorithms", "namespace", "orgs", "claims", "jwks_uri",
-    "leeway_seconds", "max_token_seconds", "introspection", "clients", "logout_audience", "ssf_authorization",
+    "leeway_seconds", "max_token_seconds", "introspection", "clients", "logout_audience", *names_of("ssf_authorization"),
     *dpop_settings.MEMBERS,
 )  # fmt: skip
 _CLAIMS: Final = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "scopes")
@@ -127,7 +128,7 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
         leeway=table.seconds("leeway_seconds", 5.0, 300.0),
         max_lifetime=table.seconds("max_token_seconds", 86_400.0, float(2**31)),
         audiences=audience | frozenset(table.words("logout_audience", required="logout_audience" in table.given)),
-        ssf_authorization=table.text("ssf_authorization"),
+        ssf_authorization=read_secret(table, "ssf_authorization", required=False),
         dpop=dpop_settings.read(table, ALGORITHMS),
         introspection=introspection_settings.read(table),
         clients_are_users=table.choice("clients", ("refuse", "accept")) == "accept",

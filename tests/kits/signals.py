@@ -11,7 +11,6 @@ from typing import Any
 
 from kits import oidc
 from kits.oidc import AUDIENCE, Issuer
-
 from tests.conftest import Client, Got
 
 LOGOUT, SSF = "/api/webhooks/oidc", "/api/webhooks/ssf"

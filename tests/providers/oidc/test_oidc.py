@@ -852,10 +852,14 @@ def test_all_examples_of_the_page_together() -> None:
     assert len(OidcProvider({"issuers": list(examples().values())}).namespaces) == len(SHOWN)
 
 
-def test_every_block_of_the_page_is_one_that_the_server_reads() -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", doc_page("oidc.md").read_text("utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["oidc.md", "sign-out.md"])
+def test_every_block_of_the_page_is_one_that_the_server_reads(page: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+    blocks = re.findall(r"```toml\n(.*?)```", doc_page(page).read_text("utf-8"), re.DOTALL)
     for block in blocks:
-        settings_room.read(tomllib.loads(block)["oidc"])
+        settings_room.read(tomllib.loads(block.replace("/run/secrets/introspection", str(secret)))["oidc"])
+    assert blocks
 
 
 def test_every_member_is_on_the_page() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kits.oidc import AUDIENCE, DROP, Issuer, key
 from kits.signals import DISABLED, EVENT, LOGOUT, REVOKED, SCHEMAS, SSF, VERIFICATION, asked, ends, iss_sub, log_out, push
 
 from providers.api_key.key_format import make
+from providers.oidc import settings as settings_room
 from server.app import TABLE
 from server.auth.revocation import REVOCATION_FAILURES
 from server.database.scope import DATABASE
@@ -465,7 +467,9 @@ async def test_the_body_of_a_push(client: Client, issuer: Issuer) -> None:
 SET = "application/secevent+jwt"
 
 
-async def test_the_transmitters_own_credential(serve: Serve, issuer: Issuer, db: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_transmitters_own_credential(
+    serve: Serve, issuer: Issuer, db: TestDatabase, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
     client = await serve(signals.table(issuer, ssf_authorization=AUTHORIZATION))
     token = signals.security_event(issuer)
@@ -479,7 +483,27 @@ async def test_the_transmitters_own_credential(serve: Serve, issuer: Issuer, db:
     assert await revocations(db) == set()
     assert (await push(client, token, Authorization=AUTHORIZATION)).status == 202
     assert (await log_out(client, signals.logout_token(issuer))).status == 200  # a logout token has no such credential
-    assert "canary" not in repr(client.app)
+    kept = tmp_path / "authorization"
+    kept.write_text(AUTHORIZATION + "\n")
+    monkeypatch.setenv("TRANSMITTER", AUTHORIZATION)
+    for given in ({"ssf_authorization_file": str(kept)}, {"ssf_authorization_env": "TRANSMITTER"}):
+        client = await serve(signals.table(issuer, **given))
+        assert [(await push(client, token)).status, (await push(client, token, Authorization=AUTHORIZATION)).status] == [401, 202]
+    assert "canary" not in repr(settings_room.read({"issuers": [{"issuer": issuer.url, "audience": "a", "ssf_authorization": AUTHORIZATION}]}))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [({"ssf_authorization": ""}, "ssf_authorization must be a string"), ({"ssf_authorization": "Bearer \n"}, "ssf_authorization must be a string"),
+     ({"ssf_authorization": 7}, "ssf_authorization must be a string"), ({"ssf_authorization": "Bearer é"}, "ssf_authorization holds no secret"),
+     ({"ssf_authorization": "a", "ssf_authorization_env": "B"}, "ssf_authorization is given twice"),
+     ({"ssf_authorization_file": "/nowhere"}, "ssf_authorization_file names a file that cannot be read"),
+     ({"logout_audience": []}, "logout_audience must name at least one"), ({"logout_audience": ""}, "logout_audience must be a string"),
+     ({"logout_audience": ["a", "a"]}, "logout_audience contains a duplicate"), ({"logout_audiences": "a"}, "the nearest known one is 'logout_audience'")],
+)  # fmt: skip
+def test_mistakes_in_the_settings(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        settings_room.read({"issuers": [{"issuer": "https://a.example", "audience": "a", **given}]})
 
 
 # Both --------------------------------------------------------------------------------------------------------------------
