@@ -16,6 +16,7 @@ from typing import Any
 
 import lock_dpop
 import lock_gate
+import lock_opaque
 import lock_sql
 import lock_token
 import uvloop
@@ -72,7 +73,7 @@ async def _measured(stage: Stage) -> dict[str, Any]:
         credentials = await lock_gate.credentials(stage, app, client, tokens)
         result["request"], *sql = await lock_sql.prices(stage, client, [request("/api/data", token) for token in tokens])
     result["token"] = await lock_token.checks(stage, tokens)
-    bound = await lock_dpop.prices(stage)
+    bound = [*await lock_dpop.prices(stage), *await lock_opaque.prices(stage)]
     limits = [await lock_gate.limits(stage, tokens)] if FAR else []
     result["locks"] = [*gate, *sql, *limits, *credentials, *bound]
     return result
