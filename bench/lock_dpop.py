@@ -28,7 +28,7 @@ from server.rate_limits.first_uses import FirstUses
 _ISSUER, _AUDIENCE, _API = "https://login.example.com", "https://api.example.com", "https://api.example.com"
 
 
-class _Keys:
+class Keys:
     """The issuer's key and the client's, both ES256, and what they sign."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _House:
 
 async def prices(stage: Stage) -> list[dict[str, Any]]:
     """The provider's answer, for a token that is known and for a new one, in CPU microseconds."""
-    keys = _Keys()
+    keys = Keys()
     repetitions, batch = min(stage.args.repetitions, 20), max(1, stage.args.batch // 10)
     total = repetitions * batch
 
@@ -80,16 +80,16 @@ async def prices(stage: Stage) -> list[dict[str, Any]]:
         for bound in (False, True):
             name = "a token that is bound to a key, with its proof (DPoP)" if bound else "a bearer token of another issuer"
             token = keys.token(bound=bound)
-            steps[f"{name}: known"] = _asked(provider, (keys.request(token, bound=bound) for _ in range(total + 1)))
+            steps[f"{name}: known"] = asked(provider, (keys.request(token, bound=bound) for _ in range(total + 1)))
             fresh = (keys.request(keys.token(bound=bound), bound=bound) for _ in range(total))
-            steps[f"{name}: new"] = _asked(provider, fresh)
+            steps[f"{name}: new"] = asked(provider, fresh)
         us = await cheapest(steps, repetitions, batch)
     finally:
         await provider.close()
     return [{"lock": f"(the provider for {name})", "server_us": value[0], "postgres_us": None} for name, value in us.items()]
 
 
-def _asked(provider: OidcProvider, requests: Iterable[web.Request]) -> Step:
+def asked(provider: OidcProvider, requests: Iterable[web.Request]) -> Step:
     """A step that identifies the next request as the gate does: from memory, else by verifying."""
     turn = itertools.cycle(list(requests))
 

@@ -13,13 +13,25 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from inproc import cheapest
-from lock_dpop import House, asked
+from lock_dpop import Keys, asked
 from stage import Stage
 
 from providers.oidc.provider import OidcProvider
 from server import Answer
 
 _ISSUER, _AUDIENCE = "https://login.example.com", "https://api.example.com"
+
+
+class _House:
+    """What the provider needs of the server. `said` is the issuer's answer about every token."""
+
+    env, resource_url = "test", None
+
+    def __init__(self, said: bytes) -> None:
+        self._said, self._keys = said, Keys().set.encode()
+
+    async def fetch(self, url: str, **more: Any) -> Answer:
+        return Answer(200, self._said if more.get("method") == "POST" else self._keys, {})
 
 
 async def prices(stage: Stage) -> list[dict[str, Any]]:
@@ -29,13 +41,10 @@ async def prices(stage: Stage) -> list[dict[str, Any]]:
     about = {"active": True, "iss": _ISSUER, "aud": _AUDIENCE, "sub": "alice", "client_id": "app", "scope": "data:read"}
     said = json.dumps(about | {"token_type": "Bearer", "iat": now, "exp": now + 3600}).encode()
 
-    async def fetch(url: str, **more: Any) -> Answer:
-        return Answer(200, said if more.get("method") == "POST" else b'{"keys": []}', {})
-
-    house: Any = House(env="test", resource_url=None, fetch=fetch)
     introspection = {"client_id": "api", "client_secret": "bench", "cache_seconds": 60, "endpoint": f"{_ISSUER}/introspect"}
     table = {"issuer": _ISSUER, "audience": _AUDIENCE, "jwks_uri": f"{_ISSUER}/keys", "introspection": introspection}
     provider = OidcProvider({"issuers": [table]})
+    house: Any = _House(said)
     await provider.open(house)
     try:
         name = "an opaque token, its issuer's time apart"
