@@ -48,7 +48,7 @@ PYTHON = {
     "docs/guides/projects.md": (1, "test_projects_page.py::test_names_states_and_partial_updates"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/clerk.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
-    "docs/guides/streams.md": (3, "test_streams_page.py::test_the_page_is_true"),
+    "docs/guides/streams.md": (4, "test_streams_page.py::test_the_page_is_true"),
     "docs/guides/services.md": (2, "test_services_page.py::test_the_queue_of_jobs"),
     "docs/guides/receive-webhooks.md": (1, "test_services_page.py::test_stripes_webhook"),
     "docs/guides/public-routes.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
