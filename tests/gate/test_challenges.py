@@ -306,3 +306,15 @@ async def test_a_client_that_knows_nothing_gets_in(serve: Serve) -> None:
         got = await client.get("/api/todos", {"Authorization": f"Bearer {less}"})
         assert (got.status, parameters(got.headers["WWW-Authenticate"])["scope"]) == (403, asked["scope"])
         assert json.loads(got.raw)["reason"] == "scope"
+
+
+# The document, and the command ----------------------------------------------------------------------------------------
+
+
+async def test_the_document_has_the_metadata(serve: Serve) -> None:
+    client = await serve({"resource.url": URL})
+    document = (await client.get("/api/public/openapi.json")).json()
+    for path in (WELL_KNOWN, WELL_KNOWN + "/{path}"):
+        operation = document["paths"][path]["get"]
+        assert (operation["security"], operation["x-gatepost-access"]["public"]) == ([], True)
+    assert WELL_KNOWN not in (await (await serve()).get("/api/public/openapi.json")).json()["paths"]
