@@ -29,6 +29,7 @@ USER_ENDS: Final = ACCOUNT_ENDS | {
     _SCHEMAS + "risc/event-type/sessions-revoked",
     _SCHEMAS + "oauth/event-type/tokens-revoked",
 }
+ENDS: Final = SESSION_ENDS | USER_ENDS
 _MOST_EVENTS: Final = 20
 _LOG: Final = logging.getLogger("gatepost.oidc")
 
@@ -73,9 +74,8 @@ class SecurityEventReceiver:
             raise _answer(refused) from None
         outcome = "ignored"
         if ends:
-            outcome = await self._ending.apply(
-                request, signed, ",".join(sorted(events)), jti, issued, list(dict.fromkeys(ends))
-            )
+            kind = ",".join(sorted(ENDS.intersection(events)))  # the other names may be any text
+            outcome = await self._ending.apply(request, signed, kind, jti, issued, list(dict.fromkeys(ends)))
         fields = {"issuer": signed.issuer.settings.issuer, "events": sorted(events), "outcome": outcome}
         _LOG.debug("security event taken", extra={"fields": fields})
         return web.Response(status=202, headers={"Cache-Control": "no-store"})
@@ -136,7 +136,7 @@ def _checked(signed: Signed) -> tuple[float, str, dict[str, dict[str, Any]]]:
 
 def _ends(signed: Signed, name: str, event: dict[str, Any], issued: float) -> list[End]:
     """Returns what ends by this event: nothing for one of another kind, such as the verification of a stream."""
-    if name not in SESSION_ENDS and name not in USER_ENDS:
+    if name not in ENDS:
         return []
     settings, at = signed.issuer.settings, _moment(signed, event, issued)
     subject = subject_of(event.get("subject", signed.claims.get("sub_id")), settings.issuer)

@@ -168,7 +168,7 @@ class Ending:
         Raises Unavailable, after which nothing was recorded, so that the issuer's next attempt finds everything unchanged.
         """
         settings = signed.issuer.settings
-        name = "oidc:" + hashlib.sha256(json.dumps([settings.issuer, kind, jti]).encode()).hexdigest()
+        name = "oidc:" + hashlib.sha256(json.dumps([settings.issuer, request.path, jti]).encode()).hexdigest()
         rows = [
             {"kind": e.kind, "subject": e.id, "owner": e.owner, "at": None if e.at is None else _time(e.at), "keys": e.keys}
             for e in ends

@@ -326,6 +326,15 @@ async def test_what_security_events_end(client: Client, issuer: Issuer, db: Test
         assert await revocations(db) == ended, row
 
 
+async def test_events_beside_it_change_nothing(client: Client, issuer: Issuer, db: TestDatabase) -> None:
+    events = {"urn:\x00": {}, "": {}, "\U0001f600": {}, "x" * 5000: {}, REVOKED: {}, DISABLED: {"reason": "\x00"}, VERIFICATION: {"state": "s"}}
+    for _ in range(2):
+        assert (await push(client, signals.security_event(issuer, events, jti="one"))).status == 202
+    assert (await push(client, signals.security_event(issuer, jti="one", sub_id=iss_sub(issuer, "bob")))).status == 202  # the same jti
+    assert await revocations(db) == {("user", "n0|alice")}
+    assert [row["type"] for row in await db.rows("SELECT type FROM webhook_inbox")] == [f"{REVOKED},{DISABLED}"[:100]]
+
+
 async def test_a_security_event_ends_sessions_in_every_process(serve: Serve, issuer: Issuer) -> None:
     clients = [await serve(signals.table(issuer)) for _ in range(2)]
     gone, stays, bobs = issuer.token(sid="s1"), issuer.token(sid="s2"), issuer.token(sub="bob")
