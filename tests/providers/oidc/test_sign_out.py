@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -513,6 +515,37 @@ async def test_the_transmitters_own_credential(
 def test_mistakes_in_the_settings(given: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         settings_room.read({"issuers": [{"issuer": "https://a.example", "audience": "a", **given}]})
+
+
+ODD: list[Any] = [None, True, 0, -1, 1e308, 2**63, "", "x", "\x00", "a|b", "n1|x", "x" * 300, "\u2028", [], [None], ["x"], {}, {"x": {}}, DROP]
+
+
+def odd(pick: random.Random, deep: int = 3) -> Any:
+    """Any JSON value, or an identifier with odd members."""
+    if deep and pick.random() < 0.6:
+        names = ("format", "subject_type", "iss", "sub", "id", "user", "session", "identifiers", "subject", "event_timestamp", REVOKED, DISABLED, EVENT)
+        words = ("iss_sub", "iss-sub", "opaque", "complex", "aliases", "email")
+        made = {name: odd(pick, deep - 1) for name in pick.sample(names, 4)} | {"format": pick.choice(words)}
+        return [made, made] if pick.random() < 0.2 else oidc_kit.without(made)
+    value = pick.choice(ODD)
+    return None if value is DROP else value
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_an_issuer_signs_is_taken_or_refused(client: Client, issuer: Issuer, db: TestDatabase, seed: int) -> None:
+    pick, told = random.Random(seed), Counter[int]()
+    names = ("iss", "aud", "sub", "sid", "iat", "exp", "jti", "nonce", "events", "sub_id", "toe")
+    for _ in range(300):
+        changes = {name: odd(pick) for name in pick.sample(names, pick.randint(1, 3))}
+        for send, make_token in ((log_out, signals.logout_token), (push, signals.security_event)):
+            if send is push and pick.random() < 0.7:
+                changes["events"] = {pick.choice((REVOKED, DISABLED)): odd(pick, 2) if pick.random() < 0.3 else {}}
+            got = await send(client, make_token(issuer, **changes))
+            told[got.status] += 1
+            assert got.status in (200, 202, 400), (changes, got.raw)
+    assert told[400] > 100
+    assert told[202] > 10
+    assert all(subject.startswith("n0|") for _, subject in await revocations(db))
 
 
 # Both --------------------------------------------------------------------------------------------------------------------
