@@ -161,9 +161,8 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[BODY_LIMITS] = tuple(
         settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
     )
-    app[PAGE_BYTES] = settings.get("limits.page_bytes")
+    app[PAGE_BYTES], app[KEEP_SECONDS] = settings.get("limits.page_bytes"), settings.get("idempotency.keep_seconds")
     app[REVOCATION_FAILURES] = Counter()
-    app[KEEP_SECONDS] = settings.get("idempotency.keep_seconds")
     app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
     house = app[HOUSE] = _house(settings, server_database, limits)
     services = app[SERVICES] = Services(plugins.services(house))

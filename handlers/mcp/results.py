@@ -40,9 +40,8 @@ def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
     content = [_text(raw.decode("utf-8", "replace") or f"{response.status} {response.reason}")]
     result: dict[str, Any] = {"content": content, "isError": response.status >= 400}
     if response.status < 400:
-        if _JSON.match(response.content_type) and _is_json(raw):
-            if modern or raw.lstrip()[:1] == b"{":
-                result["structuredContent"] = msgspec.Raw(raw)
+        if _JSON.match(response.content_type) and _is_json(raw) and (modern or raw.lstrip()[:1] == b"{"):
+            result["structuredContent"] = msgspec.Raw(raw)
         content += map(_text, _more(response.headers))
     return result
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from tests.conftest import Client, plugin
 
 from server import NotFound, answer, event_stream, identity_of, public, scoped, signed_in, socket
 from server.streams.events import STREAMS
+from tests.conftest import Client, plugin
 
 routes = web.RouteTableDef()
 
@@ -186,9 +186,11 @@ class Events:
 async def events(client: Client | int, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> AsyncIterator[Events]:
     """Open an event stream; its first event, `hello`, is not read."""
     port = client if isinstance(client, int) else client.port
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)) as session:
-        async with session.get(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as response:
-            yield Events(response)
+    async with (
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)) as session,
+        session.get(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as response,
+    ):
+        yield Events(response)
 
 
 @contextlib.asynccontextmanager
@@ -196,9 +198,11 @@ async def websocket(
     client: Client | int, path: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     port = client if isinstance(client, int) else client.port
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        async with session.ws_connect(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as ws:
-            yield ws
+    async with (
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+        session.ws_connect(f"http://127.0.0.1:{port}{path}", headers=headers, **more) as ws,
+    ):
+        yield ws
 
 
 async def until(condition: Any, seconds: float = 5) -> None:

@@ -119,10 +119,12 @@ async def test_only_after_the_commit(run: Any, admin: asyncpg.Connection, told: 
     assert await told() == []
     async with admin.transaction():
         await admin.execute(INSERT)
+        savepoint = admin.transaction()
+        await savepoint.start()
+        await admin.execute("UPDATE todos SET title = 'x'")
         with pytest.raises(asyncpg.UniqueViolationError):
-            async with admin.transaction():
-                await admin.execute("UPDATE todos SET title = 'x'")
-                await admin.execute(INSERT)
+            await admin.execute(INSERT)
+        await savepoint.rollback()
         assert await told() == []
     assert await told() == [[*ORG, "red", "i", [ONE]]]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.conftest import ALICE, Serve
 from kits.live import LIVE, events, registry, until, websocket
+
+from tests.conftest import ALICE, Serve
 
 
 async def test_an_event_stream_opens_with_the_headers_of_every_response(serve: Serve) -> None:
