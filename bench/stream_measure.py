@@ -15,7 +15,7 @@ from issuer import request
 from machine import Child
 from stage import Stage
 from stats import ratio
-from stream_stage import Client, DirectWriter, Writer, watching
+from stream_stage import Client, DirectWriter, Writer, requests, watching
 
 LONGEST = 30.0  # seconds that an event, or an end, is waited for
 _names = itertools.count(1_000_000)
@@ -94,10 +94,11 @@ def write(client: Client, writer: Writer, streams: int, events: int) -> dict[str
     return committed
 
 
-def ended(stage: Stage, child: Child, writer: DirectWriter, opening: Sequence[bytes]) -> dict[str, Any]:
-    """All sessions of the streams are signed out in one transaction; how long the streams live on."""
+def ended(stage: Stage, child: Child, writer: DirectWriter, number: int, first: int) -> dict[str, Any]:
+    """All sessions of so many streams are signed out in one transaction; how long the streams live on. `first`: see `requests`."""
     sql = "SELECT gatepost_revoke('session', $1, NULL, now() + interval '1 hour')"
-    sessions = [(f"sess_{100 * at:024d}",) for at in range(len(opening))]
+    opening = requests(stage, "gatepost", number, first)
+    sessions = [(f"sess_{100 * at:024d}",) for at in range(first, first + number)]
     with watching(stage, child, opening) as client:
         client.open(len(opening))
         committed = writer.commit(sql, sessions)

@@ -40,9 +40,9 @@ def files(number: int) -> str | None:
     return None
 
 
-def requests(stage: Stage, server: str, number: int) -> list[bytes]:
-    """The requests that open a stream for each of so many users of one organisation (every hundredth user is in it)."""
-    return [request(PATH[server], stage.issuer.token(100 * at)) for at in range(number)]
+def requests(stage: Stage, server: str, number: int, first: int = 0) -> list[bytes]:
+    """The requests that open a stream for each of so many users of one organisation, which every hundredth user is in."""
+    return [request(PATH[server], stage.issuer.token(100 * at)) for at in range(first, first + number)]
 
 
 class Writer(Protocol):
@@ -83,14 +83,16 @@ class PeerWriter:
     """Asks the peer to write a row, since it can tell its streams of no other."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._port = port
 
     def add(self, name: str) -> float:
-        self._connection.request("POST", f"/rows/{ORG}/{name}")
-        return float(json.loads(self._connection.getresponse().read()))
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)  # a new one: idle ones are soon closed
+        with contextlib.closing(connection):
+            connection.request("POST", f"/rows/{ORG}/{name}")
+            return float(json.loads(connection.getresponse().read()))
 
     def close(self) -> None:
-        self._connection.close()
+        """Nothing is kept open."""
 
 
 @contextlib.contextmanager

@@ -78,11 +78,11 @@ def only_here(stage: Stage, result: dict[str, Any]) -> None:
     with two_workers(stage) as (child, writer):
         result["rows"] += grown(stage, "gatepost, two processes", child, writer, opening, args.sizes, args.events)
         progress("two processes")
-        result["ends"].append({"processes": 2, **ended(stage, child, writer, opening[: args.held])})
+        result["ends"].append({"processes": 2, **ended(stage, child, writer, args.held, 10_000)})
     with writing(stage, "gatepost") as (child, writer):
         assert isinstance(writer, DirectWriter)
         result["same"] = of_one_caller(stage, child, writer, opening[:1] * args.held)
-        result["ends"].append({"processes": 1, **ended(stage, child, writer, opening[: args.held])})
+        result["ends"].append({"processes": 1, **ended(stage, child, writer, args.held, 20_000)})
         progress("one caller, and the end of streams")
     with gatepost(stage) as quiet, gatepost(stage) as held:
         result["beside"] = beside(stage, quiet, held, opening[: args.held], args.rounds, args.seconds)

@@ -1,4 +1,7 @@
-"""The caller's own rows, with or without an active organisation; its administrators may delete an organisation's rows."""
+"""The caller's own rows, with or without an active organisation, and their changes as they happen.
+
+Administrators of an organisation may delete its rows.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from server import (
     row_id,
     scoped,
 )  # fmt: skip
+
+from .live import WATCH, DeletedRow, send_changes
 
 routes = web.RouteTableDef()
 Name = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
@@ -92,6 +97,13 @@ def found(row: str | None) -> str:
 async def list_data(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).user_id, *at.args))
+
+
+@routes.get("/api/data/events")
+@requires(user=True)
+@describe(events=DataRow | DeletedRow, summary="Watch the caller's rows", text=WATCH)
+async def watch_data(request: web.Request) -> web.StreamResponse:
+    return await send_changes(request, "data")
 
 
 @routes.post("/api/data")

@@ -1,4 +1,4 @@
-"""The rows of an organisation, which must be the caller's active organisation."""
+"""The rows of an organisation, which must be the caller's active organisation, and their changes as they happen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+
+from .live import WATCH, DeletedRow, send_changes
 
 routes = web.RouteTableDef()
 
@@ -45,6 +47,13 @@ class OrgRow(BaseModel):
 async def list_org_data(request: web.Request) -> web.Response:
     at = page(request)
     return at.answer(await read(request, PAGE, identity_of(request).org_id, *at.args))
+
+
+@routes.get("/api/orgs/{org_id}/data/events")
+@requires(organization="org_id")
+@describe(events=OrgRow | DeletedRow, summary="Watch the organisation's rows", text=WATCH)
+async def watch_org_data(request: web.Request) -> web.StreamResponse:
+    return await send_changes(request, "org_data")
 
 
 @routes.post("/api/orgs/{org_id}/data")

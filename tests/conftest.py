@@ -202,6 +202,13 @@ class Client:
         async with self._session.request(method, url, headers=headers, allow_redirects=False, **more) as answer:
             return Got(answer.status, answer.headers, await answer.read())
 
+    async def begin(self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> Got:
+        """The same for an answer that may be a live one: the body of an event stream is not waited for, and it is closed."""
+        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        async with self._session.request(method, url, headers=headers, allow_redirects=False, **more) as answer:
+            live = answer.content_type == "text/event-stream" and method != "HEAD"
+            return Got(answer.status, answer.headers, b"" if live else await answer.read())
+
     async def get(self, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> Got:
         return await self.send("GET", path, headers, **more)
 

@@ -74,6 +74,12 @@ class Shell:
     ports: dict[str, str]
     _before: str = ""
 
+    def inherit(self, other: Shell) -> None:
+        """Take the variables of a shell beside another server."""
+        self._before = other._before
+        for shown, real in other.ports.items():
+            self._before = self._before.replace(real, self.ports[shown])
+
     async def run(self, command: str) -> tuple[int, str, str]:
         """Status, output, errors. Ports of the pages are those of this server."""
         for shown, real in self.ports.items():

@@ -27,6 +27,7 @@ import check  # noqa: E402
 import load  # noqa: E402
 import report  # noqa: E402
 import stats  # noqa: E402
+import streams  # noqa: E402
 import tables  # noqa: E402
 
 linux = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the benchmarks read Linux's /proc")
@@ -232,7 +233,7 @@ def test_results_go_into_their_place_and_leave_the_rest() -> None:
 
 def test_the_page_has_a_place_for_each_kind_of_result() -> None:
     page = PAGE.read_text("utf-8")
-    for kind in ("run", "scale", "locks"):
+    for kind in ("run", "scale", "locks", "streams"):
         assert report.placed(page, kind, "x") != page
 
 
@@ -311,6 +312,29 @@ def test_locks_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
     names = [one["lock"] for one in result["locks"]]
     assert [name[0] for name in names if name[0].isdigit()] == ["1", "2", "3", "4"]
     assert tables.text_of(result) == out.rstrip("\n")
+
+
+@linux
+@pytest.mark.long
+def test_streams_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
+    """Gatepost alone: the peers have an environment of their own."""
+    sizes = ("--servers", "gatepost", "--sizes", "1,5", "--events", "2", "--held", "5")
+    out = ran("streams.py", *TINY, *sizes, "--database-url", admin_url(postgres), "--json", str(tmp_path / "s"))
+    result = json.loads((tmp_path / "s").read_text())
+    assert [(row["streams"], row["events"], row["lost"]) for row in result["rows"]] == [(1, 2, 0), (5, 10, 0)] * 2
+    assert [(one["ended"], one["open"], one["reasons"]) for one in result["ends"]] == [(5, 0, {"session-revoked": 5})] * 2
+    assert all(one["seconds"] < 5 for one in result["ends"])
+    assert result["same"]["events"] == 10
+    assert result["beside"]["streams"] == 5
+    assert tables.text_of(result) == out.rstrip("\n")
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(streams, "PEERS", Path("/nowhere"))
+    with pytest.raises(SystemExit):
+        streams.parse([])
+    assert "make bench-streams" in capsys.readouterr().err
+    assert streams.parse(["--servers", "gatepost", "--quick"]).events == 5
 
 
 @linux

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ MILK = {"title": "Buy milk"}
 
 @pytest.fixture(scope="session")
 def gatepost_schema():
-    return [(Path(__file__).parent.parent / "schema.sql").read_text("utf-8")]
+    folder = Path(__file__).parent.parent
+    return [folder / "schema.sql", folder / "live.sql"]
 
 
 @pytest.fixture
 def gatepost_settings():
-    return {"plugins": ["module:todo_app.api"]}
+    return {"plugins": ["module:todo_app.api", "module:todo_app.live"]}
 
 
 async def test_organisations_do_not_see_each_other(client_as):
@@ -44,6 +46,15 @@ async def test_ticked_off_by_members_deleted_by_administrators(client_as):
         assert got.status == 200
     async with admin.delete(todo) as got:
         assert got.status == 404
+
+
+async def test_members_see_changes_as_they_happen(client_as):
+    alice, bob = await client_as("alice", org_id="west"), await client_as("bob", org_id="west")
+    async with alice.get("/api/orgs/west/todos/events") as stream:
+        async with bob.post("/api/orgs/west/todos", json=MILK) as got:
+            made = await got.json()
+        event, data = (await stream.content.readuntil(b"\n\n")).decode().splitlines()[:2]
+        assert (event, json.loads(data.removeprefix("data: "))) == ("event: created", made)
 
 
 @pytest.mark.parametrize("sent", [{}, {"title": ""}, {"title": "x", "created_by": "bob"}])

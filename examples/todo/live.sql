@@ -1,0 +1,1 @@
+SELECT gatepost_changes('todos', organization => 'organization_id');
