@@ -82,6 +82,11 @@ class Database:
         return self._pool
 
     @property
+    def pooled(self) -> bool:
+        """Is a transaction pooler between, so that nothing stays prepared?"""
+        return self._pooled
+
+    @property
     def set_scope(self) -> str:
         """The SQL that sets a scope ($1 to $3), a writer ($4, $5) and the limits of one transaction."""
         return self._set_scope

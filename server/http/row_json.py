@@ -33,6 +33,10 @@ class RowJson(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._all())
 
+    def __bool__(self) -> bool:
+        """A row has columns: nothing is decoded to find that out."""
+        return True
+
     def __repr__(self) -> str:
         """Without the values, which are a tenant's."""
         return f"RowJson({', '.join(self)})"

@@ -13,6 +13,10 @@ _LINES: Final = re.compile(r"\r\n|\r|\n")
 _NOT_IN_A_FIELD: Final = re.compile(r"[\r\n\0]")
 
 
+_last: tuple[RowJson, str | None, str | None, bytes] | None = None
+"""The frame of the row that was encoded last: streams that hear of one change send the same one after the other."""
+
+
 def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     """One event. A `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON.
 
@@ -21,14 +25,21 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     """
     if isinstance(data, bytes | bytearray | memoryview):
         raise TypeError("send takes text, or anything that has a JSON form, not bytes")
-    if isinstance(data, RowJson):
-        data = data.text
+    if type(data) is RowJson:
+        return _frame_of_row(data, event, id)
     text = data if isinstance(data, str) else encode_json(data).decode()
     lines = [f"event: {_NOT_IN_A_FIELD.sub('', str(event))}"] if event is not None else []
     if id is not None:
         lines.append(f"id: {_NOT_IN_A_FIELD.sub('', str(id))}")
     lines += [f"data: {line}" for line in _LINES.split(text)]
     return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
+
+
+def _frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
+    global _last
+    if _last is None or _last[0] is not row or _last[1:3] != (event, id):
+        _last = (row, event, id, encode(row.text, event, id))
+    return _last[3]
 
 
 def end_frame(reason: str) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from ..database.many_scopes import MOST
 from ..http.answers import Rows
+from ..http.errors import Unavailable
 from ..http.pagination import LARGEST_LIMIT, RowLimit
 from ..http.row_json import RowJson
 from .change_tables import ChangeTable
@@ -23,6 +26,9 @@ BYTES: Final = 262_144
 _UNIT: Final = 1024
 Scope: TypeAlias = tuple[str, str, str]
 """(user, organisation, admin organisation), as in server.database: everything that a policy reads."""
+ReadOne: TypeAlias = Callable[[Scope, str, tuple[Any, ...], str], Awaitable[Rows]]
+ReadEach: TypeAlias = Callable[[str, RowLimit, Sequence[tuple[Scope, list[str]]], str], Awaitable[list[Rows]]]
+_CALLER: Final = "streams"
 _LIMIT: Final = RowLimit(IDS)
 _LIMIT.page_bytes = BYTES
 
@@ -43,25 +49,41 @@ class Read(NamedTuple):
 
 
 class _Batch:
-    """A statement that has not begun: ids of one table under one scope. Streams that ask before it begins join it."""
+    """A SELECT that has not begun: ids of one table under one scope. Streams that ask before it begins join it."""
 
-    __slots__ = ("done", "ids")
+    __slots__ = ("_waiters", "ids")
 
     def __init__(self) -> None:
         self.ids: dict[str, None] = {}
-        self.done: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        self._waiters: list[asyncio.Future[Read]] = []
+
+    def wait(self) -> asyncio.Future[Read]:
+        """A future of one stream's own: the others do not see it cancelled."""
+        self._waiters.append(waiter := asyncio.get_running_loop().create_future())
+        return waiter
+
+    def succeed(self, read: Read) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(read)
+
+    def fail(self, error: BaseException) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
 
 
 class RowReader:
     """Reads rows by their ids.
 
-    Streams with the very same scope share a statement, if it has not begun when they ask: one that has begun may not see the
-    change that they have heard of. Scopes that differ in anything never share one.
+    Streams with the very same scope share a SELECT, if it has not begun when they ask: one that has begun may not see the
+    change that they have heard of. Scopes that differ in anything never share one: their SELECTs go to Postgres together, in
+    one statement, and each runs under its own scope.
     """
 
-    def __init__(self, read: Callable[[Scope, str, tuple[Any, ...], str], Awaitable[Rows]], at_once: int = AT_ONCE) -> None:
-        """`read(scope, sql, args, caller)` runs one SELECT under a scope: `Database.read`."""
-        self._read, self._at_once = read, at_once
+    def __init__(self, read: ReadOne, read_each: ReadEach, at_once: int = AT_ONCE) -> None:
+        """`read` runs one SELECT under a scope (`Database.read`), `read_each` one for each of many (`read_for_each`)."""
+        self._read, self._read_each, self._at_once = read, read_each, at_once
         self._waiting: dict[tuple[ChangeTable, Scope], deque[_Batch]] = {}
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -76,31 +98,54 @@ class RowReader:
             worker = asyncio.get_running_loop().create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-        return await asyncio.shield(batch.done)
+        return await batch.wait()
 
     async def _work(self) -> None:
         """Run what waits, each scope in its turn."""
         while self._waiting:
-            table, scope = next(iter(self._waiting))
-            batches = self._waiting.pop((table, scope))
-            batch = batches.popleft()
+            table, _ = next(iter(self._waiting))
+            group = self._next(table)
+            if len(group) == 1 or not await self._run_together(table, group):
+                for scope, batch in group:
+                    await self._run(table, scope, batch)
+
+    def _next(self, table: ChangeTable) -> list[tuple[Scope, _Batch]]:
+        """The batches of this table that have waited longest, one of a scope."""
+        keys = [key for key in itertools.islice(self._waiting, 2 * MOST) if key[0] == table][:MOST]
+        group = []
+        for key in keys:
+            batches = self._waiting.pop(key)
+            group.append((key[1], batches.popleft()))
             if batches:
-                self._waiting[table, scope] = batches
-            await self._run(table, scope, batch)
+                self._waiting[key] = batches
+        return group
+
+    async def _run_together(self, table: ChangeTable, group: list[tuple[Scope, _Batch]]) -> bool:
+        """Read for all of them in one statement. Returns False if Postgres refused it: one scope's fault is not the others'."""
+        try:
+            asked = [(scope, list(batch.ids)) for scope, batch in group]
+            found = await self._read_each(table.sql, _LIMIT, asked, _CALLER)
+            parsed = _parse_all([ids for _, ids in asked], found)
+        except (Unavailable, asyncio.CancelledError) as error:
+            for _, batch in group:
+                batch.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        except Exception:
+            return False
+        else:
+            for (_, batch), read in zip(group, parsed, strict=True):
+                batch.succeed(read)
+        return True
 
     async def _run(self, table: ChangeTable, scope: Scope, batch: _Batch) -> None:
         try:
             ids = list(batch.ids)
-            found = _parse(ids, await self._read(scope, table.sql, (ids, _LIMIT), "streams"))
+            batch.succeed(_parse(ids, await self._read(scope, table.sql, (ids, _LIMIT), _CALLER)))
         except BaseException as error:
-            if not batch.done.done():
-                batch.done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                batch.done.exception()  # retrieved, even where every stream has gone
+            batch.fail(error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            if not batch.done.done():
-                batch.done.set_result(found)
 
     async def close(self) -> None:
         """Cancel what is in progress."""
@@ -122,3 +167,15 @@ def _parse(ids: list[str], rows: Rows) -> Read:
         return Read(found, frozenset())
     last = next(reversed(found))
     return Read(found, frozenset(ids[ids.index(last) + 1 :]))
+
+
+def _parse_all(asked: list[list[str]], found: list[Rows]) -> list[Read]:
+    """Each scope's rows. Scopes that got the very same text share what is made of it."""
+    made: dict[tuple[str, str], Read] = {}
+    reads = []
+    for ids, rows in zip(asked, found, strict=True):
+        key = (str(rows), ids[0] if len(ids) == 1 else "\0".join(ids))
+        if (read := made.get(key)) is None:
+            read = made[key] = _parse(ids, rows)
+        reads.append(read)
+    return reads

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from ..auth.revocation import Revocations
 from ..database.connections import Database
+from ..database.many_scopes import read_for_each
 from ..plugins.providers import LoadedProvider
 from ..telemetry.metrics import Family, counter, gauge
 from .change_feed import ChangeFeed
@@ -45,7 +47,9 @@ def install(
 def install_changes(app: web.Application, database: Database, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
     """Make `app[CHANGES]`, by which streams hear of changed rows. `connect()` opens a connection that may LISTEN."""
     fanout, tables = Fanout(), ChangeTables()
-    app[CHANGES] = LiveChanges(ChangeFeed(connect, fanout, tables), fanout, tables, RowReader(database.read))
+    app[CHANGES] = LiveChanges(
+        ChangeFeed(connect, fanout, tables), fanout, tables, RowReader(database.read, partial(read_for_each, database))
+    )
 
 
 def families_of(registry: Streams) -> list[Family]:

@@ -258,22 +258,38 @@ async def test_a_message_that_is_not_understood_may_have_been_anything(client: C
         assert (await change(ann))[0] == "created"
 
 
-async def test_scopes_that_differ_share_no_statement(client: Client, own: TestDatabase) -> None:
-    """Two streams with one scope are one reading; another user of the same organisation is another."""
-    reader, scopes = client.app[CHANGES].reader, []
-    read = reader._read
+async def test_scopes_that_differ_share_no_reading(client: Client, own: TestDatabase) -> None:
+    """Two streams with one scope are one SELECT; another user of the same organisation is another, sent along with it."""
+    reader, asked = client.app[CHANGES].reader, []
+    read, read_each = reader._read, reader._read_each
 
     async def noted(scope: Any, *more: Any) -> Any:
-        scopes.append(scope)
+        asked.append([scope])
         return await read(scope, *more)
 
-    reader._read = noted
+    async def noted_each(sql: str, limit: Any, pairs: Any, caller: str) -> Any:
+        asked.append([scope for scope, _ in pairs])
+        return await read_each(sql, limit, pairs, caller)
+
+    reader._read, reader._read_each = noted, noted_each
     async with hearing(client, "/api/todos/events", ANN) as one, hearing(client, "/api/todos/events", ANN) as two, \
             hearing(client, "/api/todos/events", ABE) as three:  # fmt: skip
         await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
         for stream in (one, two, three):
             assert (await change(stream))[0] == "created"
-    assert sorted(scopes) == [("abe", "red", ""), ("ann", "red", "")]
+    assert sorted(scope for scopes in asked for scope in scopes) == [("abe", "red", ""), ("ann", "red", "")]
+
+
+async def test_a_policy_that_fails_for_one_caller_fails_for_no_other(client: Client, own: TestDatabase) -> None:
+    async with own.server.connected(own.server.owner_role, own.name) as owner:
+        await owner.execute("CREATE POLICY fails ON todos AS RESTRICTIVE FOR SELECT USING "
+                            "(1 / nullif(length(replace(current_setting('gatepost.user_id', true), 'abe', '')), -1) > -1)")  # fmt: skip
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", ABE) as abe:
+        await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
+        assert (await change(ann))[0] == "created"
+        assert await change(abe) == ("resync", {"id": None})
+        await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'b')")
+        assert (await change(ann))[0] == "created"
 
 
 # What waits ---------------------------------------------------------------------------------------------------------------
