@@ -174,7 +174,7 @@ class Clock:
         if left < self._bounds.unsent and not lease.request.protocol.writing_paused:
             lease.behind_since = None
             return
-        taken = lease.request.writer.output_size - left
+        taken = (lease.sent if lease.kind == "socket" else lease.request.writer.output_size) - left
         if lease.behind_since is None:
             lease.behind_since, lease.taken_then = now, taken
         elif now - lease.behind_since >= self._bounds.slow:

@@ -30,7 +30,7 @@ class Lease:
 
     __slots__ = (
         "behind_since", "caller", "cancels", "end", "expires_at", "finish", "identity", "kind", "left_at", "lost", "opened_at",
-        "release", "request", "route", "slot", "taken_then", "task", "transport",
+        "release", "request", "route", "sent", "slot", "taken_then", "task", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -53,8 +53,8 @@ class Lease:
         self.behind_since: float | None = None
         self.left_at: float | None = None
         """When the reader fell behind, and when the handler left the block, by the event loop's clock."""
-        self.taken_then = 0
-        """Bytes that the client had taken when it fell behind."""
+        self.sent = self.taken_then = 0
+        """Bytes of a socket's messages so far, and bytes that the client had taken when it fell behind."""
 
     def forget(self) -> None:
         """Let go of what refers back to the lease: the handler is done with it."""

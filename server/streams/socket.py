@@ -44,18 +44,19 @@ class LiveSocket(web.WebSocketResponse):
         return changes_of(self._lease.request, table)
 
     async def send_frame(self, message: bytes, opcode: WSMsgType, compress: int | None = None) -> None:
-        await self._still_open()
+        await self._sending(len(message))
         await super().send_frame(message, opcode, compress)
 
     async def send_str(self, data: str, compress: int | None = None) -> None:
-        await self._still_open()
+        await self._sending(len(data))
         await super().send_str(data, compress)
 
     async def send_bytes(self, data: Any, compress: int | None = None) -> None:
-        await self._still_open()
+        await self._sending(len(data))
         await super().send_bytes(data, compress)
 
-    async def _still_open(self) -> None:
+    async def _sending(self, size: int) -> None:
+        self._lease.sent += size
         if self._lease.end is not None:
             await asyncio.sleep(0)  # a handler that ignores the error must not stop the event loop
             raise ClientConnectionResetError("the socket has ended")

@@ -22,6 +22,9 @@ from tests.conftest import ALICE, BOB, Client, Serve, stub
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options of Linux's sockets")
 
 
+UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+
+
 @contextlib.asynccontextmanager
 async def raw(client: Client, path: str, caller: dict[str, str] = ALICE, receive_bytes: int = 4096) -> AsyncIterator[sockets.socket]:
     """A connection with a small window that has sent its request, and reads nothing by itself."""
@@ -59,8 +62,7 @@ async def test_one_caller_has_at_most_twenty(serve: Serve) -> None:
         assert registry(client).number == 20
         async with events(client, "/api/ticks", BOB) as other:
             assert (await other.next())["event"] == "hello"
-        got = await client.get("/api/echo", {**ALICE, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-                                             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})  # fmt: skip
+        got = await client.get("/api/echo", {**ALICE, **UPGRADE})
         assert got.status == 429
         assert (await client.get("/api/me", ALICE)).status == 200
         release.set()
@@ -131,8 +133,7 @@ async def test_a_reader_that_takes_nothing_is_cut(serve: Serve, path: str) -> No
     client = await serve(extra=LIVE)
     one = registry(client)
     one._clock._bounds = one.bounds._replace(slow=2.0)
-    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-    async with raw(client, path, {**ALICE, **(upgrade if path.endswith("socket") else {})}) as connection:
+    async with raw(client, path, {**ALICE, **(UPGRADE if path.endswith("socket") else {})}) as connection:
         started = time.monotonic()
         await until(lambda: one.number == 1)
         while one.number:
@@ -149,12 +150,13 @@ async def test_a_reader_that_takes_nothing_is_cut(serve: Serve, path: str) -> No
 
 
 @linux
-async def test_a_reader_that_takes_too_little_is_told(serve: Serve) -> None:
+@pytest.mark.parametrize("path", ["/api/flood", "/api/flood/socket"])
+async def test_a_reader_that_takes_too_little_is_told(serve: Serve, path: str) -> None:
     client = await serve(extra=LIVE)
     one = registry(client)
     one._clock._bounds = one.bounds._replace(slow=2.0)
     loop, taken = asyncio.get_running_loop(), b""
-    async with raw(client, "/api/flood", receive_bytes=4096) as connection:
+    async with raw(client, path, {**ALICE, **(UPGRADE if path.endswith("socket") else {})}) as connection:
         await until(lambda: one.number == 1)
         while one.number:
             taken += await loop.sock_recv(connection, 512)
@@ -163,8 +165,11 @@ async def test_a_reader_that_takes_too_little_is_told(serve: Serve) -> None:
         with contextlib.suppress(ConnectionError):
             while piece := await asyncio.wait_for(loop.sock_recv(connection, 65536), 5):
                 taken += piece
-    assert b'event: end\ndata: {"reason":"too-slow"}' in taken
-    assert taken.endswith(b"0\r\n\r\n")
+    if path.endswith("socket"):
+        assert taken.endswith(struct.pack("!BBH", 0x88, 10, 4408) + b"too-slow")
+    else:
+        assert b'event: end\ndata: {"reason":"too-slow"}' in taken
+        assert taken.endswith(b"0\r\n\r\n")
 
 
 @linux
