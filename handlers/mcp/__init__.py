@@ -144,7 +144,7 @@ def _refuse_credential(request: web.Request, name: str, response: web.Response) 
     """
     challenge = response.headers.get(hdrs.WWW_AUTHENTICATE, "")
     lacks_scope = response.status == 403 and 'error="insufficient_scope"' in challenge
-    ended = response.status == 401 and any(tool.name == name for tool in tools_of(request))
+    ended = response.status == 401 and challenge != "" and any(tool.name == name for tool in tools_of(request))
     if lacks_scope or ended:
         words = "Forbidden: the token lacks a scope of this tool" if lacks_scope else "Unauthorized: the credential has ended"
         raise RpcError(INVALID_REQUEST, words, status=response.status, headers={hdrs.WWW_AUTHENTICATE: challenge})

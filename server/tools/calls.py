@@ -41,7 +41,9 @@ class Tools:
         nested = nested_request(request, method, template if fault is not None else prepared.target, headers, prepared.body)
         match = web.UrlMappingMatchInfo(dict(prepared.path), tool.route)
         if fault is None:
-            found = self._lookup.at_once(nested) or await self._lookup.resolve(nested)
+            found = self._lookup.at_once(nested)
+            if found is None:  # not `or`: a match without parameters is an empty dictionary
+                found = await self._lookup.resolve(nested)
             if found.route is tool.route:
                 match = found
             else:  # a path that an argument has turned into another route's
