@@ -41,6 +41,8 @@ def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"content": content, "isError": response.status >= 400}
     if response.status < 400:
         if _JSON.match(response.content_type) and _is_json(raw) and (modern or raw.lstrip()[:1] == b"{"):
+        fits = modern or raw.lstrip()[:1] == b"{"
+        if fits and _JSON.match(response.content_type) and _is_json(raw):
             result["structuredContent"] = msgspec.Raw(raw)
         content += map(_text, _more(response.headers))
     return result
