@@ -166,11 +166,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     app[SERVER_DATABASE], app[DATABASE] = server_database, server_database.database
     house = app[HOUSE] = _house(settings, server_database, limits)
     services = app[SERVICES] = Services(plugins.services(house))
-    app.cleanup_ctx.append(_open_database)
-    app.cleanup_ctx.append(audit.running)
-    app.cleanup_ctx.append(_open_limits)
-    app.cleanup_ctx.append(open_providers)
-    app.cleanup_ctx.append(services.running)
+    app.cleanup_ctx.extend([_open_database, audit.running, _open_limits, open_providers, services.running])
     connection_server.install(
         app,
         app[DISPATCHER].handle,
