@@ -40,7 +40,6 @@ def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
     content = [_text(raw.decode("utf-8", "replace") or f"{response.status} {response.reason}")]
     result: dict[str, Any] = {"content": content, "isError": response.status >= 400}
     if response.status < 400:
-        if _JSON.match(response.content_type) and _is_json(raw) and (modern or raw.lstrip()[:1] == b"{"):
         fits = modern or raw.lstrip()[:1] == b"{"
         if fits and _JSON.match(response.content_type) and _is_json(raw):
             result["structuredContent"] = msgspec.Raw(raw)
