@@ -90,6 +90,10 @@ MATRIX: dict[tuple[str, str], Case] = {
     ("GET", "/api/orgs/{org_id}/data/events"): Case(
         "/api/orgs/org_a/data/events", {200: [ALICE, ADMIN_A, ROBOT_A]}, {"organization": [BOB, ALICE_ALONE, ADMIN_B]}, own=EVENTS
     ),
+    # For the path of a stream that the caller may open; what refuses there refuses here.
+    ("POST", "/api/stream-tickets"): Case(
+        "/api/stream-tickets", {201: [ALICE, ALICE_ALONE, BOB]}, {"user": [ROBOT_A]}, {"path": "/api/data/events"}
+    ),
     ("GET", "/api/orgs/{org_id}/audit"): Case(
         "/api/orgs/org_a/audit",
         {200: [ADMIN_A, ROBOT_A]},
