@@ -28,7 +28,7 @@ _PREFIXES: Final = tuple(kind.prefix for kind in KINDS)
 _SHAPE: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _REFUSED_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 4.5
-# The House's HTTP client has 16 connections for all calls of providers; one must always be free for the key set.
+# The House's HTTP client has 64 connections for all calls of providers; some must always be free for the key sets.
 _AT_ONCE: Final = 12
 _WAITING: Final = 500
 _QUEUE_SECONDS: Final = 2.0

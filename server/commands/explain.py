@@ -118,7 +118,8 @@ def _openness(app: web.Application, method: str, rule: RouteRule) -> dict[str, s
     route = f"{method} {rule.template}"
     patterns = [text for text in app[SETTINGS].words("public_routes") if Pattern(text).covers(rule.template)]
     if rule.public:
-        why = f"declared @public{'(optional=True)' if rule.optional else ''}, and {patterns[0]!r} covers it"
+        opening = f"{patterns[0]!r} covers it" if patterns else "the setting resource.url opens it"
+        why = f"declared @public{'(optional=True)' if rule.optional else ''}, and {opening}"
         return {"route": route, "access": rule.words, "answer": "open", "why": why}
     if rule.access.public:
         why = "declared @public, but no pattern in public_routes covers it"

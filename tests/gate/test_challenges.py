@@ -11,6 +11,7 @@ from aiohttp import web
 from kits.oidc_provider import oidc_provider
 
 from server import CredentialRejected, Forbidden, Identity, hookimpl, public, requires, signed_in
+from server.commands.explain import explain
 from server.settings.setting import ConfigError
 from tests.conftest import ALICE, MakeApp, Serve, plugin
 
@@ -317,4 +318,5 @@ async def test_the_document_has_the_metadata(serve: Serve) -> None:
     for path in (WELL_KNOWN, WELL_KNOWN + "/{path}"):
         operation = document["paths"][path]["get"]
         assert (operation["security"], operation["x-gatepost-access"]["public"]) == ([], True)
+    assert (await explain(client.app, "GET", f"{WELL_KNOWN}/api/me"))["why"] == "declared @public, and the setting resource.url opens it"
     assert WELL_KNOWN not in (await (await serve()).get("/api/public/openapi.json")).json()["paths"]
