@@ -26,7 +26,7 @@ _REVOKE: Final = "SELECT revoke_access($1, $2, $3)"
 _ENDED: Final = {
     "jti": "the token {!r}",
     "session": "every token of the session {!r}",
-    "user": "every token of the user {!r} that was issued until {}; keys go on, and so does whatever signs the user in again",
+    "user": "every token of the user {!r} that was issued until {}. API keys stay valid; sign the user out at the issuer too",
 }
 
 
