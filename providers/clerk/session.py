@@ -62,6 +62,8 @@ def _check_kind(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
     subject = claims.get("sub")
     if isinstance(subject, str) and subject.startswith(("mch_", "org_")):
         raise _reject("token-type", "sub is not a user")
+    if "cnf" in claims:  # RFC 7800 3: it is valid only with a proof of its key, which a bearer does not send
+        raise _reject("token-type", "cnf binds the token to a key")
 
 
 def _subject(claims: Mapping[str, Any]) -> str:

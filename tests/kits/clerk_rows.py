@@ -59,6 +59,8 @@ for name, cat in [
 add("machine's sub", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"))
 add("machine's sub without category", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"), cat=DROP)
 add("organisation's sub", {"sub": "org_1"}, (KIND, "sub is not a user"))
+add("bound to a key", {"cnf": {"jkt": "x"}}, (KIND, "cnf binds the token to a key"))
+add("bound to a key, emptily", {"cnf": None}, (KIND, "cnf binds the token to a key"))
 add("category beats expiry", {"exp": NOW - 99}, (KIND, "cat is not a session token's"), cat="cl_B7d4PD222AAA")
 # Header: before the signature.
 for typ in ("jwt", "", None, "AT+JWT", "at+jwt ", "application/AT+jwt", "jwt+at", 1, ["at+jwt"]):
