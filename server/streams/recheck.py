@@ -40,7 +40,9 @@ class Recheck:
             return True
         try:
             return provider.recall(lease.request) is not lease.identity
-        except CredentialRejected:
+        except Unavailable:
+            raise
+        except Exception:  # a rejection, or a mistake of the provider: it is asked in full
             return True
 
     async def outcome(self, lease: Lease, changed: Subjects) -> End | Identity | None:

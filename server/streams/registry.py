@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
@@ -22,9 +22,11 @@ from .clock import Clock
 from .ends import DRAINING, GONE, SESSION_REVOKED, End, expired
 from .lease import Lease, log_end
 from .places import Places
-from .recheck import Recheck, is_watched, subjects_of
+from .recheck import Recheck, subjects_of
 from .settings import StreamBounds
+from .watching import Watching
 
+_LIVE: Final = web.RequestKey("live", bool)
 _KEYS: Final = "keys"
 """The kind of a change to any of an owner's keys."""
 _INDEXED: Final = frozenset({"session", "jti", "user", "subject", "organization", "membership", "role"})
@@ -58,17 +60,15 @@ class Streams:
         admission: Admission,
         client_of: Callable[[web.Request], str | None],
     ) -> None:
-        self.bounds, self._revocations, self._recheck = bounds, revocations, recheck
+        self.bounds, self._revocations = bounds, revocations
         self._admission, self._client_of = admission, client_of
         self.opened: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.draining = False
         self._places = Places(bounds)
         self._by_subject: dict[tuple[str, str], set[Lease]] = {}
-        self._watched: set[Lease] = set()
-        """Those whose provider is asked again."""
-        self._asking: set[asyncio.Task[None]] = set()
-        self._clock = Clock(bounds, self.end, self._look_again, self._end_unknowable)
+        self._watching = Watching(recheck, self.end, lambda lease, moment: self._clock.expire_at(lease, moment))
+        self._clock = Clock(bounds, self.end, self._watching.look, self._end_unknowable)
         revocations.listeners.append(self.revoked)
 
     @property
@@ -81,6 +81,8 @@ class Streams:
         identity = request.get(IDENTITY)
         if JOINED in request:  # its transaction, and so its connection, would be held as long as the answer lasts
             raise BadRequest("idempotency-key-unsupported")
+        if _LIVE in request:
+            raise RuntimeError("a request is answered by one stream or socket")
         if NESTED in request:
             raise TypeError("a tool cannot answer with a stream or a socket")
         if identity is not None:
@@ -97,6 +99,7 @@ class Streams:
         if request.transport is None:
             raise ServiceUnavailable  # the client has gone
         lease = Lease(request, identity, kind, self._admission.template_of(request), caller, asyncio.get_running_loop().time())
+        request[_LIVE] = True
         self._add(lease)
         return lease
 
@@ -117,9 +120,7 @@ class Streams:
         lease.request.protocol.begin_live(partial(self._lost, lease), last=last)  # type: ignore[attr-defined]
         self.opened[lease.kind] += 1
         self._clock.add(lease)
-        if is_watched(lease.identity):
-            self._watched.add(lease)
-            asyncio.get_running_loop().call_soon(self._look_again, lease)  # it may have ended since its admission
+        self._watching.add(lease)
 
     def end(self, lease: Lease, end: End) -> None:
         """End a live answer: the client is told why, the connection is closed, and the handler is cancelled. Only once."""
@@ -160,7 +161,7 @@ class Streams:
                 leases.discard(lease)
                 if not leases:
                     del self._by_subject[subject]
-        self._watched.discard(lease)
+        self._watching.discard(lease)
         assert lease.end is not None
         self.ended[lease.end.reason] += 1
         log_end(lease, asyncio.get_running_loop().time() - lease.opened_at)
@@ -187,32 +188,9 @@ class Streams:
             except Unavailable:
                 self.end(lease, DRAINING)
         if wide or _KEYS in kinds:
-            for lease in list(self._watched):
-                self._look_again(lease, subjects)
+            self._watching.look_at_all(subjects)
 
     def _end_unknowable(self) -> None:
         """While the feed of revocations is too old, end what a request could not do either."""
         if self._revocations.stale:
             self.revoked(set())
-
-    def _look_again(self, lease: Lease, changed: Iterable[tuple[str, str]] = ()) -> None:
-        """Find out whether the credential is still good, where nothing else reports its end; from memory if possible."""
-        if lease.end is not None or lease not in self._watched:
-            return
-        try:
-            if not self._recheck.is_needed(lease):
-                return
-        except Unavailable:
-            self.end(lease, DRAINING)
-            return
-        task = asyncio.get_running_loop().create_task(self._ask(lease, frozenset(changed)))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-
-    async def _ask(self, lease: Lease, changed: frozenset[tuple[str, str]]) -> None:
-        outcome = await self._recheck.outcome(lease, changed)
-        if isinstance(outcome, End):
-            self.end(lease, outcome)
-        elif outcome is not None and lease.end is None:
-            lease.identity = outcome  # with the same rights: the one that the provider recalls from now on
-            self._clock.expire_at(lease, outcome.expires_at)

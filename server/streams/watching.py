@@ -1,0 +1,78 @@
+"""Looks again at the leases whose provider alone knows whether their credential is still good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ..http.errors import Unavailable
+from .ends import DRAINING, End
+from .lease import Lease
+from .recheck import Recheck, is_watched, subjects_of
+
+NOTHING: Final[frozenset[tuple[str, str]]] = frozenset()
+
+
+class Watching:
+    """The open leases of API keys, and of opaque tokens whose end nothing reports."""
+
+    def __init__(
+        self, recheck: Recheck, end: Callable[[Lease, End], None], expire_at: Callable[[Lease, float | None], None]
+    ) -> None:
+        """`end` ends a lease; `expire_at` sets when its credential ends."""
+        self._recheck, self._end, self._expire_at = recheck, end, expire_at
+        self._leases: set[Lease] = set()
+        self._asking: dict[Lease, set[tuple[str, str]] | None] = {}
+        """The leases that are being asked about; with a set: once more afterwards, because of these revocations."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._leases) + len(self._tasks)
+
+    def add(self, lease: Lease) -> None:
+        """Watch a lease, if it must be: its credential may have ended since its request was admitted."""
+        if is_watched(lease.identity):
+            self._leases.add(lease)
+            asyncio.get_running_loop().call_soon(self.look, lease)
+
+    def discard(self, lease: Lease) -> None:
+        """The lease has ended."""
+        self._leases.discard(lease)
+
+    def look_at_all(self, changed: Iterable[tuple[str, str]]) -> None:
+        """Look at every watched lease. `changed` are the revocations that were read just now."""
+        for lease in list(self._leases):
+            self.look(lease, changed)
+
+    def look(self, lease: Lease, changed: Iterable[tuple[str, str]] = NOTHING) -> None:
+        """Find out whether the credential is still good; from memory if possible. One question about a lease at a time."""
+        if lease not in self._leases:
+            return
+        if lease in self._asking:
+            self._asking[lease] = (self._asking[lease] or set()) | set(changed)
+            return
+        try:
+            if not self._recheck.is_needed(lease):
+                return
+        except Unavailable:
+            self._end(lease, DRAINING)
+            return
+        self._asking[lease] = None
+        task = asyncio.get_running_loop().create_task(self._ask(lease, frozenset(changed)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, lease: Lease, changed: frozenset[tuple[str, str]]) -> None:
+        try:
+            outcome = await self._recheck.outcome(lease, changed)
+        finally:
+            again = self._asking.pop(lease)
+        if isinstance(outcome, End):
+            self._end(lease, outcome)
+        elif outcome is not None and lease.end is None and lease.identity is not None:
+            if subjects_of(outcome) == subjects_of(lease.identity):
+                lease.identity = outcome  # with the same rights: the one that the provider recalls from now on
+            self._expire_at(lease, outcome.expires_at)
+        if again is not None:
+            self.look(lease, again)
