@@ -203,3 +203,39 @@ async def test_a_feed_that_is_too_old_ends_what_a_request_could_not_do(serve: Se
         with pytest.raises(TimeoutError):
             await static.next(0.5)
         assert (await client.get("/api/me", SESSION)).status == 503
+
+
+async def test_hints_never_multiply_the_questions(serve: Serve, db: TestDatabase) -> None:
+    """A tenant changes keys again and again: about each stream one question is asked at a time, and one more afterwards."""
+    from types import SimpleNamespace
+
+    from server import Identity, hookimpl
+
+    asked = {"now": 0, "most": 0, "all": 0}
+
+    class Slow:
+        reads = ("X-Slow",)
+
+        async def authenticate(self, request: Any) -> Any:
+            return Identity(provider="slow", user_id="carol", key_id="k") if "X-Slow" in request.headers else None
+
+        async def recheck(self, identity: Any) -> Any:
+            asked["now"] += 1
+            asked["most"], asked["all"] = max(asked["most"], asked["now"]), asked["all"] + 1
+            await asyncio.sleep(0.4)
+            asked["now"] -= 1
+            return Identity(provider="slow", user_id="carol", key_id="k")
+
+    offer = SimpleNamespace(register_providers=hookimpl(lambda: {"slow": lambda settings: Slow()}, specname="register_providers"))
+    client = await serve({"providers": ["slow"]}, extra={**LIVE, "slow": offer})
+    async with events(client, "/api/ticks", {"X-Slow": "x"}) as one, events(client, "/api/ticks", {"X-Slow": "x"}) as two:
+        await one.next()
+        await two.next()
+        started = time.monotonic()
+        for number in range(25):
+            await db.rows("SELECT gatepost_keys_changed($1, NULL)", f"u{number}")
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        assert asked["most"] <= 2
+        assert asked["all"] <= 2 * ((time.monotonic() - started) / 0.4 + 2)
+        assert registry(client).number == 2

@@ -261,3 +261,23 @@ async def test_the_server_says_which_routes_stream(serve: Serve) -> None:
                     "/api/fails/{when}", "/api/opened", "/api/open/ticks", "/api/last"}  # fmt: skip
     got = await client.get("/api/quick", ALICE)
     assert json.loads(got.raw) == {}
+
+
+async def test_a_request_is_answered_by_one_stream(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    from aiohttp import web
+
+    from server import event_stream, signed_in
+    from tests.conftest import plugin
+
+    @signed_in
+    async def twice(request: web.Request) -> web.StreamResponse:
+        async with event_stream(request) as stream, event_stream(request):
+            await stream.send("never")
+        return stream.response
+
+    client = await serve(extra={"live": plugin(web.get("/api/twice", twice))})
+    with pytest.raises(aiohttp.ClientError):
+        await client.get("/api/twice", ALICE)
+    assert "handler failed" in caplog.text
+    await until(lambda: registry(client)._clock.number == 0)
+    assert client.server.handler.live == 0  # type: ignore[union-attr]
