@@ -42,7 +42,7 @@ from server.settings.sources import Settings
 # Secrets ---------------------------------------------------------------------------------------------------------------
 
 # What no line of ours or of a library that we stand on may hold, whatever test it is: credentials, and the tests' canaries.
-_SECRET = re.compile(r"canary|gp_\w{8}|[sp]k_(?:live|test)_\w|whsec_\w|eyJ[\w-]+\.[\w-]+\.|(?:Bearer|Stub|Basic) \S{6}|://[^/\s]*:[^/\s]+@|hunter2")
+_SECRET = re.compile(r"canary|gp_\w{8}|st_[\w-]{43}|[sp]k_(?:live|test)_\w|whsec_\w|eyJ[\w-]+\.[\w-]+\.|(?:Bearer|Stub|Basic) \S{6}|://[^/\s]*:[^/\s]+@|hunter2")
 
 
 class _Sweep(logging.Handler):

@@ -17,7 +17,7 @@ from kits.postgres import bin_folders
 from server.schema.migrate import apply
 from server.streams.changes import CHANGES
 from tests.conftest import Client, Serve, TestDatabase, url_of
-from tests.streams.test_changes import ABE, ANN, BEA, LIVE, TODOS, change, hearing, nothing, own  # noqa: F401
+from tests.streams.test_live_changes import ABE, ANN, BEA, LIVE, TODOS, change, hearing, nothing, own  # noqa: F401
 
 INSERT = "INSERT INTO todos (organization_id, title) VALUES ('red', $1)"
 
