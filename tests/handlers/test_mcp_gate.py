@@ -109,6 +109,23 @@ async def test_a_scope_that_is_missing_is_a_challenge(anybody: Client) -> None:
     assert (await allowed.call("scoped_thing", {"name": "x"}))["structuredContent"]["body"] == {"name": "x"}
 
 
+async def test_a_challenge_names_the_endpoint_that_the_client_asked(serve: Serve) -> None:
+    """And not the tool's route: the client compares the resource in the metadata with the URL that it called (RFC 9728 3.3)."""
+    more = {"product": PRODUCT, "known": provider_plugin(known=Known())}
+    client = await serve({**SETTINGS, "providers": ["known"], "resource.url": "https://api.example.com"}, extra=more)
+    metadata = "https://api.example.com/.well-known/oauth-protected-resource/api/mcp"
+    stranger = await Agent(client, {}).post(message("tools/list"))
+    assert stranger.headers["WWW-Authenticate"] == f'Bearer resource_metadata="{metadata}"'
+    got = await Agent(client, known(user_id="u")).post(message("tools/call", {"name": "scoped_thing", "arguments": {}}))
+    assert got.status == 403
+    assert f'resource_metadata="{metadata}"' in got.headers["WWW-Authenticate"]
+    described = (await client.get("/.well-known/oauth-protected-resource/api/mcp")).json()
+    assert described["resource"] == "https://api.example.com/api/mcp"
+    assert described["scopes_supported"] == ["things:write"]
+    page = await Agent(client, known(user_id="u")).post(message("tools/list"), {"Origin": "https://api.example.com"})
+    assert page.status == 200
+
+
 async def test_a_refused_call_runs_nothing_and_is_recorded(client: Client, db: TestDatabase) -> None:
     assert refusal(await Agent(client, ALICE).call("delete_all")) == {"error": "Forbidden", "reason": "role"}
     assert seen == []
