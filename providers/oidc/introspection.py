@@ -128,19 +128,18 @@ class Introspection:
         self._calls += 1
         for last in (False, True):
             try:
-                async with asyncio.timeout(_CALL_SECONDS):
-                    return await self._house.fetch(
-                        endpoint,
-                        method="POST",
-                        headers={
-                            "Authorization": self._authorization,
-                            "Content-Type": "application/x-www-form-urlencoded",
-                            "Accept": "application/json",
-                        },
-                        body=urlencode({"token": token, "token_type_hint": "access_token"}).encode(),
-                        max_bytes=_MAX_ANSWER,
-                        timeout=_CALL_SECONDS,
-                    )
+                return await self._house.fetch(
+                    endpoint,
+                    method="POST",
+                    headers={
+                        "Authorization": self._authorization,
+                        "Content-Type": "application/x-www-form-urlencoded",
+                        "Accept": "application/json",
+                    },
+                    body=urlencode({"token": token, "token_type_hint": "access_token"}).encode(),
+                    max_bytes=_MAX_ANSWER,
+                    timeout=_CALL_SECONDS,
+                )
             except Unavailable as outage:
                 if last or not str(outage).endswith(_CLOSED):
                     raise
