@@ -11,6 +11,10 @@ from ..routing.table import Row
 from ..settings.sources import Settings
 
 
+_WIDEST = 56
+"""A longer cell stands out of its column, so that one route does not push the handlers of all others out of sight."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -31,5 +35,5 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def as_text(rows: list[Row]) -> str:
     """The route table in aligned columns, a route per line."""
     cells = [(r.method, r.template, r.access, r.handler) for r in rows]
-    widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(3)]
+    widths = [max((len(c[column]) for c in cells if len(c[column]) <= _WIDEST), default=0) for column in range(3)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(cell, widths, strict=False)), cell[3]]) for cell in cells)

@@ -144,6 +144,47 @@ async def test_authorize_and_try_it_in_a_browser(
     assert all(status in (200, 401) for status in tab.answers.values())
 
 
+WATCH = "#operations-data-watch_data"
+SHOWN = f"document.querySelector('{WATCH} .live')?.innerText"
+
+
+@chromium
+@pytest.mark.long
+async def test_a_stream_is_shown_live(serve: Serve, db: TestDatabase, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows as they change, with the credential that the page has, until the user is signed out; and closed by the reader."""
+    client = await serve({"providers": ["clerk", "api_key"]})
+    token = await development_token(tmp_path, capsys)
+    async with browser() as tab:
+        await tab.open(f"http://127.0.0.1:{client.port}/api/public/docs")
+        await tab.click(f"{WATCH} .opblock-summary-control")
+        assert await tab.run(f"document.querySelector('{WATCH} .execute').innerText") == "Open the stream"
+        await tab.click(f"{WATCH} .live-open")
+        await tab.until(f"{SHOWN}.includes('credential-missing')")
+        tab.complaints.clear()
+
+        await tab.click(".scheme-container button.authorize")
+        await tab.type(".auth-container #auth-bearer-value", token)
+        await tab.click(".auth-container .modal-btn.authorize")
+        await tab.until("document.querySelector('.auth-container')?.innerText.includes('Authorized')")
+        await tab.click(".close-modal")
+        await tab.click(f"{WATCH} .live-open")
+        await tab.until(f"{SHOWN}.includes('Open.')")
+        await db.rows("INSERT INTO data (user_id, name) VALUES ('alice', 'the <b>first</b> row'), ('bob', 'of bob')")
+        await tab.until(f"{SHOWN}.includes('the <b>first</b> row') && {SHOWN}.includes('created')")
+        assert await tab.run(f"document.querySelectorAll('{WATCH} .live b').length") == 0
+        assert "of bob" not in await tab.run(SHOWN)
+
+        await tab.click(f"{WATCH} .live-open")
+        await tab.until(f"{SHOWN}.includes('Closed.')")
+        await tab.click(f"{WATCH} .live-open")
+        await tab.until(f"{SHOWN}.includes('Open.')")
+        await db.rows("SELECT gatepost_revoke('user', 'alice', NULL, now() + interval '1 hour')")
+        await tab.until(f"{SHOWN}.includes('The stream has ended: session-revoked.')", 5)
+        kept = await tab.run("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert tab.complaints == []
+    assert token not in kept
+
+
 @chromium
 @pytest.mark.long
 async def test_the_policy_stops_what_is_not_ours(client: Client) -> None:

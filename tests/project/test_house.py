@@ -33,32 +33,32 @@ DOCS = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *sorte
 
 # A change of access is a changed line here, and is seen in review.
 ROUTES = """\
-GET     /api/data                       signed in, user                                                                                       handlers.data.list_data
-POST    /api/data                       signed in, user                                                                                       handlers.data.create_data
-GET     /api/data/events                signed in, user                                                                                       handlers.data.watch_data
-DELETE  /api/data/{id}                  role org:admin                                                                                        handlers.data.delete_data
-GET     /api/data/{id}                  signed in, user                                                                                       handlers.data.get_data
-PATCH   /api/data/{id}                  signed in, user                                                                                       handlers.data.change_data
-GET     /api/health                     public                                                                                                handlers.health.health
-GET     /api/invoices                   permission org:invoices:read                                                                          handlers.invoices.list_invoices
-POST    /api/invoices                   permission org:invoices:create                                                                        handlers.invoices.create_invoice
-GET     /api/invoices/{id}              permission org:invoices:read                                                                          handlers.invoices.get_invoice
-GET     /api/keys                       accepts api_key session_token                                                                         providers.api_key.routes.Keys.list_keys
-POST    /api/keys                       accepts api_key session_token, no impersonation                                                       providers.api_key.routes.Keys.create_key
-DELETE  /api/keys/{id}                  accepts api_key session_token                                                                         providers.api_key.routes.Keys.revoke_key
-POST    /api/keys/{id}/rotate           accepts api_key session_token, no impersonation                                                       providers.api_key.routes.Keys.rotate_key
-GET     /api/me                         signed in                                                                                             handlers.me.me
-GET     /api/me/profile                 signed in, user                                                                                       handlers.profile.profile
-GET     /api/orgs/{org_id}/audit        organization {org_id}, role org:admin                                                                 handlers.audit.list_audit
-GET     /api/orgs/{org_id}/data         organization {org_id}                                                                                 handlers.orgs.list_org_data
-POST    /api/orgs/{org_id}/data         organization {org_id}                                                                                 handlers.orgs.create_org_data
-GET     /api/orgs/{org_id}/data/events  organization {org_id}                                                                                 handlers.orgs.watch_org_data
-GET     /api/orgs/{org_id}/members      organization {org_id}                                                                                 handlers.profile.list_members
-GET     /api/public/docs                public                                                                                                handlers.docs.docs
-GET     /api/public/docs/{file}         public                                                                                                handlers.docs.docs_file
-GET     /api/public/openapi.json        public                                                                                                handlers.docs.document
+GET     /api/data                       signed in, user                                  handlers.data.list_data
+POST    /api/data                       signed in, user                                  handlers.data.create_data
+GET     /api/data/events                signed in, user                                  handlers.data.watch_data
+DELETE  /api/data/{id}                  role org:admin                                   handlers.data.delete_data
+GET     /api/data/{id}                  signed in, user                                  handlers.data.get_data
+PATCH   /api/data/{id}                  signed in, user                                  handlers.data.change_data
+GET     /api/health                     public                                           handlers.health.health
+GET     /api/invoices                   permission org:invoices:read                     handlers.invoices.list_invoices
+POST    /api/invoices                   permission org:invoices:create                   handlers.invoices.create_invoice
+GET     /api/invoices/{id}              permission org:invoices:read                     handlers.invoices.get_invoice
+GET     /api/keys                       accepts api_key session_token                    providers.api_key.routes.Keys.list_keys
+POST    /api/keys                       accepts api_key session_token, no impersonation  providers.api_key.routes.Keys.create_key
+DELETE  /api/keys/{id}                  accepts api_key session_token                    providers.api_key.routes.Keys.revoke_key
+POST    /api/keys/{id}/rotate           accepts api_key session_token, no impersonation  providers.api_key.routes.Keys.rotate_key
+GET     /api/me                         signed in                                        handlers.me.me
+GET     /api/me/profile                 signed in, user                                  handlers.profile.profile
+GET     /api/orgs/{org_id}/audit        organization {org_id}, role org:admin            handlers.audit.list_audit
+GET     /api/orgs/{org_id}/data         organization {org_id}                            handlers.orgs.list_org_data
+POST    /api/orgs/{org_id}/data         organization {org_id}                            handlers.orgs.create_org_data
+GET     /api/orgs/{org_id}/data/events  organization {org_id}                            handlers.orgs.watch_org_data
+GET     /api/orgs/{org_id}/members      organization {org_id}                            handlers.profile.list_members
+GET     /api/public/docs                public                                           handlers.docs.docs
+GET     /api/public/docs/{file}         public                                           handlers.docs.docs_file
+GET     /api/public/openapi.json        public                                           handlers.docs.document
 POST    /api/stream-tickets             accepts access_token api_key clerk_api_key m2m_token oauth_token session_token, pending sessions too  server.streams.ticket_route.create_ticket
-POST    /api/webhooks/clerk             public                                                                                                providers.clerk.webhooks.Receiver.take"""
+POST    /api/webhooks/clerk             public                                           providers.clerk.webhooks.Receiver.take"""
 
 PUBLIC_INTERFACE = {
     "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
