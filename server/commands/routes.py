@@ -10,7 +10,6 @@ from ..app import TABLE, build
 from ..routing.table import Row
 from ..settings.sources import Settings
 
-
 _WIDEST = 56
 """A longer cell stands out of its column, so that one route does not push the handlers of all others out of sight."""
 
