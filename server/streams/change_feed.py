@@ -1,4 +1,4 @@
-"""Hears of changes through one connection to Postgres for the whole process, which it opens again whenever it is lost."""
+"""Receives changes over one connection to Postgres for the whole process, and reopens it whenever it is lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .fanout import Fanout
 
 CHANNEL: Final = "gatepost_changes"
 BEAT_SECONDS: Final = 5.0
-"""How often the connection is tried: one that is half open is noticed within this time and `_ANSWER_SECONDS`."""
+"""How often the connection is checked: a half-open one is noticed within this time plus `_ANSWER_SECONDS`."""
 _ANSWER_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 60.0
 """How often the catalogs are read."""
 _BETWEEN_SECONDS: Final = 1.0
-"""The shortest time between two readings."""
+"""The shortest time between two reads of the catalogs."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 _STEADY_SECONDS: Final = 10.0
-"""A connection that lasted for this long was a good one: the next pause is a short one."""
+"""After a connection that lasted this long, the next pause is short again."""
 # Postgres drops a listener that does not answer, whose unread notifications it would otherwise keep.
 _KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_count', '3', false),
                               set_config('tcp_keepalives_interval', '10', false)"""
@@ -31,8 +31,8 @@ _KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), se
 class ChangeFeed:
     """Listens for messages of gatepost_changed, and passes them to a Fanout.
 
-    While there is no connection changes may be missed. So every subscription is told to load everything again as soon as the
-    next one listens: what is loaded then has all that was missed, and what comes after is heard.
+    Changes may be missed while there is no connection. So every subscription is told to load everything again as soon as the
+    next connection listens: what is loaded then includes whatever was missed, and later changes are received.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ChangeFeed:
         self._task: asyncio.Task[None] | None = None
         self._loaded_at = 0.0
         self._reloaded: asyncio.Future[None] | None = None
-        """Done when the catalogs have been read anew; None: nobody waits for that."""
+        """Done when the catalogs have been read again; None if nothing waits for that."""
         self._wake = asyncio.Event()
         self.connections = 0
         """How many connections have listened so far."""
         self.process_id: int | None = None
-        """The process of Postgres that serves the connection."""
+        """The process id of the Postgres backend that serves the connection."""
 
     @property
     def listening(self) -> bool:
@@ -62,7 +62,7 @@ class ChangeFeed:
         return self._listening.is_set()
 
     def start(self) -> None:
-        """Begin to listen; again is harmless."""
+        """Begin to listen; may be called more than once."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -79,7 +79,7 @@ class ChangeFeed:
                 await self._task
 
     async def reload(self) -> None:
-        """Read the catalogs anew, at most once a second, and wait for it: a table or a column may be new."""
+        """Read the catalogs again, at most once a second, and wait for it: a table or a column may be new."""
         if self._reloaded is None:
             self._reloaded = asyncio.get_running_loop().create_future()
             self._wake.set()
@@ -102,7 +102,7 @@ class ChangeFeed:
             await asyncio.sleep(pause)
 
     async def _listen(self, connection: Any) -> None:
-        """Listen until the connection ends, or leads to a server that receives no writes any more."""
+        """Listen until the connection ends, or its server becomes a read-only standby."""
         connection.add_termination_listener(lambda _: self._wake.set())
         await connection.execute(_KEEPALIVE, timeout=_ANSWER_SECONDS)
         await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.heard(payload))

@@ -1,4 +1,4 @@
-"""The tables whose changes are told (gatepost_changes in schema.sql), as the catalogs have them."""
+"""The tables whose changes are reported (`gatepost_changes` in schema.sql), read from the catalogs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname || '.' || c.reln
 
 
 class ChangesNotTold(LookupError):
-    """The table tells no changes: there is none of this name, or `gatepost_changes` was not called for it."""
+    """The table reports no changes: it does not exist, or `gatepost_changes` was not called for it."""
 
     def __init__(self, table: str) -> None:
         self.log_text = f"the table {table!r} tells no changes: call gatepost_changes for it in a schema file"
@@ -36,10 +36,10 @@ class ChangesNotTold(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class ChangeTable:
-    """A table whose changes are told.
+    """A table whose changes are reported.
 
-    name    as the messages have it: with the schema, quoted where SQL needs it
-    kinds   whose rows it has: `organization`, `user` or both
+    name    as in the messages: with the schema, quoted where SQL needs it
+    kinds   who owns its rows: `organization`, `user` or both
     sql     the SELECT of the rows with the ids $1 (text[]), at most $2, in this order: (id, row)
     """
 
@@ -49,17 +49,17 @@ class ChangeTable:
 
 
 class ChangeTables:
-    """The tables by their names. They are read when the feed connects, and then again now and then."""
+    """The tables by name, read when the feed connects and about once a minute afterwards."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, ChangeTable] = {}
 
     def find(self, name: str) -> ChangeTable | None:
-        """The table with this name, with or without its schema (then `public`); None where it is not known."""
+        """Returns the table with this name, with or without its schema (default `public`); None if it is unknown."""
         return self._by_name.get(name)
 
     async def load(self, connection: Any) -> None:
-        """Read the catalogs anew, by a connection of the serving role."""
+        """Read the catalogs again, on a connection of the serving role."""
         self._by_name = dict(_named(await connection.fetch(_TABLES, timeout=5)))
 
 
@@ -78,5 +78,5 @@ def _named(rows: Iterable[Any]) -> Iterable[tuple[str, ChangeTable]]:
 
 
 def _quoted(name: str) -> str:
-    """The name as SQL writes it, always in quotes: it may be a word such as `update`."""
+    """Returns the name in quotes for SQL: it may be a keyword such as `update`."""
     return '"' + name.replace('"', '""') + '"'

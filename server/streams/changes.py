@@ -1,4 +1,4 @@
-"""The changes of a table's rows, as one stream may see them: `stream.changes("todos")`."""
+"""The changes of a table's rows that one stream's caller may see: `stream.changes("todos")`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Change(NamedTuple):
 
     event   `created`, `updated`, `deleted`, or `resync`: changes may have been missed, load everything again
     id      the row's primary key, as text; None for `resync`
-    row     its columns by name, as the caller may see them now; None for `deleted` and `resync`
+    row     a mapping of its columns that the caller may see now; None for `deleted` and `resync`
     """
 
     event: str
@@ -65,7 +65,7 @@ class Changes:
     """`async for change in stream.changes("todos")`: the changes of the caller's rows from this call on."""
 
     def __init__(self, request: web.Request, table: str) -> None:
-        """Raises ChangesNotTold where it is known already that the table tells none, Unauthorized without a caller."""
+        """Raises Unauthorized if the request has no caller."""
         self._live, self._name = request.app[CHANGES], table
         self._scope = scope_of(request)
         identity = identity_of(request)
@@ -77,14 +77,14 @@ class Changes:
         self._pause = _RETRY_SECONDS
         if self._live.feed.listening and (found := self._live.tables.find(table)) is not None:
             self._subscribe(found)
-            if request.headers.get("Last-Event-ID"):  # it was connected before, and has missed what came meanwhile
+            if request.headers.get("Last-Event-ID"):  # it was connected before, and has missed changes since then
                 self._ready.append(RESYNC)
 
     def __aiter__(self) -> Changes:
         return self
 
     async def __anext__(self) -> Change:
-        """The next change. Raises ChangesNotTold where the table tells none."""
+        """Returns the next change. Raises ChangesNotTold if the table reports none."""
         while not self._closed:
             if self._ready:
                 return self._ready.popleft()
@@ -99,13 +99,13 @@ class Changes:
         raise StopAsyncIteration
 
     def close(self) -> None:
-        """Hear no more."""
+        """Unsubscribe; the iteration ends."""
         self._closed = True
         if self._subscription is not None:
             self._subscription.close()
 
     async def _begin(self) -> None:
-        """Subscribe once the feed listens. What has happened since the call may have been missed."""
+        """Subscribe once the feed listens. Changes since the call may have been missed, so `resync` comes first."""
         await self._live.feed.wait()
         found = self._live.tables.find(self._name)
         if found is None:
@@ -123,7 +123,7 @@ class Changes:
         self._subscription = self._live.fanout.subscribe(tuple(keys))
 
     async def _read(self, subscription: Subscription) -> None:
-        """Read the rows that have changed, under the caller's scope. What it does not see is nothing to it."""
+        """Read the rows that have changed, under the caller's scope; rows that it does not see are skipped."""
         assert self._table is not None
         table = self._live.tables.find(self._table.name) or self._table  # it may have new columns
         taken = subscription.take(IDS)
@@ -151,7 +151,7 @@ class Changes:
                 self._ready.append(Change(event, id, None))
 
     async def _wait_and_retry(self, error: Exception) -> None:
-        """The database does not answer, or the table has changed: read its columns anew, and try again later."""
+        """Wait after a failed read. After a StatementError, read the table's columns again first: they may have changed."""
         if isinstance(error, StatementError):
             if self._pause > _RETRY_SECONDS:
                 raise error
@@ -164,7 +164,7 @@ _OPEN: Final = web.RequestKey("live_changes", list[Changes])
 
 
 def changes_of(request: web.Request, table: str) -> Changes:
-    """The changes of a table for the caller of this request, until `hear_no_more`. Raises what Changes raises."""
+    """Returns the changes of a table for the caller of this request, until `unsubscribe_all`. Raises Unauthorized."""
     changes = Changes(request, table)
     if _OPEN not in request:
         request[_OPEN] = []
@@ -172,7 +172,7 @@ def changes_of(request: web.Request, table: str) -> Changes:
     return changes
 
 
-def hear_no_more(request: web.Request) -> None:
+def unsubscribe_all(request: web.Request) -> None:
     """End all subscriptions of a live answer that is over."""
     for changes in request.get(_OPEN, ()):
         changes.close()

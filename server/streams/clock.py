@@ -19,17 +19,17 @@ from .settings import StreamBounds
 
 TICK_SECONDS: Final = 0.5
 _LINGER_SECONDS: Final = 2.0
-"""How long a closed connection may take to send what it still holds."""
+"""How many seconds a closed connection may take to send what is still buffered."""
 _AFTERWARDS_SECONDS: Final = 5.0
-"""How long a handler may go on after it has left the block of its live answer."""
+"""How many seconds a handler may go on after it has left the block of its live answer."""
 _STUBBORN: Final = 10
 _SPARE: Final = 64
 _LOOK_BEATS: Final = 4
-"""Every so many heartbeats the provider is asked again about a credential whose end nothing reports: once a minute."""
+"""After this many heartbeats (a minute) the provider is asked again about a credential whose end no event reports."""
 
 
 class Clock:
-    """Holds the open leases in the order in which they were opened, and those that have ended and not gone yet."""
+    """Holds the open leases in the order in which they were opened, and the ended ones that are not gone yet."""
 
     def __init__(
         self, bounds: StreamBounds, end: Callable[[Lease, End], None], look: Callable[[Lease], None], tick: Callable[[], None]
@@ -38,7 +38,7 @@ class Clock:
         self._bounds, self._end, self._look, self._each_tick = bounds, end, look, tick
         self._open: dict[Lease, None] = {}
         self._ending: dict[Lease, float] = {}
-        """The ended leases, and when each ended, by the event loop's clock."""
+        """When each ended lease ended, by the event loop's clock."""
         self._slots: list[set[Lease]] = [set() for _ in range(max(1, round(bounds.heartbeat / TICK_SECONDS)))]
         self._next_slot, self._ticks = itertools.cycle(range(len(self._slots))), 0
         self._writing: set[Lease] = set()
@@ -49,7 +49,7 @@ class Clock:
 
     @property
     def number(self) -> int:
-        """How many leases are open, or have ended and not gone yet."""
+        """How many leases are open, or have ended and are not gone yet."""
         return len(self._open) + len(self._ending)
 
     @property
@@ -75,13 +75,13 @@ class Clock:
         self._writing.add(lease)
 
     def expire_at(self, lease: Lease, moment: float | None) -> None:
-        """The credential of a lease ends at another time (Unix seconds), or never."""
+        """Set when the credential of a lease ends (Unix seconds); None: never."""
         if moment != lease.expires_at:
             lease.expires_at = moment
             self._plan_expiry(lease)
 
     def ended(self, lease: Lease) -> None:
-        """The lease has ended: cancel its handler until it is gone."""
+        """Take note that the lease has ended: cancel its handler until it is gone."""
         self._remove(lease)
         self._ending[lease] = asyncio.get_running_loop().time()
         lease.cancels = 1
@@ -89,7 +89,7 @@ class Clock:
         self._start()
 
     def left(self, lease: Lease) -> None:
-        """The handler has left the block."""
+        """Take note that the handler has left the block."""
         self._remove(lease)
         if lease in self._ending:
             lease.left_at = asyncio.get_running_loop().time()
@@ -140,7 +140,7 @@ class Clock:
                 self._set_expiry_timer()
 
     def _set_expiry_timer(self) -> None:
-        """Wake up at the next expiry. The clock may be set meanwhile: each tick looks at it again."""
+        """Wake up at the next expiry. The system clock may be changed meanwhile, so each tick checks again."""
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
         self._expiry_timer = None
@@ -161,7 +161,7 @@ class Clock:
     # Slow readers, and handlers that do not end
 
     def _measure(self, lease: Lease, now: float) -> None:
-        """End the lease of a reader that has fallen behind for too long: cut it if it takes nothing at all."""
+        """End the lease of a reader that has been behind for too long; close its connection if it reads nothing at all."""
         if lease.transport.is_closing():
             self._writing.discard(lease)
             return
@@ -183,7 +183,7 @@ class Clock:
             self._end(lease, TOO_SLOW)
 
     def _press(self, lease: Lease, now: float) -> None:
-        """Close the connection of an ended lease for good, and cancel its handler again and again until it ends."""
+        """Close the connection of an ended lease, and cancel its handler repeatedly until it ends."""
         since = self._ending[lease]
         late = now - since >= (self._bounds.slow if lease.end is TOO_SLOW else _LINGER_SECONDS)
         if late:

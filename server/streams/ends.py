@@ -8,7 +8,7 @@ from ..auth.identity import Identity
 
 
 class End(NamedTuple):
-    """A reason, as `event: end` and a WebSocket's close frame say it; `code` is None where the client is told nothing."""
+    """A reason, as in `event: end` and a WebSocket's close frame; `code` is None if the client is sent neither."""
 
     reason: str
     code: int | None
@@ -19,7 +19,7 @@ KEY_EXPIRED: Final = End("key-expired", 4401)
 SESSION_REVOKED: Final = End("session-revoked", 4401)
 KEY_REVOKED: Final = End("key-revoked", 4401)
 DRAINING: Final = End("draining", 1001)
-"""Also where it is not known any more whether access has ended: the feed of revocations, or a provider, is unavailable."""
+"""Also used while it is unknown whether access has ended: the feed of revocations, or a provider, is unavailable."""
 TOO_LONG: Final = End("too-long", 4408)
 TOO_SLOW: Final = End("too-slow", 4408)
 
@@ -34,5 +34,5 @@ HEAD: Final = End("head", None)
 
 
 def expired(identity: Identity) -> End:
-    """The end of a credential whose time is over."""
+    """Returns the end of a credential that has expired."""
     return KEY_EXPIRED if identity.token_type in ("api_key", "clerk_api_key") else TOKEN_EXPIRED

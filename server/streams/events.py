@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from ..http.response import NO_STORE
 from ..http.streaming import at_once, opens_stream
-from .changes import Changes, changes_of, hear_no_more
+from .changes import Changes, changes_of, unsubscribe_all
 from .ends import FAILED, FINISHED, GONE, HEAD, End
 from .frames import encode, end_frame
 from .lease import Lease
@@ -25,8 +25,8 @@ class Stream:
     """An open event stream; `event_stream` makes it.
 
     response        what the handler returns
-    last_event_id   the header `Last-Event-ID`: the `id` of the last event that the client has received, or None. It is the
-                    client's: treat it as any other input
+    last_event_id   the header `Last-Event-ID`: the `id` of the last event that the client has received, or None. The client
+                    sends it: treat it as any other input
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -40,9 +40,9 @@ class Stream:
 
         data   a `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON
         event  the event's type; without it, browsers call it `message`
-        id     what the client sends as `Last-Event-ID` when it connects again
+        id     the value that the client sends as `Last-Event-ID` when it reconnects
 
-        Line ends and NUL in `event` and `id` are left out. Raises TypeError for data that has no JSON form, and
+        Line ends and NUL in `event` and `id` are removed. Raises TypeError for data that has no JSON form, and
         asyncio.CancelledError once the stream has ended.
         """
         lease = self._lease
@@ -56,7 +56,7 @@ class Stream:
             self._registry.wrote(lease)
             if protocol.writing_paused:
                 await writer.drain()
-        except ConnectionError:  # it is closing, and the registry hears of it at once
+        except ConnectionError:  # the connection is closing
             self._registry.end(lease, GONE)
             await asyncio.sleep(0)
 
@@ -66,10 +66,12 @@ class Stream:
             async for change in stream.changes("todos"):
                 await stream.send(change.row or {"id": change.id}, event=change.event, id=change.id)
 
-        From this call on, for a table with `gatepost_changes`. Each is a `Change(event, id, row)`: `created`, `updated` or
-        `deleted`. Rows are read anew under the caller's scope: one that row-level security hides is left out. `resync` in their
-        place means that changes may have been missed: the client should load everything again. Raises ChangesNotTold, a
-        LookupError, for a table that tells none, here or when the first change is asked for.
+        The changes begin with this call; the table needs `gatepost_changes`. Each is a `Change(event, id, row)`, whose event is
+        `created`, `updated`, `deleted` or `resync`. Rows are read again under the caller's scope: one that row-level security
+        hides is left out. `resync` means that changes may have been missed: the client should load everything again.
+
+        Raises Unauthorized (401) if the request has no caller, and, when the first change is asked for, ChangesNotTold (a
+        LookupError) if the table reports no changes.
         """
         return changes_of(self._request, table)
 
@@ -77,7 +79,7 @@ class Stream:
         if self._lease is not None:
             raise RuntimeError("an event stream is opened once")
         if self.response.compression:
-            raise RuntimeError("an event stream is not compressed: events would wait for others")
+            raise RuntimeError("an event stream cannot be compressed: the compressor would hold events back")
         self._lease = lease = self._registry.open(self._request, "events")
         lease.finish = self._finish
         self.response.force_close()
@@ -93,7 +95,7 @@ class Stream:
         return await leave(self._registry, self._lease, error)
 
     def _finish(self, end: End) -> None:
-        """Tell the client why the stream ends, and close the connection. Nothing is sent after this."""
+        """Send the client the reason of the end, and close the connection. Nothing is sent after this."""
         if end is HEAD:
             return
         writer, protocol = self._request.writer, self._request.protocol
@@ -105,7 +107,7 @@ class Stream:
 
 
 async def begun(registry: Streams, lease: Lease, response: web.StreamResponse) -> None:
-    """Send the head of a live answer. Raises what its preparation raises; CancelledError where the client has gone."""
+    """Send the head of a live answer. Raises what its preparation raises; CancelledError if the client has disconnected."""
     try:
         await response.prepare(lease.request)
     except ConnectionError:
@@ -117,8 +119,8 @@ async def begun(registry: Streams, lease: Lease, response: web.StreamResponse) -
 
 
 async def leave(registry: Streams, lease: Lease, error: BaseException | None) -> bool:
-    """Close a live answer whose block ends with `error` or without one. True: the error is the end of the lease alone."""
-    hear_no_more(lease.request)
+    """Close a live answer whose block ends, with `error` or None. Returns True if the error is only the end of the lease."""
+    unsubscribe_all(lease.request)
     ended = lease.end is not None
     cancelled = isinstance(error, asyncio.CancelledError)
     registry.left(lease, FINISHED if error is None else GONE if cancelled else FAILED)
@@ -136,7 +138,7 @@ async def leave(registry: Streams, lease: Lease, error: BaseException | None) ->
 
 @opens_stream
 def event_stream(request: web.Request) -> Stream:
-    """`async with event_stream(request) as stream:` answer with server-sent events until the client goes or access ends.
+    """`async with event_stream(request) as stream:` respond with server-sent events until the client leaves or access ends.
 
         async with event_stream(request) as stream:
             while True:
@@ -145,10 +147,11 @@ def event_stream(request: web.Request) -> Stream:
         return stream.response
 
     The stream is a lease: it ends when the caller's credential expires or is revoked, after `streams.max_seconds`, when the
-    client takes too little, and when the server drains. The client is told by a last event, `end`; the block is cancelled, and
-    what follows it runs.
+    client reads too slowly, and when the server drains. A last event, `end`, tells the client the reason; the block is
+    cancelled, and the code after it runs.
 
-    Raises, on entry, TooManyRequests (429 `streams`) beyond `streams.per_caller`, the 503 beyond `streams.total` and while the
-    server drains, and BadRequest for a request with an `Idempotency-Key`.
+    Raises, on entry, TooManyRequests (429 `streams`) beyond `streams.per_caller`, ServiceUnavailable (503) beyond
+    `streams.total` and while the server drains, Unauthorized (401) if access has just ended, and BadRequest (400) for a request
+    with an `Idempotency-Key`.
     """
     return Stream(request)

@@ -1,4 +1,4 @@
-"""Passes each change to the streams of the tenant whose row it is. What a stream has not taken yet is bounded."""
+"""Passes each change to the streams of the row's tenant. The number of changes that wait for a stream is bounded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 from ..telemetry.log import LOG
 
 PENDING: Final = 256
-"""Ids that wait for one stream; beyond that it is told to load everything again."""
+"""The most ids that wait for one stream; beyond it the stream is told to load everything again."""
 PENDING_IN_ALL: Final = 100_000
-"""Ids that wait for all streams of a process."""
+"""The most ids that wait for all streams of a process."""
 _EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
 
 Key = tuple[str, str, str]
@@ -20,7 +20,7 @@ Key = tuple[str, str, str]
 
 
 class Subscription:
-    """What one stream has not taken yet: changed ids with what happened to them, or that there is too much to tell."""
+    """The changes that wait for one stream: ids with their events, or `resync` if there are too many."""
 
     __slots__ = ("_fanout", "_waiter", "keys", "pending", "resync")
 
@@ -31,7 +31,7 @@ class Subscription:
         self._waiter: asyncio.Future[None] | None = None
 
     def tell(self, ids: Iterable[str], event: str) -> None:
-        """Note that these rows were `created`, `updated` or `deleted`. Changes of one row that was not taken yet become one."""
+        """Note that these rows were `created`, `updated` or `deleted`. Waiting changes of one row are merged."""
         if self.resync:  # the client will load everything after this
             return
         before = len(self.pending)
@@ -43,20 +43,20 @@ class Subscription:
         self._wake()
 
     def tell_resync(self) -> None:
-        """Note that changes cannot be told one by one."""
+        """Note that changes cannot be reported one by one."""
         self._fanout.held -= len(self.pending)
         self.pending.clear()
         self.resync = True
         self._wake()
 
     def take(self, most: int) -> dict[str, str]:
-        """Returns at most `most` of the ids, the oldest first, with what happened to them."""
+        """Remove and return at most `most` ids with their events, oldest first."""
         taken = {id: self.pending.pop(id) for id in list(self.pending)[:most]}
         self._fanout.held -= len(taken)
         return taken
 
     def put_back(self, taken: dict[str, str]) -> None:
-        """Return ids that were taken and could not be read."""
+        """Put back ids that were taken and could not be read."""
         if self.resync:
             return
         newer, self.pending = self.pending, dict(taken)
@@ -75,7 +75,7 @@ class Subscription:
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Unsubscribe."""
         self._fanout.remove(self)
 
 
@@ -86,13 +86,13 @@ class Fanout:
         self._by_key: dict[Key, dict[Subscription, None]] = {}
         self._all: dict[Subscription, None] = {}
         self.held = 0
-        """Ids that wait for all streams together."""
+        """How many ids wait for all streams together."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     def subscribe(self, keys: tuple[Key, ...]) -> Subscription:
-        """Hear the changes of these tenants' rows from now on."""
+        """Subscribe to the changes of these tenants' rows from now on."""
         subscription = Subscription(self, keys)
         self._all[subscription] = None
         for key in keys:
@@ -100,7 +100,7 @@ class Fanout:
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
-        """End a subscription; again is harmless."""
+        """End a subscription; may be called more than once."""
         if subscription not in self._all:
             return
         del self._all[subscription]
@@ -113,7 +113,7 @@ class Fanout:
                 del self._by_key[key]
 
     def heard(self, payload: str) -> None:
-        """Pass on a message of gatepost_changed (schema.sql). One that is not understood may have been anything."""
+        """Pass on a message of gatepost_changed (schema.sql). After an unknown one, every stream must load everything again."""
         try:
             match json.loads(payload):
                 case [str(table), str(kind), str(tenant), str(what), [*ids]] if what in _EVENTS and all(
@@ -134,11 +134,11 @@ class Fanout:
             self.lost()
 
     def lost(self) -> None:
-        """Anything may have been missed: tell every stream."""
+        """Tell every stream to load everything again: any change may have been missed."""
         for subscription in list(self._all):
             subscription.tell_resync()
 
 
 def _merged(before: str | None, event: str) -> str:
-    """What happened to a row in all: the last deletion counts; a row that was created and then updated was created."""
+    """Returns the event of two in a row: created and then updated is created; otherwise the later one counts."""
     return "created" if before == "created" and event == "updated" else event

@@ -14,13 +14,13 @@ _NOT_IN_A_FIELD: Final = re.compile(r"[\r\n\0]")
 
 
 _last: tuple[RowJson, str | None, str | None, bytes] | None = None
-"""The frame of the row that was encoded last: streams that hear of one change send the same one after the other."""
+"""The row that was encoded last, and its frame: streams that receive the same change send it one after the other."""
 
 
 def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
-    """One event. A `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON.
+    """Returns one event as bytes. A `str` is sent as it is, each of its lines as a `data:` line; anything else as JSON.
 
-    Line ends and NUL in `event` and `id`, which would begin another field, are left out. Raises TypeError for data that has
+    Line ends and NUL in `event` and `id`, which would begin another field, are removed. Raises TypeError for data that has
     no JSON form, and for bytes.
     """
     if isinstance(data, bytes | bytearray | memoryview):
@@ -43,5 +43,5 @@ def _frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
 
 
 def end_frame(reason: str) -> bytes:
-    """The last event of a stream."""
+    """Returns the last event of a stream, `end`."""
     return encode({"reason": reason}, "end")

@@ -19,13 +19,13 @@ class Lease:
 
     request     the request that opened it; `identity` is its caller, None on a public route
     kind        `events` or `socket`
-    caller      whose it counts as among `streams.per_caller`, None: as nobody's
+    caller      the caller for `streams.per_caller`; None: it is not counted there
     route       the route's template
     task        the task of the handler, which is cancelled when the lease ends
     opened_at   when it was opened, by the event loop's clock
     expires_at  when the credential ends (Unix seconds), or None
-    end         why it has ended; None: it is open
-    finish      writes what the client is told at the end, and closes the connection
+    end         why it has ended; None while it is open
+    finish      sends the client the reason of the end, and closes the connection
     """
 
     __slots__ = (
@@ -57,12 +57,12 @@ class Lease:
         """Bytes of a socket's messages so far, and bytes that the client had taken when it fell behind."""
 
     def forget(self) -> None:
-        """Let go of what refers back to the lease: the handler is done with it."""
+        """Drop the references back to the lease: the handler is done with it."""
         self.finish = _nothing
 
 
 def _nothing(*_: object) -> None:
-    """Where nothing is to be done."""
+    """Do nothing."""
 
 
 def log_end(lease: Lease, seconds: float) -> None:

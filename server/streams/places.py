@@ -1,4 +1,4 @@
-"""How many live answers one caller, all callers that are not known, and one process have open."""
+"""How many live answers each caller, all unknown callers together, and the process have open."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Places:
         self._unknown = 0
 
     def check(self, caller: str | None, *, known: bool, number: int) -> None:
-        """Raise the refusal where there is no place. `number` are open, or are being closed, in this process.
+        """Raise TooManyRequests or ServiceUnavailable if there is no place. `number`: open or being closed in this process.
 
-        Callers that are not known share half of the places, so that they cannot take all of them.
+        Unknown callers share half of the places, so that they cannot take all of them.
         """
         if caller is not None and self._of[caller] >= self._bounds.per_caller:
             raise TooManyRequests("streams", headers={"Retry-After": "1"})
@@ -34,7 +34,7 @@ class Places:
         self._unknown += lease.identity is None
 
     def leave(self, lease: Lease) -> None:
-        """Stop counting a lease that has ended: its client may connect again at once."""
+        """Stop counting a lease that has ended, so that its client can reconnect at once."""
         if lease.caller is not None:
             self._of[lease.caller] -= 1
             if self._of[lease.caller] <= 0:

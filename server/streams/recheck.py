@@ -1,4 +1,4 @@
-"""Asks the provider again about the credential of a live answer: an API key, or an opaque token whose end is not reported."""
+"""Asks the provider again about the credential of a live answer: an API key, or an opaque token whose end no event reports."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _KEYS: Final = frozenset({"api_key", "clerk_api_key"})
 
 
 class Recheck:
-    """Finds out what has become of the caller of a lease."""
+    """Finds out whether the credential of a lease is still good."""
 
     def __init__(self, providers: Sequence[LoadedProvider], seconds: float) -> None:
-        """`seconds` is the longest time for one answer."""
+        """`seconds` is the time limit for one answer of a provider."""
         self._providers = {one.name: one for one in providers}
         self._seconds = seconds
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def is_needed(self, lease: Lease) -> bool:
-        """Whether memory alone does not show that the caller is the same. Raises Unavailable where it cannot be known."""
+        """Must the provider be asked, because it does not recall the same caller? Raises Unavailable if that is unknown."""
         provider = self._provider_of(lease)
         if provider is None or (TICKET in lease.request and provider.recheck is None):
             return False
@@ -46,10 +46,10 @@ class Recheck:
             return True
 
     async def outcome(self, lease: Lease, changed: Subjects) -> End | Identity | None:
-        """Why the lease must end, or the caller as known now; None where the provider cannot tell.
+        """Returns why the lease must end, or the caller as known now; None if the provider cannot tell.
 
-        `changed` are the revocations that were read just now: they say whether a key ended together with its owner. Where the
-        provider is unavailable a request of this caller would be refused too: the lease must end.
+        `changed` are the revocations that were read just now: they show whether a key ended together with its owner. If the
+        provider is unavailable the lease must end, since a request of this caller would be refused too.
         """
         provider, before = self._provider_of(lease), lease.identity
         if provider is None or before is None:
@@ -76,7 +76,7 @@ class Recheck:
 
 
 def end_of(reason: str, identity: Identity, changed: Subjects) -> End:
-    """The end of a lease whose credential is rejected with this reason."""
+    """Returns the end of a lease whose credential is rejected with this reason."""
     if reason == "key-expired":
         return KEY_EXPIRED
     if reason == "token-expired":
@@ -87,7 +87,7 @@ def end_of(reason: str, identity: Identity, changed: Subjects) -> End:
 
 
 def subjects_of(identity: Identity) -> set[tuple[str, str]]:
-    """The subjects whose revocation ends what this caller may do."""
+    """Returns the subjects whose revocation ends this caller's access, as (kind, subject)."""
     user, org = identity.user_id, identity.org_id
     subjects = {("session", identity.session_id), ("jti", identity.token_id), ("user", user), ("user", identity.impersonator)}
     subjects |= {("organization", org), ("user", identity.program)}
@@ -99,7 +99,7 @@ def subjects_of(identity: Identity) -> set[tuple[str, str]]:
 
 
 def is_watched(identity: Identity | None) -> bool:
-    """Must the provider be asked again? For API keys, and for opaque tokens: nothing else reports their end."""
+    """Must the provider be asked again? Yes for API keys and opaque tokens, whose end no event reports."""
     if identity is None or identity.token_type == "session_token":
         return False
     return identity.key_id is not None or identity.claims is None

@@ -1,4 +1,4 @@
-"""All live answers of one process: opened within the bounds, and ended when what opened them ends."""
+"""All live answers of one process: opened within the bounds, and ended when the access that opened them ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .watching import Watching
 
 _LIVE: Final = web.RequestKey("live", bool)
 _KEYS: Final = "keys"
-"""The kind of a change to any of an owner's keys."""
+"""The kind of a revocation that reports a change to any of an owner's keys."""
 _INDEXED: Final = frozenset({"session", "jti", "user", "subject", "organization", "membership", "role"})
 
 
@@ -40,10 +40,10 @@ class Admission(Protocol):
         """Stops counting a request among those in progress of its caller; returns the function that counts it again."""
 
     def check_origin(self, request: web.Request, identity: Identity) -> None:
-        """Raise the 401 for a cookie without a good `Origin`."""
+        """Raise Unauthorized for a cookie without the `Origin` of an authorized party."""
 
     def refuse(self, request: web.Request, error: ApiError) -> None:
-        """Count and report a refusal by a bound."""
+        """Count and log a refusal by a bound."""
 
     def template_of(self, request: web.Request) -> str:
         """The template of the route that this request matched."""
@@ -73,11 +73,11 @@ class Streams:
 
     @property
     def number(self) -> int:
-        """How many are open."""
+        """How many live answers are open."""
         return self._clock.number_open
 
     def open(self, request: web.Request, kind: str) -> Lease:
-        """Open a live answer for a request that the gate has admitted. Raises the refusal, an ApiError or Unavailable."""
+        """Open a live answer for a request that the gate has admitted. Raises an ApiError or Unavailable if it is refused."""
         identity = request.get(IDENTITY)
         if JOINED in request:  # its transaction, and so its connection, would be held as long as the answer lasts
             raise BadRequest("idempotency-key-unsupported")
@@ -104,7 +104,7 @@ class Streams:
         return lease
 
     def _check(self, identity: Identity) -> None:
-        """Access may have ended since the request was admitted."""
+        """Raise Unauthorized if access has ended since the request was admitted."""
         if self._revocations.denies(identity):
             raise Unauthorized("session-revoked")
         if identity.expires_at is not None and identity.expires_at <= time.time():
@@ -123,7 +123,7 @@ class Streams:
         self._watching.add(lease)
 
     def end(self, lease: Lease, end: End) -> None:
-        """End a live answer: the client is told why, the connection is closed, and the handler is cancelled. Only once."""
+        """End a live answer once: send the client the reason, close the connection, and cancel the handler."""
         if lease.end is not None:
             return
         lease.end = end
@@ -136,7 +136,7 @@ class Streams:
         self._clock.ended(lease)
 
     def _lost(self, lease: Lease) -> None:
-        """The connection has ended."""
+        """Take note that the connection has ended."""
         lease.lost = True
         self.end(lease, GONE)
 
@@ -145,7 +145,7 @@ class Streams:
         self._clock.wrote(lease)
 
     def left(self, lease: Lease, end: End) -> None:
-        """The handler has left the block; `end` is why, if the lease has not ended before."""
+        """Take note that the handler has left the block, because of `end` if the lease has not ended before."""
         lease.forget()
         if lease.end is None:
             lease.end = end
@@ -173,11 +173,11 @@ class Streams:
             self.end(lease, DRAINING)
 
     async def drain_at_shutdown(self, app: web.Application) -> None:
-        """For `on_shutdown`, which every runner of an application calls before it waits for requests."""
+        """Drain, as a callback for `on_shutdown`, which every runner calls before it waits for requests."""
         self.drain()
 
     def revoked(self, subjects: set[tuple[str, str]]) -> None:
-        """End what these revocations, which were read just now, concern; an empty set: any may have been read."""
+        """End the live answers that these new revocations concern; an empty set means that any may be new."""
         kinds = {kind for kind, _ in subjects}
         wide = not subjects or not kinds <= _INDEXED | {_KEYS}
         affected = self._clock.leases() if wide else {one for each in subjects for one in self._by_subject.get(each, ())}
@@ -191,6 +191,6 @@ class Streams:
             self._watching.look_at_all(subjects)
 
     def _end_unknowable(self) -> None:
-        """While the feed of revocations is too old, end what a request could not do either."""
+        """While the revocations are too old, end the live answers whose caller's requests would be a 503."""
         if self._revocations.stale:
             self.revoked(set())

@@ -1,4 +1,4 @@
-"""Reads changed rows under the scopes of the streams that hear of them, few statements at a time."""
+"""Reads changed rows under the scopes of the streams that receive them, few statements at a time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ AT_ONCE: Final = 2
 IDS: Final = 100
 """Ids in one statement."""
 BYTES: Final = 262_144
-"""Bytes of rows that one statement returns, and one row more."""
+"""Bytes of rows after which one statement returns one row more and stops."""
 _UNIT: Final = 1024
 Scope: TypeAlias = tuple[str, str, str]
-"""(user, organisation, admin organisation), as in server.database: everything that a policy reads."""
+"""(user, organisation, admin organisation), as in server.database: all values that policies compare with."""
 ReadOne: TypeAlias = Callable[[Scope, str, tuple[Any, ...], str], Awaitable[Rows]]
 ReadEach: TypeAlias = Callable[[str, RowLimit, Sequence[tuple[Scope, list[str]]], str], Awaitable[list[Rows]]]
 _CALLER: Final = "streams"
@@ -42,14 +42,14 @@ _found: Final = msgspec.json.Decoder(_Found)
 
 
 class Read(NamedTuple):
-    """The rows that the scope sees, by id, and the ids that were not reached because the rows before them were too large."""
+    """The rows that the scope sees, by id, and the ids that were not reached because earlier rows were too large."""
 
     rows: dict[str, RowJson]
     rest: frozenset[str]
 
 
 class _Batch:
-    """A SELECT that has not begun: ids of one table under one scope. Streams that ask before it begins join it."""
+    """A SELECT that has not begun: ids of one table under one scope. Streams that ask before it begins share it."""
 
     __slots__ = ("_waiters", "ids")
 
@@ -58,7 +58,7 @@ class _Batch:
         self._waiters: list[asyncio.Future[Read]] = []
 
     def wait(self) -> asyncio.Future[Read]:
-        """A future of one stream's own: the others do not see it cancelled."""
+        """Returns a future for one stream, whose cancellation does not affect the others."""
         self._waiters.append(waiter := asyncio.get_running_loop().create_future())
         return waiter
 
@@ -76,8 +76,8 @@ class _Batch:
 class RowReader:
     """Reads rows by their ids.
 
-    Streams with the very same scope share a SELECT, if it has not begun when they ask: one that has begun may not see the
-    change that they have heard of. Scopes that differ in anything never share one: their SELECTs go to Postgres together, in
+    Streams with exactly the same scope share a SELECT if it has not begun when they ask: one that has begun may not see the
+    change that they were told of. Scopes that differ in anything never share one: their SELECTs go to Postgres together, in
     one statement, and each runs under its own scope.
     """
 
@@ -88,7 +88,7 @@ class RowReader:
         self._workers: set[asyncio.Task[None]] = set()
 
     async def rows(self, table: ChangeTable, scope: Scope, ids: Collection[str]) -> Read:
-        """The rows with these ids, at most `IDS`, that this scope sees. Raises what `read` raises."""
+        """Returns the rows with these ids (at most `IDS`) that this scope sees. Raises what `read` raises."""
         batches = self._waiting.setdefault((table, scope), deque())
         if not batches or len(batches[-1].ids.keys() | set(ids)) > IDS:
             batches.append(_Batch())
@@ -101,7 +101,7 @@ class RowReader:
         return await batch.wait()
 
     async def _work(self) -> None:
-        """Run what waits, each scope in its turn."""
+        """Run the waiting SELECTs, each scope in its turn."""
         while self._waiting:
             table, _ = next(iter(self._waiting))
             group = self._next(table)
@@ -110,7 +110,7 @@ class RowReader:
                     await self._run(table, scope, batch)
 
     def _next(self, table: ChangeTable) -> list[tuple[Scope, _Batch]]:
-        """The batches of this table that have waited longest, one of a scope."""
+        """Returns the batches of this table that have waited longest, one for each scope."""
         keys = [key for key in itertools.islice(self._waiting, 2 * MOST) if key[0] == table][:MOST]
         group = []
         for key in keys:
@@ -148,7 +148,7 @@ class RowReader:
                 raise
 
     async def close(self) -> None:
-        """Cancel what is in progress."""
+        """Cancel the reads in progress."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -170,7 +170,7 @@ def _parse(ids: list[str], rows: Rows) -> Read:
 
 
 def _parse_all(asked: list[list[str]], found: list[Rows]) -> list[Read]:
-    """Each scope's rows. Scopes that got the very same text share what is made of it."""
+    """Returns each scope's rows. Scopes that got the same text share the parsed result."""
     made: dict[tuple[str, str], Read] = {}
     reads = []
     for ids, rows in zip(asked, found, strict=True):

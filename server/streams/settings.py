@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 class StreamBounds(NamedTuple):
     """How many live answers there may be, and how long. Times are in seconds.
 
-    heartbeat   an idle event stream gets a comment, a WebSocket a ping, this often
-    slow        how long a reader may have `unsent` bytes, or more, unsent
+    per_caller  open live answers of one caller
+    total       open live answers of the process
+    longest     after how many seconds one ends
+    heartbeat   every so many seconds an idle event stream gets a comment, and a WebSocket a ping
+    slow        for how many seconds a reader may leave `unsent` bytes or more unread
     """
 
     per_caller: int = 20
@@ -22,5 +25,5 @@ class StreamBounds(NamedTuple):
 
 
 def bounds_from(get: Callable[[str], Any]) -> StreamBounds:
-    """The bounds that the settings name; `get` returns the value of a setting."""
+    """Returns the bounds in the settings; `get` returns the value of a setting."""
     return StreamBounds(get("streams.per_caller"), get("streams.total"), get("streams.max_seconds"))

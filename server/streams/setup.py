@@ -36,7 +36,7 @@ def install(
     """Make the registry `app[STREAMS]`; it ends all live answers when `app` shuts down.
 
     get        returns a setting's value
-    client_of  what counts as one client among callers that are not known; None where that is not known
+    client_of  returns what counts as one client among unknown callers, such as an address; None if that is unknown
     """
     recheck = Recheck(providers, get("limits.provider_seconds"))
     registry = Streams(bounds_from(get), revocations, recheck, admission, client_of)
@@ -45,7 +45,7 @@ def install(
 
 
 def install_changes(app: web.Application, database: Database, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
-    """Make `app[CHANGES]`, by which streams hear of changed rows. `connect()` opens a connection that may LISTEN."""
+    """Make `app[CHANGES]`, from which streams receive changed rows. `connect()` opens a connection that may LISTEN."""
     fanout, tables = Fanout(), ChangeTables()
     app[CHANGES] = LiveChanges(
         ChangeFeed(connect, fanout, tables), fanout, tables, RowReader(database.read, partial(read_for_each, database))
@@ -53,7 +53,7 @@ def install_changes(app: web.Application, database: Database, connect: Callable[
 
 
 def families_of(registry: Streams) -> list[Family]:
-    """The metrics of live answers."""
+    """Returns the metrics of live answers."""
     return [
         gauge("gatepost_streams", "Live answers that are open.", registry.number),
         counter("gatepost_streams_opened_total", "Live answers opened, by kind.", "kind", registry.opened),

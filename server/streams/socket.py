@@ -36,7 +36,7 @@ class LiveSocket(web.WebSocketResponse):
 
     @property
     def response(self) -> LiveSocket:
-        """Itself: what the handler returns."""
+        """The socket itself, as the handler returns it."""
         return self
 
     def changes(self, table: str) -> Changes:
@@ -81,7 +81,7 @@ class Opening:
 
     async def __aenter__(self) -> LiveSocket:
         if self._lease is not None:
-            raise RuntimeError("a socket is opened once")
+            raise RuntimeError("a socket can be opened only once")
         self._demand_upgrade()
         self._lease = lease = self._registry.open(self._request, "socket")
         heartbeat = self._registry.bounds.heartbeat
@@ -101,7 +101,7 @@ class Opening:
         return ours
 
     def _finish(self, end: End) -> None:
-        """Begin to close the socket, also if its handler is not done."""
+        """Begin to close the socket, even if its handler is not done."""
         if end.code is None or self._socket is None or not self._socket.prepared:
             self._request.protocol.force_close()
         else:
@@ -117,20 +117,20 @@ class Opening:
 
 @opens_stream
 def socket(request: web.Request, *, max_bytes: int = 65_536, protocols: Iterable[str] = ()) -> Opening:
-    """`async with socket(request) as ws:` answer with a WebSocket until the client goes or access ends.
+    """`async with socket(request) as ws:` respond with a WebSocket until the client leaves or access ends.
 
         async with socket(request) as ws:
             async for message in ws:
                 await ws.send_str(message.data)
         return ws
 
-    `ws` is aiohttp's `WebSocketResponse`. The socket is a lease, as `event_stream` is; at its end the close frame says why:
+    `ws` is aiohttp's `WebSocketResponse`. The socket is a lease, like `event_stream`; the close frame has the reason:
     4401 (`token-expired`, `session-revoked`, `key-revoked`, `key-expired`), 4408 (`too-long`, `too-slow`) or 1001
-    (`draining`). Receive from it (`async for`, or `receive`), or the client's own closing goes unanswered.
+    (`draining`). Always receive from it (`async for`, or `receive`): otherwise the client's close frame goes unanswered.
 
-    max_bytes  the largest message that is taken, in bytes; a larger one closes the socket (1009)
+    max_bytes  the largest message that is accepted, in bytes; a larger one closes the socket (1009)
     protocols  the subprotocols to choose from
 
-    Raises, on entry, a 426 where the request asks for no WebSocket, and what `event_stream` raises.
+    Raises, on entry, UpgradeRequired (426) if the request does not ask for a WebSocket, and what `event_stream` raises.
     """
     return Opening(request, max_bytes, protocols)

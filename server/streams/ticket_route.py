@@ -1,4 +1,4 @@
-"""`POST /api/stream-tickets`: makes a ticket for a live answer, for a caller who could open it."""
+"""`POST /api/stream-tickets`: creates a ticket for a live answer that the caller may open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST: Final = 2000
 
 
 class TicketFor(BaseModel):
-    """What a ticket is asked for."""
+    """The request for a ticket."""
 
     model_config = ConfigDict(extra="forbid")
     path: str = Field(
@@ -43,7 +43,7 @@ class StreamTicket(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TicketOffice:
-    """What the route needs: the tickets, and the routes."""
+    """What the handler needs: the tickets and the routes."""
 
     tickets: Tickets
     rules: Mapping[web.AbstractRoute, RouteRule]
@@ -87,12 +87,12 @@ mark_secret(create_ticket)
 
 
 def ticket_routes(offered: Iterable[web.RouteDef]) -> list[web.RouteDef]:
-    """The route of tickets, where any of these routes streams."""
+    """Returns the route that creates tickets if any of these routes streams; otherwise none."""
     return [web.post(PATH, create_ticket)] if any(streams(route.handler) for route in offered) else []
 
 
 async def _live_route(office: TicketOffice, target: str) -> tuple[str, RouteRule, web.UrlMappingMatchInfo]:
-    """The path as the router reads it, and its route. Raises Unprocessable for anything but the path of a live answer."""
+    """Returns the path as the router reads it, and its route. Raises Unprocessable for any other path than a live answer's."""
     if target.startswith("/") and "?" not in target and not malformed(target):
         url = URL.build(path=target, encoded=True)
         given: Any = _Target(url)

@@ -1,4 +1,4 @@
-"""Tickets: one opens one live answer once, as the caller who asked for it, where a browser can send no header."""
+"""Tickets: each opens one live answer once, as the caller who asked for it, for browsers that cannot send a header."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..http.errors import TooManyRequests, Unauthorized
 
 SECONDS: Final = 30
 PER_CALLER: Final = 100
-"""Tickets of one caller that are not used yet: with more the answer is a 429."""
+"""The most unused tickets of one caller; beyond it the answer is a 429."""
 _AT_ONCE: Final = 4
-"""Look-ups in progress, of those who may only be guessing: they must not take the connections of known callers."""
+"""The most look-ups in progress: clients that only guess must not take the connections of known callers."""
 _FORM: Final = re.compile(r"st_[A-Za-z0-9_-]{43}\Z")
 _FIELDS: Final = (
     "provider", "token_type", "user_id", "org_id", "org_slug", "org_role", "org_permissions", "session_id", "scopes", "claims",
@@ -38,9 +38,10 @@ class Tickets:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def issue(self, identity: Identity, path: str) -> tuple[str, int]:
-        """Returns (a new ticket for this path, for how many seconds it is good). Raises TooManyRequests, Unavailable.
+        """Returns (a new ticket for this path, for how many seconds it is valid).
 
-        A ticket is not good for longer than the credential that it stands for.
+        A ticket is not valid for longer than the credential that it stands for. Raises TooManyRequests,
+        Unauthorized if the credential has just expired, and Unavailable.
         """
         left = SECONDS if identity.expires_at is None else min(SECONDS, int(identity.expires_at - time.time()))
         if left < 1:
@@ -53,7 +54,7 @@ class Tickets:
         return ticket, left
 
     async def redeem(self, ticket: str | None, path: str) -> Identity | None:
-        """The caller whom a ticket stands for on this path; None for any other ticket. It is used up. Raises Unavailable."""
+        """Returns the caller of a valid ticket for this path, and uses it up; None for any other text. Raises Unavailable."""
         if ticket is None or not _FORM.match(ticket):
             return None
         async with self._slots:
@@ -66,16 +67,16 @@ def _digest(ticket: str) -> bytes:
 
 
 def to_text(identity: Identity) -> str:
-    """Everything that an Identity says, as text."""
+    """Returns all fields of an Identity as text."""
     fields: dict[str, Any] = {name: getattr(identity, name) for name in _FIELDS}
-    # What a provider has derived from the credential, to ask for it again. Anything else but the subject is computed anew.
+    # What a provider has derived from the credential, for a recheck. Anything else but the subject can be computed again.
     derived = {name: base64.b64encode(value).decode() for name, value in identity.derived.items() if isinstance(value, bytes)}
     subject = {SUBJECT: identity.derived[SUBJECT]} if SUBJECT in identity.derived else {}
     return json.dumps([fields, derived, subject], default=_plain)
 
 
 def from_text(text: str) -> Identity:
-    """The Identity that `to_text` has written."""
+    """Returns the Identity that `to_text` has written."""
     fields, derived, subject = json.loads(text)
     identity = Identity(**fields)
     identity.derived.update({name: base64.b64decode(value) for name, value in derived.items()} | subject)

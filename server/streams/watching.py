@@ -1,4 +1,4 @@
-"""Looks again at the leases whose provider alone knows whether their credential is still good."""
+"""Rechecks the leases whose provider alone knows whether the credential is still good."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING: Final[frozenset[tuple[str, str]]] = frozenset()
 
 
 class Watching:
-    """The open leases of API keys, and of opaque tokens whose end nothing reports."""
+    """The open leases of API keys and of opaque tokens, whose end no event reports."""
 
     def __init__(
         self, recheck: Recheck, end: Callable[[Lease, End], None], expire_at: Callable[[Lease, float | None], None]
@@ -24,29 +24,29 @@ class Watching:
         self._recheck, self._end, self._expire_at = recheck, end, expire_at
         self._leases: set[Lease] = set()
         self._asking: dict[Lease, set[tuple[str, str]] | None] = {}
-        """The leases that are being asked about; with a set: once more afterwards, because of these revocations."""
+        """The leases whose provider is being asked; with a set: ask once more afterwards, because of these revocations."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._leases) + len(self._tasks)
 
     def add(self, lease: Lease) -> None:
-        """Watch a lease, if it must be: its credential may have ended since its request was admitted."""
+        """Watch a lease if needed, and check it now: its credential may have ended since the request was admitted."""
         if is_watched(lease.identity):
             self._leases.add(lease)
             asyncio.get_running_loop().call_soon(self.look, lease)
 
     def discard(self, lease: Lease) -> None:
-        """The lease has ended."""
+        """Stop watching a lease that has ended."""
         self._leases.discard(lease)
 
     def look_at_all(self, changed: Iterable[tuple[str, str]]) -> None:
-        """Look at every watched lease. `changed` are the revocations that were read just now."""
+        """Check every watched lease. `changed` are the revocations that were read just now."""
         for lease in list(self._leases):
             self.look(lease, changed)
 
     def look(self, lease: Lease, changed: Iterable[tuple[str, str]] = NOTHING) -> None:
-        """Find out whether the credential is still good; from memory if possible. One question about a lease at a time."""
+        """Check whether the credential is still good, from memory if possible. One question about a lease at a time."""
         if lease not in self._leases:
             return
         if lease in self._asking:
