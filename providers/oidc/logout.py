@@ -15,8 +15,8 @@ from .sign_out import Ending, Refused, Signed, check_type, ends_of, read_signed,
 PATH: Final = "/api/webhooks/oidc"
 EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
 _FORM: Final = "application/x-www-form-urlencoded"
-# 2.4: the type is recommended and not required; a token of another kind always has another one.
-_TYPES: Final = ("", "logout+jwt")
+# 2.4 recommends `logout+jwt`; issuers older than the final text write `JWT`. What keeps an ID token out is `events` (2.6).
+_TYPES: Final = ("", "jwt", "logout+jwt")
 _MOST_FIELDS: Final = 100
 _LOG: Final = logging.getLogger("gatepost.oidc")
 

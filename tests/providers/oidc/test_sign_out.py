@@ -155,6 +155,7 @@ NOW = int(time.time())
 FINE: dict[str, dict[str, Any]] = {
     "no typ": {"head": {"typ": DROP}},
     "the typ with its prefix": {"head": {"typ": "application/logout+jwt"}},
+    "the typ of older issuers": {"head": {"typ": "JWT"}},
     "the typ in capitals": {"head": {"typ": "LOGOUT+JWT"}},
     "ES256": {"head": {"alg": "ES256", "kid": "ES256"}},
     "aud is a client": {"aud": "app"},
@@ -171,7 +172,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an alg that is not allowed": ({"head": {"alg": "PS256", "kid": "RS256"}, "signer": key("PS256")}, "alg is not allowed"),
     "crit": ({"raw": "crit"}, "crit in the header is refused"),
     "an access token's typ": ({"head": {"typ": "at+jwt"}}, "typ is that of another kind of token"),
-    "an ID token's typ": ({"head": {"typ": "JWT"}}, "typ is that of another kind of token"),
+    "an ID token": ({"head": {"typ": "JWT"}, "events": DROP, "nonce": "n"}, f"events has no object {EVENT}"),
+    "an ID token without a nonce": ({"head": {"typ": "JWT"}, "events": DROP}, f"events has no object {EVENT}"),
     "a security event's typ": ({"head": {"typ": "secevent+jwt"}}, "typ is that of another kind of token"),
     "a bad signature": ({"signer": key("RS256", "attacker")}, "it is not signed with one of the issuer's keys"),
     "an unknown key": ({"head": {"kid": "nobodys"}, "signer": key("RS256")}, "it is not signed with one of the issuer's keys"),
