@@ -33,7 +33,7 @@ def block(language: str, number: int = 0) -> str:
 def todo_app() -> Iterator[ModuleType]:
     """The tutorial's module, with the page's lines in the place of its own."""
     source = (EXAMPLE / "todo_app" / "api.py").read_text("utf-8")
-    for line in block("python").splitlines():
+    for line in block("text").splitlines():
         plain = re.sub(r'tool="\w+", ', "", line)
         assert source.count(plain) == 1, plain
         source = source.replace(plain, line)
@@ -82,7 +82,7 @@ async def test_the_agent_signs_in_and_works(serve: Serve, db: TestDatabase, todo
         finally:
             if process.returncode is None:
                 process.kill()
-        assert out.decode() == block("text"), err.decode()[-2000:]
+        assert out.decode() == block("text", 1), err.decode()[-2000:]
         rows = await db.rows("SELECT organization_id, created_by, title FROM todos")
     assert rows == [{"organization_id": "org_acme", "created_by": "alice", "title": "Buy milk"}]
 
@@ -90,5 +90,5 @@ async def test_the_agent_signs_in_and_works(serve: Serve, db: TestDatabase, todo
 def test_the_endpoint_of_your_own_is_complete() -> None:
     source = "import json\nfrom aiohttp import web\nfrom server import answer, call_tool, calls_tools, signed_in\nroutes = web.RouteTableDef()\n"
     found: dict[str, object] = {}
-    exec(compile(source + block("python", 1), "assistant", "exec"), found)
+    exec(compile(source + block("python"), "assistant", "exec"), found)
     assert callable(found["assistant"])

@@ -53,6 +53,7 @@ PYTHON = {
     "docs/guides/receive-webhooks.md": (1, "test_services_page.py::test_stripes_webhook"),
     "docs/guides/public-routes.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),
     "docs/guides/migrations.md": (3, "test_rolling_files.py::test_alembic"),
+    "docs/guides/agents.md": (1, "test_agents_page.py::test_the_endpoint_of_your_own_is_complete"),
     "docs/guides/dpop.md": (1, "test_dpop_clients.py::test_the_python_of_the_guide"),
     "docs/guides/impersonation.md": (1, "test_impersonation.py::test_the_route_of_the_guide_refuses"),
 }
