@@ -98,9 +98,9 @@ def read_message(data: Any, headers: MultiMapping[str]) -> Message:
         raise RpcError(HEADER_MISMATCH, f"Header mismatch: {VERSION} is not the version in _meta")
     version = claimed or given or LEGACY[0]
     if version not in SUPPORTED and not (method == "initialize" and claimed is None):
-        raise RpcError(
-            UNSUPPORTED_VERSION, "Unsupported protocol version", data={"supported": SUPPORTED, "requested": version[:_LONGEST]}
-        )
+        requested = version[:_LONGEST].encode("utf-8", "replace").decode()  # a header may hold bytes that are no text
+        data = {"supported": SUPPORTED, "requested": requested}
+        raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data=data)
     message = Message(data.get("id"), method, params, version)
     if message.modern and "id" in data:
         _check_meta(meta)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from aiohttp import hdrs, web
 
@@ -34,6 +34,7 @@ from .idempotency import KEY, once
 from .identification import Identification, NoCredential, Redeem, no_tickets
 from .slow_clients import releaser
 
+Refusal: TypeAlias = ApiError | web.HTTPException
 BY_HANDLER: Final = Forbidden("handler")
 
 
@@ -87,6 +88,8 @@ class Gate:
             shown = self._shown(request)
             limit = self._address_limit
             if live and has_ticket(request):
+                if limit is not None and limit.refusals:
+                    limit.demand(self._addresses.of(request))
                 identity = await self._by_ticket(request, shown)
             elif limit is None or not limit.refusals:
                 identity = self._recall(request)
@@ -164,12 +167,7 @@ class Gate:
             raise
 
     def _refused(
-        self,
-        request: web.Request,
-        rule: RouteRule | None,
-        identity: Identity | None,
-        error: ApiError | web.HTTPException,
-        started: float,
+        self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
         """Count a refused request, and report it to the listeners. A 401 gets the challenges of the providers."""
         if self.challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
@@ -204,12 +202,7 @@ class Gate:
         return rule.template if rule is not None else "(none)"
 
     def _tell(
-        self,
-        request: web.Request,
-        rule: RouteRule | None,
-        identity: Identity | None,
-        error: ApiError | web.HTTPException,
-        started: float,
+        self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
         listeners = [one for one in self._denied if one.hears(known=identity is not None, status=error.status)]
         if not listeners:

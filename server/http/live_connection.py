@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from aiohttp import StreamReader
+
 from .parser_errors import OrderedErrors
 from .streaming import tune
 
@@ -18,19 +20,23 @@ class LiveConnection(OrderedErrors):
         super().__init__(*args, **kwargs)
         self._lost: Callable[[], None] | None = None
 
-    def begin_live(self, lost: Callable[[], None], *, last: bool) -> None:
+    def begin_live(self, lost: Callable[[], None], body: StreamReader | None) -> None:
         """Serve a live answer from now on; `lost` is called when the connection ends.
 
-        It no longer counts among `limits.connections`: live answers have bounds of their own. `last`: what the client sends
-        from now on is dropped, as the response announces (RFC 9112 9.6), and is not held until the answer ends.
+        It no longer counts among `limits.connections`: live answers have bounds of their own. What the client sends after the
+        request's `body` is dropped, as the response announces (RFC 9112 9.6), and is not held until the answer ends; None: it
+        is a WebSocket's.
         """
         self._lost = lost
         if self._manager is not None:
             self._manager.live += 1  # type: ignore[attr-defined]
-        if last:
-            self._close = True
+        if body is not None:
+            body.on_eof(self._take_no_more)  # at once, where all of it has come
         if self.transport is not None:
             tune(self.transport)
+
+    def _take_no_more(self) -> None:
+        self._close = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         lost, self._lost = self._lost, None

@@ -71,6 +71,11 @@ class AddressLimit:
         left = refused.end - self._ticks()
         return math.ceil(left) if left > 0 else None
 
+    def demand(self, address: str) -> None:
+        """Raise TooManyRequests for an address that must wait, whatever it shows: a ticket is good once, so none is known."""
+        if (seconds := self.blocked(address)) is not None:
+            raise self.refusal(seconds)
+
     def refusal(self, seconds: int) -> TooManyRequests:
         """The error for an address that must wait so many seconds."""
         more = {"RateLimit-Policy": self._rate.policy, "RateLimit": self._rate.state(0, seconds)}

@@ -31,6 +31,13 @@ class Recheck:
         self._seconds = seconds
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
+    def is_impossible(self, lease: Lease) -> bool:
+        """Can nobody be asked about the caller? A ticket does not have the opaque token with which it was made."""
+        if TICKET not in lease.request or lease.identity is None or lease.identity.claims is not None:
+            return False
+        provider = self._provider_of(lease)
+        return provider is None or provider.recheck is None
+
     def is_needed(self, lease: Lease) -> bool:
         """Must the provider be asked, because it does not recall the same caller? Raises Unavailable if that is unknown."""
         provider = self._provider_of(lease)

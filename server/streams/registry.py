@@ -116,8 +116,8 @@ class Streams:
             for subject in subjects_of(lease.identity):
                 self._by_subject.setdefault(subject, set()).add(lease)
         lease.release = self._admission.release(lease.request)
-        last = lease.kind == "events" and lease.request.content.is_eof()
-        lease.request.protocol.begin_live(partial(self._lost, lease), last=last)  # type: ignore[attr-defined]
+        body = lease.request.content if lease.kind == "events" else None
+        lease.request.protocol.begin_live(partial(self._lost, lease), body)  # type: ignore[attr-defined]
         self.opened[lease.kind] += 1
         self._clock.add(lease)
         self._watching.add(lease)
@@ -188,7 +188,7 @@ class Streams:
             except Unavailable:
                 self.end(lease, DRAINING)
         if wide or _KEYS in kinds:
-            self._watching.look_at_all(subjects)
+            self._watching.look_at_keys(subjects)
 
     def _end_unknowable(self) -> None:
         """While the revocations are too old, end the live answers whose caller's requests would be a 503."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..http.errors import Unavailable
-from .ends import DRAINING, End
+from .ends import DRAINING, TOO_LONG, End
 from .lease import Lease
 from .recheck import Recheck, is_watched, subjects_of
 
+BLIND_SECONDS: Final = 30.0
+"""A live answer about whose credential nobody can be asked ends when it is looked at after this time."""
 NOTHING: Final[frozenset[tuple[str, str]]] = frozenset()
 
 
@@ -40,9 +42,12 @@ class Watching:
         """Stop watching a lease that has ended."""
         self._leases.discard(lease)
 
-    def look_at_all(self, changed: Iterable[tuple[str, str]]) -> None:
-        """Check every watched lease. `changed` are the revocations that were read just now."""
-        for lease in list(self._leases):
+    def look_at_keys(self, changed: Iterable[tuple[str, str]]) -> None:
+        """Check every lease of an API key. `changed` are the revocations that were read just now.
+
+        They tell nothing of other credentials: for those an issuer would be asked, as often as anyone changes a key.
+        """
+        for lease in [one for one in self._leases if one.identity is not None and one.identity.token_type == "api_key"]:
             self.look(lease, changed)
 
     def look(self, lease: Lease, changed: Iterable[tuple[str, str]] = NOTHING) -> None:
@@ -51,6 +56,10 @@ class Watching:
             return
         if lease in self._asking:
             self._asking[lease] = (self._asking[lease] or set()) | set(changed)
+            return
+        if self._recheck.is_impossible(lease):
+            if asyncio.get_running_loop().time() - lease.opened_at >= BLIND_SECONDS:
+                self._end(lease, TOO_LONG)
             return
         try:
             if not self._recheck.is_needed(lease):

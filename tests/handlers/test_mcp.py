@@ -348,3 +348,15 @@ async def test_calls_of_earlier_revisions(agent: Agent) -> None:
 async def test_a_handshake_under_this_revision_says_which_versions_there_are(agent: Agent) -> None:
     error_of(await agent.post(b'{"jsonrpc": "2.0", "id": 1, "method": "initialize"}', {"MCP-Protocol-Version": MODERN}), 400, -32020)
     error_of(await agent.post(message("initialize")), 404, -32601)
+
+
+async def test_a_version_that_is_no_text_is_refused(agent: Agent) -> None:
+    """A header may hold any bytes; the error repeats the version, so it must be text again."""
+    said = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+    async with agent.client.wire() as wire:
+        odd = {"MCP-Protocol-Version": "\udcff\udcfe", "Content-Type": "application/json", "Content-Length": str(len(said))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "127.0.0.1", **ALICE, **odd}.items())
+        wire.writer.write(f"POST /api/mcp HTTP/1.1\r\n{head}\r\n".encode("utf-8", "surrogateescape") + said)
+        status, _, raw = await wire.answer()
+    assert (status, json.loads(raw)["error"]["code"]) == (400, -32022)
+    assert json.loads(raw)["error"]["data"]["requested"] == "??"

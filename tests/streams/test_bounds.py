@@ -239,3 +239,21 @@ async def test_an_idle_stream_takes_little_memory(serve: Serve) -> None:
         writer.close()
     assert grown < 80 * 1024, f"{grown / 1024:.0f} KiB for a stream and its client"
     await until(lambda: registry(client)._clock.number == 0, 20)
+
+
+async def test_requests_behind_a_late_body_are_dropped(serve: Serve) -> None:
+    """The same where the request has a body that is not there yet when the stream opens."""
+    client = await serve(extra=LIVE)
+    async with client.wire() as wire:
+        await wire.send("GET /api/ticks", {**ALICE, "Content-Length": "1"})
+        await wire.reader.readuntil(b"\n\n\r\n")
+        ((lease, *_),) = [registry(client)._clock.leases()]
+        wire.writer.write(b"x")
+        await asyncio.sleep(0.2)
+        for _ in range(50):
+            wire.writer.write(b"GET /api/me HTTP/1.1\r\nHost: x\r\nX-Fill: " + b"x" * 8000 + b"\r\n\r\n")
+            await asyncio.wait_for(wire.writer.drain(), 5)
+        await asyncio.sleep(0.2)
+        assert len(lease.request.protocol._messages) == 0
+        assert registry(client).number == 1
+    await until(lambda: registry(client).number == 0)

@@ -343,3 +343,12 @@ async def test_the_document_has_it(client: Client) -> None:
     document = (await client.get("/api/public/openapi.json")).json()
     operation = document["paths"]["/api/stream-tickets"]["post"]
     assert set(operation["responses"]) >= {"201", "401", "403", "422", "429", "503"}
+
+
+async def test_guesses_count_against_their_address(serve: Serve) -> None:
+    """Each one asks the database, so an address with too many refusals is not asked for any more of them."""
+    client = await serve({"limits.address": "3/minute"}, extra=LIVE)
+    got = [await client.get(f"/api/ticks?ticket=st_{'x' * 42}{number}") for number in range(5)]
+    assert [one.status for one in got] == [401, 401, 401, 429, 429]
+    assert int(got[-1].headers["Retry-After"]) > 0
+    assert await client.get("/api/me", ALICE)
