@@ -1,7 +1,7 @@
-"""Serves agents: the routes that are described with `tool=`, as tools of the Model Context Protocol (revision 2026-07-28).
+"""Offers agents the routes described with `tool=`, as tools of the Model Context Protocol (revision 2026-07-28).
 
-Each message is one request, without a handshake and without a session. A call of a tool is its route's request: the server's
-gate decides on it as on any other.
+Each message is one request, without a handshake or a session. A tool call is a request to the tool's route: the gate decides on
+it as on any other.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from .results import result_of, tool_as_json
 routes = web.RouteTableDef()
 
 EVERY_TYPE: Final = ("access_token", "api_key", "clerk_api_key", "m2m_token", "oauth_token", "session_token")
-"""The route of a tool decides which of these it takes."""
+"""The route of each tool decides which of these it accepts."""
 _KEPT: Final = (hdrs.RETRY_AFTER, "Idempotency-Replayed")
-_LIST_MS: Final = 60_000  # how long a client may use a list of tools; a call is checked all the same
+_LIST_MS: Final = 60_000  # how long a client may reuse a list of tools; each call is checked anyway
 _DISCOVERY_MS: Final = 3_600_000
 
 _SCHEMA: Final = {
@@ -121,7 +121,7 @@ async def _respond(request: web.Request, message: Message) -> web.Response:
 
 
 async def _call(request: web.Request, message: Message) -> tuple[dict[str, Any], dict[str, str]]:
-    """The result of `tools/call`, and further headers of the response."""
+    """Returns the result of `tools/call`, and further headers of the response."""
     name, arguments = message.params.get("name"), message.params.get("arguments")
     if not isinstance(name, str):
         raise RpcError(INVALID_PARAMS, "Invalid params: name must be a string")
@@ -137,10 +137,10 @@ async def _call(request: web.Request, message: Message) -> tuple[dict[str, Any],
 
 
 def _refuse_credential(request: web.Request, name: str, response: web.Response) -> None:
-    """Raise RpcError where another credential would do, with the challenge that tells the client's library which one.
+    """Raise RpcError if another credential would help, with the challenge that tells the client's library which one.
 
-    That is a scope that the token lacks, and a credential that has ended since the request began. Any other refusal is for
-    the agent to read.
+    That is so for a scope that the token lacks, and for a credential that has ended since the request began. Any other refusal
+    is part of the result, for the agent to read.
     """
     challenge = response.headers.get(hdrs.WWW_AUTHENTICATE, "")
     lacks_scope = response.status == 403 and 'error="insufficient_scope"' in challenge
@@ -157,7 +157,7 @@ def _discover(request: web.Request, message: Message) -> dict[str, Any]:
 
 
 def _initialize(request: web.Request, message: Message) -> dict[str, Any]:
-    """The handshake of earlier revisions; nothing is remembered of it."""
+    """The handshake of earlier revisions; no state is kept."""
     asked, server = message.params.get("protocolVersion"), _server(request)
     version = asked if asked in LEGACY else LEGACY[0]
     return {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": server["info"], **server["more"]}

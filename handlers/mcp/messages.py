@@ -64,15 +64,15 @@ class Message:
 
 
 def id_of(data: Any) -> str | int | None:
-    """The id that an error response repeats; None where there is none that it could."""
+    """Returns the id for an error response; None if there is no valid one."""
     given = data.get("id") if isinstance(data, dict) else None
     return given if isinstance(given, str | int) and not isinstance(given, bool) else None
 
 
 def read_message(data: Any, headers: MultiMapping[str]) -> Message:
-    """The message in a body, held against the headers that repeat parts of it. Raises RpcError.
+    """Returns the message in a body, checked against the headers that repeat parts of it. Raises RpcError.
 
-    A request that states its revision in `_meta` follows this one; `initialize`, and a request without it, an earlier one.
+    A request that names a revision in `_meta` follows that one; `initialize`, and a request without `_meta`, an earlier one.
     """
     if isinstance(data, list):
         raise RpcError(INVALID_REQUEST, "Invalid Request: a batch is not supported; send one message in each request")
@@ -109,7 +109,7 @@ def read_message(data: Any, headers: MultiMapping[str]) -> Message:
 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
-    """Raise RpcError where a request lacks what every request of this revision has."""
+    """Raise RpcError if a request lacks what every request of this revision must have."""
     if not isinstance(meta.get(META_CAPABILITIES), dict):
         raise RpcError(INVALID_PARAMS, f"Invalid params: _meta must have {META_CAPABILITIES}, an object")
     client = meta.get(META_CLIENT)
@@ -118,7 +118,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
 
 
 def _check_headers(message: Message, version: str | None, headers: MultiMapping[str]) -> None:
-    """Raise RpcError where a required header is missing, or says something else than the body."""
+    """Raise RpcError if a required header is missing or differs from the body."""
     if version is None:
         raise RpcError(HEADER_MISMATCH, f"Header mismatch: {VERSION} is missing")
     if _header(headers, METHOD) != message.method:
@@ -130,7 +130,7 @@ def _check_headers(message: Message, version: str | None, headers: MultiMapping[
 
 
 def _header(headers: MultiMapping[str], name: str) -> str | None:
-    """The header's value; None where it is missing. Raises RpcError where it is repeated."""
+    """Returns the header's value; None if it is missing. Raises RpcError if it is repeated."""
     values = headers.getall(name, ())
     if len(values) > 1:
         raise RpcError(HEADER_MISMATCH, f"Header mismatch: {name} must be sent once")
@@ -138,7 +138,7 @@ def _header(headers: MultiMapping[str], name: str) -> str | None:
 
 
 def _decoded(value: str | None) -> str | None:
-    """A value that may be encoded, because a header cannot hold every text. None for one that cannot be decoded."""
+    """Returns the decoded value of a header, which may be in base64; None if it cannot be decoded."""
     encoded = _BASE64.match(value) if value is not None else None
     if encoded is None:
         return value

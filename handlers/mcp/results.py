@@ -17,7 +17,7 @@ _NEXT: Final = re.compile(r'<([^>]*)>; rel="next"')
 
 
 def tool_as_json(tool: Tool, *, modern: bool) -> dict[str, Any]:
-    """A tool as `tools/list` shows it. Before 2026-07-28 a result could be an object only."""
+    """Returns a tool in the form of `tools/list`. Before 2026-07-28 a result could only be an object."""
     made: dict[str, Any] = {
         "name": tool.name,
         "description": tool.description,
@@ -35,7 +35,7 @@ def tool_as_json(tool: Tool, *, modern: bool) -> dict[str, Any]:
 
 
 def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
-    """The result of a call: the response's JSON and the same as text, or its text alone. An error is `isError`."""
+    """Returns the result of a call: the response's JSON and again as text, or only its text. An error is `isError`."""
     raw = response.body if isinstance(response.body, bytes) else bytes(memoryview(response.body or b""))  # type: ignore[arg-type]
     content = [_text(raw.decode("utf-8", "replace") or f"{response.status} {response.reason}")]
     result: dict[str, Any] = {"content": content, "isError": response.status >= 400}
@@ -48,7 +48,7 @@ def result_of(response: web.Response, *, modern: bool) -> dict[str, Any]:
 
 
 def _more(headers: Mapping[str, str]) -> list[str]:
-    """What the headers say, in words: the cursor of the next page, the ETag, and where a new row is."""
+    """Returns the headers in words: the cursor of the next page, the ETag, and the location of a new row."""
     found = []
     following = _NEXT.search(headers.get(hdrs.LINK, ""))
     if following is not None and (cursors := parse_qs(following[1].partition("?")[2]).get("cursor")):
@@ -58,7 +58,7 @@ def _more(headers: Mapping[str, str]) -> list[str]:
 
 
 def _is_json(raw: bytes) -> bool:
-    """Is it JSON? It becomes part of the message as it is, and handlers can send any text."""
+    """Is it valid JSON? It becomes part of the message unchanged, and handlers can send any text."""
     try:
         msgspec.json.decode(raw)
     except msgspec.DecodeError:

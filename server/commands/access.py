@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the table, or what differs from a file. Nothing is opened and no handler runs.
 
-    Returns 0, and 1 where an expectation does not hold. Raises ConfigError, ValueError.
+    Returns 0, or 1 if an expectation does not hold. Raises ConfigError, ValueError.
     """
     app = build(settings)
     if args.check is not None:
@@ -68,20 +68,20 @@ def _checked(app: web.Application, file: Path) -> int:
 
 
 def _rules(app: web.Application) -> list[tuple[str, RouteRule]]:
-    """(method, rule) of every route, in the order of `routes`; HEAD is as GET."""
+    """Returns (method, rule) of every route, in the order of `routes`; HEAD is like GET."""
     found = [(route.method, rule) for route, rule in app[TABLE].rules.items() if route.method != "HEAD"]
     return sorted(found, key=lambda one: (one[1].template, one[0]))
 
 
 def usual_callers(rules: Sequence[tuple[str, RouteRule]]) -> Callers:
-    """Callers that differ in what they may do, by what they are; machines only where a route accepts them."""
+    """Returns typical callers by kind; machines only if a route accepts them."""
     accepted = {token_type for _, rule in rules for token_type in rule.access.accepts}
     machines = {name: given for kind, (name, given) in _MACHINES.items() if kind in accepted}
     return {"no credential": None, **{name: identity_from(given) for name, given in {**_USUAL, **machines}.items()}}
 
 
 def table(rules: Sequence[tuple[str, RouteRule]], callers: Callers) -> list[dict[str, Any]]:
-    """A dictionary for each route: `method`, `route`, `access`, and `callers` with the status and reason for each of them.
+    """Returns a dictionary for each route: `method`, `route`, `access`, and `callers` with the status and reason for each.
 
     A path parameter that names the organisation has that of the caller: in another organisation the answer is always a 403.
     """
@@ -104,14 +104,14 @@ def _answer(rule: RouteRule, caller: Identity | None) -> dict[str, Any]:
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """The table in aligned columns, a route per line."""
+    """Returns the table in aligned columns, one line for each route."""
     cells = _cells(rows)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The table in Markdown."""
+    """Returns the table in Markdown."""
     head, *body = ["| " + " | ".join(row) + " |" for row in _cells(rows)]
     return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *body])
 

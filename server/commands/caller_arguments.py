@@ -1,4 +1,4 @@
-"""The arguments that describe a caller, for `explain` and `access`, and the identity that they stand for."""
+"""The arguments that describe a caller, for `explain` and `access`, and the identity that they describe."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def add_caller(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--feature", action="append", default=[], help="such as o:sso or u:sso; may be repeated")
     group.add_argument("--plan", action="append", default=[], help="such as o:pro or u:pro; may be repeated")
     group.add_argument("--token-type", choices=sorted(TOKEN_TYPES), help="the kind of credential (default: session_token)")
-    group.add_argument("--impersonator", help="who acts as the user")
+    group.add_argument("--impersonator", help="the id of the user who acts as --user")
 
 
 def described(args: argparse.Namespace) -> Identity | None:
-    """The caller that the arguments describe; None where there is none. Raises ValueError."""
+    """Returns the caller that the arguments describe; None without such arguments. Raises ValueError."""
     given = {name: getattr(args, name) for name in MEMBERS}
     return identity_from(given) if any(given.values()) else None

@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ask the real router, and with a caller the gate; print the answer. No handler runs and nothing is written. Returns 0.
 
-    Raises ConfigError, StartFailed, ValueError for arguments that cannot be together.
+    Raises ConfigError, StartFailed, and ValueError for arguments that exclude each other.
     """
     result = asyncio.run(_result(args, settings))
     if args.json:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 async def _result(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     method, caller = args.method.upper(), described(args)
     if args.token and caller is not None:
-        raise ValueError("explain: --token names a caller by itself: leave out the others")
+        raise ValueError("explain: --token already identifies the caller: leave out the other arguments that describe one")
     app = build(settings)
     result: dict[str, Any] = await explain(app, method, args.path)
     if (match := await matched(app.router, method, args.path)) is None:
@@ -92,7 +92,7 @@ async def _with_row(
 
 
 async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
-    """What happens to this request without a credential: `route`, `answer`, `why`, and `access` where a route matches."""
+    """Returns the answer to this request without a credential: `route`, `answer`, `why`, and `access` where a route matches."""
     if malformed(target):
         return {"route": "none", "answer": "400", "why": "the target is malformed: parsers could read it in different ways"}
     if (match := await matched(app.router, method, target)) is None:
@@ -109,7 +109,7 @@ async def explain(app: web.Application, method: str, target: str) -> dict[str, s
 
 
 def _access_of(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:
-    """What is known of a route: its access, its own limits if it has any, and why it is public or not."""
+    """Returns what is known about a route: its access, its own limits if it has any, and why it is public or not."""
     found = _openness(app, method, rule)
     return found if rule.bounds is None else found | {"limits": rule.bounds.words()}
 

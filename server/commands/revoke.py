@@ -1,6 +1,6 @@
 """End a session, one token (by its jti), or all present tokens of a user, in every process within a second.
 
-The end is recorded in the table of revocations, as an issuer's events record it, and the audit log names the operator.
+The revocation is recorded in the same table as those of an issuer's events, and the audit log names the operator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..settings.setting import ConfigError, StartFailed
 from ..settings.sources import Settings
 
 KEEP: Final = timedelta(days=366)
-"""How long a revocation is kept: longer than any token lives that the server accepts by default (`max_token_seconds`)."""
+"""How long a revocation is kept: longer than the longest life of an accepted token by default (`max_token_seconds`)."""
 _NO_FUNCTION: Final = "42883"  # SQLSTATE: undefined_function
 _REVOKE: Final = "SELECT revoke_access($1, $2, $3)"
 _ENDED: Final = {
@@ -35,15 +35,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--jti", metavar="J", help="the id of one token: its claim jti")
     what.add_argument("--session", metavar="S", help="a session: the claim sid of its tokens")
     what.add_argument("--user", metavar="U", help="a user, a machine (mch_...) or a client: the tokens issued until now")
-    parser.add_argument("--issuer", metavar="I", help="the issuer whose subject it is; needed where its ids have a namespace")
+    parser.add_argument("--issuer", metavar="I", help="the issuer of the id; needed if its ids have a namespace")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Record one revocation and print what ends. Returns 0.
 
-    Raises ConfigError for an id that no token can have and for an unknown issuer, Unavailable where the database cannot be
-    reached, StartFailed where no server runs on the embedded Postgres.
+    Raises ConfigError for an id that no token can have and for an unknown issuer, Unavailable if the database cannot be
+    reached, StartFailed if no server runs on the embedded Postgres.
     """
     kind = "jti" if args.jti is not None else "session" if args.session is not None else "user"
     given = getattr(args, kind)

@@ -11,7 +11,7 @@ from ..routing.table import Row
 from ..settings.sources import Settings
 
 _WIDEST = 56
-"""A longer cell stands out of its column, so that one route does not push the handlers of all others out of sight."""
+"""A longer cell overflows its column, so that one route does not push the handlers of all others out of sight."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Asks the whole gate about a request with a real credential; its handler is replaced, so that nothing is done."""
+"""Asks the whole gate about a request with a real credential; all handlers are replaced, so that none runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS: Final = 30
 
 @dataclass(slots=True)
 class _Reached:
-    """Stands for every handler, and remembers who has reached it."""
+    """Takes the place of every handler, and remembers the caller who reached it."""
 
     identity: Identity | None = None
 
@@ -32,7 +32,7 @@ class _Reached:
 
 
 async def ask(settings: Settings, method: str, target: str, token: str) -> tuple[Verdict, Identity | None]:
-    """What the gate of a server with these settings says, and the caller if it lets the request in.
+    """Returns how the gate of a server with these settings answers, and the caller if it admits the request.
 
     It listens on a free port of the loopback address, with the real providers and the database, and records no refusal. The
     request has no body. Raises ConfigError, StartFailed.

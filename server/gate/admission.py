@@ -181,7 +181,7 @@ class Gate:
         self._tell(request, rule, identity, error, started)
 
     def refuse(self, request: web.Request, error: ApiError) -> None:
-        """Count and report a refusal that the limits of live answers have decided, after the gate had admitted the request."""
+        """Count and report a refusal by the limits of live answers, after the gate has admitted the request."""
         if isinstance(error, TooManyRequests):
             self._limited[error.reason or "caller"] += 1
         self._tell(request, self.rule_of(request), request.get(IDENTITY), error, time.perf_counter())
@@ -192,7 +192,7 @@ class Gate:
         return self._rules.get(match.route) if match is not None else None
 
     def check_origin(self, request: web.Request, identity: Identity) -> None:
-        """Raise the 401 for a live answer to a caller who is known by a cookie alone, from a page that is not authorized."""
+        """Raise Unauthorized for a live answer to a caller with only a cookie, from a page that is not an authorized party."""
         if hdrs.COOKIE in request.headers and TICKET not in request and not self._shown(request):
             demand_origin(request, self._parties.get(identity.provider, ()))
 

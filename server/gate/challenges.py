@@ -1,4 +1,4 @@
-"""Completes the challenge of a refusal (`WWW-Authenticate`), so that a client that knows nothing can find out how to get in."""
+"""Completes the challenge of a refusal (`WWW-Authenticate`), so that any client learns where to get a token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..http.resource import Resource
 from ..routing.table import RouteRule
 
 _OURS: Final = frozenset({"bearer", "dpop"})
-"""The schemes of which a token is shown: RFC 6750 3 and RFC 9449 7.1 have the same parameters."""
+"""The schemes for tokens: RFC 6750 3 and RFC 9449 7.1 have the same parameters."""
 
 
 class Challenges:
@@ -23,19 +23,19 @@ class Challenges:
         self._beside = f", {beside}" if beside else ""
 
     def complete(self, request: web.Request, response: web.StreamResponse, rule: RouteRule | None) -> None:
-        """Complete the challenge of a 401 or 403. A response without a challenge stays as it is."""
+        """Complete the challenge of a 401 or 403. A response without a challenge is left unchanged."""
         challenge = response.headers.get(hdrs.WWW_AUTHENTICATE)
         if challenge is None or challenge.partition(" ")[0].rstrip(",").lower() not in _OURS:
             return
         beside = self._beside if self._beside and challenge.endswith(self._beside) else ""
         metadata = self._resource.metadata_url(request.raw_path.partition("?")[0])
-        # A 403 names the scopes itself, if it is for want of them.
+        # A 403 for missing scopes names them itself.
         scopes = rule.access.scopes if response.status == 401 and rule is not None else ()
         response.headers[hdrs.WWW_AUTHENTICATE] = _completed(challenge.removesuffix(beside), scopes, metadata) + beside
 
 
 def _completed(challenge: str, scopes: Iterable[str], metadata: str) -> str:
-    """A challenge with both parameters. A parameter that a handler has set itself stays."""
+    """Returns a challenge with both parameters. A parameter that a handler has set itself is kept."""
     parameters = []
     if scopes and "scope=" not in challenge:
         parameters.append(f'scope="{" ".join(scopes)}"')

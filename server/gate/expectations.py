@@ -1,4 +1,4 @@
-"""Policy tests as data: a file that says which caller gets which answer."""
+"""Policy tests as data: a file that states which caller gets which answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_CREDENTIAL: Final = "none"
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """One `[[expect]]`: the answer to a request of a caller. `reason` is compared where it is not None."""
+    """One `[[expect]]`: the answer to a request of a caller. `reason` is compared if it is not None."""
 
     name: str
     caller: Identity | None
@@ -33,7 +33,7 @@ class Expectation:
 
 
 def read_file(file: Path) -> list[Expectation]:
-    """The expectations in a TOML file. Raises ValueError, with its name, for a mistake and for a file that cannot be read."""
+    """Returns the expectations in a TOML file. Raises ValueError, with its name, for a mistake or an unreadable file."""
     try:
         return read(tomllib.loads(file.read_text("utf-8-sig")))
     except OSError as error:
@@ -43,7 +43,7 @@ def read_file(file: Path) -> list[Expectation]:
 
 
 def read(given: Mapping[str, Any]) -> list[Expectation]:
-    """The expectations of a file. Raises ValueError for a mistake, with the number of the expectation.
+    """Returns the expectations in parsed TOML. Raises ValueError for a mistake, with the number of the expectation.
 
     [callers.alice]
     user = "alice"
@@ -56,7 +56,7 @@ def read(given: Mapping[str, Any]) -> list[Expectation]:
     status = 200                  # the gate lets it in
     """
     if unknown := given.keys() - {"callers", "expect"}:
-        raise ValueError(f"unknown key {min(unknown)!r}: it has [callers.NAME] and [[expect]]")
+        raise ValueError(f"unknown key {min(unknown)!r}; known are [callers.NAME] and [[expect]]")
     callers: dict[str, Identity | None] = {NO_CREDENTIAL: None}
     for name, members in given.get("callers", {}).items():
         if not isinstance(members, Mapping) or (odd := members.keys() - set(MEMBERS)):
@@ -67,7 +67,7 @@ def read(given: Mapping[str, Any]) -> list[Expectation]:
             raise ValueError(f"callers.{name}: {error}") from None
     expected = given.get("expect", [])
     if not expected:
-        raise ValueError("it expects nothing: it needs an [[expect]]")
+        raise ValueError("it has no [[expect]]")
     return [_one(number, one, callers) for number, one in enumerate(expected, 1)]
 
 
@@ -84,12 +84,12 @@ def _one(number: int, given: Mapping[str, Any], callers: Mapping[str, Identity |
     if type(status) is not int:
         raise ValueError(f"{where}: status must be a number")
     if reason is not None and not isinstance(reason, str):
-        raise ValueError(f"{where}: reason must be a text")
+        raise ValueError(f"{where}: reason must be a string")
     return Expectation(name, callers[name], method.upper(), target, status, reason)
 
 
 async def differences(router: web.UrlDispatcher, table: RouteTable, expected: list[Expectation]) -> list[str]:
-    """A line for each expectation that does not hold for these routes."""
+    """Returns a line for each expectation that does not hold for these routes."""
     lines = []
     for one in expected:
         match = await matched(router, one.method, one.target)

@@ -23,11 +23,11 @@ _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 
 
 Redeem: TypeAlias = Callable[[str | None, str], Coroutine[Any, Any, Identity | None]]
-"""(ticket, path): the caller whom this ticket stands for on this path, once; None for any other ticket."""
+"""(ticket, path) -> the caller whom this ticket stands for on this path, once; None for any other ticket."""
 
 
 async def no_tickets(ticket: str | None, path: str) -> Identity | None:
-    """Where there are no tickets."""
+    """Accept no ticket: used if no route streams."""
     return None
 
 

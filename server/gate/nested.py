@@ -1,4 +1,4 @@
-"""A request that a handler makes to another route of this server, for its own caller: it passes the gate as that route's."""
+"""Requests that a handler makes to another route of this server for its own caller, checked by the gate like any other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .idempotency import KEY, once
 _KEPT: Final = frozenset(
     {"baggage", "forwarded", "host", "traceparent", "tracestate", "user-agent", "via", "x-real-ip", "x-request-id"}
 )
-"""What a handler may want to know of its client. No credential, no cookie, no `Origin`, and nothing about the body."""
+"""What a handler may want to know about its client. No credential, no cookie, no `Origin`, and nothing about the body."""
 
 
 class NestedGate(Gate):
@@ -164,7 +164,7 @@ def _reader(body: bytes, loop: asyncio.AbstractEventLoop) -> StreamReader:
 
 
 class _Connection:
-    """What a nested request knows of its client's connection: whose it is. It can neither be written to nor closed."""
+    """What a nested request knows about its client's connection: the addresses. It can be neither written to nor closed."""
 
     __slots__ = ("_messages", "peername", "sockname", "ssl_context", "transport")
 
@@ -176,7 +176,7 @@ class _Connection:
 
 
 class _Transport(asyncio.BaseTransport):
-    """Tells of a transport, and does nothing with it: all other methods raise NotImplementedError."""
+    """Reads the details of a transport and does nothing else: all other methods raise NotImplementedError."""
 
     def __init__(self, told: asyncio.BaseTransport) -> None:
         super().__init__()

@@ -37,12 +37,12 @@ class ResourceRoutes:
     """The routes of the metadata. They are public because the operator has set `resource.url`; no pattern is needed."""
 
     def __init__(self, resource: Resource | None) -> None:
-        """`resource` is None where `resource.url` is not set: then there are no routes."""
+        """`resource` is None if `resource.url` is not set: then there are no routes."""
         self._resource = resource
         self._members: Mapping[str, Any] = {}
 
     def fill(self, table: RouteTable, providers: Iterable[LoadedProvider]) -> None:
-        """Set what the metadata says, once all routes and providers are known."""
+        """Set the contents of the metadata, once all routes and providers are known."""
         self._members = members_of(table, providers)
 
     def routes(self) -> list[web.RouteDef]:
@@ -71,13 +71,13 @@ class ResourceRoutes:
         if resource is None:
             raise NotFound
         response = answer(json.dumps({"resource": resource, **self._members}), headers=_HEADERS)
-        # It is the same for everybody, and pages of any origin may need it; for a listed origin CORS replaces this.
+        # It is the same for every client, and pages of any origin may need it; for a listed origin CORS replaces this.
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"
         return response
 
 
 def members_of(table: RouteTable, providers: Iterable[LoadedProvider]) -> dict[str, Any]:
-    """The members but `resource`. RFC 9728 3.2: a list without elements is left out."""
+    """Returns all members but `resource`. RFC 9728 3.2: a list without elements is left out."""
     providers = list(providers)
     issuers = list(dict.fromkeys(issuer for one in providers for issuer in sorted(one.issuers) if _is_server(issuer)))
     scopes = sorted({scope for rule in table.rules.values() for scope in rule.access.scopes})

@@ -1,4 +1,4 @@
-"""What the gate says to a caller of a route, from the access that is declared there."""
+"""How the gate answers a caller of a route, decided from the declared access alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS: Final = "row-level security"
 
 
 class Verdict(NamedTuple):
-    """The status and reason of the refusal, and the lock that refuses; 200 and None where the handler is reached."""
+    """The status and reason of the refusal, and the lock that refuses; 200 and None if the handler is reached."""
 
     status: int
     reason: str | None = None
@@ -27,11 +27,11 @@ class Verdict(NamedTuple):
 def verdict(
     rule: RouteRule | None, identity: Identity | None, parameters: Mapping[str, str], missing: web.HTTPException | None = None
 ) -> Verdict:
-    """What happens to a request of this caller (None: without a credential).
+    """Returns what happens to a request of this caller (None: without a credential).
 
-    rule        the route's; None: no route matches
+    rule        the route's rule; None: no route matches
     parameters  its path parameters
-    missing     the router's answer where no route matches
+    missing     the router's answer if no route matches
     """
     if rule is not None and rule.public and (identity is None or not rule.optional):
         return Verdict(200)

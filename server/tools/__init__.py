@@ -1,1 +1,1 @@
-"""Routes as tools: what `@describe(tool=...)` offers to agents, and calls of it for a request's own caller."""
+"""Routes as tools: what `@describe(tool=...)` offers to agents, and tool calls for a request's own caller."""

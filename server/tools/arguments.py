@@ -1,4 +1,4 @@
-"""From the arguments of a tool to its route's request: a path, a query, a body, and a header."""
+"""Turns the arguments of a tool into a request to its route: path, query, body and a header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAG: Final = re.compile(r"[!-~]{1,1024}\Z")  # visible ASCII, so nothing that c
 
 @dataclass(slots=True)
 class Prepared:
-    """A route's request. `fault` is what is wrong with the arguments, or None; `path` are the parameters in the path."""
+    """The request to a route. `fault`: the error in the arguments, or None; `path`: the path parameters."""
 
     target: str
     path: dict[str, str]
@@ -33,7 +33,7 @@ class Prepared:
 
 
 def prepare(tool: ToolRoute, given: Mapping[str, Any], org_id: str | None) -> Prepared:
-    """The request to the tool's route with these arguments. `org_id` is the active organisation."""
+    """Returns the request to the tool's route with these arguments. `org_id` is the caller's active organisation."""
     bad: list[dict[str, str]] = []
     inputs, left = tool.inputs, dict(given)
     path: dict[str, str] = {}
@@ -63,7 +63,7 @@ def prepare(tool: ToolRoute, given: Mapping[str, Any], org_id: str | None) -> Pr
 
 
 def _body(tool: ToolRoute, left: dict[str, Any], bad: list[dict[str, str]]) -> bytes | None:
-    """The body of what is left of the arguments; None for no body."""
+    """Returns the body, made of the remaining arguments; None for no body."""
     members = tool.inputs.members
     if members:
         return json.dumps(left).encode() if left or not tool.body_optional else None
@@ -78,7 +78,7 @@ def _body(tool: ToolRoute, left: dict[str, Any], bad: list[dict[str, str]]) -> b
 
 
 def _put(name: str, value: Any, query: list[tuple[str, str]], bad: list[dict[str, str]]) -> None:
-    """Add a parameter to the query. None is a parameter that is left out, as no text in a URL stands for null."""
+    """Add a parameter to the query. None leaves it out, since no text in a URL means null."""
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, str):
             query.append((name, one))

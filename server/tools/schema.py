@@ -14,7 +14,7 @@ from ..routing.table import RouteRule
 from ..settings.setting import ConfigError
 
 BODY: Final = "body"
-"""The argument that is the body, where the body is no object with fixed members."""
+"""The argument that is the whole body, if the body is not an object with fixed members."""
 IF_MATCH: Final = "if_match"
 _LOCAL: Final = "#/$defs/"
 _MIXED: Final = frozenset({"anyOf", "oneOf", "allOf", "$ref", "patternProperties"})
@@ -23,7 +23,7 @@ _MIXED: Final = frozenset({"anyOf", "oneOf", "allOf", "$ref", "patternProperties
 class Inputs(NamedTuple):
     """Where each argument goes: the names of the parameters in the path and in the query, and the form of the body.
 
-    organization   the parameter in the path that may be left out: it then is the active organisation
+    organization   the path parameter that may be left out: it defaults to the active organisation
     members        True: all other arguments are members of the body; False: there is the argument `body`; None: no body
     """
 
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(where: str, rule: RouteRule, said: Description, schemas: Schemas, named: Mapping[str, Any]) -> Inputs:
-    """The arguments of a tool. `named` are the components of `schemas`. Raises ConfigError where two have one name."""
+    """Returns the arguments of a tool. `named` are the components of `schemas`. Raises ConfigError if two have one name."""
     path = path_parameters(rule.template, rule.access.organization)
     query = [*query_parameters(said.query, schemas, rule.plugin), *(_of_page() if said.page else ())]
     arguments = _Arguments(where)
@@ -58,14 +58,14 @@ class _Arguments:
         self._required: list[str] = []
 
     def add(self, name: str, schema: dict[str, Any], *, needed: bool) -> None:
-        """Raises ConfigError where there is an argument of this name already."""
+        """Add an argument. Raises ConfigError if there is one of this name already."""
         if name in self._properties:
-            raise ConfigError(f"{self._where}: two arguments of the tool are named {name!r}: of path, query, page or body")
+            raise ConfigError(f"{self._where}: two arguments of the tool are named {name!r} (among path, query, page and body)")
         self._properties[name] = schema
         self._required += [name] if needed else []
 
     def add_body(self, rule: RouteRule, said: Description, schemas: Schemas) -> bool:
-        """True: the members of the body are arguments; False: the body is one."""
+        """Add the body. Returns True if its members are arguments, False if the whole body is one argument."""
         body = schemas.definition(said.body, "validation", rule.plugin)
         if body.get("type") != "object" or "properties" not in body or _MIXED & body.keys():
             self.add(BODY, schemas.of(said.body, "validation", rule.plugin), needed=not said.body_optional)
@@ -82,7 +82,7 @@ class _Arguments:
 
 
 def output_of(rule: RouteRule, said: Description, schemas: Schemas, named: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema of a tool's result; None where the successes have no body, several, or no JSON."""
+    """Returns the schema of a tool's result; None if the successes have no body, different ones, or no JSON."""
     kinds = [kind for status, kind in said.answers.items() if status < 300]
     if not kinds or not is_json(said.content_type) or any(kind is None or kind != kinds[0] for kind in kinds):
         return None
@@ -90,7 +90,7 @@ def output_of(rule: RouteRule, said: Description, schemas: Schemas, named: Mappi
 
 
 def standalone(schema: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with all that it refers to among its own `$defs`, instead of the OpenAPI document's components."""
+    """Returns the schema with everything that it refers to in its own `$defs`, not in the OpenAPI document's components."""
     made = _relocated(schema)
     left, definitions = _names(schema), {}
     while left:

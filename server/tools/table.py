@@ -23,12 +23,12 @@ from .schema import Inputs, inputs_of, output_of
 class Tool:
     """A route that agents may call.
 
-    name            the word of `@describe(tool=...)`
+    name            the value of `@describe(tool=...)`
     description     its `summary`
     method          the method of its route, such as `POST`
     input_schema    the JSON Schema (2020-12) of its arguments, an object
-    output_schema   the JSON Schema of its result; None where the result is not always JSON of one type
-    pages           its result is a page of a list, with a cursor to the next one
+    output_schema   the JSON Schema of its result; None if the result is not always JSON of one type
+    pages           whether its result is a page of a list, with a cursor to the next one
     """
 
     name: str
@@ -50,7 +50,7 @@ class ToolRoute:
     body_optional: bool = False
 
     def is_for(self, identity: Identity) -> bool:
-        """May this caller call it now? Nothing is counted, logged or recorded. In paths that name an organisation: its own."""
+        """May this caller call it, in its own organisation if the path names one? Nothing is counted, logged or recorded."""
         if self.rule.public:
             return True
         named = self.rule.access.organization
@@ -62,7 +62,7 @@ class ToolRoute:
 
 
 def tools_in(table: RouteTable) -> dict[str, ToolRoute]:
-    """The tools of these routes by name, sorted. Raises ConfigError for a name used twice, and for a route that can be none."""
+    """Returns the tools of these routes by name, sorted. Raises ConfigError for a duplicate name or an unsuitable route."""
     found: dict[str, tuple[web.AbstractRoute, RouteRule, Description]] = {}
     schemas = Schemas()
     for route, rule in table.rules.items():
@@ -72,7 +72,7 @@ def tools_in(table: RouteTable) -> dict[str, ToolRoute]:
         where = f"{route.method} {rule.template}"
         if said.tool in found:
             other = found[said.tool]
-            raise ConfigError(f"{where}: the tool {said.tool!r} is {other[0].method} {other[1].template} already")
+            raise ConfigError(f"{where}: the tool {said.tool!r} already exists: {other[0].method} {other[1].template}")
         if may_call_tools(route.handler):
             raise ConfigError(f"{where}: a handler that calls tools cannot be the tool {said.tool!r} itself")
         if is_secret(route.handler):

@@ -129,7 +129,7 @@ def test_a_file_that_is_missing_or_empty(folder: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "gatepost: none.toml cannot be read (No such file or directory)\n"
     (folder / "none.toml").write_text("")
     assert run(["access", "--check", "none.toml"]) == 2
-    assert capsys.readouterr().err == "gatepost: none.toml: it expects nothing: it needs an [[expect]]\n"
+    assert capsys.readouterr().err == "gatepost: none.toml: it has no [[expect]]\n"
 
 
 def test_an_organisations_key_is_no_user() -> None:

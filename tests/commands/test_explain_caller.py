@@ -57,7 +57,7 @@ async def test_what_a_described_caller_gets(words: tuple[str, ...], status: int,
 @pytest.mark.parametrize(("words", "said"), [
     (("GET", "/api/data", "--role", "org:admin"), "a role needs an organisation"),
     (("GET", "/api/data", "--org", "o", "--token-type", "session_token"), "a session_token has a user"),
-    (("GET", "/api/data", "--user", "u", "--token", "x"), "--token names a caller by itself"),
+    (("GET", "/api/data", "--user", "u", "--token", "x"), "--token already identifies the caller"),
     (("GET", "/api/data", "--user", "u", "--feature", "sso"), "a feature begins with o: or u:"),
 ])  # fmt: skip
 async def test_a_caller_who_cannot_be_is_one_line(words: tuple[str, ...], said: str, tmp_path: Path, db: Any) -> None:

@@ -135,7 +135,7 @@ def test_the_settings_of_compose_are_production_settings(more: dict[str, str], t
     assert settings.get("database.owner_url") is None
     assert settings.get("database.pooler") == (more or {"GATEPOST_DATABASE_POOLER": "none"})["GATEPOST_DATABASE_POOLER"]
     # Twice, while a new container takes the place of an old one, it would not fit: compose stops the old one first.
-    assert settings.get("workers") * (settings.get("database.pool_size") + 1) <= 97
+    assert settings.get("workers") * (settings.get("database.pool_size") + 2) <= 97
     assert int(served["stop_grace_period"].rstrip("s")) in LONG_ENOUGH
 
 

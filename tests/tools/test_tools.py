@@ -89,7 +89,7 @@ def test_what_a_tool_cannot_take_or_return(more: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("routes", "words"),
     [
-        ([web.get("/api/a", tool()), web.get("/api/b", tool())], "GET /api/b: the tool 'one' is GET /api/a already"),
+        ([web.get("/api/a", tool()), web.get("/api/b", tool())], "GET /api/b: the tool 'one' already exists: GET /api/a"),
         ([web.get("/api/a", calls_tools(tool()))], "calls tools"),
         ([web.post("/api/a", answers_secret(tool()))], "holds a secret"),
         ([web.patch("/api/a/{id}", tool(body=Body))], "two arguments of the tool are named 'id'"),
