@@ -54,7 +54,7 @@ class Tools:
         return await self._dispatcher.handle_for(request, nested, match, fault)
 
     def _unsound(self, prepared: Prepared) -> ApiError | None:
-        """Returns the error for a path and query that would be refused in a client's request: an argument must stay one value."""
+        """Returns the error for a path and query that a client could not send either: an argument must stay one value."""
         if len(prepared.target) > self._target_bytes or malformed(prepared.target):
             return BadRequest(for_log="target-malformed")
         return None
