@@ -15,7 +15,7 @@ _LOG_SECONDS: Final = 60.0
 
 
 def fault(claims: Mapping[str, Any], ours: frozenset[str], *, required: bool = False) -> str | None:
-    """Returns what is wrong with the `aud` of a verified payload, or None. `ours` empty: nothing is checked.
+    """Returns what is wrong with the `aud` of a verified payload, or None. If `ours` is empty, nothing is checked.
 
     A token that names any audience must name one of ours, exactly. One that names none passes unless `required`.
     """
@@ -45,7 +45,7 @@ class MachineAudience:
         """How many tokens were accepted that the check would have refused."""
 
     def announce(self) -> None:
-        """Log at startup that the check only observes, so that it is not left so by mistake."""
+        """Log at startup that the check only observes, so that it is not left that way by mistake."""
         if not self._enforced:
             log.warning("clerk.audience_mode is observe: machine tokens for other audiences are accepted")
 

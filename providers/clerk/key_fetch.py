@@ -21,7 +21,7 @@ async def fetch_keys(house: House | None, settings: ClerkSettings) -> bytes:
         headers |= {"Authorization": f"Bearer {settings.secret_key}", "Clerk-API-Version": API_VERSION}
     answer = await house.fetch(settings.jwks_url, headers=headers)
     if answer.status in (401, 403) and settings.secret_key is not None:
-        raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY right?")
+        raise Unavailable(f"Clerk answered {answer.status}: check CLERK_SECRET_KEY")
     if answer.status != 200:
         raise Unavailable(f"Clerk answered {answer.status}", retry_after=retry_after(answer.headers))
     return answer.body

@@ -90,7 +90,7 @@ def _check_header(kind: str, header: Mapping[str, Any]) -> None:
     if kind == "m2m_token":
         if header.get("typ", "JWT") != "JWT":
             raise _reject("token-type", "a machine's token with the typ of an OAuth access token")
-        if header.get("cat", _M2M) != _M2M:  # absent: minted before there were categories
+        if header.get("cat", _M2M) != _M2M:  # absent: issued before there were categories
             raise _reject("token-type", "cat is not a machine token's")
     elif "cat" in header and (not isinstance(header["cat"], str) or header["cat"] in (_TEMPLATE, _M2M)):
         raise _reject("token-type", "cat is that of another kind of token")

@@ -33,5 +33,5 @@ class FetchBudget:
         return max(self._paused_until - self._clock(), 0.0)
 
     def pause(self, seconds: float) -> None:
-        """Allow no fetch for so many seconds: the service has asked for it (`Retry-After`)."""
+        """Allow no fetch for this many seconds, as the service has asked (`Retry-After`)."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)

@@ -145,7 +145,7 @@ class KeySet:
         return math.ceil(max(1.0, soonest, self._budget.paused()))
 
     def _is_useless(self, kid: str) -> bool:
-        """Whether the last fetch, not long ago, told that the key has left or cannot be used: its tokens cost no fetch each."""
+        """Did the last fetch, not long ago, show that the key is gone or unusable? Then its tokens cause no further fetch."""
         lately = self._clock() < min(self._asked_at + self._cooldown, self._stale_at)
         return lately and kid in self._useless and self._failure is None
 

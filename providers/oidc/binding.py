@@ -1,4 +1,4 @@
-"""Reads which key a token is bound to, and refuses a bound token that is shown as a bearer's (RFC 7800, RFC 9449 6.1)."""
+"""Reads which key a token is bound to, and refuses a bound token that is sent as a bearer token (RFC 7800, RFC 9449 6.1)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def bound_key(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None
 
 
 def refuse_bearer(key: str | None, settings: IssuerSettings) -> None:
-    """Raise CredentialRejected for a token that must not be shown under the scheme `Bearer`. `key` is from `bound_key`."""
+    """Raise CredentialRejected for a token that must not be sent under the scheme `Bearer`. `key` is from `bound_key`."""
     if key is not None:  # RFC 9449 7.2
-        raise CredentialRejected("proof-missing", "a token that is bound to a key was shown as a bearer token")
+        raise CredentialRejected("proof-missing", "a token that is bound to a key was sent as a bearer token")
     if settings.dpop is not None and settings.dpop.required:
         raise CredentialRejected("token-unbound", "dpop is required, and the token is not bound to a key")

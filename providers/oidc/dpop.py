@@ -38,7 +38,7 @@ class DpopGuard:
     """Checks proofs for all issuers: the same proof is refused the second time, whichever issuer the token is from."""
 
     def __init__(self, issuers: Sequence[IssuerSettings], secret: str | None, clock: Callable[[], float]) -> None:
-        """`secret` is the setting `dpop_nonce_secret`. Raises ValueError where an issuer needs it and it is missing."""
+        """`secret` is the setting `dpop_nonce_secret`. Raises ValueError if an issuer needs it and it is missing."""
         given = {one.issuer: one.dpop for one in issuers if one.dpop is not None}
         self._readers = {issuer: ProofReader(dpop.algorithms) for issuer, dpop in given.items()}
         self.algorithms: Final = list(dict.fromkeys(alg for dpop in given.values() for alg in dpop.algorithms))
@@ -52,14 +52,14 @@ class DpopGuard:
         self._address = Address(None)
 
     async def open(self, house: House) -> None:
-        """Take the public address and the store of used proofs from `house`. Raises ValueError for an address that is none."""
+        """Take the public address and the store of used proofs from `house`. Raises ValueError for a malformed address."""
         self._address, self._house = Address(house.resource_url), house
         if house.resource_url is None and house.env == "production":
             log.warning(_NO_ADDRESS)
 
     @property
     def challenge(self) -> str:
-        """The challenge of a 401 to a request without a proof, beside that of `Bearer` (RFC 9449 7.2)."""
+        """Returns the challenge for a request without a proof, sent beside that of `Bearer` (RFC 9449 7.2)."""
         return f'DPoP algs="{" ".join(self.algorithms)}"'
 
     def rejection(
@@ -70,7 +70,7 @@ class DpopGuard:
         return CredentialRejected(reason, detail, challenge=challenge, headers=headers)
 
     def shown(self, request: web.Request) -> str:
-        """Returns the text of the one proof that a request shows. Raises CredentialRejected for none, and for two."""
+        """Returns the text of the only proof in a request. Raises CredentialRejected if there is none, or more than one."""
         shown = request.headers.getall(HEADER, ())
         if len(shown) == 1:
             return shown[0]
@@ -101,7 +101,7 @@ class DpopGuard:
         request[_PROVED] = digest
 
     def _check_request(self, request: web.Request, proof: Proof, digest: bytes) -> None:
-        """RFC 9449 4.3, steps 8, 9 and 12: it is for this method, this URI and this token."""
+        """Raise unless the proof is for this method, this URI and this token (RFC 9449 4.3, steps 8, 9 and 12)."""
         if proof.htm != request.method:
             raise self.rejection("proof-target", "htm is another method")
         if not self._address.is_of(proof.htu, request):
@@ -110,7 +110,7 @@ class DpopGuard:
             raise self.rejection("proof-token", "ath is another token's")
 
     def _check_time(self, proof: Proof, dpop: DpopSettings) -> None:
-        """Steps 10 and 11: it is recent, by its own time and by the nonce of this server."""
+        """Raise unless it is recent, by its own time and by this server's nonce (RFC 9449 4.3, steps 10 and 11)."""
         now = self._clock()
         if abs(now - proof.issued) > dpop.seconds:
             raise self.rejection("proof-expired", "iat is further from this server's clock than dpop_seconds")
@@ -123,7 +123,7 @@ class DpopGuard:
             raise self.rejection("proof-nonce", "nonce is missing or old", error="use_dpop_nonce", headers=headers)
 
     async def _check_first(self, proof: Proof, key: str, dpop: DpopSettings) -> None:
-        """RFC 9449 11.1: the `jti` of a key counts once, for as long as a proof with it could be valid."""
+        """Raise if the `jti` was used with this key before, while a proof with it could still be valid (RFC 9449 11.1)."""
         if self._house is None:
             raise Unavailable("the provider is not open")
         left = proof.issued + dpop.seconds - self._clock()

@@ -1,4 +1,4 @@
-"""Makes and checks the nonces of DPoP proofs (RFC 9449 8): every process with the same secret knows those of all others."""
+"""Makes and checks the nonces of DPoP proofs (RFC 9449 8): every process with the same secret accepts those of all others."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _HASHED: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class InvalidProof(Exception):
-    """A proof that is refused. The message is logged, so it names the rule and never a value."""
+    """The proof is refused. The message is logged, so it names the rule and never a value."""
 
 
 class Proof(NamedTuple):
@@ -50,7 +50,7 @@ class _Signer(NamedTuple):
 
 
 class ProofReader:
-    """Verifies proofs, and remembers the headers of those that were valid: a client's header is the same for all its proofs."""
+    """Verifies proofs, and caches the headers of valid ones: a client sends the same header with all its proofs."""
 
     def __init__(self, algorithms: Collection[str]) -> None:
         """`algorithms` are the allowed `alg` values; `none` and HMAC raise ValueError."""

@@ -21,7 +21,7 @@ _LONGEST: Final = 4096
 
 
 class Origin(NamedTuple):
-    """The scheme and the host in lower case, and the port."""
+    """Scheme and host in lower case, and the port."""
 
     scheme: str
     host: str
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 def read_target(uri: str) -> Target | None:
-    """Returns the target of an http or https URI; None for other texts. Dot segments are not resolved: no request has any."""
+    """Returns the target of an http or https URI; None for other texts. Dot segments are kept: no accepted request has any."""
     parts = _URI.fullmatch(uri) if len(uri) <= _LONGEST else None
     if parts is None:
         return None
@@ -67,7 +67,7 @@ class Address:
         self._prefix = public.path.rstrip("/") if public is not None else ""
 
     def is_of(self, uri: str, request: web.Request) -> bool:
-        """Whether `uri` is that of `request`: at the public address, else at the address of the connection's own end."""
+        """Whether `uri` is that of `request`, at the public address or else at the socket's own."""
         target = read_target(uri)
         if target is None:
             return False
@@ -79,7 +79,7 @@ class Address:
 
 
 def served_at(request: web.Request) -> Collection[Origin]:
-    """Returns the origins of the socket that took the request; none for a Unix socket. On loopback, those of all its names."""
+    """Returns the origins of the socket that accepted the request; none for a Unix socket. On loopback, those of all its names."""
     transport = request.transport
     name: Any = transport.get_extra_info("sockname") if transport is not None else None
     if transport is None or not isinstance(name, tuple) or len(name) < 2:

@@ -29,12 +29,12 @@ _WAITING: Final = 500
 _MAX_ANSWER: Final = 65_536
 _REFUSED_SECONDS: Final = 5.0
 _UNDISCOVERED_SECONDS: Final = 5
-# A kept connection that the issuer closed in the same moment. The question changes nothing, so it may be asked again.
+# The issuer closed a kept connection at the same moment. The request changes nothing, so it may be sent again.
 _CLOSED: Final = ("ServerDisconnectedError", "ClientOSError", "ConnectionResetError")
 
 
 class Answered(NamedTuple):
-    """The caller of a valid token, and until when the answer may be used again (Unix seconds; None: not at all)."""
+    """The caller of a valid token, and until when the answer may be reused (Unix seconds; None: not at all)."""
 
     caller: Caller
     until: float | None
@@ -46,7 +46,7 @@ class _Refused(NamedTuple):
 
 
 class Introspection:
-    """The opaque tokens of one issuer. Nothing is shared with another one: neither answers nor places in the queue."""
+    """The opaque tokens of one issuer. Nothing is shared between issuers: neither answers nor places in the queue."""
 
     def __init__(self, settings: IssuerSettings, house: House, discovery: Discovery, clock: Callable[[], float]) -> None:
         """`clock` returns Unix seconds."""
@@ -61,7 +61,7 @@ class Introspection:
         self._calls = self._failures = 0
 
     def figures(self) -> dict[str, float]:
-        """Returns how often the issuer was asked, and how often in vain, for the metrics."""
+        """Returns for the metrics how often the issuer was asked, and how often without a usable answer."""
         return {"introspections_total": self._calls, "introspection_failures_total": self._failures}
 
     async def ask(self, digest: bytes, token: str) -> Answered:
@@ -102,7 +102,7 @@ class Introspection:
         except Unavailable as outage:
             self._failures += 1
             return outage
-        except Exception as error:  # an unexpected failure says nothing about the token
+        except Exception as error:  # an unexpected failure proves nothing about the token
             self._failures += 1
             return Unavailable(f"{self._settings.issuer}: introspection failed: {type(error).__name__}")
         finally:
@@ -152,7 +152,7 @@ def _basic(client_id: str, secret: str) -> str:
 
 
 def _check_status(answer: Answer, issuer: str) -> None:
-    """RFC 7662 2.2 and 2.3: every answer about a token is a 200. Anything else says nothing about the token."""
+    """Raise unless the answer is a 200: nothing else is about the token (RFC 7662 2.2, 2.3)."""
     if answer.status == 200:
         return
     if answer.status in (401, 403):

@@ -1,4 +1,4 @@
-"""`POST /api/webhooks/oidc`: takes the logout tokens of the issuers (OpenID Connect Back-Channel Logout 1.0)."""
+"""`POST /api/webhooks/oidc`: accepts the logout tokens of the issuers (OpenID Connect Back-Channel Logout 1.0)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG: Final = logging.getLogger("gatepost.oidc")
 
 
 class LogoutReceiver:
-    """Takes logout tokens. A repeated one is answered as the first and does nothing."""
+    """Accepts logout tokens. A repeated one gets the same answer as the first and does nothing."""
 
     def __init__(self) -> None:
         self._ending = Ending()
@@ -40,7 +40,7 @@ class LogoutReceiver:
         operation_id="receive_logout_token",
     )
     async def take(self, request: web.Request) -> web.Response:
-        """200 for a valid logout token (2.8), whether or not anybody was signed in; raises 400, or 503 to be tried again."""
+        """200 for a valid logout token (2.8), whether or not the user was signed in; raises 400, or 503 to be tried again."""
         check_type(request, _FORM)
         try:
             signed = await read_signed(request, _token(await raw_body(request)), _TYPES)

@@ -20,7 +20,7 @@ _FOREIGN: Final = ("ak_", "mt_", "oat_")
 
 
 class OpaqueTokens:
-    """The issuers that introspect opaque tokens, by the beginnings of their tokens."""
+    """The issuers that introspect opaque tokens, by the prefixes of their tokens."""
 
     def __init__(self, issuers: Iterable[Issuer]) -> None:
         listed = [(one.settings.introspection.prefix, one) for one in issuers if one.settings.introspection is not None]
@@ -31,7 +31,7 @@ class OpaqueTokens:
         return bool(self._issuers)
 
     def issuer_of(self, token: str) -> Issuer | None:
-        """Returns the issuer with the longest prefix of this token; None for what no issuer is asked about.
+        """Returns the issuer with the longest matching prefix; None for a token that no issuer is asked about.
 
         That is whatever is no bearer token, an API key, another provider's token, and anything with the header of a JWT: a JWT
         is verified here or not at all.
@@ -45,7 +45,7 @@ class OpaqueTokens:
 
 
 def is_structured(token: str) -> bool:
-    """Is it a JWS or a JWE, or does it pretend to be one: segments, of which the first is a JSON object?"""
+    """Does it look like a JWS or a JWE: segments, of which the first is a JSON object?"""
     head, dot, _ = token.partition(".")
     if not dot or not head:
         return False

@@ -82,7 +82,7 @@ class OidcProvider:
 
     @property
     def challenge(self) -> str | None:
-        """The challenge beside `Bearer`, if an issuer's tokens may be bound to a key."""
+        """The challenge beside `Bearer` if an issuer's tokens may be bound to a key; else ""."""
         return self._dpop.challenge if self._dpop is not None else None
 
     @property
@@ -128,7 +128,7 @@ class OidcProvider:
         return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
-        """Returns the caller; None for anything but a JWT of one of the issuers, and an opaque token that one introspects.
+        """Returns the caller; None for anything but a JWT of one of the issuers or an opaque token that one introspects.
 
         Raises CredentialRejected, Unavailable.
         """

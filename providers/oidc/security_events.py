@@ -1,4 +1,4 @@
-"""`POST /api/webhooks/ssf`: takes the security event tokens of the issuers (RFC 8417, RFC 8935; OpenID Shared Signals)."""
+"""`POST /api/webhooks/ssf`: accepts the security event tokens of the issuers (RFC 8417, RFC 8935; OpenID Shared Signals)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SESSION_ENDS: Final = frozenset({_SCHEMAS + "caep/event-type/session-revoked"})
 ACCOUNT_ENDS: Final = frozenset(
     _SCHEMAS + name for name in ("risc/event-type/account-disabled", "risc/event-type/account-purged")
 )
-"""Those that also end the user's API keys."""
+"""The events that also end the user's API keys."""
 USER_ENDS: Final = ACCOUNT_ENDS | {
     _SCHEMAS + "risc/event-type/credential-compromise",
     _SCHEMAS + "risc/event-type/sessions-revoked",
@@ -35,13 +35,13 @@ _LOG: Final = logging.getLogger("gatepost.oidc")
 
 
 class AuthenticationFailed(ApiError):
-    """401: the transmitter's own credential is not the one of the settings."""
+    """401: the transmitter's own credential is not the one in the settings."""
 
     status = 401
 
 
 class SecurityEventReceiver:
-    """Takes security event tokens. A repeated one is answered as the first and does nothing."""
+    """Accepts security event tokens. A repeated one gets the same answer as the first and does nothing."""
 
     def __init__(self) -> None:
         self._ending = Ending()
@@ -54,7 +54,7 @@ class SecurityEventReceiver:
         refusals={
             400: "It is not a security event for this server: `err` and `description` are those of RFC 8935.",
             401: "The header `Authorization` is not that of the settings.",
-            503: "The issuer's keys or the database cannot be asked. The transmitter should try again.",
+            503: "The issuer's keys or the database are unavailable. The transmitter should try again.",
         },
         tags=["webhooks"],
         operation_id="receive_security_event",
@@ -148,13 +148,13 @@ def _ends(signed: Signed, name: str, event: dict[str, Any], issued: float) -> li
 
 
 def _of_session(settings: IssuerSettings, subject: Subject, at: float) -> list[End]:
-    if subject.either:  # an id without a meaning: it may be the user's or the session's, and both are the issuer's to end
+    if subject.either:  # an opaque id may be the user's or the session's, and the issuer may end both
         return [*ends_of(settings, None, subject.user, at), *ends_of(settings, subject.user, None, at)]
     return ends_of(settings, subject.user, subject.session, at)
 
 
 def _moment(signed: Signed, event: dict[str, Any], issued: float) -> float:
-    """When it happened (CAEP 2, RFC 8417 2.2 `toe`), never to come; earlier drafts of CAEP had milliseconds."""
+    """Returns when it happened (CAEP 2, RFC 8417 2.2 `toe`), never in the future; early drafts of CAEP had milliseconds."""
     for members, name in ((event, "event_timestamp"), (signed.claims, "toe")):
         value = members.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:

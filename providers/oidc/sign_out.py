@@ -30,7 +30,7 @@ _MOST_KEPT: Final = 30 * _KEPT
 
 
 class Refused(Exception):
-    """A token that breaks a rule. `code` is the standard's error code, `rule` is the rule that was broken, for people."""
+    """A token breaks a rule. `code` is the standard's error code; `rule` describes the broken rule to a reader."""
 
     def __init__(self, code: str, rule: str) -> None:
         super().__init__(rule)
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 class UnsupportedType(ApiError):
-    """415: the request has another content type than the standard's."""
+    """415: the request's content type is not the one in the standard."""
 
     status = 415
 
@@ -144,7 +144,7 @@ def text_of(claims: Mapping[str, Any], name: str, *, required: bool = False) -> 
 def ends_of(settings: IssuerSettings, sub: str | None, sid: str | None, at: float, *, keys: bool = False) -> list[End]:
     """Returns what ends for a subject and a session of this issuer, of which one may be None. Raises Refused.
 
-    With a session that one alone ends, and the tokens of its user that name no session, because they may belong to it.
+    With a session, only that session ends, and the tokens of its user that name no session, because they may belong to it.
     """
     user = _own(settings, sub) if sub is not None else None
     if sid is None:

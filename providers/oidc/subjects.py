@@ -1,4 +1,4 @@
-"""Reads the subject of a security event: who is meant, in the identifiers of RFC 9493 and of Shared Signals."""
+"""Reads the subject of a security event, in the identifiers of RFC 9493 and of Shared Signals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Subject(NamedTuple):
 
 
 def subject_of(identifier: object, issuer: str) -> Subject:
-    """Returns who is meant by a subject identifier of this issuer. Raises Refused if that cannot be known."""
+    """Returns the subject that an identifier of this issuer names. Raises Refused if that cannot be known."""
     if not isinstance(identifier, Mapping):
         raise Refused("invalid_request", "there is no sub_id and no subject")
     if _format(identifier) != "complex":
         return _simple(identifier, issuer)
-    # The more members it has, the fewer are meant: whatever cannot be read is left out, so that more ends and not less.
+    # More members narrow the subject down. Unreadable ones are left out, so that more access ends rather than less.
     found: dict[str, Subject] = {}
     fault = Refused("invalid_request", "the subject names neither a user nor a session")
     for name in ("user", "session"):
@@ -56,7 +56,7 @@ def _simple(identifier: Mapping[str, Any], issuer: str) -> Subject:
         return Subject(_id(identifier, "id"), either=True)
     if kind == "aliases":
         return _aliases(identifier.get("identifiers"), issuer)
-    raise Refused("invalid_request", "the subject is in a format that says nothing here: use iss_sub, opaque or complex")
+    raise Refused("invalid_request", "the subject is in an unsupported format: use iss_sub, opaque or complex")
 
 
 def _aliases(identifiers: object, issuer: str) -> Subject:

@@ -29,7 +29,7 @@ async def begin(client: Client, stream: Any, path: str, headers: dict[str, str])
         pass
 
 
-async def test_a_users_rows_arrive_as_the_list_has_them(client: Client) -> None:
+async def test_a_users_rows_arrive_in_the_form_of_the_list(client: Client) -> None:
     async with events(client, MINE, ALICE) as stream:
         assert stream.response.headers["Content-Type"] == "text/event-stream"
         await begin(client, stream, "/api/data", ALICE)
@@ -43,7 +43,7 @@ async def test_a_users_rows_arrive_as_the_list_has_them(client: Client) -> None:
         assert await change(stream) == ("deleted", {"id": made["id"]})
 
 
-async def test_nobody_elses_rows_arrive(client: Client, db: TestDatabase) -> None:
+async def test_rows_of_other_users_do_not_arrive(client: Client, db: TestDatabase) -> None:
     """Not another user's of the same organisation, and not an administrator's view of it."""
     async with events(client, MINE, ALICE) as alice, events(client, MINE, ADMIN_A) as anna:
         await begin(client, alice, "/api/data", ALICE)
@@ -70,7 +70,7 @@ async def test_an_organisations_rows_arrive_for_each_of_its_members(client: Clie
             assert got == ("created", made)
 
 
-async def test_who_connects_again_is_told_to_read_anew(client: Client) -> None:
+async def test_a_client_that_reconnects_gets_a_resync(client: Client) -> None:
     async with events(client, MINE, ALICE) as stream:
         await begin(client, stream, "/api/data", ALICE)
         await client.post("/api/data", ALICE, {"name": "one"})
@@ -88,7 +88,7 @@ async def test_who_connects_again_is_told_to_read_anew(client: Client) -> None:
         (OURS, ALICE_ALONE, 403, "organization"), ("/api/orgs/org_b/data/events", ALICE, 403, "organization"),
     ],
 )  # fmt: skip
-async def test_who_has_no_access_gets_no_stream(client: Client, path: str, headers: dict[str, str], status: int, reason: str) -> None:
+async def test_a_caller_without_access_gets_no_stream(client: Client, path: str, headers: dict[str, str], status: int, reason: str) -> None:
     got = await client.get(path, headers)
     assert (got.status, got.json()["reason"]) == (status, reason)
 

@@ -36,7 +36,7 @@ async def test_it_is_off_unless_listed(client: Client) -> None:
     assert (await client.post("/api/mcp", ALICE, json=message("tools/list"))).status == 404
 
 
-async def test_a_stranger_gets_a_challenge_and_nothing_else(agent: Agent) -> None:
+async def test_an_unknown_caller_gets_only_a_challenge(agent: Agent) -> None:
     for caller in ({}, BAD_CREDENTIALS["unknown key"], BAD_CREDENTIALS["garbage token"]):
         got = await Agent(agent.client, caller).post(message("tools/list"))
         assert got.status == 401
@@ -126,7 +126,7 @@ async def test_a_call_returns_json_and_the_same_as_text(agent: Agent) -> None:
     assert [one["name"] for one in listed["structuredContent"]] == ["a hammer"]
 
 
-async def test_text_and_nothing(agent: Agent) -> None:
+async def test_a_text_response_and_an_empty_one(agent: Agent) -> None:
     text = await agent.call("as_text")
     assert (text["content"][0]["text"], "structuredContent" in text) == ("schön", False)
     admin = Agent(agent.client, {"Authorization": 'Stub user_id="anna", org_id="org_a", org_role="org:admin"'})
@@ -134,7 +134,7 @@ async def test_text_and_nothing(agent: Agent) -> None:
     assert (done["content"][0]["text"], done["isError"]) == ("204 No Content", False)
 
 
-async def test_the_cursor_of_the_next_page_is_told(agent: Agent) -> None:
+async def test_the_cursor_of_the_next_page_is_in_the_result(agent: Agent) -> None:
     for name in ("one", "two", "three"):
         await agent.call("add_thing", {"name": name})
     first = await agent.call("list_things", {"limit": 2})
@@ -220,7 +220,7 @@ async def test_ids_are_repeated(agent: Agent, id: Any) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(META)[:3:2])
-async def test_every_request_says_its_version_and_capabilities(agent: Agent, key: str) -> None:
+async def test_every_request_must_name_its_version_and_capabilities(agent: Agent, key: str) -> None:
     asked = message("tools/list")
     asked["params"]["_meta"] = {name: value for name, value in META.items() if name != key}
     error_of(await agent.post(asked), 400, -32602)
@@ -228,7 +228,7 @@ async def test_every_request_says_its_version_and_capabilities(agent: Agent, key
     error_of(await agent.post(asked), 400, -32602)
 
 
-async def test_without_any_meta(agent: Agent) -> None:
+async def test_a_request_without_meta(agent: Agent) -> None:
     error_of(await agent.post({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}), 400, -32602)
 
 
@@ -275,7 +275,7 @@ async def test_headers_as_http_allows_them(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "params", [{}, {"name": 3}, {"name": None}, {"name": "whoami", "arguments": []}, {"name": "whoami", "arguments": "x"}, {"name": "whoami", "arguments": 0}]
 )
-async def test_calls_of_another_form(agent: Agent, params: dict[str, Any]) -> None:
+async def test_malformed_calls(agent: Agent, params: dict[str, Any]) -> None:
     error_of(await agent.post(message("tools/call", params)), 400, -32602)
 
 

@@ -95,7 +95,7 @@ async def test_impersonation(anybody: Client) -> None:
     assert (await agent.call("whoami"))["structuredContent"]["impersonator"] == "support"
 
 
-async def test_a_scope_that_is_missing_is_a_challenge(anybody: Client) -> None:
+async def test_a_missing_scope_is_a_challenge(anybody: Client) -> None:
     """So that the client's library asks its user for it, as on any route."""
     agent = Agent(anybody, known(user_id="u"))
     got = await agent.post(message("tools/call", {"name": "scoped_thing", "arguments": {}}))
@@ -322,7 +322,7 @@ async def test_access_that_ends_while_the_request_is_under_way(anybody: Client) 
 # Idempotency -----------------------------------------------------------------------------------------------------------
 
 
-async def test_an_idempotency_key_is_the_tools(client: Client, db: TestDatabase) -> None:
+async def test_an_idempotency_key_is_that_of_the_tools_route(client: Client, db: TestDatabase) -> None:
     agent = Agent(client, ALICE)
     key = {"Idempotency-Key": "once"}
     asked = message("tools/call", {"name": "add_thing", "arguments": {"name": "a"}})
@@ -341,7 +341,7 @@ async def test_an_idempotency_key_is_the_tools(client: Client, db: TestDatabase)
     assert await db.count("data") == 2
 
 
-async def test_a_key_sent_at_once_takes_effect_once(client: Client, db: TestDatabase) -> None:
+async def test_simultaneous_calls_with_one_key_take_effect_once(client: Client, db: TestDatabase) -> None:
     agent = Agent(client, ALICE)
     results = await asyncio.gather(*(agent.call("add_thing", {"name": "a"}, {"Idempotency-Key": "k"}) for _ in range(8)))
     assert await db.count("data") == 1
@@ -351,7 +351,7 @@ async def test_a_key_sent_at_once_takes_effect_once(client: Client, db: TestData
 # Failures --------------------------------------------------------------------------------------------------------------
 
 
-async def test_failures_tell_nothing_of_the_inside(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_reveal_nothing_internal(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     agent = Agent(client, ALICE)
     assert refusal(await agent.call("broken")) == {"error": "Internal Server Error"}
     for name in ("streaming", "live", "file", "writes"):

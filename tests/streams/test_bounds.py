@@ -88,7 +88,7 @@ async def test_the_process_has_a_bound(serve: Serve) -> None:
     await until(lambda: registry(client)._clock.number == 0)
 
 
-async def test_streams_are_no_requests_in_progress(serve: Serve) -> None:
+async def test_streams_do_not_count_as_requests_in_progress(serve: Serve) -> None:
     client = await serve({"limits.concurrency": 1}, extra=LIVE)
     async with events(client, "/api/ticks", ALICE) as one, events(client, "/api/ticks", ALICE) as two, websocket(client, "/api/echo", ALICE) as ws:
         for stream in (one, two):
@@ -101,7 +101,7 @@ async def test_streams_are_no_requests_in_progress(serve: Serve) -> None:
     assert client.app[LIMITS].concurrency.in_work == 0
 
 
-async def test_callers_that_are_not_known_share_half_of_the_places(serve: Serve) -> None:
+async def test_unknown_callers_share_half_of_the_places(serve: Serve) -> None:
     settings = {"streams.total": 6, "public_routes": ["/api/health", "/api/open(.*)"]}
     client = await serve({**settings, "limits.address": "off"}, extra=LIVE)
     async with contextlib.AsyncExitStack() as stack:
@@ -128,7 +128,7 @@ async def test_a_client_without_a_credential_has_as_many_as_a_caller(serve: Serv
 
 @linux
 @pytest.mark.parametrize("path", ["/api/flood", "/api/flood/socket"])
-async def test_a_reader_that_takes_nothing_is_cut(serve: Serve, path: str) -> None:
+async def test_a_reader_that_reads_nothing_is_disconnected(serve: Serve, path: str) -> None:
     """Without a word, after ten seconds (here two), and what is held for it is bounded."""
     client = await serve(extra=LIVE)
     one = registry(client)
@@ -151,7 +151,7 @@ async def test_a_reader_that_takes_nothing_is_cut(serve: Serve, path: str) -> No
 
 @linux
 @pytest.mark.parametrize("path", ["/api/flood", "/api/flood/socket"])
-async def test_a_reader_that_takes_too_little_is_told(serve: Serve, path: str) -> None:
+async def test_a_slow_reader_is_told_why(serve: Serve, path: str) -> None:
     client = await serve(extra=LIVE)
     one = registry(client)
     one._clock._bounds = one.bounds._replace(slow=2.0)

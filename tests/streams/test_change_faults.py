@@ -113,14 +113,14 @@ async def test_behind_a_transaction_pooler(serve: Serve, postgres: Any, own: Tes
             await nothing(ann)
 
 
-async def test_two_servers_hear_the_same(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
+async def test_two_servers_receive_the_same_changes(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
     one, two = await serve({"database.url": own.url}, extra=LIVE), await serve({"database.url": own.url}, extra=LIVE)
     async with hearing(one, "/api/todos/events", ANN) as ann, hearing(two, "/api/todos/events", ABE) as abe:
         await own.rows(INSERT, "a")
         assert [(await change(stream))[1]["title"] for stream in (ann, abe)] == ["a", "a"]
 
 
-async def test_a_user_who_is_moved_to_another_organization_hears_no_more(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
+async def test_a_user_who_is_moved_to_another_organization_receives_no_more(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
     client = await serve({"database.url": own.url}, extra=LIVE)
     live = client.app[CHANGES]
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", ABE) as abe:
@@ -143,7 +143,7 @@ async def test_a_database_that_does_not_answer_delays_a_change(serve: Serve, own
         assert (event, row["title"]) == ("created", "a")
 
 
-async def test_readings_for_streams_leave_connections_to_requests(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
+async def test_reads_for_streams_leave_connections_to_requests(serve: Serve, own: TestDatabase) -> None:  # noqa: F811
     """Many streams whose readings wait for a lock: a request still gets a connection at once."""
     client = await serve({"database.url": own.url, "database.pool_size": 6, "streams.per_caller": 100}, extra=LIVE)
     async with own.server.as_admin(own.name) as admin:

@@ -146,7 +146,7 @@ async def test_a_worker_that_is_killed_ends_only_its_own(db: Any, tmp_path: Path
 
 
 @pytest.mark.long
-async def test_a_reader_that_takes_nothing_is_cut_after_ten_seconds(db: Any, tmp_path: Path, beside: dict[str, str]) -> None:
+async def test_a_reader_that_reads_nothing_is_disconnected_after_ten_seconds(db: Any, tmp_path: Path, beside: dict[str, str]) -> None:
     """The real program has another event loop than the tests; and a drain does not wait for such a reader."""
     async with running(db, tmp_path, **beside) as process:
         port = port_of(await url_of(process))

@@ -181,7 +181,7 @@ async def test_a_static_key_ends_with_its_owner(two: tuple[Client, Client]) -> N
         assert await ends() == {"session-revoked", "4401 session-revoked"}
 
 
-async def test_a_feed_that_is_too_old_ends_what_a_request_could_not_do(serve: Serve) -> None:
+async def test_a_feed_that_is_too_old_ends_the_streams(serve: Serve) -> None:
     """Sessions and managed keys are 503 then; a static key goes on."""
     client = await serve({"api_key.keys": STATIC_KEYS}, extra=LIVE)
     key = await make(client, ALICE)
@@ -205,7 +205,7 @@ async def test_a_feed_that_is_too_old_ends_what_a_request_could_not_do(serve: Se
         assert (await client.get("/api/me", SESSION)).status == 503
 
 
-async def test_hints_never_multiply_the_questions(serve: Serve, db: TestDatabase) -> None:
+async def test_many_hints_cause_one_question_at_a_time(serve: Serve, db: TestDatabase) -> None:
     """A tenant changes keys again and again: about each stream one question is asked at a time, and one more afterwards."""
     from types import SimpleNamespace
 

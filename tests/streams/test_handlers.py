@@ -49,7 +49,7 @@ def test_the_text_of_an_event(data: Any, lines: bytes) -> None:
     assert encode(data) == lines
 
 
-def test_no_line_end_gets_into_a_field() -> None:
+def test_line_ends_are_removed_from_fields() -> None:
     assert encode("x", "a\nevent: end\r\n\r\ndata: y", "1\r\0\ndata: z") == b"event: aevent: enddata: y\nid: 1data: z\ndata: x\n\n"
 
 
@@ -73,7 +73,7 @@ async def test_events_arrive_as_they_were_sent(serve: Serve) -> None:
 # Failing -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_before_the_stream_an_error_is_an_error(serve: Serve) -> None:
+async def test_an_error_before_the_stream_is_an_error_response(serve: Serve) -> None:
     client = await serve(extra=LIVE)
     got = await client.get("/api/fails/before", ALICE)
     assert (got.status, got.json()) == (500, {"error": "Internal Server Error"})
@@ -83,7 +83,7 @@ async def test_before_the_stream_an_error_is_an_error(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("when", ["opened", "sent"])
-async def test_after_its_beginning_an_error_closes_the_connection(
+async def test_an_error_in_the_stream_closes_the_connection(
     serve: Serve, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without the last chunk: the client must know that something is missing."""
@@ -131,7 +131,7 @@ async def test_a_socket_that_ignores_its_cancellation_sends_nothing_more(serve: 
     await until(lambda: registry(client)._clock.number == 0, 8)
 
 
-async def test_a_handler_that_never_ends_is_told_of(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_never_ends_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     client = await serve(SETTINGS, extra=LIVE)
     async with events(client, "/api/stubborn?times=12", SESSION) as stream:
         await stream.next()
@@ -152,7 +152,7 @@ async def test_a_client_that_goes_ends_the_handler_at_once(serve: Serve) -> None
     assert registry(client).ended == {"client": 2}
 
 
-async def test_each_end_is_one_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_end_is_one_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     client = await serve(SETTINGS, extra=LIVE)
     async with events(client, "/api/ticks", SESSION) as stream:
@@ -167,7 +167,7 @@ async def test_each_end_is_one_line(serve: Serve, caplog: pytest.LogCaptureFixtu
     ]  # fmt: skip
 
 
-async def test_nothing_is_kept_of_what_has_ended(serve: Serve) -> None:
+async def test_ended_streams_leave_nothing_in_memory(serve: Serve) -> None:
     """Credentials that end in an hour must not keep the streams of a client that comes and goes."""
     async with LoopbackClerk() as clerk:
         client = await serve(clerk.settings(), extra=LIVE)
@@ -184,7 +184,7 @@ async def test_nothing_is_kept_of_what_has_ended(serve: Serve) -> None:
         await until(lambda: clock._timer is None, 2)
 
 
-async def test_what_fails_at_an_end_harms_no_other(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_at_one_end_does_not_affect_others(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     client = await serve(SETTINGS, extra=LIVE)
     async with events(client, "/api/ticks", SESSION) as one, events(client, "/api/ticks", SESSION) as two:
         await one.next()

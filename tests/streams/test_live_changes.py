@@ -110,7 +110,7 @@ async def nothing(*streams: Events) -> None:
             pytest.fail(str(await stream.next(0.3)))
 
 
-async def test_a_stream_hears_of_its_organization_alone(client: Client, own: TestDatabase) -> None:
+async def test_a_stream_receives_only_its_organizations_changes(client: Client, own: TestDatabase) -> None:
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea, \
             hearing(client, "/api/todos/events", ALONE) as alone:  # fmt: skip
         ((row,)) = await own.rows("INSERT INTO todos (organization_id, created_by, title, cost) VALUES ('red', 'abe', 'a', 12.5) RETURNING id")
@@ -139,7 +139,7 @@ async def test_what_row_level_security_hides_does_not_arrive(client: Client, own
         await nothing(ann)
 
 
-async def test_a_row_that_moves_is_told_to_both_tenants(client: Client, own: TestDatabase) -> None:
+async def test_a_row_that_moves_is_reported_to_both_tenants(client: Client, own: TestDatabase) -> None:
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
         await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
         id = (await change(ann))[1]["id"]
@@ -165,7 +165,7 @@ async def test_rows_of_a_user_and_of_an_organization(client: Client, own: TestDa
         await nothing(alone, abe, ada, ann)
 
 
-async def test_a_table_that_tells_nothing_is_an_error(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_table_without_gatepost_changes_is_an_error(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for table in ("silent", "nope", "data; SELECT 1"):
         async with events(client, f"/api/{table}/told", ANN) as stream:
             with pytest.raises(aiohttp.ClientPayloadError):
@@ -175,7 +175,7 @@ async def test_a_table_that_tells_nothing_is_an_error(client: Client, caplog: py
     assert all("call gatepost_changes for it" in str(fields) for fields in failures)
 
 
-async def test_a_transaction_is_told_once_it_is_committed(client: Client, own: TestDatabase) -> None:
+async def test_changes_arrive_after_the_commit(client: Client, own: TestDatabase) -> None:
     """And changes of one row are one."""
     async with hearing(client, "/api/todos/events", ANN) as ann, own.server.as_admin(own.name) as admin:
         async with admin.transaction():
@@ -200,7 +200,7 @@ async def test_a_bulk_change_is_a_resync_for_its_tenant(client: Client, own: Tes
         assert [await change(one) for one in (ann, bea)] == [("resync", {"id": None})] * 2
 
 
-async def test_more_than_is_held_for_one_stream_is_a_resync(client: Client, own: TestDatabase) -> None:
+async def test_too_many_waiting_changes_are_a_resync(client: Client, own: TestDatabase) -> None:
     async with hearing(client, "/api/todos/events", ANN) as ann:
         await own.rows("INSERT INTO todos (organization_id, title) SELECT 'red', i FROM generate_series(1, 1000) AS i")
         seen = [(await change(ann))[0]]
@@ -220,7 +220,7 @@ async def test_large_rows_arrive_in_parts(client: Client, own: TestDatabase) -> 
     assert sorted(int(title.strip("x")) for title in titles) == list(range(1, 41))
 
 
-async def test_a_new_column_is_told_too(client: Client, own: TestDatabase) -> None:
+async def test_a_new_column_is_part_of_the_row(client: Client, own: TestDatabase) -> None:
     async with hearing(client, "/api/todos/events", ANN) as ann:
         async with own.server.as_admin(own.name) as admin:
             await admin.execute("ALTER TABLE todos DROP COLUMN cost; ALTER TABLE todos ADD COLUMN notes text DEFAULT 'n'")
@@ -244,12 +244,12 @@ async def test_the_listening_connection_is_killed(client: Client, own: TestDatab
     assert "change feed interrupted" in caplog.text
 
 
-async def test_a_client_that_connects_again_is_told_to_load_everything(client: Client, own: TestDatabase) -> None:
+async def test_a_client_that_reconnects_gets_a_resync(client: Client, own: TestDatabase) -> None:
     async with events(client, "/api/todos/events", {**ANN, "Last-Event-ID": "7"}) as stream:
         assert [(await stream.next())["event"] for _ in range(2)] == ["ready", "resync"]
 
 
-async def test_a_message_that_is_not_understood_may_have_been_anything(client: Client, own: TestDatabase) -> None:
+async def test_an_unknown_message_is_a_resync(client: Client, own: TestDatabase) -> None:
     async with hearing(client, "/api/todos/events", ANN) as ann:
         for payload in ("", "{}", "[1]", '["public.todos", "organization", "red", "x", []]', '["a", "b", "c", "i", [1]]', "[" * 5000):
             await own.rows("SELECT pg_notify('gatepost_changes', $1)", payload)
@@ -261,7 +261,7 @@ async def test_a_message_that_is_not_understood_may_have_been_anything(client: C
         assert (await change(ann))[0] == "created"
 
 
-async def test_scopes_that_differ_share_no_reading(client: Client, own: TestDatabase) -> None:
+async def test_different_scopes_share_no_read(client: Client, own: TestDatabase) -> None:
     """Two streams with one scope are one SELECT; another user of the same organisation is another, sent along with it."""
     reader, asked = client.app[CHANGES].reader, []
     read, read_each = reader._read, reader._read_each
@@ -312,7 +312,7 @@ def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
     assert fanout.held == 0
 
 
-def test_what_all_streams_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_changes_held_for_all_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.streams.fanout.PENDING_IN_ALL", 500)
     fanout = Fanout()
     subscriptions = [fanout.subscribe((("public.todos", "organization", f"org_{n}"),)) for n in range(10)]

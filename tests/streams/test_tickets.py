@@ -105,7 +105,7 @@ async def test_a_ticket_opens_one_stream_once(client: Client, db: TestDatabase) 
     assert await db.count("gatepost_tickets") == 0
 
 
-async def test_a_socket_takes_one_too(client: Client) -> None:
+async def test_a_socket_accepts_a_ticket_too(client: Client) -> None:
     made = await ticket(client, "/api/echo")
     async with websocket(client, f"/api/echo?ticket={made}") as ws:
         await ws.send_str("hello")
@@ -113,7 +113,7 @@ async def test_a_socket_takes_one_too(client: Client) -> None:
     assert await refused(client, f"/api/echo?ticket={made}") == REJECTED
 
 
-async def test_for_its_path_alone(client: Client) -> None:
+async def test_a_ticket_opens_only_its_path(client: Client) -> None:
     made = await ticket(client, "/api/ticks/one")
     for path in ("/api/ticks", "/api/ticks/two", "/api/ticks/One", "/api/echo", "/api/orgs/org_a/ticks", "/api/ticks/one%20"):
         assert await refused(client, f"{path}?ticket={made}") == REJECTED
@@ -122,13 +122,13 @@ async def test_for_its_path_alone(client: Client) -> None:
     assert (said["target"], said["raw"]) == ("/api/ticks/one?a=1&b=%20", "/api/ticks/one?a=1&b=%20")  # nothing can log it later
 
 
-async def test_escapes_are_no_other_path(client: Client) -> None:
+async def test_escapes_do_not_make_another_path(client: Client) -> None:
     made = await ticket(client, "/api/ticks/%C3%BC~a")
     async with events(client, f"/api/ticks/%c3%bc%7Ea?ticket={made}") as stream:
         assert stream.response.status == 200
 
 
-async def test_what_is_no_ticket(client: Client) -> None:
+async def test_malformed_and_unknown_tickets(client: Client) -> None:
     for text in ("", "st_", "x", "st_" + "a" * 43, "st_" + "a" * 44, "st_" + "%61" * 43, "a" * 8000):
         assert await refused(client, f"/api/ticks?ticket={text}") == REJECTED
     made = await ticket(client, "/api/ticks")
@@ -144,7 +144,7 @@ async def test_a_ticket_beside_another_credential_is_ambiguous(client: Client) -
         assert json.loads((await stream.next())["data"]) == {"user_id": "alice"}
 
 
-async def test_elsewhere_it_is_not_read(client: Client, db: TestDatabase) -> None:
+async def test_other_routes_do_not_read_tickets(client: Client, db: TestDatabase) -> None:
     made = await ticket(client, "/api/ticks")
     for method, path in (("GET", "/api/me"), ("GET", "/api/data"), ("HEAD", "/api/ticks"), ("POST", "/api/stream-tickets"), ("GET", "/api/nothing")):
         got = await client.send(method, f"{path}?ticket={made}")
@@ -176,7 +176,7 @@ async def test_a_path_that_does_not_stream_is_a_422(client: Client, path: str) -
     assert [one["field"] for one in got.json()["fields"]] == ["path"]
 
 
-async def test_bodies(client: Client) -> None:
+async def test_bodies_of_a_ticket_request(client: Client) -> None:
     for wrong, field in (({}, "path"), ({"path": 1}, "path"), ({"path": "/api/ticks", "seconds": 5}, "seconds"), ({"path": None}, "path")):
         got = await client.post("/api/stream-tickets", ALICE, wrong)
         assert (got.status, [one["field"] for one in got.json()["fields"]]) == (422, [field])
@@ -196,7 +196,7 @@ async def test_only_for_a_stream_that_the_caller_could_open(client: Client) -> N
         assert stream.response.status == 200
 
 
-async def test_two_servers_one_wins(serve: Serve) -> None:
+async def test_of_two_servers_one_accepts_the_ticket(serve: Serve) -> None:
     one, two = await serve(extra=LIVE), await serve(extra=LIVE)
     for _ in range(5):
         made = await ticket(one, "/api/ticks")
@@ -209,7 +209,7 @@ async def test_two_servers_one_wins(serve: Serve) -> None:
         assert sorted(statuses) == [200] + [401] * 7
 
 
-async def test_it_expires(client: Client, db: TestDatabase) -> None:
+async def test_a_ticket_expires(client: Client, db: TestDatabase) -> None:
     made = await ticket(client, "/api/ticks")
     await db.rows("UPDATE gatepost_tickets SET expires_at = now() - interval '1 second'")
     assert await refused(client, f"/api/ticks?ticket={made}") == REJECTED
@@ -236,7 +236,7 @@ async def test_the_serving_role_cannot_read_tickets(db: TestDatabase) -> None:
                 await app.execute(sql)
 
 
-async def test_it_is_in_no_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_ticket_is_in_no_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     client = await serve({"log.requests": True}, extra=LIVE)
     with caplog.at_level(logging.DEBUG):
         made = await ticket(client, "/api/ticks")
@@ -255,7 +255,7 @@ async def test_it_is_in_no_log(serve: Serve, caplog: pytest.LogCaptureFixture) -
 # Whom it stands for ------------------------------------------------------------------------------------------------------
 
 
-def test_everything_that_an_identity_says_is_kept() -> None:
+def test_a_ticket_keeps_every_field_of_the_identity() -> None:
     claims = {"sub": "u", "sts": "pending", "fva": [1, 2], "fea": "o:x", "n": 1.5, "deep": {"a": [None, True, "ü\x00"]}}
     one = Identity(provider="clerk", token_type="session_token", user_id="u", org_id="o", org_slug="s", org_role="org:admin", org_permissions=["org:a:b"],
                    session_id="sess", scopes=["a", "b"], claims=claims, issued_at=math.inf, expires_at=12.5, key_id="k", token_id="t", impersonator="boss")
@@ -270,7 +270,7 @@ def test_everything_that_an_identity_says_is_kept() -> None:
     assert all(getattr(bare, name) == getattr(from_text(to_text(bare)), name) for name in Identity.__slots__)
 
 
-async def test_it_is_no_longer_good_than_its_credential(client: Client) -> None:
+async def test_a_ticket_expires_with_its_credential(client: Client) -> None:
     office = client.app[OFFICE]
     soon = Identity(provider="stub", user_id="alice", expires_at=time.time() + 5.9)
     made, seconds = await office.tickets.issue(soon, "/api/ticks")
@@ -339,7 +339,7 @@ async def test_without_a_stream_there_is_no_such_route(serve: Serve) -> None:
     assert (await client.post("/api/stream-tickets", ALICE, {"path": "/api/ticks"})).status == 404
 
 
-async def test_the_document_has_it(client: Client) -> None:
+async def test_the_document_has_the_ticket_route(client: Client) -> None:
     document = (await client.get("/api/public/openapi.json")).json()
     operation = document["paths"]["/api/stream-tickets"]["post"]
     assert set(operation["responses"]) >= {"201", "401", "403", "422", "429", "503"}

@@ -54,7 +54,7 @@ async def test_a_clock_that_is_set_back_ends_nothing_early(serve: Serve, monkeyp
             assert await stream.end(2) == "token-expired"
 
 
-async def test_the_longest_time(serve: Serve) -> None:
+async def test_a_stream_ends_after_max_seconds(serve: Serve) -> None:
     client = await serve({"streams.max_seconds": 1}, extra=LIVE)
     async with events(client, "/api/ticks", ALICE) as stream, websocket(client, "/api/echo", ALICE) as ws:
         assert (await stream.next())["event"] == "hello"

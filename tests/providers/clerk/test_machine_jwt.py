@@ -95,7 +95,7 @@ def test_the_table_is_large_and_its_names_differ() -> None:
     assert len({(row.kind, row.name) for row in ROWS}) == len(ROWS)
 
 
-async def test_who_it_is() -> None:
+async def test_the_caller_of_a_machine_token() -> None:
     row = {(one.kind, one.name): one for one in ROWS}
     async with serving(app_of()) as port:
         _, oauth = await ask(port, "/oauth", row[OAUTH, "nothing"].token())
@@ -176,7 +176,7 @@ async def test_a_known_token_costs_no_second_verification(monkeypatch: pytest.Mo
     assert verified == [1]
 
 
-async def test_nothing_is_fetched_for_it() -> None:
+async def test_a_machine_token_causes_no_fetch() -> None:
     """Neither the key set again nor the Backend API, also where a route does not name the type or the key id is unknown."""
     async with LoopbackClerk() as clerk:
         settings = {name.removeprefix("clerk."): value for name, value in clerk.settings().items() if name != "providers"}
@@ -250,7 +250,7 @@ async def test_observing_counts_and_logs_what_would_be_refused(loopback: Loopbac
     assert "canary" not in str([vars(line) for line in lines])
 
 
-async def test_an_opaque_token_without_the_check_is_what_it_was(loopback: LoopbackClerk) -> None:
+async def test_an_opaque_token_without_the_audience_check(loopback: LoopbackClerk) -> None:
     settings = {name.removeprefix("clerk."): value for name, value in loopback.settings().items() if name != "providers"}
     async with serving(app_of({**settings, "jwt_key": None, "audience": ["a"]})) as port:
         assert (await ask(port, "/oauth", loopback.machine_token(USER, OAUTH)))[0] == 200  # it names none
@@ -293,7 +293,7 @@ async def test_the_organisation_of_an_oauth_token_is_the_active_one(serve: Serve
         assert (got.status, got.json()["reason"]) == (403, reason)
 
 
-async def test_the_kit_makes_such_tokens(loopback: LoopbackClerk) -> None:
+async def test_the_test_kit_makes_machine_tokens(loopback: LoopbackClerk) -> None:
     settings = {name.removeprefix("clerk."): value for name, value in loopback.settings().items() if name != "providers"}
     async with serving(app_of({**settings, "jwt_key": None})) as port:
         status, body = await ask(port, "/oauth", loopback.machine_jwt("user_1", org_id="org_1", scope="a b", ttl=60))
@@ -313,7 +313,7 @@ async def token_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: s
     return capsys.readouterr().out.strip()
 
 
-async def test_the_token_command_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_token_command_makes_machine_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = build_app({"acme": routes_plugin(*(route(path, types) for path, types in ROUTES.items()))}, providers=["clerk"], data_folder=str(tmp_path))
     async with serving(app) as port:
         oauth = await token_of(tmp_path, capsys, "--type", "oauth_token", "--user", "alice", "--org", "org_1", "--scope", "a", "--scope", "b")

@@ -185,7 +185,7 @@ async def test_a_service_that_asks_for_time_gets_it(source) -> None:
     assert await outcome(source, "k2") == "here"
 
 
-async def test_nobody_can_ask_for_more_than_a_refresh(source) -> None:
+async def test_a_service_cannot_delay_the_next_fetch_beyond_a_refresh(source) -> None:
     async def busy() -> bytes:
         raise Unavailable("it answered 503", retry_after=10**9)
 

@@ -163,7 +163,7 @@ async def test_the_wrong_secret_is_an_outage_and_says_so(serve: Serve, caplog: p
 # How it asks -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_question(client: Client, issuer: Issuer) -> None:
+async def test_the_introspection_request(client: Client, issuer: Issuer) -> None:
     issuer.opaque(OPAQUE)
     assert (await me(client, OPAQUE)).status == 200
     ((token, headers),) = issuer.asked
@@ -188,7 +188,7 @@ async def test_the_secret_comes_from_a_file_or_a_variable(
     assert unquote_plus(base64.b64decode(issuer.asked[0][1]["Authorization"][6:]).decode().partition(":")[2]) == SECRET
 
 
-async def test_requests_at_the_same_time_share_one_question(client: Client, issuer: Issuer) -> None:
+async def test_simultaneous_requests_share_one_call(client: Client, issuer: Issuer) -> None:
     issuer.opaque(OPAQUE)
 
     async def slowly(request: web.Request, token: str) -> Any:
@@ -289,7 +289,7 @@ async def test_a_token_is_read_in_authorization_alone(client: Client, issuer: Is
     assert issuer.asked == []
 
 
-async def test_a_route_without_access_tokens_asks_nobody(client: Client, issuer: Issuer) -> None:
+async def test_a_route_without_access_tokens_causes_no_call(client: Client, issuer: Issuer) -> None:
     issuer.opaque(OPAQUE)
     assert (await client.get("/api/keys-only", bearer(OPAQUE))).status == 401
     assert issuer.asked == []
@@ -365,7 +365,7 @@ async def test_what_an_issuer_may_answer(client: Client, issuer: Issuer, what: s
         assert got.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
 
-async def test_members_that_nobody_asked_for_grant_nothing(serve: Serve, issuer: Issuer) -> None:
+async def test_unmapped_members_grant_nothing(serve: Serve, issuer: Issuer) -> None:
     client = await served(serve, table(issuer, claims={"org_id": "org"}, require={"client_id": ["app"]}))
     issuer.opaque(OPAQUE, org="north", org_role="org:admin", org_permissions=["org:invoices:read"], roles=["admin"], username="root", ext={"a": 1})
     said = (await me(client, OPAQUE)).json()

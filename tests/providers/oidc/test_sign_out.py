@@ -106,7 +106,7 @@ async def test_the_same_sub_and_sid_of_another_issuer_are_unharmed(
     assert await asked(client, theirs) == 200
 
 
-async def test_an_id_cannot_be_written_to_be_another_issuers(serve: Serve, issuer: Issuer, other: Issuer, db: TestDatabase) -> None:
+async def test_no_id_can_pass_for_another_issuers(serve: Serve, issuer: Issuer, other: Issuer, db: TestDatabase) -> None:
     settings = signals.table(issuer, other)
     settings["oidc.issuers"][0]["namespace"] = ""
     client = await serve(settings)
@@ -117,7 +117,7 @@ async def test_an_id_cannot_be_written_to_be_another_issuers(serve: Serve, issue
     assert await revocations(db) == set()
 
 
-async def test_where_the_user_is_not_the_sub(serve: Serve, issuer: Issuer) -> None:
+async def test_an_issuer_whose_user_id_is_not_the_sub(serve: Serve, issuer: Issuer) -> None:
     client = await serve(signals.table(issuer, claims={"user_id": "uid"}))
     by_sub, by_uid = issuer.token(uid="u1", sid="s1"), issuer.token(uid="u2", sub="bob", sid="s2")
     stays = issuer.token(uid="u3", sub="carol", sid="s3")
@@ -127,7 +127,7 @@ async def test_where_the_user_is_not_the_sub(serve: Serve, issuer: Issuer) -> No
     assert await asked(client, stays) == 200
 
 
-async def test_a_repeat_is_answered_as_the_first_and_does_nothing(client: Client, issuer: Issuer, db: TestDatabase) -> None:
+async def test_a_repeat_gets_the_same_answer_and_does_nothing(client: Client, issuer: Issuer, db: TestDatabase) -> None:
     at = int(time.time())
     first = signals.logout_token(issuer, jti="one")
     answers = [await log_out(client, first) for _ in range(3)]
@@ -228,7 +228,7 @@ def _encoded(members: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
 
 
-async def test_logout_tokens_that_are_taken(serve: Serve, issuer: Issuer, db: TestDatabase) -> None:
+async def test_logout_tokens_that_are_accepted(serve: Serve, issuer: Issuer, db: TestDatabase) -> None:
     client = await serve(signals.table(issuer, logout_audience=["app", "other-app"], leeway_seconds=300))
     for row, given in FINE.items():
         await db.empty()
@@ -268,7 +268,7 @@ FORMS: list[tuple[Any, dict[str, str], int]] = [
 ]
 
 
-async def test_the_form(client: Client, issuer: Issuer) -> None:
+async def test_the_form_of_a_logout_request(client: Client, issuer: Issuer) -> None:
     for form, more, status in FORMS:
         body = form.replace("TOKEN", signals.logout_token(issuer)).encode()
         got = await client.post(LOGOUT, {"Content-Type": "application/x-www-form-urlencoded", **more}, data=body)
@@ -372,7 +372,7 @@ async def test_the_time_of_the_event(client: Client, issuer: Issuer, more: dict[
     assert await asked(client, after) == 200
 
 
-async def test_a_time_to_come_does_not_keep_a_user_out(client: Client, issuer: Issuer) -> None:
+async def test_a_time_in_the_future_does_not_lock_a_user_out(client: Client, issuer: Issuer) -> None:
     at = int(time.time())
     assert (await push(client, signals.security_event(issuer, {REVOKED: {"event_timestamp": at + 9000}}))).status == 202
     await ends(client, issuer.token(iat=at - 1))
@@ -444,7 +444,7 @@ UNFIT: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "no subject": ({"sub_id": DROP}, 400, "invalid_request", "there is no sub_id and no subject"),
     "sub is no subject": ({"sub_id": DROP, "sub": "alice"}, 400, "invalid_request", "there is no sub_id and no subject"),
     "a subject by its address": ({"sub_id": {"format": "email", "email": "a@b.example"}}, 400, "invalid_request",
-                                 "the subject is in a format that says nothing here: use iss_sub, opaque or complex"),
+                                 "the subject is in an unsupported format: use iss_sub, opaque or complex"),
     "another issuer's subject": ({"sub_id": {"format": "iss_sub", "iss": "https://other.example", "sub": "alice"}}, 400, "invalid_request",
                                  "the subject is another issuer's"),
     "a subject without sub": ({"sub_id": {"format": "opaque"}}, 400, "invalid_request", "the subject's id is not 1 to 255 characters of printable text"),
@@ -534,7 +534,7 @@ def odd(pick: random.Random, deep: int = 3) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_whatever_an_issuer_signs_is_taken_or_refused(client: Client, issuer: Issuer, db: TestDatabase, seed: int) -> None:
+async def test_whatever_an_issuer_signs_is_accepted_or_refused(client: Client, issuer: Issuer, db: TestDatabase, seed: int) -> None:
     pick, told = random.Random(seed), Counter[int]()
     names = ("iss", "aud", "sub", "sid", "iat", "exp", "jti", "nonce", "events", "sub_id", "toe")
     for _ in range(300):
@@ -618,12 +618,12 @@ async def test_the_routes_and_their_access(client: Client, serve: Serve, issuer:
     assert (await log_out(locked, signals.logout_token(issuer))).status == 401
 
 
-async def test_where_oidc_is_not_among_the_providers(serve: Serve, issuer: Issuer) -> None:
+async def test_without_the_provider_oidc_it_is_a_503(serve: Serve, issuer: Issuer) -> None:
     client = await serve(signals.table(issuer) | {"providers": ["stub"]})
     assert (await log_out(client, signals.logout_token(issuer))).status == 503
 
 
-async def test_the_document_has_both(client: Client) -> None:
+async def test_the_document_has_both_routes(client: Client) -> None:
     paths = json.loads(client.app[DOCUMENT].json)["paths"]
     assert set(paths[LOGOUT]["post"]["responses"]) >= {"200", "400", "503"}
     assert list(paths[LOGOUT]["post"]["requestBody"]["content"]) == ["application/x-www-form-urlencoded"]
