@@ -79,7 +79,7 @@ class Address:
 
 
 def served_at(request: web.Request) -> Collection[Origin]:
-    """Returns the origins of the socket that accepted the request; none for a Unix socket. On loopback, those of all its names."""
+    """Returns the origins of the socket that accepted the request; none for a Unix socket. On loopback, of all its names."""
     transport = request.transport
     name: Any = transport.get_extra_info("sockname") if transport is not None else None
     if transport is None or not isinstance(name, tuple) or len(name) < 2:

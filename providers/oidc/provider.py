@@ -82,7 +82,7 @@ class OidcProvider:
 
     @property
     def challenge(self) -> str | None:
-        """The challenge beside `Bearer` if an issuer's tokens may be bound to a key; else ""."""
+        """The challenge beside `Bearer` if an issuer's tokens may be bound to a key; else None."""
         return self._dpop.challenge if self._dpop is not None else None
 
     @property
