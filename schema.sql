@@ -693,9 +693,9 @@ CREATE POLICY sync_update ON idempotency_keys FOR UPDATE TO gatepost_sync USING 
 GRANT SELECT (hash, expires_at), UPDATE (expires_at), DELETE ON idempotency_keys TO gatepost_sync;
 
 -- Tickets for live answers ----------------------------------------------------------------------------------------------------
--- What a browser's EventSource or WebSocket shows in place of a header: once, for one path, for half a minute. Only the SHA-256 of
--- a ticket is kept, and with it the caller whom it stands for. The serving role has no right to this table: the two functions of
--- gatepost_auth alone use it. It is not logged, so no replica and no archive has what callers' tokens say.
+-- A browser's EventSource or WebSocket sends a ticket in place of a header: once, for one path, within half a minute. Only the
+-- SHA-256 of a ticket is kept, with the caller whom it stands for. The serving role has no right to this table: only the two
+-- functions of gatepost_auth use it. It is UNLOGGED, so that no replica and no archive contains the claims of callers' tokens.
 CREATE UNLOGGED TABLE IF NOT EXISTS gatepost_tickets (
     hash       bytea       PRIMARY KEY CHECK (octet_length(hash) = 32),
     caller     text        NOT NULL CHECK (char_length(caller) BETWEEN 1 AND 1000),      -- as whom its maker is counted
@@ -845,7 +845,7 @@ LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET r
     SELECT count(*) FROM done
 $$;
 
--- Keep a ticket for so many seconds; false if its maker has `most` already. Each call also deletes expired ones, more than it adds.
+-- Keep a ticket for `seconds`; false if its maker already has `most`. Each call also deletes expired ones, more than it adds.
 CREATE OR REPLACE FUNCTION public.keep_stream_ticket(hash bytea, caller text, path text, identity text, seconds integer, most integer)
 RETURNS boolean LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 BEGIN
@@ -860,7 +860,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- The caller whom the ticket with this SHA-256 stands for on this path, or nothing. Whoever asks first gets it: it is deleted.
+-- Return the caller of the ticket with this SHA-256 for this path, or no row. The first call deletes the ticket.
 CREATE OR REPLACE FUNCTION public.take_stream_ticket(wanted bytea, on_path text) RETURNS TABLE (identity text)
 LANGUAGE sql STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     DELETE FROM public.gatepost_tickets AS t WHERE t.hash = wanted AND t.path = on_path AND t.expires_at > now() RETURNING t.identity
@@ -1462,8 +1462,8 @@ REVOKE ALL ON FUNCTION public.gatepost_audit(regclass, text, text, text[]) FROM 
 SELECT gatepost_audit('data', 'org_id'), gatepost_audit('org_data', 'organization_id'),
        gatepost_audit('invoices', 'organization_id'), gatepost_audit('api_keys', 'org_id', ignored => '{last_used_at}');
 
--- Of the revocations only those by the operator and by the logout tokens and security events of an issuer: what Clerk or a change
--- of a key ends is recorded elsewhere. The row's id is that of the session, the user or the token; only the operator sees the entry.
+-- Only revocations by the operator and by an issuer's logout tokens and security events are audited here: what Clerk or a change of
+-- a key ends is recorded elsewhere. The row's id is that of the session, the user or the token; only the operator sees the entry.
 CREATE OR REPLACE TRIGGER audited AFTER INSERT OR UPDATE ON revocations FOR EACH ROW
     WHEN (NEW.kind IN ('session', 'user', 'subject', 'jti')
           AND (current_setting('gatepost.actor', true) = 'operator' OR current_setting('gatepost.actor', true) LIKE 'issuer:%'))
@@ -1738,14 +1738,14 @@ REVOKE ALL ON FUNCTION public.gatepost_serving_role(), public.gatepost_must_be_o
 -- Live changes ------------------------------------------------------------------------------------------------------------------
 -- For a table of your own:  SELECT gatepost_changes('todos', organization => 'organization_id');  See docs/guides/streams.md.
 
--- After the commit of a statement, tell every server which rows of which tenant it has changed: ids, and no other value. A message
+-- Tell every server, after the commit, which rows of which tenant a statement has changed: their ids, and no other value. A message
 -- is a JSON array on the channel gatepost_changes:
 --   [table, "organization" or "user", its id, "i", "u" or "d", [ids]]      rows that were inserted, updated or deleted
---   [table, "organization" or "user", its id]                              more than is told one by one, of one tenant
+--   [table, "organization" or "user", its id]                              too many rows of one tenant to report one by one
 --   [table]                                                                the same, of every tenant
 -- The arguments are the columns of the row's id, its organisation and its user ('': there is none). A row that moves to another
--- tenant, or whose id changes, is deleted where it was and inserted where it is now. One by one are told at most 1000 rows of a
--- transaction, and ids of at most 1000 bytes; Postgres sends equal messages of a transaction once. NOTIFY takes fewer than 8000
+-- tenant, or whose id changes, is deleted where it was and inserted where it is now. At most 1000 rows of a transaction, with ids of
+-- at most 1000 bytes, are reported one by one; Postgres sends equal messages of a transaction once. NOTIFY takes fewer than 8000
 -- bytes: no row may hold a value that makes its own write fail.
 CREATE OR REPLACE FUNCTION public.gatepost_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1858,8 +1858,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Tell the changes of a table: to the organisation in the column `organization`, to the user in the column "user", or to both.
--- An earlier call's columns are replaced. Raises for a table that it cannot do this for.
+-- Report the changes of a table to the organisation in the column `organization`, to the user in the column "user", or to both.
+-- A later call replaces the columns. Raises invalid_parameter_value for a table whose changes cannot be reported.
 CREATE OR REPLACE FUNCTION public.gatepost_changes(of_table regclass, organization text DEFAULT NULL, "user" text DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

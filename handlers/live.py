@@ -14,18 +14,18 @@ WATCH: Final = (
     "The event `created` or `updated` has the row, `deleted` its `id`. Read the list when the stream has opened and at each "
     "`resync`: what happened before is not sent. A request with `Last-Event-ID` gets a `resync` first."
 )
-"""For readers of the OpenAPI document."""
+"""Text for the OpenAPI document."""
 
 
 class DeletedRow(BaseModel):
-    """What is told of a deleted row."""
+    """The event data for a deleted row."""
 
     model_config = ConfigDict(extra="forbid")
     id: UUID
 
 
 async def send_changes(request: web.Request, table: str) -> web.StreamResponse:
-    """Answer with the changes of the caller's rows in `table`, from now on, until the stream ends.
+    """Respond with the changes of the caller's rows in `table` from now on, until the stream ends.
 
     What a client has missed between two streams is not kept: one that connects again (`Last-Event-ID`) gets a `resync` first.
     """

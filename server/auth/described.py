@@ -9,11 +9,11 @@ from .identity import Identity
 
 _LISTS: Final = ("permission", "scope", "feature", "plan")
 MEMBERS: Final = ("user", "org", "role", "token_type", "impersonator", *_LISTS)
-"""What describes a caller, as arguments and in a file."""
+"""The names of the members that describe a caller, as arguments and in a file."""
 
 
 def identity_from(given: Mapping[str, Any]) -> Identity:
-    """A caller by the names of MEMBERS; without a user it is an organisation's key. Raises ValueError for what cannot be."""
+    """Returns the caller with these MEMBERS; without a user, an organisation's key. Raises ValueError for an impossible one."""
     if given.get("role") and not given.get("org"):
         raise ValueError("a role needs an organisation: add --org")
     lists = {name: _words(name, given.get(name)) for name in _LISTS}

@@ -1,4 +1,4 @@
-"""The `Origin` that a cookie needs to open a live answer: any page can make a browser connect, and send its cookies along."""
+"""Checks the `Origin` of a live answer opened with a cookie: any page can make a browser connect and send its cookies."""
 
 from __future__ import annotations
 

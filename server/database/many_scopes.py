@@ -1,4 +1,4 @@
-"""One SELECT under many scopes in one round trip: for streams of different callers that hear of one change."""
+"""One SELECT under many scopes in one round trip: for streams of different callers that receive one change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..http.pagination import RowLimit
 from .connections import Database, Scope
 
 MOST: Final = 16
-"""Scopes in one statement. What it costs falls little beyond that, and the rows of all of them are held at once."""
+"""The most scopes in one statement. More would save little, and the rows of all of them are in memory at once."""
 _SIZES: Final = (4, MOST)
 _ARGUMENTS: Final = 4  # of each scope: its ids, its user, organisation and admin organisation
 _PLACE: Final = re.compile(r"\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'|\$(\d+)")

@@ -10,7 +10,7 @@ from aiohttp import web
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__calls_tools__"
 NESTED: Final = web.RequestKey("nested", bool)
-"""Set on the request that a call of a tool makes to the tool's route."""
+"""Set on the request that a tool call makes to the tool's route."""
 
 
 def calls_tools(handler: F) -> F:

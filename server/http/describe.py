@@ -170,12 +170,12 @@ def _content_types(body: Any, given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _live(events: Any, answers: Mapping[int, Any], page: bool, content_type: str) -> None:
-    """Raise TypeError for a live answer that is described as another one, too."""
+    """Raise TypeError for a live answer that is also described as another response."""
     if answers.get(_SWITCHING) is not None:
         raise TypeError("@describe(answers={101: ...}): a WebSocket has no body; write None")
     live = events is not None or _SWITCHING in answers
     if live and (page or content_type != "application/json" or any(200 <= status < 300 for status in answers)):
-        raise TypeError("@describe: events= and answers={101: None} allow no other success, page= or content_type=")
+        raise TypeError("@describe: events= and answers={101: None} exclude any other success, page= and content_type=")
     if events is not None and _SWITCHING in answers:
         raise TypeError("@describe: either events= or answers={101: None}, not both")
 
@@ -187,7 +187,7 @@ def _tool(said: Description) -> None:
     if not said.summary or not said.summary.isprintable():
         raise TypeError(f"@describe(tool={said.tool!r}): needs summary=, one line of printable text, which agents read")
     if said.body_stream or said.streams:
-        raise TypeError(f"@describe(tool={said.tool!r}): a tool takes and returns whole messages, and streams nothing")
+        raise TypeError(f"@describe(tool={said.tool!r}): a tool cannot stream its body or its response")
     if not (said.content_type.startswith("text/") or is_json(said.content_type)):
         raise TypeError(f"@describe(tool={said.tool!r}): a tool returns JSON or text, not {said.content_type}")
 

@@ -1,4 +1,4 @@
-"""A connection that serves a live answer: it takes no further request, and reports at once that its client has gone."""
+"""A connection that serves a live answer: it accepts no further request, and reports at once when its client leaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LiveConnection(OrderedErrors):
         if self._manager is not None:
             self._manager.live += 1  # type: ignore[attr-defined]
         if body is not None:
-            body.on_eof(self._take_no_more)  # at once, where all of it has come
+            body.on_eof(self._take_no_more)  # at once if the body is complete
         if self.transport is not None:
             tune(self.transport)
 

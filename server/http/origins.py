@@ -15,7 +15,7 @@ class Origins:
     """The origins whose pages may send requests to handlers that ask: those listed, and this server's own."""
 
     def __init__(self, cors: Cors, resource: Resource | None) -> None:
-        """`cors` has the listed ones; `resource` is this server's public address, where it is set."""
+        """`cors` has the listed ones; `resource` is this server's public address, or None."""
         self.allows, self.own = cors.allows, frozenset() if resource is None else frozenset({resource.origin})
 
 

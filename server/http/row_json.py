@@ -1,4 +1,4 @@
-"""A row of a table as Postgres has made its JSON."""
+"""A row of a table in the JSON that Postgres made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class RowJson(Mapping[str, Any]):
-    """A row's columns by name, read-only. `text` is its JSON as Postgres made it, which is what a client is sent."""
+    """A row's columns by name, read-only. `text` is the JSON that Postgres made, which is sent to clients unchanged."""
 
     __slots__ = ("_columns", "text")
 

@@ -1,4 +1,4 @@
-"""Which routes stream, and how a live answer reaches its connection: what the layers above need to know of both."""
+"""Finds out which routes stream, and prepares connections for live answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .describe import description_of
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK: Final = "__opens_stream__"
 _DEPTH: Final = 4
-"""How far functions that a handler calls are followed, within its own module."""
+"""How many levels of functions that a handler calls are followed, within its own module."""
 _SIOCOUTQNSD: Final = 0x894B
 _LOW_WATER: Final = 16_384
 _DEAD_MILLISECONDS: Final = 45_000
@@ -34,7 +34,7 @@ def opens_stream(function: F) -> F:
 
 
 def streams(handler: object) -> bool:
-    """Does this handler answer with events or a socket? Decided from its code, without running it.
+    """Does this handler respond with an event stream or a WebSocket? Decided from its code, without running it.
 
     It does if it is described so (`@describe(events=...)`, `answers={101: None}`), or if its code, or a function of the same
     module that it names, names `event_stream` or `socket` of the public interface.
@@ -61,7 +61,7 @@ def _names_a_stream(function: Any, depth: int, seen: set[int]) -> bool:
 
 
 def _values(function: types.FunctionType) -> Iterator[Any]:
-    """What the names in a function's code stand for: globals, members of modules, and variables of the functions around it."""
+    """Returns what the names in a function's code refer to: globals, members of modules, variables of enclosing functions."""
     names = set(_names(function.__code__))
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # not assigned yet
@@ -92,11 +92,11 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("a coroutine that must not wait did")
+    raise RuntimeError("a coroutine waited that must not")
 
 
 def tune(transport: Any) -> None:
-    """Prepare a connection for a long answer: what it has not sent stays where it is counted, and a dead peer is noticed.
+    """Prepare a connection for a long response: unsent bytes stay where they are counted, and a dead peer is noticed.
 
     The kernel gives up after 45 seconds in which the peer has confirmed nothing, not after a quarter of an hour.
     """

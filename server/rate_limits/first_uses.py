@@ -28,7 +28,7 @@ class LocalUses:
         return self._size
 
     def first(self, value: bytes, seconds: float) -> bool:
-        """Keep a value for at least `seconds`. Returns False where it is kept already. Raises Unavailable where it is full."""
+        """Keep a value for at least `seconds`. Returns False if it is already kept. Raises Unavailable if the store is full."""
         now = self._clock()
         # Values expire by the bucket, so that nothing ever walks through all of them.
         for end in [end for end in self._buckets if end * _BUCKET_SECONDS <= now]:

@@ -75,7 +75,7 @@ class Limits:
         return self._routes[name]
 
     def client_of(self, request: web.Request) -> str | None:
-        """What counts as one client among those without a credential; None where that is not known."""
+        """Returns what counts as one client without a credential, such as its address; None if that is unknown."""
         return self._shared.client(request)
 
     async def open(self) -> None:

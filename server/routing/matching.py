@@ -20,7 +20,7 @@ class _Target:
 
 
 def _url(target: str) -> URL:
-    """As aiohttp's parser reads it: a target with a leading slash is a path, even `//host/path`. Raises ValueError."""
+    """Returns the URL as aiohttp reads it: a target with a leading slash is a path, even `//host/path`. Raises ValueError."""
     if target.startswith("/"):
         path, _, query = target.partition("?")
         return URL.build(path=path, query_string=query, encoded=True)
@@ -31,7 +31,7 @@ def _url(target: str) -> URL:
 
 
 async def matched(router: web.UrlDispatcher, method: str, target: str) -> web.UrlMappingMatchInfo | None:
-    """The router's match; None for a target that is refused with 400."""
+    """Returns the router's match; None for a target that is refused with 400."""
     try:
         request: Any = _Target(method, _url(target))
     except ValueError:

@@ -173,7 +173,7 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
 
 
 def _system_permission(plugin: str, route: web.RouteDef, access: Access) -> list[str]:
-    """Clerk puts its system permissions into no token, so that a route which requires one refuses every one of its callers."""
+    """Warn of a route that requires one of Clerk's system permissions: no token has them, so it refuses every caller."""
     if access.permission is None or not with_org_prefix(access.permission).startswith("org:sys_"):
         return []
     return [

@@ -1,4 +1,4 @@
-"""Which policy of a table shows a row to a caller, or hides it: each is evaluated for the row as the serving role."""
+"""Finds out which policies of a table show a row to a caller: each is evaluated for the row as the serving role."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def _table(connection: Any, name: str) -> Table:
 
 
 async def _key(connection: Any, table: Table) -> tuple[str, str]:
-    """(column, type) of the primary key, as SQL writes them."""
+    """Returns (column, type) of the primary key, quoted for SQL."""
     rows = await connection.fetch(_KEY, table.name)
     if len(rows) != 1:
         raise ConfigError(f"explain: {table.name} has no primary key of one column")
@@ -93,7 +93,7 @@ async def _key(connection: Any, table: Table) -> tuple[str, str]:
 
 
 async def _text(connection: Any, table: Table, where: str, row_id: str) -> str | None:
-    """The row as text: for an owner and a superuser whatever the policies say. None if there is none."""
+    """Returns the row as text, or None; an owner and a superuser read it whatever the policies say."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -107,7 +107,7 @@ async def _text(connection: Any, table: Table, where: str, row_id: str) -> str |
 
 
 def _named(error: Exception, table: Table, row_id: str, kind: str) -> Exception:
-    """A mistake of the operator's as one line; any other error as it is."""
+    """Returns the operator's mistake as a ConfigError of one line; any other error unchanged."""
     state = getattr(error, "sqlstate", None) or ""
     if state.startswith("22"):
         return ConfigError(f"explain: {row_id!r} is not the id of a row of {table.name} ({kind})")

@@ -11,12 +11,12 @@ from ..settings.setting import ConfigError
 from ..telemetry.log import LOG
 
 _ENDINGS: Final = (".toml", ".sql", ".json", ".env")
-"""Beside those of Python: the settings, and what a plugin may read when it is loaded."""
+"""File endings that count beside Python's: settings, and files that a plugin may read when it is loaded."""
 _MOST_NAMED: Final = 3
 
 
 def refuse_to_reload(env: str) -> None:
-    """Raises ConfigError where `serve --reload` cannot be used: outside of development, or without the library watchfiles."""
+    """Raises ConfigError if `serve --reload` cannot be used: outside development, or without the library watchfiles."""
     if env != "development":
         raise ConfigError(f"serve --reload: it is for development, not for {env}")
     try:

@@ -9,7 +9,7 @@ from .setting import Setting
 
 BUILT_IN: Final = ("health", "me", "profile", "data", "orgs", "invoices", "audit_log", "docs", "clerk", "oidc", "api_key")
 OPTIONAL: Final = frozenset({"mcp"})
-"""Built-in handlers that are served only where the setting `handlers` names them."""
+"""Built-in handlers that are served only if the setting `handlers` names them."""
 DEFAULT_PUBLIC: Final = ("/api/webhooks(.*)", "/api/health", "/api/public(.*)")
 
 
@@ -85,7 +85,7 @@ CORE: Final[Mapping[str, Setting]] = {
     ),
     "database.wait_seconds": _seconds(
         None,
-        "how long startup waits for a database that cannot be reached; unset: 30 in production, 0 elsewhere",
+        "how many seconds startup waits for an unreachable database; unset: 30 in production, 0 elsewhere",
         at_least=0,
         at_most=3600,
     ),
@@ -122,7 +122,7 @@ CORE: Final[Mapping[str, Setting]] = {
     ),
     "resource.url": Setting(
         example="https://api.example.com",
-        help="this API's public address; set: refusals tell clients which issuers and scopes there are (RFC 9728)",
+        help="this API's public address; if set, refusals name the issuers and scopes for clients (RFC 9728)",
     ),
     "ops.host": Setting(default="127.0.0.1", help="address of the operations port"),
     "ops.port": _count(9090, 0, 65535, "port of /livez, /readyz and /metrics; 0: off"),
@@ -162,9 +162,11 @@ CORE: Final[Mapping[str, Setting]] = {
         default="auto",
         help="refused credentials of one client address; off: any number; auto: 3000/minute in production, where it is known",
     ),
-    "streams.per_caller": _count(20, 1, 1_000_000, "live answers of one caller at once, in one process; beyond: 429"),
-    "streams.total": _count(5000, 1, 1_000_000, "live answers of one process at once; beyond: 503"),
-    "streams.max_seconds": _seconds(3600.0, "longest time that a live answer lasts; its client connects again", at_least=1),
+    "streams.per_caller": _count(20, 1, 1_000_000, "event streams and WebSockets of one caller, in one process; beyond it 429"),
+    "streams.total": _count(5000, 1, 1_000_000, "event streams and WebSockets of one process; beyond it 503"),
+    "streams.max_seconds": _seconds(
+        3600.0, "how long an event stream or WebSocket may last; its client reconnects", at_least=1
+    ),
     "limits.storage": Setting(
         default="memory", secret=True, help="where both are counted: memory, valkey://host:port/db or redis://host:port/db"
     ),

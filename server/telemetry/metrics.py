@@ -54,7 +54,7 @@ class Tally:
 
 
 class UntimedTally(Tally):
-    """The requests of a route whose answers last as long as the client likes: their duration says nothing."""
+    """The requests of a route that streams: their duration depends on the client, so it is not measured."""
 
     __slots__ = ()
 

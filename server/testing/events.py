@@ -39,7 +39,7 @@ class EventReader:
         self._id: str | None = None
 
     async def next(self, seconds: float = 5.0) -> ServerEvent:
-        """The next event; the event `end` too.
+        """Returns the next event, including `end`.
 
         Raises TimeoutError if none comes within `seconds`, EOFError at the end of the stream, and aiohttp's
         ClientPayloadError where the connection was cut.
@@ -80,7 +80,7 @@ class EventReader:
                     return self.reason
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
-        """All events but `end`, without a limit of time."""
+        """Yields all events but `end`, without a time limit."""
         while True:
             try:
                 event = await self.next(float("inf"))

@@ -1,4 +1,4 @@
-"""The part of the conformance kit about live answers: when a credential ends, and what becomes of it while a stream is open."""
+"""The conformance checks for live answers: when a credential ends, and whether it can be rechecked while a stream is open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LiveContract:
     pytestmark = pytest.mark.asyncio
 
     async def test_an_open_stream_can_be_checked_again(self, provider_case: ProviderCase) -> None:
-        """`expires_at` is still to come, and `recheck`, where there is one, finds the same caller."""
+        """`expires_at` is in the future, and `recheck`, if there is one, returns the same caller."""
         async with opened(provider_case) as provider:
             for headers in provider_case.known:
                 known = await provider.answer(headers)
