@@ -88,9 +88,7 @@ class Gate:
             shown = self._shown(request)
             limit = self._address_limit
             if live and has_ticket(request):
-                if limit is not None and limit.refusals:
-                    limit.demand(self._addresses.of(request))
-                identity = await self._by_ticket(request, shown)
+                identity = await self._by_ticket(request, shown, self._check_address)
             elif limit is None or not limit.refusals:
                 identity = self._recall(request)
             else:
@@ -156,6 +154,11 @@ class Gate:
     def _may_be_known(self, request: web.Request, live: bool) -> bool:
         """Does a request for a route whose caller is optional show anything that could be a credential?"""
         return self._may_be_shown(request.headers) or (live and has_ticket(request))
+
+    def _check_address(self, request: web.Request) -> None:
+        """Raise the 429 for an address with too many refused credentials: a ticket is good once, so none is known to be."""
+        if self._address_limit is not None and self._address_limit.refusals:
+            self._address_limit.demand(self._addresses.of(request))
 
     async def _wait_for_turn(self, turns: Concurrency | Turns, identity: Identity, caller: str) -> None:
         await turns.wait(caller)

@@ -110,14 +110,16 @@ class Identification:
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
         raise NoCredential("credential-missing")
 
-    async def by_ticket(self, request: web.Request, shown: int) -> Identity:
+    async def by_ticket(self, request: web.Request, shown: int, check_address: Callable[[web.Request], None]) -> Identity:
         """The caller whom the request's ticket stands for, as that caller is now. The ticket leaves the request's target.
 
-        `shown`: as in `identify`. Raises BadRequest for another credential beside it, Unauthorized, ServiceUnavailable.
+        `shown`: as in `identify`. `check_address` raises where the client must wait, before the ticket is looked up.
+        Raises BadRequest for another credential beside it, Unauthorized, ServiceUnavailable.
         """
         path, ticket = request.rel_url.path_safe, take_ticket(request)
         if shown:
             raise BadRequest("credentials-ambiguous")
+        check_address(request)
         try:
             identity = await within(self._seconds, self._redeem(ticket, path))
         except (Unavailable, TimeoutError) as outage:

@@ -72,7 +72,7 @@ class AddressLimit:
         return math.ceil(left) if left > 0 else None
 
     def demand(self, address: str) -> None:
-        """Raise TooManyRequests for an address that must wait, whatever it shows: a ticket is good once, so none is known."""
+        """Raise TooManyRequests for an address that must wait, whatever credential it shows."""
         if (seconds := self.blocked(address)) is not None:
             raise self.refusal(seconds)
 
