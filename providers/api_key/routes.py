@@ -59,9 +59,9 @@ class Keys:
         self._env = house.env
 
     def routes(self) -> Iterable[web.RouteDef]:
-        """The route definitions. They accept session tokens and API keys only: another issuer's short-lived token must not be
-        exchanged for a long-lived credential. Nor may somebody who only acts as the user leave with a key of theirs: a key
-        outlives the impersonation, and its use names the user alone. Ending a key is always allowed."""
+        """Returns the route definitions. They accept session tokens and API keys only: another issuer's short-lived token must not
+        be exchanged for a long-lived credential. An impersonator must not get a key of the user either: a key outlives the
+        impersonation, and its use names only the user. Ending a key is always allowed."""
         known = requires(accepts=["session_token", "api_key"])
         itself = requires(accepts=["session_token", "api_key"], impersonation=False)
         return [

@@ -16,7 +16,7 @@ NESTED: Final = web.RequestKey("nested", bool)
 def calls_tools(handler: F) -> F:
     """Allow this handler to use `call_tool`. Goes above or below the decorator that declares the access; wraps nothing.
 
-    An `Idempotency-Key` of its requests is not applied to the handler, but to the tool that it calls. Such a handler cannot
+    An `Idempotency-Key` of its requests applies to the tool that it calls, not to the handler itself. Such a handler cannot
     be a tool itself: no call leads to another one.
     """
     setattr(handler, _MARK, True)

@@ -83,7 +83,7 @@ def describe(
     returns        the type of the 200's body; `answers={201: Row, 204: None}` declares other statuses (None: no body).
                    `answers={101: None}` is a WebSocket: the handler calls `socket`
     events         the type of the events' `data` in a 200 that is an event stream (`event_stream`): a model, a union of
-                   models, or `str` for data that is no JSON. The events `resync` and `end` are added automatically
+                   models, or `str` for data that is not JSON. The events `resync` and `end` are added automatically
     refusals       statuses from 400 on that are specific to this handler, each with its cause: `{409: "..."}`.
                    Those that follow from the access, the path, a body or a page are added automatically.
     query          the model that the handler passes to `query`: a pydantic model of scalars and lists of scalars
@@ -94,7 +94,7 @@ def describe(
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
     operation_id   the operation's name in generated clients; without it, the name of the handler
     tool           the name under which agents may call this route (see the guide on agents): 1 to 128 letters, digits and
-                   `_.-`, once in the server. Needs `summary`, which the agent reads, and a response of JSON or text
+                   `_.-`, unique in the server. Needs `summary`, which the agent reads, and a response of JSON or text
 
     The description is enforced: `body`, `body_stream`, `query`, `page` and `check_if_match` raise TypeError in a handler that
     is described otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that

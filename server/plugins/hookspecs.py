@@ -34,15 +34,15 @@ class Provider(Protocol):
     issuers       the `iss` values of this provider's JWTs: no other provider accepts a JWT with one of them
     namespaces    the prefixes of its user and organisation ids, "" for none; two providers must not share one
     reads         the names of the headers that it reads a credential from; it is skipped if none of these headers is
-                  present, and the response header `Vary` lists them. Left out: it is called for every request
+                  present, and the response header `Vary` lists them. Without it: it is called for every request
     recall(request)   not async: the Identity of a credential that was verified before, from memory, after checking all
                   that may have changed since; None: `authenticate` is called. May raise CredentialRejected
     recheck(identity)   async; for a live answer whose credential may have changed: the caller as known now, from the Identity
-                  alone. May raise CredentialRejected and Unavailable. Left out: `authenticate` is called with the request
+                  alone. May raise CredentialRejected and Unavailable. Without it `authenticate` is called with the request
     challenge     a challenge that every 401 has beside `Bearer` (RFC 9110 11.6.1), such as `DPoP algs="ES256"`
     authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
     subject_of(kind, issuer, id)   the id in an Identity for what `issuer` calls `id`; `kind` is `user`, `session` or `jti`.
-                         The command `revoke` asks it. Left out: they are the same. May raise ValueError
+                         The command `revoke` calls it. Without it, both are the same. May raise ValueError
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
                          member `x-gatepost-token-types` of a scheme lists its token types; a route names the schemes
                          whose types it accepts
@@ -114,9 +114,9 @@ class House(Protocol):
     async def first_use(self, value: str, seconds: float) -> bool:
         """Is this the first call with this value within `seconds`? For values that count once, such as the `jti` of a proof.
 
-        All processes that share `limits.storage` (Valkey or Redis) are asked together; without it, each process knows its own
-        calls. Begin `value` with the provider's name: all providers share one space. Raises Unavailable where that storage does
-        not answer: then nobody knows.
+        With `limits.storage` (Valkey or Redis) this holds across all processes that share it; without it, each process knows
+        only its own calls. Begin `value` with the provider's name, since all providers share one space. Raises Unavailable if
+        that storage does not answer, because the result is then unknown.
         """
 
     def issuer_of(self, issuer: str) -> str | None:

@@ -32,7 +32,7 @@ class Recheck:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def is_impossible(self, lease: Lease) -> bool:
-        """Can nobody be asked about the caller? A ticket does not have the opaque token with which it was made."""
+        """Is it impossible to look the caller up again? A ticket does not contain the opaque token that it was made with."""
         if TICKET not in lease.request or lease.identity is None or lease.identity.claims is not None:
             return False
         provider = self._provider_of(lease)

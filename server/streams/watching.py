@@ -12,7 +12,7 @@ from .lease import Lease
 from .recheck import Recheck, is_watched, subjects_of
 
 BLIND_SECONDS: Final = 30.0
-"""A live answer about whose credential nobody can be asked ends when it is looked at after this time."""
+"""A live answer whose credential cannot be looked up again ends at the first check after this time."""
 NOTHING: Final[frozenset[tuple[str, str]]] = frozenset()
 
 
