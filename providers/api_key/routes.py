@@ -59,7 +59,7 @@ class Keys:
         self._env = house.env
 
     def routes(self) -> Iterable[web.RouteDef]:
-        """Returns the route definitions. They accept session tokens and API keys only: another issuer's short-lived token must not
+        """Returns the routes. They accept session tokens and API keys only: another issuer's short-lived token must not
         be exchanged for a long-lived credential. An impersonator must not get a key of the user either: a key outlives the
         impersonation, and its use names only the user. Ending a key is always allowed."""
         known = requires(accepts=["session_token", "api_key"])

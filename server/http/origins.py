@@ -25,9 +25,8 @@ ORIGINS: Final = web.AppKey("origins", Origins)
 def is_foreign_origin(request: web.Request) -> bool:
     """Was this request sent by a page of an origin that is neither listed (`cors_origins`) nor this server's own?
 
-    False without the header `Origin`, which only browsers send. `null` and a repeated header are foreign. This
-    server's own origin is that of `resource.url`, and where it listens on loopback `http://localhost:8080` and
-    `http://127.0.0.1:8080`. The header `Host` proves nothing: a page of another site can give the address of this machine to
+    False without the header `Origin`, which only browsers send. `null` and a repeated header are foreign. This server's own
+    origin is that of `resource.url`, and, for a socket on loopback, those of `localhost`, `127.0.0.1` and `[::1]` with its port. The header `Host` proves nothing: a page of another site can give the address of this machine to
     a name of its own (DNS rebinding).
     """
     origins = request.headers.getall(hdrs.ORIGIN, ())

@@ -40,7 +40,8 @@ class Provider(Protocol):
     recheck(identity)   async; for a live answer whose credential may have changed: the caller as known now, from the Identity
                   alone. May raise CredentialRejected and Unavailable. Without it `authenticate` is called with the request
     challenge     a challenge that every 401 has beside `Bearer` (RFC 9110 11.6.1), such as `DPoP algs="ES256"`
-    authorized_parties   the origins whose pages sign in with it; the default of the setting `cors_origins`
+    authorized_parties   the origins whose pages sign in with it: a cookie opens a live answer only for these. The default of
+                         the setting `cors_origins`
     subject_of(kind, issuer, id)   the id in an Identity for what `issuer` calls `id`; `kind` is `user`, `session` or `jti`.
                          The command `revoke` calls it. Without it, both are the same. May raise ValueError
     security_schemes     OpenAPI security scheme objects by name, for the public document: no secrets and no settings. The
