@@ -26,8 +26,9 @@ def is_foreign_origin(request: web.Request) -> bool:
     """Was this request sent by a page of an origin that is neither listed (`cors_origins`) nor this server's own?
 
     False without the header `Origin`, which only browsers send. `null` and a repeated header are foreign. This server's own
-    origin is that of `resource.url`, and, for a socket on loopback, those of `localhost`, `127.0.0.1` and `[::1]` with its port. The header `Host` proves nothing: a page of another site can give the address of this machine to
-    a name of its own (DNS rebinding).
+    origin is that of `resource.url`, and, for a socket on loopback, those of `localhost`, `127.0.0.1` and `[::1]` with its
+    port. The header `Host` proves nothing: a page of another site can give the address of this machine to a name of its own
+    (DNS rebinding).
     """
     origins = request.headers.getall(hdrs.ORIGIN, ())
     if not origins:
