@@ -152,7 +152,7 @@ def _check_status(answer: Answer) -> None:
     if answer.status in (400, 404):
         raise CredentialRejected("credential-rejected", f"Clerk knows no such token ({answer.status})")
     if answer.status in (401, 403):
-        raise Unavailable(f"Clerk answered {answer.status}: is CLERK_SECRET_KEY (CLERK_MACHINE_SECRET_KEY) right?")
+        raise Unavailable(f"Clerk answered {answer.status}: check CLERK_SECRET_KEY or CLERK_MACHINE_SECRET_KEY")
     raise Unavailable(f"Clerk answered {answer.status}", retry_after=_retry_after(answer))
 
 

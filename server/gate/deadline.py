@@ -54,4 +54,4 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
         coroutine.send(None)
     except StopIteration:
         return
-    raise RuntimeError("a coroutine that must not wait did")
+    raise RuntimeError("a coroutine waited that must not")

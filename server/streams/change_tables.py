@@ -30,7 +30,7 @@ class ChangesNotTold(LookupError):
     """The table reports no changes: it does not exist, or `gatepost_changes` was not called for it."""
 
     def __init__(self, table: str) -> None:
-        self.log_text = f"the table {table!r} tells no changes: call gatepost_changes for it in a schema file"
+        self.log_text = f"the table {table!r} reports no changes: call gatepost_changes for it in a schema file"
         super().__init__(self.log_text)
 
 

@@ -77,7 +77,7 @@ class Stream:
 
     async def __aenter__(self) -> Stream:
         if self._lease is not None:
-            raise RuntimeError("an event stream is opened once")
+            raise RuntimeError("an event stream can be opened only once")
         if self.response.compression:
             raise RuntimeError("an event stream cannot be compressed: the compressor would hold events back")
         self._lease = lease = self._registry.open(self._request, "events")
