@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
 
-from ..http.errors import ApiError
+from ..http.errors import ApiError, BadRequest
 from ..http.streaming import asks_for_websocket, opens_stream
 from .changes import Changes, changes_of
 from .ends import End
@@ -19,6 +20,7 @@ from .lease import Lease
 
 _CLOSE_SECONDS: Final = 1.5
 _VERSION: Final = "13"
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # RFC 6455 4.2.1: 16 bytes in base64
 
 
 class UpgradeRequired(ApiError):
@@ -113,6 +115,8 @@ class Opening:
             raise UpgradeRequired(headers=wanted)
         if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != _VERSION:
             raise UpgradeRequired(headers={**wanted, "Sec-WebSocket-Version": _VERSION})
+        if not _KEY.fullmatch(headers.get(hdrs.SEC_WEBSOCKET_KEY, "")):  # aiohttp fails at one that is not ASCII
+            raise BadRequest(for_log="websocket-key")
 
 
 @opens_stream
@@ -131,6 +135,7 @@ def socket(request: web.Request, *, max_bytes: int = 65_536, protocols: Iterable
     max_bytes  the largest message that is accepted, in bytes; a larger one closes the socket (1009)
     protocols  the subprotocols to choose from
 
-    Raises, on entry, UpgradeRequired (426) if the request does not ask for a WebSocket, and what `event_stream` raises.
+    Raises, on entry, UpgradeRequired (426) if the request does not ask for a WebSocket, BadRequest for a bad
+    handshake, and what `event_stream` raises.
     """
     return Opening(request, max_bytes, protocols)

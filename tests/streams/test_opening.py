@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -180,3 +181,16 @@ async def test_access_that_ended_after_the_admission_opens_nothing(serve: Serve)
     go.set()
     got = await asked
     assert (got.status, got.json()["reason"]) == (401, "session-revoked")
+
+
+@pytest.mark.parametrize("key", ["", "x", "\u00e9" * 24, "\udcff" * 24, "dGhlIHNhbXBsZSBub25jZQ", "dGhlIHNhbXBsZSBub25jZQ==, a"])
+async def test_a_handshake_with_a_bad_key_is_a_400(serve: Serve, key: str) -> None:
+    """RFC 6455 4.2.1: the key is 16 bytes in base64. A header may hold any bytes."""
+    client = await serve(extra=LIVE)
+    async with client.wire() as wire:
+        head = {"Host": "127.0.0.1", **ALICE, **UPGRADE, "Sec-WebSocket-Key": key}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        wire.writer.write(f"GET /api/echo HTTP/1.1\r\n{lines}\r\n".encode("utf-8", "surrogateescape"))
+        status, _, raw = await wire.answer()
+    assert (status, json.loads(raw)) == (400, {"error": "Bad Request"})
+    assert registry(client).number == 0
