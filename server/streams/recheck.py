@@ -32,8 +32,8 @@ class Recheck:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def is_impossible(self, lease: Lease) -> bool:
-        """Is it impossible to look the caller up again? A ticket does not contain the opaque token that it was made with."""
-        if TICKET not in lease.request or lease.identity is None or lease.identity.claims is not None:
+        """Is it impossible to look the caller up again? A ticket does not contain the token that it was made with."""
+        if TICKET not in lease.request:
             return False
         provider = self._provider_of(lease)
         return provider is None or provider.recheck is None
