@@ -92,7 +92,7 @@ def test_the_document_shows_the_form() -> None:
 
 RAISED = {
     "ApiError", "BadRequest", "Conflict", "CredentialRejected", "Forbidden", "NoCredential", "NotFound", "PreconditionFailed", "Refused", "TooManyRequests",
-    "Unauthorized", "Unprocessable", "_Refused", "CallerLimit",
+    "Unauthorized", "Unprocessable", "_Refused", "CallerLimit", "rejection",
 }  # fmt: skip
 SLUG = re.compile(r"[a-z]+(?:-[a-z]+)*")
 # Those that are put together, or come from the database.
