@@ -23,7 +23,8 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     StreamWriter: ("_compress", "_eof"),
     web.AbstractRoute: ("_handler",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
-    web.BaseRequest: ("_client_max_size", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
+    web.BaseRequest: (
+        "_cache", "_client_max_size", "_loop", "_message", "_rel_url", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
     web.FileResponse: ("_prepare_open_file",),
     web.Request: ("_match_info",),
     web.Response: (

@@ -13,7 +13,7 @@ from ..settings.setting import ConfigError
 
 _META: Final = "public.gatepost_meta"
 _RELATION: Final = re.compile(
-    r"^CREATE (?:UNIQUE )?(?:TABLE|INDEX|VIEW|SEQUENCE)(?: IF NOT EXISTS)? (?:public\.)?(\w+)", re.MULTILINE
+    r"^CREATE (?:UNIQUE |UNLOGGED )?(?:TABLE|INDEX|VIEW|SEQUENCE)(?: IF NOT EXISTS)? (?:public\.)?(\w+)", re.MULTILINE
 )
 _FUNCTION: Final = re.compile(r"^CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) (?:public\.)?(\w+)", re.MULTILINE)
 _EXISTING: Final = r"""

@@ -66,7 +66,7 @@ class _Target:
     answers={201: StreamTicket},
     refusals={403: "The caller could not open it.", 422: "Not the path of a live answer."},
     summary="A ticket for a live answer",
-    operation_id="createStreamTicket",
+    operation_id="create_stream_ticket",
     tags=["streams"],
 )
 @requires(accepts=sorted(TOKEN_TYPES), allow_pending=True)

@@ -53,8 +53,8 @@ async def test_a_preflight_is_the_same_for_every_path(port: int) -> None:
         "access-control-allow-origin": LISTED,
         "access-control-allow-credentials": "true",
         "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
-        "access-control-allow-headers": "Authorization, baggage, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, MCP-Protocol-Version, "
-        "sentry-trace, traceparent, tracestate, X-API-Key, X-Requested-With",
+        "access-control-allow-headers": "Authorization, baggage, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, Mcp-Method, Mcp-Name, "
+        "MCP-Protocol-Version, sentry-trace, traceparent, tracestate, X-API-Key, X-Requested-With",
         "access-control-expose-headers": "ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id",
         "access-control-max-age": "600",
     }

@@ -96,7 +96,8 @@ RAISED = {
 }  # fmt: skip
 SLUG = re.compile(r"[a-z]+(?:-[a-z]+)*")
 # Those that are put together, or come from the database.
-OTHERS = {"role", "permission", "plan", "feature", "reverification", "key-revoked", "idempotency-secret-not-kept", "idempotency-answer-not-kept", "idempotency-key-reused"}
+OTHERS = {"role", "permission", "plan", "feature", "reverification", "key-revoked", "idempotency-secret-not-kept", "idempotency-answer-not-kept", "idempotency-key-reused",
+          "proof-expired", "proof-nonce", "proof-rejected", "proof-replayed", "proof-target", "proof-token"}  # fmt: skip
 
 
 def slugs(node: ast.AST) -> Iterator[str]:

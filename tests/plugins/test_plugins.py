@@ -507,7 +507,7 @@ async def test_a_module_is_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_is_merely_installed_does_not_run() -> None:
     assert "module:acme" not in str(settings().explain())
     app = build_app()
-    assert {row.handler.partition(".")[0] for row in app[TABLE].rows} <= {"handlers", "providers"}
+    assert {row.handler.partition(".")[0] for row in app[TABLE].rows} <= {"handlers", "providers", "server"}
 
 
 def test_a_mistake_is_status_2_and_one_line(

@@ -304,7 +304,7 @@ from server import hookimpl
 
 @asynccontextmanager
 async def mailer():
-    print("opened", flush=True)
+    print("mailer opened", flush=True)
     {0}
     yield 1
     print("closed", flush=True)
@@ -344,4 +344,4 @@ def test_other_commands_open_nothing(tmp_path: Path, db: Any) -> None:
             env={"PATH": "", "PYTHONPATH": f"{ROOT}:{tmp_path}", "GATEPOST_ENV": "test", "GATEPOST_PROVIDERS": "stub", "DATABASE_URL": db.url,
                  "GATEPOST_PLUGINS": "module:gp_services"},
         )  # fmt: skip
-        assert (done.returncode, "opened" in done.stdout) == (0, False), done.stderr
+        assert (done.returncode, "mailer opened" in done.stdout) == (0, False), done.stderr

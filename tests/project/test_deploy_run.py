@@ -274,7 +274,7 @@ async def test_a_pod_that_cannot_start_says_why_in_one_line(world: World) -> Non
     env = environment(POD["containers"][0], SERVER)
     process = await sealed(env)
     _, err = await asyncio.wait_for(process.communicate(), 30)
-    assert (process.returncode, err.decode().splitlines()) == (2, ["gatepost: DATABASE_URL_FILE: the file it names cannot be read"])
+    assert (process.returncode, err.decode().splitlines()) == (2, ["gatepost: DATABASE_URL_FILE: the file that it names cannot be read (No such file or directory)"])
 
 
 # Compose -----------------------------------------------------------------------------------------------------------------
