@@ -89,7 +89,7 @@ class NestedDispatcher(Dispatcher):
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Everything is shared with `dispatcher`, but the gate."""
         vars(self).update(vars(dispatcher))
-        self._nested, self._completing, self._challenges = NestedGate(dispatcher._gate), dispatcher._challenges, None
+        self._nested, self._completing, self._challenges = NestedGate(self._gate), self._challenges, None
 
     async def handle_for(
         self, parent: web.Request, request: web.Request, match: web.UrlMappingMatchInfo, fault: ApiError | None

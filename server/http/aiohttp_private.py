@@ -24,7 +24,9 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     web.AbstractRoute: ("_handler",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
     web.BaseRequest: (
-        "_cache", "_client_max_size", "_loop", "_message", "_rel_url", "_payload", "_payload_writer", "_post", "_read_bytes", "_state"),
+        "_cache", "_client_max_size", "_loop", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_rel_url",
+        "_state", "_transport_peername", "_transport_sockname", "_transport_sslcontext",
+    ),
     web.FileResponse: ("_prepare_open_file",),
     web.Request: ("_match_info",),
     web.Response: (

@@ -21,6 +21,8 @@ SERVER = ROOT / "server"
 ALLOWED = ("http/", "serving/", "gate/dispatcher.py", "gate/admission.py", "gate/nested.py", "tools/calls.py", "routing/resolver.py")
 """Where a private attribute of aiohttp may be used. A tool's call is a request that is made here. The resolver reads the method and the path of every request."""
 NAMES = {name for names in PRIVATE_NAMES.values() for name in names}
+OF_TUPLES = {"_asdict", "_replace"}
+"""Public methods of named tuples: the underscore keeps them apart from the members."""
 MODULES = sorted(path for path in SERVER.rglob("*.py") if "testing" not in path.relative_to(SERVER).parts)
 
 
@@ -40,7 +42,7 @@ def own(tree: ast.AST) -> set[str]:
 def uses(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """The private names that are used on anything but `self`, `cls` and `super()`, and the line."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__") and node.attr not in OF_TUPLES:
             on = node.value.func if isinstance(node.value, ast.Call) else node.value
             if not (isinstance(on, ast.Name) and on.id in ("self", "cls", "super", "os", "sys")):
                 yield node.attr, node.lineno
