@@ -536,6 +536,7 @@ async def test_schemathesis_finds_nothing(serve: Serve, rows: None, db: TestData
     (tmp_path / "openapi.json").write_bytes((await client.get("/api/public/openapi.json")).raw)
     words = ["--config-file", str(tmp_path / "schemathesis.toml"), "run", str(tmp_path / "openapi.json"),
              "--url", f"http://127.0.0.1:{client.port}", "--header", f"Authorization: {EVERYTHING['Authorization']}", "--checks", ",".join(CHECKS),
+             "--exclude-path-regex", "/events$", "--request-timeout", "20",  # a stream has no end that it could wait for
              "--phases", "examples,coverage,fuzzing", "--max-examples", "60", "--seed", "20261126", "--continue-on-failure",
              "--no-color"]  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -544,4 +545,5 @@ async def test_schemathesis_finds_nothing(serve: Serve, rows: None, db: TestData
     said, _ = await process.communicate()
     print(said.decode())
     assert process.returncode == 0
-    assert f"Tested: {len(operations(document(client.app)))}" in said.decode()
+    whole = operations(document(client.app))
+    assert f"Tested: {len(whole) - len([one for one in whole if str(one).count('/events')])}" in said.decode()
