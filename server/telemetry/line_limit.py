@@ -11,6 +11,8 @@ MOST_LINES: Final = 100
 SECONDS: Final = 10.0
 UNLIMITED: Final = frozenset({"request", "denied", "more were denied"})
 """`request` is one line for each request by the operator's choice (`log.requests`); denials have a limit of their own."""
+FEWER: Final = {"provider unavailable": 20}
+"""Lines of which a client can cause one beside another: a token with an unknown key id, while the keys cannot be fetched."""
 _MOST_KINDS: Final = 1000
 
 
@@ -30,10 +32,11 @@ class LineLimit(logging.Filter):
         message = str(record.msg)
         if message in UNLIMITED:
             return True
+        most = self._kept(message)
         key, window = (record.name, message), int(self._clock() / self._seconds)
         if window != self._window:
             self._window = window
-            self._counts = {one: self._most - count for one, count in self._counts.items() if count > self._most}
+            self._counts = {one: kept - count for one, count in self._counts.items() if count > (kept := self._kept(one[1]))}
         count = self._counts.get(key, 0)
         if count < 0:  # so many were left out in an earlier window
             record.fields = {**getattr(record, "fields", {}), "left_out": -count}
@@ -41,4 +44,8 @@ class LineLimit(logging.Filter):
         if key not in self._counts and len(self._counts) >= _MOST_KINDS:
             return False
         self._counts[key] = count + 1
-        return count < self._most
+        return count < most
+
+    def _kept(self, message: str) -> int:
+        """How many lines with this message are kept."""
+        return min(self._most, FEWER.get(message, self._most))

@@ -355,7 +355,7 @@ async def test_no_container_of_a_provider_grows_with_strangers() -> None:
             for number in range(3_000):
                 own = kit.b64(json.dumps({"alg": "RS256", "kid": f"k{number}", "n": number}).encode())
                 forged = f"{own if number % 2 else head}.{payload}.{kit.b64(secrets.token_bytes(256))}"
-                assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {forged}")])).status == 401
+                assert (await client.ask("GET", "/api/me", [("Host", LOCAL), ("Authorization", f"Bearer {forged}")])).status in (401, 503)  # beyond the budget of fetches
             after = {one.name: caches(one.provider) for one in app[PROVIDERS]}
     report("containers", forged=3_000, before=sum(before["clerk"].values()), after=sum(after["clerk"].values()), containers=len(after["clerk"]))
     assert len(after["clerk"]) >= 3
