@@ -19,6 +19,7 @@ from ..gate.verdict import Verdict, verdict
 from ..routing.table import RouteRule
 from ..settings.sources import Settings
 from .caller_arguments import add_caller, described
+from .columns import aligned
 
 Callers = Mapping[str, Identity | None]
 _ORG: Final = {"org": "org_1"}
@@ -105,9 +106,7 @@ def _answer(rule: RouteRule, caller: Identity | None) -> dict[str, Any]:
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """Returns the table in aligned columns, one line for each route."""
-    cells = _cells(rows)
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return aligned(_cells(rows))
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

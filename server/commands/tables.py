@@ -13,6 +13,7 @@ from ..schema.startup import StartFailed, beside_running_server
 from ..schema.tables import Table, tables
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
+from .columns import aligned
 
 _HEAD = ("TABLE", "ROWS OF", "SECURITY", "POLICIES", "GRANTS", "AUDIT", "CHANGES", "PUBLIC ROWS")
 
@@ -56,9 +57,7 @@ async def _look(settings: Settings, name: str | None) -> list[Table]:
 
 def as_text(found: list[Table]) -> str:
     """The tables in aligned columns, a table per line."""
-    cells = [_HEAD, *(_cells(table) for table in found)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return aligned([_HEAD, *(_cells(table) for table in found)])
 
 
 def details(table: Table) -> str:

@@ -23,7 +23,7 @@ from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
 from .ports import take_waiting
 from .reload import restart_on_changes
-from .signals import ignore_hangup, stop_signal
+from .signals import ended_first, ignore_hangup, stop_signal
 from .supervisor import Supervisor
 from .worker import Worker
 
@@ -83,10 +83,8 @@ async def serve(app: web.Application, settings: Settings, worker: Worker | None,
 
 async def _opened(runner: web.AppRunner, stop: asyncio.Event) -> bool:
     """Open the application, which may wait for its database. False if the server was stopped meanwhile."""
-    opening, stopped = asyncio.ensure_future(runner.setup()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if opening.done():
+    opening = asyncio.ensure_future(runner.setup())
+    if await ended_first(opening, stop):
         await opening
         return True
     opening.cancel()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from ..telemetry.log import LOG
 from .worker import Worker
@@ -28,6 +28,14 @@ def stop_signal(kill_children: Callable[[], None] = lambda: None) -> asyncio.Eve
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, interrupted)
     return stop
+
+
+async def ended_first(work: asyncio.Future[Any], stop: asyncio.Event) -> bool:
+    """Wait for `work` or for `stop`. Whether the work has ended; otherwise it still runs."""
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    return work.done()
 
 
 def ignore_hangup(worker: Worker | None) -> None:

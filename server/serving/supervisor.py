@@ -25,6 +25,7 @@ from ..telemetry.metrics import Counts, Family, from_json
 from .balancing import prepare
 from .children import became_ready, command
 from .ports import hold_port
+from .signals import ended_first
 from .worker import VARIABLE
 
 _FIRST_PAUSE: Final = 0.1
@@ -80,10 +81,7 @@ class Supervisor:
 
     async def _before(self, stop: asyncio.Event, starting: asyncio.Future[Any]) -> bool:
         """Wait until the children are ready or have failed. False if the server was stopped meanwhile: it ends them."""
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if starting.done():
+        if await ended_first(starting, stop):
             return True
         await self._stop_all()
         await starting

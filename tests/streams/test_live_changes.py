@@ -254,7 +254,7 @@ async def test_an_unknown_message_is_a_resync(client: Client, own: TestDatabase)
         for payload in ("", "{}", "[1]", '["public.todos", "organization", "red", "x", []]', '["a", "b", "c", "i", [1]]', "[" * 5000):
             await own.rows("SELECT pg_notify('gatepost_changes', $1)", payload)
             assert await change(ann) == ("resync", {"id": None})
-        # An id of another form can come from nobody but a program that has the rights of the server.
+        # Only a program that has the rights of the server can send an id of another form.
         await own.rows("""SELECT pg_notify('gatepost_changes', '["public.todos", "organization", "red", "u", ["no id"]]')""")
         assert await change(ann) == ("resync", {"id": None})
         await own.rows("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
