@@ -62,7 +62,7 @@ docs: $(STAMP) ## regenerate the reference pages and gatepost.example.toml from 
 	@PYTHONPATH=. $(PYTHON) docs/generate/reference_pages.py
 
 site: $(TOOLS) ## build the site of docs/ into build/site
-	@$(VENV)/bin/zensical build --clean --strict
+	@$(PYTHON) docs/generate/site_pages.py
 
 diagrams: ## redraw docs/diagrams/ (needs Chromium and npm)
 	@python3 docs/diagrams/render.py

@@ -21,6 +21,7 @@ is `gatepost.toml` in the working folder, or the one that `--config` or `GATEPOS
 prints every effective value and its source; secrets are not shown. `python -m server init` writes a `gatepost.toml` with
 every setting, explained and commented out; it never overwrites a file.
 
+- The first column has the key in the file and, below it, the environment variable. A setting without a variable is set in the file only.
 - A list is an array in the file, and comma-separated in the environment.
 - Every variable can be replaced by `NAME_FILE` with the path of a file; the file's text, stripped of surrounding whitespace, is
   the value. Blanks and line ends around a variable's value are removed, and quotes around it prevent startup. An empty variable
@@ -92,11 +93,11 @@ def page() -> str:
 
 
 def _rows(settings: dict[str, Setting]) -> list[str]:
-    lines = ["| key | environment | kind | default | meaning |", "|---|---|---|---|---|"]
+    lines = ["| key, variable | default, kind | meaning |", "|---|---|---|"]
     for key, setting in settings.items():
-        env = "none" if setting.kind in ("table", "tables") else f"`{env_name(key, setting)}`"
-        notes = [setting.help, *([setting.allowed] if setting.allowed and not setting.choices else []), *(["secret"] * setting.secret)]
-        lines.append(f"| `{key}` | {env} | {setting.kind} | {_shown(setting)} | {'; '.join(notes)} |")
+        env = "" if setting.kind in ("table", "tables") else f"<br>`{env_name(key, setting)}`"
+        notes = [setting.help.replace("<", "&lt;"), *([setting.allowed] if setting.allowed and not setting.choices else []), *(["secret"] * setting.secret)]
+        lines.append(f"| `{key}`{env} | {_shown(setting)}<br>{setting.kind} | {'; '.join(notes)} |")
     return lines
 
 
