@@ -114,7 +114,7 @@ async def test_what_is_copied_from_a_console_block_is_its_commands(site: Path) -
     await runner.setup()
     await (listener := web.TCPSite(runner, "127.0.0.1", 0)).start()
     assert listener._server is not None
-    origin = "http://127.0.0.1:{}".format(listener._server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
+    origin = f"http://127.0.0.1:{listener._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
     try:
         async with browser() as tab:
             await tab.open(f"{origin}/index.html")
