@@ -36,7 +36,7 @@ PUBLIC_INTERFACE = f"""# Plugin API
 {WRITTEN}
 
 Everything that a plugin may import from `server`, with signatures and docstrings from the code. How to use it is in
-[plugins.md](../guides/plugins.md).
+[Write a plugin](../guides/plugins.md).
 """
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Declare a handler's access": ("public", "signed_in", "requires", "limited", "describe", "answers_secret"),

@@ -31,9 +31,9 @@ every setting, explained and commented out; it never overwrites a file.
 - *Secret* values are never printed.
 - The column *meaning* ends with the allowed values, where there are bounds or choices; any other value prevents startup.
 
-A table of a plugin is declared by the plugin (see [plugins.md](../guides/plugins.md)); a plugin sees only its own table. The tables are explained
-in [clerk.md](../guides/clerk.md), [keys.md](../guides/keys.md), [limits.md](limits.md), [oidc.md](../guides/oidc.md),
-[audit.md](audit.md).
+A table of a plugin is declared by the plugin (see [Write a plugin](../guides/plugins.md)); a plugin sees only its own table. The tables are explained
+in [Clerk](../guides/clerk.md), [API keys](../guides/keys.md), [Limits](limits.md), [OpenID Connect issuers](../guides/oidc.md),
+[The audit log](audit.md).
 
 ## The server
 """
@@ -51,14 +51,14 @@ RULES = """
 - `clerk.webhook_signing_secret` may contain several secrets separated by commas or spaces, for rotation.
 - A pattern in `public_routes` that covers no route and is not a default (@PUBLIC@) prevents startup.
 - `database.pooler = "transaction"` needs `database.url` (through the pooler) and `database.direct_url` (bypassing it): see
-  [postgres.md](../guides/postgres.md).
+  [Postgres in production](../guides/postgres.md).
 - `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
 - `limits.caller` and `limits.address` are each a rate such as `6000/minute`, or `off`, or `auto`.
 - `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
 
 ## `[[api_key.keys]]`
 
-An array of tables, in the file only: static keys (see [keys.md](../guides/keys.md)). A key belongs to a user, an organisation, or both.
+An array of tables, in the file only: static keys (see [API keys](../guides/keys.md)). A key belongs to a user, an organisation, or both.
 
 | member | kind | meaning |
 |---|---|---|

@@ -30,6 +30,12 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 PAGES = [*ROOT.glob("*.md"), *doc_pages()]
 
 
+def test_no_link_is_named_after_the_file_of_a_page() -> None:
+    """Its text says what the reader finds there."""
+    named = [(page.name, link) for page in [ROOT / "README.md", *doc_pages()] for link in re.findall(r"\[([\w./-]+\.md)\]\(", page.read_text("utf-8"))]
+    assert [(page, link) for page, link in named if not re.fullmatch(r"[A-Z]+\.md", link)] == []
+
+
 # Settings ----------------------------------------------------------------------------------------------------------------
 
 
