@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools client-tools run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
+.PHONY: help install deploy-tools client-tools cluster-tools cluster run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -11,6 +11,7 @@ PEERS   := .cache/peers
 OIDC    := .cache/oidc
 CLERK   := .cache/clerk
 AGENTS  := .cache/agents
+CLUSTER := .cache/cluster
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
@@ -35,6 +36,11 @@ install: $(STAMP) ## create .venv with everything, including development tools
 deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
 
 client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed $(AGENTS)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider, agents
+
+cluster-tools: $(CLUSTER)/.installed ## add Patroni to .cache, for the cluster
+
+cluster: $(STAMP) $(CLUSTER)/.installed ## start three Postgres, three servers and what joins them on this machine, until Ctrl-C
+	@exec $(PYTHON) deploy/cluster/one_machine.py
 
 run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)
@@ -147,6 +153,12 @@ $(AGENTS)/.installed: tests/kits/mcp_clients/package.json tests/kits/mcp_clients
 	@cd $(AGENTS) && npm install --no-audit --no-fund --ignore-scripts --no-package-lock --loglevel=error
 	@python3 -m venv $(AGENTS)/venv
 	@$(AGENTS)/venv/bin/python -m pip install --quiet -r tests/kits/mcp_clients/requirements.txt
+	@touch $@
+
+$(CLUSTER)/.installed: deploy/cluster/requirements.txt
+	@mkdir -p .cache
+	@python3 -m venv $(CLUSTER)
+	@$(CLUSTER)/bin/python -m pip install --quiet -r deploy/cluster/requirements.txt
 	@touch $@
 
 $(PEERS)/.installed: bench/peers.txt
