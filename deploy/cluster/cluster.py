@@ -1,6 +1,6 @@
 """The whole cluster on one machine, for `make cluster` and the drill.
 
-The files are those that real machines get (render.py), with the addresses, folders, sizes and times of `LOCAL`.
+The files are those that real machines get (machine_files.py), with the addresses, folders, sizes and times of `LOCAL`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
+from machine_files import passwords, render, values_of  # noqa: E402
 from machines import Machine, Network, search_path  # noqa: E402 - beside this file
-from render import passwords, render, values_of  # noqa: E402
 
 NUMBERS = {
     **{f"pg{n}": 10 + n for n in (1, 2, 3)}, **{f"etcd{n}": 20 + n for n in (1, 2, 3)},

@@ -31,15 +31,15 @@ def module(name: str) -> ModuleType:
     return made
 
 
-RENDER = module("render")
+RENDER = module("machine_files")
 VALUES = RENDER.values_of(CLUSTER / "cluster.env")
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What render.py writes for cluster.env as it is."""
+    """What machine_files.py writes for cluster.env as it is."""
     folder = tmp_path_factory.mktemp("rendered") / "out"
-    done = subprocess.run([sys.executable, CLUSTER / "render.py", CLUSTER / "cluster.env", folder], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, CLUSTER / "machine_files.py", CLUSTER / "cluster.env", folder], check=True, capture_output=True, text=True)
     assert "pg1: patroni.yaml, roles.sql" in done.stdout
     return folder
 

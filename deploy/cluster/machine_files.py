@@ -1,4 +1,4 @@
-"""Writes the files of each machine: `python3 deploy/cluster/render.py MY.env FOLDER`.
+"""Writes the files of each machine: `python3 deploy/cluster/machine_files.py MY.env FOLDER`.
 
 MY.env is a changed copy of cluster.env. Passwords are made once, into FOLDER/secrets.env, and read from there later. FOLDER
 then has a folder for each machine, to be copied to its CONFIG_FOLDER. They contain passwords: only their owner may read them.
@@ -64,5 +64,5 @@ def main(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: render.py MY.env FOLDER")
+        sys.exit("usage: machine_files.py MY.env FOLDER")
     main(Path(sys.argv[1]), Path(sys.argv[2]))
