@@ -99,8 +99,7 @@ class Dispatcher:
         if isinstance(error, Unavailable):
             log_failure("unavailable", error, request_id=request[REQUEST_ID], why=str(error))
             return self._errors.response(ServiceUnavailable(error.retry_after))
-        route = request.match_info.route.name if request._match_info is not None else None
-        log_failure("handler failed", error, request_id=request[REQUEST_ID], route=route or "")
+        log_failure("handler failed", error, request_id=request[REQUEST_ID], route=self._gate.template_of(request))
         return self._errors.of(500)
 
     async def _resolve_and_admit(self, request: web.Request) -> web.StreamResponse:

@@ -71,7 +71,7 @@ async def test_it_is_a_500_and_the_log_says_why(
     assert (got.status, got.json()) == (500, {"error": "Internal Server Error"})
     (line,) = lines(caplog)
     assert (WORDS_OF_READ.get(mistake, why) if how == "read" else why) in line["why"]
-    assert line["request_id"] == got.headers["X-Request-Id"]
+    assert (line["request_id"], line["route"]) == (got.headers["X-Request-Id"], "/work")
     assert any("test_handler_mistakes.py" in place for place in line["places"])
     assert VALUE not in str([vars(record) for record in caplog.records])
     assert (await client.get("/api/data", ALICE)).status == 200  # the one connection is in order
