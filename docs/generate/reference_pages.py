@@ -14,6 +14,7 @@ from typing import Any
 
 import server
 from server.commands import _parser
+from server.commands.parser import subcommands
 from server.plugins.loader import Plugins
 from server.settings.sample import sample
 from server.settings.sources import Settings
@@ -27,7 +28,9 @@ COMMANDS = f"""# Commands
 {WRITTEN}
 
 `python -m server`, or `gatepost` where the wheel is installed. (The second does not put the working folder on the import path.)
-Status 0; 2 with one line for a mistake in the configuration; 1 for other failures. Results go to standard output, remarks and progress
+`help COMMAND` shows the help of a command, and `help environment` every environment variable. `completion bash` (or `zsh`, `fish`) prints
+the shell's completion of `gatepost`. On a terminal there are colours, unless `NO_COLOR` is set or `TERM` is `dumb`.
+Status 0; 2 with one line for a mistake in the configuration or the arguments; 1 for other failures. Results go to standard output, remarks and progress
 to standard error. Commands whose output programs may read have `--json`.
 """
 
@@ -76,9 +79,9 @@ def commands() -> str:
     try:
         parser = _parser(loaded()[1].offers().commands)
         parts = [COMMANDS, "## `python -m server`\n", _help(parser)]
-        for name, inner in _subcommands(parser).items():
+        for name, inner in subcommands(parser).items():
             parts += [f"## `{name}`\n", _help(inner)]
-            for action, deeper in _subcommands(inner).items():
+            for action, deeper in subcommands(inner).items():
                 parts += [f"### `{name} {action}`\n", _help(deeper)]
     finally:
         os.environ.pop("COLUMNS") if wide is None else os.environ.update(COLUMNS=wide)
@@ -88,11 +91,6 @@ def commands() -> str:
 def _help(parser: argparse.ArgumentParser) -> str:
     # The titles of some parts differ between versions of Python; the words do not.
     return f"```text\n{parser.format_help().rstrip()}\n```\n"
-
-
-def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found[0].choices) if found else {}
 
 
 # Plugin API --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,16 @@ from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..telemetry.log import start_logging
-from . import access, check, explain, init, migrate, openapi, revoke, routes, serve, tables
+from . import access, check, completion, explain, init, migrate, openapi, revoke, routes, serve, tables
+from . import help as help_command
+from .colours import complaint
+from .parser import Parser, Version, common, program, unknown_command
 
 _OWN = {
     "serve": serve, "init": init, "check": check, "routes": routes, "explain": explain, "access": access, "tables": tables,
-    "migrate": migrate, "openapi": openapi, "revoke": revoke,
+    "migrate": migrate, "openapi": openapi, "revoke": revoke, "help": help_command,
 }  # fmt: skip
+_COMPLETION = "completion"
 _ABOUT = "An API server: routes need a signed-in caller unless you open them, and row-level security keeps tenants apart."
 
 
@@ -36,10 +39,10 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (ConfigError, ValueError) as error:
-        print(f"gatepost: {error}", file=sys.stderr)
+        print(complaint(error), file=sys.stderr)
         return 2
     except (StartFailed, Unavailable) as error:
-        print(f"gatepost: {error}", file=sys.stderr)
+        print(complaint(error), file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
@@ -50,10 +53,16 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     if trouble := ownership.trouble():
         raise ConfigError(trouble)
-    known, rest = _common(argparse.ArgumentParser(add_help=False)).parse_known_args(arguments)
+    known, rest = common(Parser(prog=program(), add_help=False)).parse_known_args(arguments)
     name = next((word for word in rest if not word.startswith("-")), None)
+    if name == "help" and (other := help_command.instead(rest[rest.index(name) + 1 :])) is not None:
+        return _run([*(("--config", str(known.config)) if known.config else ()), *other])
     if "-h" in rest or "--help" in rest or (name is None and "--version" in rest):
         _parser(_commands_for_help(known, name, rest)).parse_args(arguments)  # which prints, and exits
+    if name == _COMPLETION:
+        whole = _parser(_commands_for_help(known, None, rest), "gatepost")
+        print(completion.script(whole, whole.parse_args(arguments).shell))
+        return 0
     settings = _settings(known)
     start_logging(settings.log_format)
     if name is None or name in _OWN:
@@ -61,6 +70,8 @@ def _run(arguments: list[str]) -> int:
         return int(_OWN[args.command or "serve"].run(args, settings))
     plugins = Plugins(settings)
     plugged = _plugged(plugins)
+    if rest[0] == name and name not in plugged:
+        raise ValueError(f"{unknown_command(name, [*_OWN, _COMPLETION, *plugged])}; see `{program()} --help`")
     args = _parser(plugged).parse_args(arguments)
     plugin, command = plugged[args.command]
     folder, table = Path(settings.get("data_folder")), plugins.table_of(plugin)
@@ -76,14 +87,14 @@ def _settings(known: argparse.Namespace) -> Settings:
 def _plugged(plugins: Plugins) -> Mapping[str, tuple[str, Command]]:
     """The commands of the plugins: (plugin, command) by name. Raises ConfigError."""
     plugged = plugins.offers().commands
-    for name in plugged.keys() & _OWN.keys():
+    for name in plugged.keys() & {*_OWN, _COMPLETION}:
         raise ConfigError(f"plugin {plugged[name][0]!r}: its command {name!r} has the name of one of the server's commands")
     return plugged
 
 
 def _commands_for_help(known: argparse.Namespace, name: str | None, rest: list[str]) -> Mapping[str, tuple[str, Command]]:
     """The plugins' commands that `--help` lists. A mistake in the settings is reported, and leaves out what it affects."""
-    if name in _OWN or "--version" in rest:
+    if name in (*_OWN, _COMPLETION) or "--version" in rest:
         return {}
     names: list[str] = []
     try:
@@ -91,7 +102,7 @@ def _commands_for_help(known: argparse.Namespace, name: str | None, rest: list[s
         names = settings.words("plugins")
         return _plugged(Plugins(settings))
     except ConfigError as error:
-        print(f"gatepost: {error}; some commands may not be listed", file=sys.stderr)
+        print(complaint(f"{error}; some commands may not be listed"), file=sys.stderr)
     for plugins in (names, []):
         try:
             return _plugged(Plugins(Settings(file=Path(os.devnull), environ={}, given={"plugins": plugins})))
@@ -127,37 +138,20 @@ async def operator_scope(connection: Any, user_id: str | None, org_id: str | Non
         yield
 
 
-def _common(parser: argparse.ArgumentParser, *, serving: bool = True, default: Any = None) -> argparse.ArgumentParser:
-    """The options that stand before a command, or after it; `serving`: with those that only serving has a use for."""
-    parser.add_argument("--config", type=Path, metavar="FILE", default=default, help="settings file (default gatepost.toml)")
-    if serving:
-        parser.add_argument("--host", default=default, help="address to serve on")
-        parser.add_argument("--port", type=int, default=default, help="port to serve on; 0 chooses a free one")
-        parser.add_argument("--workers", type=int, default=default, help="processes that share the port")
-    return parser
-
-
-class _Version(argparse.Action):
-    """`--version`: prints the version of the installed distribution."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"gatepost {metadata.version(ownership.DISTRIBUTION)}")
-        parser.exit()
-
-
-def _program() -> str:
-    """How this program was started, for the usage line."""
-    return "gatepost" if os.path.basename(sys.argv[0]) == "gatepost" else "python -m server"
-
-
-def _parser(plugged: Mapping[str, tuple[str, Command]]) -> argparse.ArgumentParser:
-    parser = _common(argparse.ArgumentParser(prog=_program(), description=_ABOUT))
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+def _parser(plugged: Mapping[str, tuple[str, Command]], prog: str | None = None) -> Parser:
+    """The parser of the whole command line, with the plugins' commands. `prog`: its name (default: as it was started)."""
+    name = prog or program()
+    form = argparse.RawDescriptionHelpFormatter
+    parser = common(
+        Parser(prog=name, description=_ABOUT, epilog=help_command.STATUSES.format(program=name), formatter_class=form)
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, module in _OWN.items():
-        own = commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0].rstrip("."))
-        _common(own, serving=name == "serve", default=argparse.SUPPRESS)
+    for command, module in [*_OWN.items(), (_COMPLETION, completion)]:
+        about = (module.__doc__ or "").partition("\n")[0]
+        own = commands.add_parser(command, help=about.rstrip("."), description=about)
+        common(own, serving=command == "serve", default=argparse.SUPPRESS)
         module.arguments(own)
-    for name, (_, command) in plugged.items():
-        command.arguments(commands.add_parser(name, help=command.help))
+    for command, (_, plugin) in plugged.items():
+        plugin.arguments(commands.add_parser(command, help=plugin.help, description=f"{plugin.help}."))
     return parser

@@ -106,7 +106,7 @@ def _answer(rule: RouteRule, caller: Identity | None) -> dict[str, Any]:
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """Returns the table in aligned columns, one line for each route."""
-    return aligned(_cells(rows))
+    return aligned(_cells(rows), _style)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
@@ -121,6 +121,10 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         lines.append([row["method"], row["route"], *(_cell(row["callers"][name]) for name in callers)])
     return lines
+
+
+def _style(cell: str) -> str | None:
+    return {"yes": "green", "401": "dim", "403": "yellow"}.get(cell.partition(" ")[0])
 
 
 def _cell(answer: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from ..schema.safety import problems, public_rows, warnings
 from ..schema.startup import beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
+from .colours import paint
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     for line in found.public_rows:
         print(f"public rows: {line}")
     for line in [*app[TABLE].warnings, *found.warnings, *unready]:
-        print(f"warning: {line}")
+        print(f"{paint('warning:', 'yellow')} {line}")
     for line in found.problems:
-        print(f"problem: {line}")
-    print("problems: " + (str(len(found.problems)) if found.problems else "none"))
+        print(f"{paint('problem:', 'red')} {line}")
+    print("problems: " + (paint(str(len(found.problems)), "red") if found.problems else paint("none", "green")))
     return 2 if found.problems else 0
 
 

@@ -18,7 +18,8 @@ from server.commands import run
 from server.installation import NEEDED
 
 COMMANDS = (
-    "serve", "init", "check", "routes", "explain", "access", "tables", "migrate", "openapi", "revoke", "keys", "token", "replay",
+    "serve", "init", "check", "routes", "explain", "access", "tables", "migrate", "openapi", "revoke", "help", "completion",
+    "keys", "token", "replay",
 )  # fmt: skip
 COUNTING = """
 from pathlib import Path

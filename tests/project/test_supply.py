@@ -148,7 +148,7 @@ def test_the_page_names_exactly_what_is_asked_for() -> None:
     told = dict(re.findall(table, running, re.MULTILINE))
     assert set(told) == {plain(Requirement(line).name) for line in PROJECT["dependencies"]}
     assert {name for name, _ in re.findall(table, sometimes, re.MULTILINE)} == {
-        plain(Requirement(line).name) for extra in ("embedded", "reload", "valkey") for line in PROJECT["optional-dependencies"][extra]
+        plain(Requirement(line).name) for extra in ("completion", "embedded", "reload", "valkey") for line in PROJECT["optional-dependencies"][extra]
     }
 
 
