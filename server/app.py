@@ -14,6 +14,7 @@ from .auth.revocation import REVOCATION_FAILURES
 from .database.scope import DATABASE
 from .gate.admission import Gate
 from .gate.audit import Audit
+from .gate.below_prefix import PrefixDispatcher, PrefixResolver
 from .gate.challenges import Challenges
 from .gate.cross_origin import cors_of
 from .gate.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from .http.client_address import ADDRESSES, ClientAddress
 from .http.error_bodies import ErrorBodies
 from .http.origins import ORIGINS, Origins
 from .http.pagination import PAGE_BYTES
+from .http.path_prefix import path_prefix_of
 from .http.resource import resource_of
 from .http.stamp import vary_on
 from .http.this_machine import public_listeners
@@ -112,7 +114,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     providers = [plugins.provider(name, offers) for name in settings.words("providers")]
     app = web.Application(client_max_size=settings.get("limits.body_bytes"))
     metrics = Metrics()
-    resource = resource_of(settings.get("resource.url"))
+    resource, prefix = resource_of(settings.get("resource.url")), path_prefix_of(settings.get)
     metadata = ResourceRoutes(resource)
     public_routes, own_routes = settings.words("public_routes"), metadata.routes()
     own_routes += ticket_routes(route for _, route in offers.routes)
@@ -121,7 +123,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     cors = cors_of(settings, providers)
     vary_on(read_headers(providers))
     errors = ErrorBodies(settings.get("errors.format"), offers.error_body)
-    app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get), errors)
+    app[DOCUMENT] = openapi.make(table, providers, info_of(settings.get, prefix.prefix if prefix else "/"), errors)
     server_database = ServerDatabase(settings, beside_parent=beside_parent)
     app[ADDRESSES] = ClientAddress(settings.words("trusted_proxies"))
     proofs = "dpop" in {name.lower() for name in read_headers(providers)}
@@ -132,7 +134,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         retention_days=settings.get("audit.retention_days"),
     )
     tickets = Tickets(server_database.database.call)
-    app[OFFICE] = TicketOffice(tickets, table.rules, app.router)
+    app[OFFICE] = TicketOffice(tickets, table.rules, app.router, prefix)
     gate = Gate(
         table.rules,
         providers,
@@ -148,9 +150,10 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         redeem=tickets.redeem,
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
-    listener, lookup = RequestLog() if settings.get("log.requests") else None, Resolver(app)
+    listener, lookup = RequestLog() if settings.get("log.requests") else None, PrefixResolver(app) if prefix else Resolver(app)
     challenges = Challenges(resource, gate.challenges) if resource is not None else None
-    app[DISPATCHER] = Dispatcher(lookup, cors, gate, metrics, backlog, listener, errors, challenges)
+    parts = (lookup, cors, gate, metrics, backlog, listener, errors, challenges)
+    app[DISPATCHER] = PrefixDispatcher(prefix, *parts) if prefix else Dispatcher(*parts)
     app[ORIGINS], app[TOOLS] = Origins(cors, resource), Tools(table, lookup, app[DISPATCHER], settings.get)
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)
@@ -179,6 +182,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         backlog=backlog,
         hold=holder(limits.concurrency),
         errors=errors,
+        prefix=prefix,
     )
     return app
 

@@ -54,6 +54,8 @@ RULES = """
   [Postgres in production](../guides/postgres.md).
 - `audit.retention_days` is 0 or at least 7: the last seven days of the [audit log](audit.md) cannot be deleted.
 - `limits.caller` and `limits.address` are each a rate such as `6000/minute`, or `off`, or `auto`.
+- `strip_path_prefix` needs a `path_prefix`; where `resource.url` is set too, both must have the same path
+  ([behind a proxy](../guides/behind-a-proxy.md#below-a-path)).
 - `trusted_proxies` are networks without host bits (`10.0.0.0/8`), addresses, or the word `unix`.
 
 ## `[[api_key.keys]]`

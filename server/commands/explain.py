@@ -14,6 +14,7 @@ from aiohttp import web
 from ..app import SETTINGS, TABLE, build
 from ..auth.identity import Identity
 from ..gate.verdict import GATE, ROWS, verdict
+from ..http.path_prefix import path_prefix_of
 from ..http.targets import malformed
 from ..routing.matching import matched
 from ..routing.patterns import Pattern
@@ -58,15 +59,17 @@ async def _result(args: argparse.Namespace, settings: Settings) -> dict[str, Any
     method, caller = args.method.upper(), described(args)
     if args.token and caller is not None:
         raise ValueError("explain: --token already identifies the caller: leave out the other arguments that describe one")
-    app = build(settings)
-    result: dict[str, Any] = await explain(app, method, args.path)
-    if (match := await matched(app.router, method, args.path)) is None:
+    app, prefix = build(settings), path_prefix_of(settings.get)
+    path = (prefix.inside(args.path) if prefix else None) or args.path  # as clients see it, or as handlers do
+    result: dict[str, Any] = await explain(app, method, path)
+    if (match := await matched(app.router, method, path)) is None:
         return result | {"status": 400, "reason": None, "lock": GATE}
     rule = app[TABLE].rules.get(match.route)
     found = verdict(rule, caller, match, match.http_exception)
     if args.token:
         token = sys.stdin.readline().strip() if args.token == "-" else args.token
-        found, caller = await ask(settings, method, args.path, token)
+        sent = prefix.prefix + path if prefix and prefix.strips else path
+        found, caller = await ask(settings, method, sent, token)
     result |= found._asdict()
     if args.row:
         result = await _with_row(result, settings, args.row, _scope(caller, rule), method)

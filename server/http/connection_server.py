@@ -15,6 +15,7 @@ from .descriptors import bound_accept_errors, room_for
 from .draining import DrainingServer
 from .error_bodies import STANDARD, ErrorBodies
 from .files import WHOLE, respect_if_range
+from .path_prefix import PathPrefix
 from .protocol import Connection, Handler, HandOver, Hold
 
 
@@ -73,6 +74,7 @@ def install(
     backlog: Backlog,
     hold: Hold = lambda request: lambda: None,
     errors: ErrorBodies = STANDARD,
+    prefix: PathPrefix | None = None,
 ) -> None:
     """Make everything that serves `app` (our own runner, a test server, gunicorn's worker) use ConnectionServer.
 
@@ -83,6 +85,7 @@ def install(
     backlog                   counts and bounds what is held for all clients; it is kept as `app[BACKLOG]`
     hold                      counts a request while its response is not taken yet
     errors                    makes the bodies of errors
+    prefix                    the path below which clients find the API; None: there is none
     """
     app[BACKLOG] = backlog
     # With sendfile(2) the bytes of a file pass by the transport: a client that takes none of them would never be cut.
@@ -98,6 +101,9 @@ def install(
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
         kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold, "errors": errors}
         bound_accept_errors()
-        return ConnectionServer(handle, request_factory=partial(app._make_request, _cls=Request), loop=loop, **kwargs)
+        make: Any = partial(app._make_request, _cls=Request)
+        if prefix is not None:
+            make = prefix.maker(make)
+        return ConnectionServer(handle, request_factory=make, loop=loop, **kwargs)
 
     object.__setattr__(app, "_make_handler", make_handler)

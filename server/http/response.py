@@ -8,7 +8,7 @@ Code that reads `headers` gets aiohttp's dictionary as usual; aiohttp then sends
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
@@ -119,6 +119,10 @@ class JsonResponse(web.Response):
             self._lines += lines
         else:
             _put(self.dictionary, lines)
+
+    def replace_lines(self, change: Callable[[bytes], bytes]) -> None:
+        """Replace the added header lines by what `change` returns for them. Only while `headers` was not used."""
+        self._lines = change(self._lines)
 
     def retype(self, media_type: str) -> None:
         """Set the content type, for a body that the server has made: what `more` says about the content does not count."""

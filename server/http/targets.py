@@ -37,13 +37,13 @@ def malformed(target: str) -> bool:
 def _malformed_at_length(target: str) -> bool:
     if not target.isascii() or " " in target or "\\" in target or "#" in target or _BAD_ESCAPE.search(target):
         return True
-    path, _, query = _origin_form(target).partition("?")
+    path, _, query = origin_form(target).partition("?")
     if not path.startswith("/") or _ENCODED_TRICK.search(path) or _DOT_SEGMENT.search(path):
         return True
     return _unreadable(path) or _unreadable(query)
 
 
-def _origin_form(target: str) -> str:
+def origin_form(target: str) -> str:
     """The path and query of an absolute-form target (RFC 9112 3.2.2). A target without a plain host is returned unchanged."""
     scheme, separator, rest = target.partition("://")
     if separator and scheme.lower() in ("http", "https"):

@@ -26,8 +26,12 @@ _TAGS: Final = {
 }
 
 
-def info_of(get: Callable[[str], Any]) -> dict[str, Any]:
-    """The members `info` and `servers` of the document. `get` returns a setting by key. Raises ConfigError for a mistake."""
+def info_of(get: Callable[[str], Any], root: str = "/") -> dict[str, Any]:
+    """The members `info` and `servers` of the document. Raises ConfigError for a mistake in a setting.
+
+    get    returns a setting by key
+    root   the path below which clients find this API
+    """
     info = {"title": _text(get, "title"), "version": _text(get, "version"), "description": get("openapi.description") or ABOUT}
     if contact := _table(get, "contact", ("name", "email")):
         if "email" in contact and not _EMAIL.match(contact["email"]):
@@ -38,7 +42,7 @@ def info_of(get: Callable[[str], Any]) -> dict[str, Any]:
             raise ConfigError("openapi.license: name is missing")
         info["license"] = license
     servers = [{"url": _url(text)} for text in get("openapi.servers") or ()]
-    return {"info": info, "servers": servers or [{"url": "/"}]}
+    return {"info": info, "servers": servers or [{"url": root}]}
 
 
 def tags_of(operations: Iterable[tuple[Mapping[str, Any], str]]) -> list[dict[str, str]]:

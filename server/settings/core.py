@@ -29,6 +29,12 @@ CORE: Final[Mapping[str, Setting]] = {
     ),
     "host": Setting(default="127.0.0.1", help="address to serve on"),
     "port": _count(8080, 0, 65535, "port to serve on; 0 chooses a free one"),
+    "path_prefix": Setting(
+        example="/gatepost", help="path below which clients find this API, where a proxy serves it below one; unset: none"
+    ),
+    "strip_path_prefix": Setting(
+        "bool", False, help="requests arrive with path_prefix, and the server removes it; false: the proxy has removed it"
+    ),
     "workers": _count(1, 1, 256, "processes that share the port"),
     "providers": Setting(
         "list",

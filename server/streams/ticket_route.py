@@ -16,6 +16,7 @@ from ..http.answers import answer
 from ..http.bodies import body
 from ..http.describe import describe, mark_secret
 from ..http.errors import Unprocessable
+from ..http.path_prefix import PathPrefix
 from ..http.streaming import streams
 from ..http.targets import malformed
 from ..routing.table import RouteRule
@@ -48,6 +49,7 @@ class TicketOffice:
     tickets: Tickets
     rules: Mapping[web.AbstractRoute, RouteRule]
     router: web.UrlDispatcher
+    prefix: PathPrefix | None = None
 
 
 OFFICE: Final = web.AppKey("ticket_office", TicketOffice)
@@ -93,6 +95,8 @@ def ticket_routes(offered: Iterable[web.RouteDef]) -> list[web.RouteDef]:
 
 async def _live_route(office: TicketOffice, target: str) -> tuple[str, RouteRule, web.UrlMappingMatchInfo]:
     """Returns the path as the router reads it, and its route. Raises Unprocessable for any other path than a live answer's."""
+    if office.prefix is not None:
+        target = office.prefix.inside(target) or target  # a page knows the path as it is in its address
     if target.startswith("/") and "?" not in target and not malformed(target):
         url = URL.build(path=target, encoded=True)
         given: Any = _Target(url)

@@ -54,6 +54,14 @@ async def test_what_a_described_caller_gets(words: tuple[str, ...], status: int,
     assert told["lock"] == (None if status == 200 else "gate")
 
 
+@pytest.mark.parametrize("strip", ["false", "true"])
+async def test_below_a_path_both_spellings_are_explained(strip: str, tmp_path: Path, db: Any) -> None:
+    below = {"GATEPOST_PATH_PREFIX": "/gatepost", "GATEPOST_STRIP_PATH_PREFIX": strip, "GATEPOST_PROVIDERS": "stub"}
+    for target in ("/gatepost/api/me", "/api/me"):
+        told = await explained(db, tmp_path, "GET", target, **below)
+        assert (told["route"], told["status"], told["reason"]) == ("GET /api/me", 401, "credential-missing")
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (("GET", "/api/data", "--role", "org:admin"), "a role needs an organisation"),
     (("GET", "/api/data", "--org", "o", "--token-type", "session_token"), "a session_token has a user"),
@@ -137,6 +145,8 @@ async def test_a_real_credential_is_asked_of_the_real_providers(client: Client, 
     assert told["row"]["visible"] is True
     count = await db.count("data")
     assert (await explained(db, tmp_path, "POST", "/api/data", "--token", made["secret"]))["status"] == 200
+    below = {"GATEPOST_PATH_PREFIX": "/gatepost", "GATEPOST_STRIP_PATH_PREFIX": "true"}
+    assert (await explained(db, tmp_path, "GET", "/gatepost/api/data", "--token", made["secret"], **below))["status"] == 200
     assert await db.count("data") == count, "a handler ran"
     assert (await client.delete(f"/api/keys/{made['id']}", ALICE)).status == 204
     told = await explained(db, tmp_path, "GET", "/api/data", "--token", made["secret"])
