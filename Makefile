@@ -33,7 +33,7 @@ help: ## show this list
 
 install: $(STAMP) ## create .venv with everything, including development tools
 
-deploy-tools: $(TOOLS) ## add the linters of deploy/, the SBOM generator and the site generator to .venv
+deploy-tools: $(TOOLS) ## add the linters of deploy/, Traefik, the SBOM generator and the site generator to .venv
 
 client-tools: $(CLIENTS)/.installed $(OIDC)/.installed $(CLERK)/.installed $(AGENTS)/.installed ## add what tests need from npm to .cache: generators of clients, linters, an OpenID provider, agents
 

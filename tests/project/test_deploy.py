@@ -363,13 +363,13 @@ def test_the_gateway_of_compose_is_in_its_network() -> None:
 
 
 def test_every_file_that_serves_or_is_a_proxy_says_whom_to_trust() -> None:
-    proxied = re.compile(r"proxy_pass|GATEPOST_ENV\b.*\bproduction")
+    proxied = re.compile(r"proxy_pass|default_backend|reverse_proxy|loadBalancer|GATEPOST_ENV\b.*\bproduction")
     texts = [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     files = [path for path in texts if proxied.search(path.read_text("utf-8"))]
     named = {str(path.relative_to(DEPLOY)) for path in files if "GATEPOST_TRUSTED_PROXIES" in path.read_text("utf-8")}
     # The image does not know its proxy; migrate serves nothing.
     others = {"Dockerfile", "kubernetes/migrate/job.yaml", "systemd/gatepost-migrate.service", "cluster/migrate.env"}
-    assert named >= {*SERVING, "nginx/gatepost.conf"}
+    assert named >= {*SERVING, "nginx/gatepost.conf", "haproxy/haproxy.cfg", "caddy/Caddyfile", "traefik/gatepost.yaml"}
     assert {str(path.relative_to(DEPLOY)) for path in files} - named == others
 
 
