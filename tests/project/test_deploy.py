@@ -368,7 +368,8 @@ def test_every_file_that_serves_or_is_a_proxy_says_whom_to_trust() -> None:
     files = [path for path in texts if proxied.search(path.read_text("utf-8"))]
     named = {str(path.relative_to(DEPLOY)) for path in files if "GATEPOST_TRUSTED_PROXIES" in path.read_text("utf-8")}
     # The image does not know its proxy; migrate serves nothing.
-    others = {"Dockerfile", "kubernetes/migrate/job.yaml", "systemd/gatepost-migrate.service", "cluster/migrate.env"}
+    others = {"Dockerfile", "kubernetes/migrate/job.yaml", "systemd/gatepost-migrate.service", "cluster/migrate.env", "cluster/haproxy.cfg"}
+    assert "cluster/gatepost.env" in named  # which the servers behind cluster/haproxy.cfg read
     assert named >= {*SERVING, "nginx/gatepost.conf", "haproxy/haproxy.cfg", "caddy/Caddyfile", "traefik/gatepost.yaml"}
     assert {str(path.relative_to(DEPLOY)) for path in files} - named == others
 
