@@ -1844,17 +1844,23 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The triggers of gatepost_changes. A statement has one message for each tenant, not one for each row.
+-- The triggers of gatepost_changes. A statement has one message for each tenant, not one for each row. One that was disabled stays
+-- disabled (CREATE OR REPLACE would enable it): transactions with a NOTIFY commit one after the other, so an operator disables
+-- the triggers of a table that has many writes and that no client watches.
 CREATE OR REPLACE FUNCTION public.gatepost_tell_changes(of_table regclass, id name, organization name, "user" name) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     each record;
+    off  CONSTANT name[] := ARRAY(SELECT t.tgname FROM pg_trigger AS t WHERE t.tgrelid = of_table AND t.tgenabled = 'D');
 BEGIN
     FOR each IN SELECT * FROM (VALUES ('insert', 'REFERENCING NEW TABLE AS gatepost_new'), ('delete', 'REFERENCING OLD TABLE AS gatepost_old'),
                                       ('update', 'REFERENCING OLD TABLE AS gatepost_old NEW TABLE AS gatepost_new'), ('truncate', ''))
                          AS events (event, tables) LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION public.gatepost_changed(%L, %L, %L)',
                        'changed_' || each.event, each.event, of_table, each.tables, id, coalesce(organization, ''), coalesce("user", ''));
+        IF 'changed_' || each.event = ANY (off) THEN
+            EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', of_table, 'changed_' || each.event);
+        END IF;
     END LOOP;
 END $$;
 

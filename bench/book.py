@@ -16,8 +16,8 @@ Point = Callable[[], Mapping[str, float]]
 class Book:
     """Collects the curves of one run, and says how each grows."""
 
-    def __init__(self, stage: Stage, curves: list[dict[str, Any]]) -> None:
-        self.stage, self.args, self._curves = stage, stage.args, curves
+    def __init__(self, stage: Stage, curves: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> None:
+        self.stage, self.args, self._curves, self._loaded = stage, stage.args, curves, loaded
 
     def sizes(self, most: int) -> list[int]:
         """10, 100, 1,000, ... up to `most`."""
@@ -39,8 +39,14 @@ class Book:
         points = self.point(0, *measures.values())
         return [{**point, "size": size} for size, point in zip(measures, points, strict=True)]
 
-    def write(self, name: str, of: str, points: list[dict[str, float]], word: str | None = None) -> None:
-        """`of`: what the sizes are numbers of. `word`: where the rule has nothing to say."""
+    def note(self, loaded: dict[str, Any]) -> None:
+        """Keep how many rows each table had at one size."""
+        self._loaded.append(loaded)
+
+    def write(self, name: str, of: str, points: list[dict[str, float]], word: str | None = None, *, unit: str = "us") -> None:
+        """`of`: what the sizes are numbers of. `word`: where the rule has nothing to say. `unit` "ms": each point has `ms` alone."""
+        if word is None and unit == "ms":
+            word = curve([point["size"] for point in points], [point["ms"] for point in points])
         if word is None:
             words = {what: curve([point["size"] for point in points], [point[f"{what}_us"] for point in points])
                      for what in ("server", "postgres") if points[0][f"{what}_us"] >= 1}  # fmt: skip

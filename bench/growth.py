@@ -124,16 +124,16 @@ async def _look(stage: Stage, digests: list[bytes], number: int) -> dict[str, fl
         ask = partial(connection.fetch, "SELECT * FROM public.key_by_hash($1)")
         for digest in itertools.islice(itertools.cycle(digests), 50):
             assert len(await ask(digest)) == 1
-        ours, theirs = time.thread_time(), _on_cpu(process)
+        ours, theirs = time.thread_time(), on_cpu(process)
         for digest in itertools.islice(itertools.cycle(digests), number):
             await ask(digest)
-        ours, theirs = time.thread_time() - ours, _on_cpu(process) - theirs
+        ours, theirs = time.thread_time() - ours, on_cpu(process) - theirs
     finally:
         await connection.close()
         os.sched_setaffinity(0, before)
     return {"server_us": ours / number * 1e6, "postgres_us": theirs / number * 1e6}
 
 
-def _on_cpu(schedstat: Path) -> float:
+def on_cpu(schedstat: Path) -> float:
     """Seconds; 0 where Postgres is on another machine."""
     return int(schedstat.read_text().split()[0]) / 1e9 if schedstat.exists() else 0.0

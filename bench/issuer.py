@@ -75,16 +75,20 @@ def garbage(number: int) -> str:
     return ("abc.def", junk, f"eyJ{junk}.{junk}", f"{junk}.{junk}.{junk}", "null", f"eyJhbGciOiJub25lIn0.{junk}.")[number % 6]
 
 
-def request(path: str, token: str | None = None, number: int | None = None, key: str | None = None) -> bytes:
-    """The bytes of a GET. The bare server reads the user from X-User-Id; everybody gets the same bytes."""
-    lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: application/json"]
+def request(
+    path: str, token: str | None = None, number: int | None = None, key: str | None = None, body: bytes = b""
+) -> bytes:
+    """The bytes of a GET, or of a POST with this body. The bare server reads the user from X-User-Id; all get the same bytes."""
+    lines = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: application/json"]
     if token is not None:
         lines.append(f"Authorization: Bearer {token}")
     if key is not None:
         lines.append(f"X-API-Key: {key}")
     if number is not None:
         lines += [f"X-User-Id: {user(number)}", f"X-Org-Id: {org(number)}"]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
 def _claims(number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -42,7 +42,7 @@ CREATE INDEX data_by_org ON data (org_id, id);"""
 class Postgres:
     """`with Postgres(url=..., bin=...) as postgres:` neither: the embedded one. `url` is a superuser's."""
 
-    def __init__(self, url: str | None = None, bin: Path | None = None) -> None:
+    def __init__(self, url: str | None = None, bin: Path | None = None, options: Mapping[str, str] = OPTIONS) -> None:
         run = secrets.token_hex(4)
         self.serving, self.plain = f"bench_app_{run}", f"bench_bare_{run}"
         self.locked, self.open, self.bare = (f"bench_{name}_{run}" for name in ("locked", "open", "bare"))
@@ -50,7 +50,7 @@ class Postgres:
         self._url = urlsplit(url or os.environ.get("TEST_DATABASE_URL") or "")
         self._folder: Path | None = None
         self._embedded: EmbeddedPostgres | None = None
-        self._bin = bin
+        self._bin, self._options = bin, options
         self.pid: int | None = None
         self.version = ""
 
@@ -59,7 +59,7 @@ class Postgres:
             self._folder = Path(tempfile.mkdtemp(prefix="gatepost-bench-"))
             self._folder.chmod(0o711)  # Postgres, as another user, must pass through
             roles = (self.serving, self.plain)
-            self._embedded = EmbeddedPostgres(self._folder / "postgres", bin=self._bin, options=OPTIONS, roles=roles)
+            self._embedded = EmbeddedPostgres(self._folder / "postgres", bin=self._bin, options=self._options, roles=roles)
         try:
             if self._embedded is not None:
                 self._embedded.start()

@@ -15,6 +15,7 @@ from typing import Any
 import growth
 import traffic
 from book import Book
+from large import large
 from stage import Stage, arguments
 from tables import scale_tables
 
@@ -32,6 +33,8 @@ def main(words: list[str] | None = None) -> int:
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = arguments(__doc__, rounds=3, seconds=2.0)
     parser.add_argument("--most", type=int, default=1_000_000, help="rows, API keys and users (10000000 takes long)")
+    parser.add_argument("--most-large", type=int, default=100_000, help="rows of the part `large` (10000000 takes half an hour)")
+    parser.add_argument("--audit", type=int, default=1, help="entries of the audit log for each row of the part `large`")
     parser.add_argument("--most-routes", type=int, default=1000)
     parser.add_argument("--most-connections", type=int, default=200)
     parser.add_argument("--most-tokens", type=int, default=10_000, help="as many as the server remembers")
@@ -47,9 +50,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Everything as plain data: `curves`, each with its points and its word, and `neighbours`."""
-    result: dict[str, Any] = {"kind": "scale", "curves": [], "neighbours": [], "neighbour_rate": args.others_rate}
+    result: dict[str, Any] = {"kind": "scale", "curves": [], "loaded": [], "neighbours": [], "neighbour_rate": args.others_rate}
     with Stage(args) as stage:
-        book = Book(stage, result["curves"])
+        book = Book(stage, result["curves"], result["loaded"])
         for part in args.parts:
             found = PARTS[part](book)
             if part == "neighbours":
@@ -68,6 +71,7 @@ PARTS: Mapping[str, Callable[[Book], Any]] = {
     "tokens": traffic.tokens,
     "connections": traffic.connections,
     "neighbours": traffic.neighbours,
+    "large": large,
 }
 
 if __name__ == "__main__":

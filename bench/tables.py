@@ -76,8 +76,13 @@ def _workers(found: Mapping[str, Any]) -> str:
 def scale_tables(result: Mapping[str, Any]) -> str:
     """What scale.py found."""
     parts = [_facts(result["facts"]), f"The word for a curve: {RULE}"]
+    parts += _loaded(result.get("loaded", []))
     for curve in result["curves"]:
         first = curve["points"][0]
+        if "ms" in first:
+            rows = [[f"{point['size']:,}", f"{point['ms']:.2f}", f"{point['ms'] / first['ms']:.2f}"] for point in curve["points"]]
+            parts.append(f"**{curve['name']}**: {curve['word']}.\n\n{table([curve['of'], 'ms', 'ratio'], rows)}")
+            continue
         rows = [
             [f"{point['size']:,}", f"{point['server_us']:.1f}", f"{point['server_us'] / first['server_us']:.2f}",
              f"{point['postgres_us']:.1f}", f"{point['postgres_us'] / first['postgres_us']:.2f}" if first["postgres_us"] >= 1 else ""]
@@ -91,6 +96,15 @@ def scale_tables(result: Mapping[str, Any]) -> str:
             f"**The others**, at {result['neighbour_rate']:g} requests a second:\n\n{table(['beside', 'p50 ms', 'p99 ms'], rows)}"
         )
     return "\n\n".join(parts)
+
+
+def _loaded(sizes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was in the database at each size of the part `large`."""
+    if not sizes:
+        return []
+    names = [name for name in sizes[0] if name not in ("size", "bytes")]
+    rows = [[f"{one['data']:,}", *(f"{one[name]:,}" for name in names[1:]), f"{one['bytes'] / 2**30:.1f}"] for one in sizes]
+    return [f"The database of the part `large`:\n\n{table([*names, 'GiB'], rows)}"]
 
 
 def locks_tables(result: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ import cases  # noqa: E402
 import check  # noqa: E402
 import load  # noqa: E402
 import report  # noqa: E402
+import scale  # noqa: E402
 import stats  # noqa: E402
 import streams  # noqa: E402
 import tables  # noqa: E402
@@ -294,12 +295,43 @@ def test_run_from_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_scale_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
     sizes = ("--most", "100", "--most-routes", "10", "--most-connections", "8", "--most-tokens", "10", "--slow-clients", "3")
-    out = ran("scale.py", *TINY, *sizes, "--others-rate", "50", "--database-url", admin_url(postgres), "--json", str(tmp_path / "s"))
+    parts = ("--only", ",".join(part for part in scale.PARTS if part != "large"))
+    out = ran("scale.py", *TINY, *sizes, *parts, "--others-rate", "50", "--database-url", admin_url(postgres), "--json", str(tmp_path / "s"))
     result = json.loads((tmp_path / "s").read_text())
     assert [len(curve["points"]) for curve in result["curves"]] == [2, 1, 2, 2, 2, 1, 1, 1, 1, 1, 2, 2, 2]
     assert all(curve["word"] for curve in result["curves"])
     assert [one["bad"] for one in result["neighbours"][:3]] == [{}, {}, {}]
     assert tables.text_of(result) == out.rstrip("\n")
+
+
+@linux
+@pytest.mark.long
+def test_a_large_database_from_end_to_end(tmp_path: Path) -> None:
+    sizes = ("--only", "large", "--most-large", "10000", "--audit", "2")
+    out = ran("scale.py", *TINY, *sizes, "--json", str(tmp_path / "s"))
+    result = json.loads((tmp_path / "s").read_text())
+    assert [(one["data"], one["audit_log"], one["users"]) for one in result["loaded"]] == [(10_000, 20_000, 100)]
+    assert [len(curve["points"]) for curve in result["curves"]] == [1] * 17
+    assert all(curve["word"] for curve in result["curves"])
+    assert tables.text_of(result) == out.rstrip("\n")
+
+
+@linux
+@pytest.mark.long
+def test_ceilings_from_end_to_end() -> None:
+    out = ran("ceilings.py", "--rounds", "1", "--seconds", "0.2", "--entries", "30000")
+    assert [len(part.splitlines()) for part in out.split("\n\n")[1::2]] == [5, 5, 5]
+
+
+def test_the_tables_of_a_large_database() -> None:
+    points = [{"size": 10, "ms": 2.0}, {"size": 100, "ms": 2.2}]
+    result = {
+        "facts": {}, "neighbours": [], "loaded": [{"size": 10, "data": 10, "audit_log": 20, "bytes": 2**30}],
+        "curves": [{"name": "`migrate`", "of": "rows", "word": "flat", "points": points}],
+    }  # fmt: skip
+    text = tables.scale_tables(result)
+    assert "| 10 | 20 | 1.0 |" in text
+    assert "**`migrate`**: flat.\n\n| rows | ms | ratio |\n|---|--:|--:|\n| 10 | 2.00 | 1.00 |\n| 100 | 2.20 | 1.10 |" in text
 
 
 @linux

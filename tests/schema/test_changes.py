@@ -12,7 +12,7 @@ import pytest
 from kits.postgres import Server, cluster, database  # noqa: F401
 
 from server.schema import leaks, safety
-from server.schema.migrate import apply
+from server.schema.migrate import apply, migrate
 
 TODOS = """
 CREATE TABLE IF NOT EXISTS todos (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), organization_id text, created_by text, title text);
@@ -238,6 +238,25 @@ async def test_the_serving_role_needs_no_more_rights_to_write(run: Any, cluster:
         await app.execute("INSERT INTO todos (organization_id, created_by) VALUES ('red', 'key:1'), ('red', 'key:1')")
         await app.execute("UPDATE todos SET title = 'x'")
     assert [one[2:4] for one in await told()] == [["red", "i"], ["red", "u"]]
+
+
+EVENTS = ("insert", "update", "delete", "truncate")
+
+
+@pytest.mark.parametrize("table", ["data", "todos"])
+async def test_triggers_that_are_disabled_stay_disabled(run: Any, owner: asyncpg.Connection, cluster: Server, told: Any, table: str) -> None:  # noqa: F811
+    """By `migrate`, and by another call for the table; the audit trigger, which nobody may disable, is enabled again."""
+    await run(TODOS)
+    await owner.execute("".join(f"ALTER TABLE {table} DISABLE TRIGGER changed_{event};" for event in EVENTS))
+    await owner.execute(f"ALTER TABLE {table} DISABLE TRIGGER audited")
+    await migrate(owner, serving_role=cluster.serving_role)
+    await run(TODOS)
+    states = dict(await owner.fetch("SELECT tgname::text, tgenabled FROM pg_trigger WHERE tgrelid = $1::text::regclass", table))
+    assert {states[f"changed_{event}"] for event in EVENTS} == {b"D"}
+    assert states["audited"] == b"O"
+    await owner.execute(f"ALTER TABLE {table} ENABLE TRIGGER changed_truncate")
+    await owner.execute(f"TRUNCATE {table}")
+    assert await told() == [[f"public.{table}"]]
 
 
 NOTES = "CREATE TABLE notes (id uuid PRIMARY KEY, org text, whom text)"
