@@ -14,6 +14,7 @@ from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
 from .database.scope import read, scoped
 from .database.violations import CheckViolation, ForeignKeyViolation, UniqueViolation
+from .gate.access_table import access_table
 from .gate.idempotency import answers_secret
 from .http.answers import answer, check_if_match, entity_tag
 from .http.bodies import body
@@ -53,12 +54,13 @@ from .tools.calls import call_tool, tools_of
 from .tools.table import Tool
 
 __all__ = [
-    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
-    "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
+    "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
+    "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
     "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream", "call_tool",
-    "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
-    "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
-    "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
-    "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix",
+    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answers_secret", "body",
+    "body_stream", "call_tool", "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address",
+    "client_network", "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of",
+    "is_foreign_origin", "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query",
+    "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of",
+    "with_org_prefix",
 ]  # fmt: skip

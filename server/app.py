@@ -12,6 +12,7 @@ from aiohttp import web
 
 from .auth.revocation import REVOCATION_FAILURES
 from .database.scope import DATABASE
+from .gate.access_table import show_in_development
 from .gate.admission import Gate
 from .gate.audit import Audit
 from .gate.below_prefix import PrefixDispatcher, PrefixResolver
@@ -161,6 +162,7 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     for warning in [*table.warnings, *([] if beside_parent else limits.warnings)]:
         LOG.warning(warning)
     app[SETTINGS], app[TABLE], app[PROVIDERS], app[METRICS] = settings, table, providers, metrics
+    show_in_development(app, table, settings.get("env"))
     app[BODY_LIMITS] = tuple(
         settings.get(f"limits.{name}") for name in ("body_bytes", "body_seconds", "json_depth", "json_values")
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from server import answer, describe, hookimpl, openapi_document, public
+from server import BadRequest, access_table, answer, describe, hookimpl, openapi_document, public
 
 routes = web.RouteTableDef()
 
@@ -19,6 +19,9 @@ _FOLDER: Final = Path(__file__).parent / "assets"
 _TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "live.js", "page.js", "page.css", "icon.svg")
 """The files of the folder that are served; the licences beside them come with the package and are not served."""
+ONLY_IN_DEVELOPMENT: Final = "access.js"
+ACCESS: Final = "access.json"
+_LISTS: Final = ("permission", "scope", "feature", "plan")
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -56,6 +59,9 @@ def _read(name: str) -> Asset:
 def page_of(assets: Mapping[str, Asset]) -> Asset:
     """Returns the HTML page, with the versions of its files in its links."""
     text = (_FOLDER / "page.html").read_text("utf-8")
+    if ONLY_IN_DEVELOPMENT in assets:
+        last = '  <script src="docs/page.js"></script>'
+        text = text.replace(last, f'  <script src="docs/{ONLY_IN_DEVELOPMENT}"></script>\n{last}')
     for name, one in assets.items():
         text = text.replace(f'"docs/{name}"', f'"docs/{name}?v={one.version}"')
     return asset(text.encode(), "text/html; charset=utf-8")
@@ -63,6 +69,8 @@ def page_of(assets: Mapping[str, Asset]) -> Asset:
 
 _ASSETS: Final = {name: _read(name) for name in FILES}
 _PAGE: Final = page_of(_ASSETS)
+_DEVELOPMENT_ASSETS: Final = _ASSETS | {ONLY_IN_DEVELOPMENT: _read(ONLY_IN_DEVELOPMENT)}
+_DEVELOPMENT_PAGE: Final = page_of(_DEVELOPMENT_ASSETS)
 
 
 def sent(request: web.Request, what: Asset, keep: str) -> web.Response:
@@ -107,7 +115,7 @@ async def document(request: web.Request) -> web.Response:
     operation_id="get_docs_page",
 )
 async def docs(request: web.Request) -> web.Response:
-    return sent(request, _PAGE, _AGAIN)
+    return sent(request, _PAGE if access_table(request) is None else _DEVELOPMENT_PAGE, _AGAIN)
 
 
 @routes.get("/api/public/docs/{file}")
@@ -122,10 +130,22 @@ async def docs(request: web.Request) -> web.Response:
 )
 async def docs_file(request: web.Request) -> web.Response:
     """Serves one file of a fixed list: the requested name never becomes a file system path."""
-    found = _ASSETS.get(request.match_info["file"])
+    name, answers = request.match_info["file"], access_table(request)
+    if name == ACCESS and answers is not None:
+        return answer(_answers_to(request, answers), headers={"Cache-Control": "no-store"})
+    found = (_ASSETS if answers is None else _DEVELOPMENT_ASSETS).get(name)
     if found is None:
         raise web.HTTPNotFound
     return sent(request, found, _FOREVER if request.query_string == f"v={found.version}" else _AGAIN)
+
+
+def _answers_to(request: web.Request, usual: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Who may call what, for the page in development: of the caller that the query describes, else of the usual ones."""
+    given = {name: request.query.getall(name) if name in _LISTS else value for name, value in request.query.items()}
+    try:
+        return access_table(request, given) or [] if given else usual
+    except ValueError as error:
+        raise BadRequest(detail=str(error)) from None
 
 
 @hookimpl

@@ -5,35 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 
 from ..app import TABLE, build
-from ..auth.described import identity_from
-from ..auth.identity import Identity
 from ..gate import expectations
-from ..gate.verdict import Verdict, verdict
-from ..routing.table import RouteRule
+from ..gate.access_table import THIS_CALLER, rules_of, table, usual_callers
 from ..settings.sources import Settings
 from .caller_arguments import add_caller, described
 from .columns import aligned
-
-Callers = Mapping[str, Identity | None]
-_ORG: Final = {"org": "org_1"}
-_USUAL: Final[Mapping[str, Mapping[str, str]]] = {
-    "user": {"user": "user_1"},
-    "member": {"user": "user_1", **_ORG, "role": "org:member"},
-    "admin": {"user": "user_1", **_ORG, "role": "org:admin"},
-    "user's key": {"user": "user_1", "token_type": "api_key"},
-    "org's key": {**_ORG, "token_type": "api_key"},
-}
-_MACHINES: Final = {
-    "m2m_token": ("machine", {"token_type": "m2m_token"}),
-    "oauth_token": ("OAuth app", {"user": "user_1", **_ORG, "token_type": "oauth_token"}),
-}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +35,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.check is not None:
         return _checked(app, args.check)
     caller = described(args)
-    rules = _rules(app)
-    rows = table(rules, usual_callers(rules) if caller is None else {"no credential": None, "this caller": caller})
+    rules = rules_of(app[TABLE])
+    rows = table(rules, usual_callers(rules) if caller is None else {"no credential": None, THIS_CALLER: caller})
     if args.json:
         print(json.dumps(rows))
     else:
@@ -66,42 +49,6 @@ def _checked(app: web.Application, file: Path) -> int:
     wrong = asyncio.run(expectations.differences(app.router, app[TABLE], expected))
     print("\n".join([*wrong, f"{file}: {len(expected) - len(wrong)} of {len(expected)} expectations hold"]))
     return 1 if wrong else 0
-
-
-def _rules(app: web.Application) -> list[tuple[str, RouteRule]]:
-    """Returns (method, rule) of every route, in the order of `routes`; HEAD is like GET."""
-    found = [(route.method, rule) for route, rule in app[TABLE].rules.items() if route.method != "HEAD"]
-    return sorted(found, key=lambda one: (one[1].template, one[0]))
-
-
-def usual_callers(rules: Sequence[tuple[str, RouteRule]]) -> Callers:
-    """Returns typical callers by kind; machines only if a route accepts them."""
-    accepted = {token_type for _, rule in rules for token_type in rule.access.accepts}
-    machines = {name: given for kind, (name, given) in _MACHINES.items() if kind in accepted}
-    return {"no credential": None, **{name: identity_from(given) for name, given in {**_USUAL, **machines}.items()}}
-
-
-def table(rules: Sequence[tuple[str, RouteRule]], callers: Callers) -> list[dict[str, Any]]:
-    """Returns a dictionary for each route: `method`, `route`, `access`, and `callers` with the status and reason for each.
-
-    A path parameter that names the organisation has that of the caller: in another organisation the answer is always a 403.
-    """
-    return [
-        {
-            "method": method,
-            "route": rule.template,
-            "access": rule.words,
-            "callers": {name: _answer(rule, caller) for name, caller in callers.items()},
-        }
-        for method, rule in rules
-    ]
-
-
-def _answer(rule: RouteRule, caller: Identity | None) -> dict[str, Any]:
-    named = rule.access.organization
-    own = {named: caller.org_id} if named and caller is not None and caller.org_id else {}
-    found: Verdict = verdict(rule, caller, own)
-    return {"status": found.status, "reason": found.reason}
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from kits.app import build_app
 from server.app import TABLE
 from server.auth.described import identity_from
 from server.commands import run
-from server.commands.access import table, usual_callers
+from server.gate.access_table import table, usual_callers
 from tests.conftest import Client, stub
 
 GOOD = """

@@ -84,6 +84,46 @@ def test_the_licences_are_beside_what_they_are_of() -> None:
     assert (ASSETS / "swagger-ui-bundle.js.LICENSE.txt").exists()
 
 
+# Who may call what -------------------------------------------------------------------------------------------------------
+
+
+async def test_in_development_the_page_knows_who_may_call_what(serve: Serve) -> None:
+    client = await serve({"env": "development"})
+    assert "docs/access.js?v=" in (await client.get("/api/public/docs")).raw.decode()
+    assert (await client.get("/api/public/docs/access.js")).status == 200
+    got = await client.get("/api/public/docs/access.json")
+    assert (got.status, got.headers["Cache-Control"]) == (200, "no-store")
+    rows = {(row["method"], row["route"]): row for row in got.json()}
+    assert rows["DELETE", "/api/data/{id}"]["callers"]["member"] == {"status": 403, "reason": "role"}
+    assert rows["DELETE", "/api/data/{id}"]["callers"]["admin"] == {"status": 200, "reason": None}
+    assert rows["GET", "/api/me"]["callers"]["no credential"] == {"status": 401, "reason": "credential-missing"}
+    documented = (await client.get("/api/public/openapi.json")).json()["paths"]
+    assert {(method.upper(), path) for path, methods in documented.items() for method in methods if method != "parameters"} == set(rows)
+
+
+async def test_in_development_a_caller_is_described(serve: Serve) -> None:
+    client = await serve({"env": "development"})
+    path = "/api/public/docs/access.json?user=u&org=o&role=org:member&permission=org:invoices:read&permission=x"
+    (row,) = [row for row in (await client.get(path)).json() if (row["method"], row["route"]) == ("GET", "/api/invoices")]
+    assert row["callers"] == {"this caller": {"status": 200, "reason": None}}
+    for query in ("?role=org:admin", "?user=u&plan=pro", "?token_type=none", "?usr=u", "?token_type=session_token"):
+        got = await client.get(f"/api/public/docs/access.json{query}")
+        assert (got.status, got.json()["error"]) == (400, "Bad Request"), query
+
+
+PRODUCTION = {"env": "production", "providers": ["api_key"], "api_key": {"enabled": True}}
+
+
+@pytest.mark.parametrize("settings", [{"env": "test"}, PRODUCTION], ids=["test", "production"])
+async def test_elsewhere_the_page_and_its_files_say_no_more(serve: Serve, settings: dict[str, Any]) -> None:
+    client = await serve(settings)
+    for path in ("access.js", "access.json", "access.json?user=u", "access.json/"):
+        got = await client.get(f"/api/public/docs/{path}")
+        assert got.status in (401, 404)
+        assert set(got.json()) <= {"error", "reason"}
+    assert "access.js" not in (await client.get("/api/public/docs")).raw.decode()
+
+
 # The page --------------------------------------------------------------------------------------------------------------
 
 chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -142,6 +182,44 @@ async def test_authorize_and_try_it_in_a_browser(
     assert {url.partition(":")[0] for url in tab.requests} <= {"http", "data"}
     assert token not in kept
     assert all(status in (200, 401) for status in tab.answers.values())
+
+
+DELETE = "#operations-data-delete_data"
+
+
+@chromium
+@pytest.mark.long
+async def test_a_caller_is_chosen_in_a_browser(serve: Serve, tmp_path: Path) -> None:
+    """In development every route shows the gate's answer to the chosen caller."""
+    client = await serve({"env": "development"})
+    choose = """((name) => { const it = document.querySelector('.callers-choice');
+      Object.getOwnPropertyDescriptor(HTMLSelectElement.prototype, 'value').set.call(it, name);
+      it.dispatchEvent(new Event('change', { bubbles: true })); })"""
+    beside = f"document.querySelector('{DELETE} .answer')?.innerText"
+    async with browser() as tab:
+        await tab.open(f"http://127.0.0.1:{client.port}/api/public/docs")
+        await tab.until(f"document.querySelector('{DELETE}') && document.querySelectorAll('.callers-choice option').length > 5")
+        assert await tab.run("document.querySelectorAll('.answer').length") == 0
+        for name, shown in (("no credential", "401"), ("member", "403 role"), ("admin", "yes"), ("org\\'s key", "403 role")):
+            await tab.run(f"{choose}('{name}')")
+            await tab.until(f"{beside} === '{shown}'", 10)
+            # Every route has its answer.
+            assert await tab.run("document.querySelectorAll('.opblock').length === document.querySelectorAll('.answer').length")
+        assert "routes" in await tab.run("document.querySelector('.callers-words').innerText")
+        await tab.picture(tmp_path / "callers.png")
+
+        await tab.run(f"{choose}('another caller')")
+        await tab.until("document.querySelectorAll('.answer').length === 0")
+        await tab.type(".callers-fields [name=role]", "org:admin")
+        await tab.click(".callers-ask")
+        await tab.until("document.querySelector('.callers-words').innerText.includes('a role needs an organisation')")
+        tab.complaints[:] = [one for one in tab.complaints if "400" not in one]
+        await tab.type(".callers-fields [name=user]", "u_1")
+        await tab.type(".callers-fields [name=org]", "o_1")
+        await tab.click(".callers-ask")
+        await tab.until(f"{beside} === 'yes'", 10)
+        await tab.picture(tmp_path / "another.png")
+    assert tab.complaints == []
 
 
 WATCH = "#operations-data-watch_data"

@@ -19,7 +19,7 @@ window.addEventListener("load", () => {
     url: "openapi.json",
     dom_id: "#page",
     presets: [SwaggerUIBundle.presets.apis],
-    plugins: [withAccess, withLiveStreams],
+    plugins: [withAccess, withLiveStreams, ...(window.withCallers ? [withCallers] : [])],
     layout: "BaseLayout",
     validatorUrl: null,
     persistAuthorization: false,
