@@ -64,7 +64,7 @@ PUBLIC_INTERFACE = {
     "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
     "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
     "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "answer", "answers_secret", "body", "body_stream", "call_tool",
+    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answers_secret", "body", "body_stream", "call_tool",
     "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
     "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
     "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
