@@ -608,6 +608,20 @@ async def test_old_entries_are_forgotten(base: Database, log: TestDatabase, days
     assert [row["old"] for row in left] == [False] * kept
 
 
+async def test_many_old_entries_take_few_batches(base: Database, log: TestDatabase) -> None:
+    """Each batch passes the index entries of those that were deleted before it: small ones cost more, the more there are."""
+    calls = []
+
+    async def call(function: str, *args: Any) -> Any:
+        calls.append(function)
+        return await base.call(function, *args)
+
+    await log.rows(AGED.replace("generate_series(1, 30) AS n", "generate_series(401, 412) AS n, generate_series(1, 1000)"))
+    assert await Audit(call, denials=True, retention_days=400).prune() == 12_000
+    assert calls == ["audit_prune"] * 2
+    assert await entries(log) == []
+
+
 async def test_a_running_server_forgets(served: Any, log: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "PRUNE_SECONDS", 0.1)
     await log.rows(AGED)
