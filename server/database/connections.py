@@ -111,7 +111,7 @@ class Database:
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""
         statement = self.statement(sql, args)
-        connection = self._opened.take(caller) or await self._take(caller)
+        connection = self._opened.take(caller) or await self._wait_for_one(caller)
         try:
             # Behind a pooler a prepared statement may belong to another server connection.
             fetch = connection.fetchval if self._pooled else connection.read
@@ -122,11 +122,11 @@ class Database:
         return rows
 
     async def _take(self, caller: str | None) -> Any:
+        return self._opened.take(caller) or await self._wait_for_one(caller)
+
+    async def _wait_for_one(self, caller: str | None) -> Any:
         try:
-            if (connection := self._opened.take(caller)) is not None:  # nearly always; then no timer is needed
-                return connection
-            async with asyncio.timeout(self._acquire):
-                return await self._opened.acquire(caller)
+            return await self._opened.acquire(caller, self._acquire)
         except Exception as error:
             raise driver.connection_error(error) from None
 

@@ -9,23 +9,13 @@ no database library.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic
 
+from .poolable import C
 from .turns import Shares, Turns, Waiter
 
-
-class Poolable(Protocol):
-    """The methods of a connection that the pool uses."""
-
-    def is_closed(self) -> bool: ...
-
-    def is_in_transaction(self) -> bool: ...
-
-    def terminate(self) -> None: ...
-
-
-C = TypeVar("C", bound=Poolable)
 PROMPT: Final = 10
 """Connections that are lent without waiting."""
 PATIENCE: Final = 0.005
@@ -53,6 +43,7 @@ class Pool(Generic[C]):
         self._opening = 0
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     @property
     def open(self) -> int:
@@ -76,7 +67,7 @@ class Pool(Generic[C]):
         """How many requests have waited for longer than `PATIENCE`: there are too few connections, or the queries are slow."""
         if not self._waiting.queues:
             return 0
-        late = asyncio.get_running_loop().time() - PATIENCE
+        late = self._loop.time() - PATIENCE
         return sum(waiter.since <= late for waiter in self._waiting)
 
     def take(self, caller: str | None = None) -> C | None:
@@ -93,22 +84,29 @@ class Pool(Generic[C]):
             self._shares.remove(caller)
         return None
 
-    async def acquire(self, caller: str | None = None) -> C:
-        """Returns a connection, waiting without a time limit. Raises what `connect` raises, ConnectionError once closed."""
+    async def acquire(self, caller: str | None = None, seconds: float = math.inf) -> C:
+        """Returns a connection, after `seconds` of waiting at the most.
+
+        Raises TimeoutError, what `connect` raises, and ConnectionError once closed.
+        """
         prompt = len(self._lent) + self._opening < PROMPT
+        deadline = self._loop.time() + seconds
         while not self._closed:
             if prompt:
                 if (taken := self._take(caller)) is not None:
                     return taken
                 if self.open < self._size and not self._shares.is_at_bound(caller):
                     try:
-                        return await self._open_one(caller)
+                        async with asyncio.timeout_at(deadline if seconds < math.inf else None):
+                            return await self._open_one(caller)
                     except Exception:
+                        if self._loop.time() >= deadline:
+                            raise
                         if self._idle:
                             continue  # one was returned meanwhile
                         if not self._lent:
                             raise  # otherwise a lent one will be returned
-            handed = await self._wait(caller)
+            handed = await self._wait(caller, deadline)
             if handed is not None:
                 return handed
             prompt = True  # it was woken to take or open one itself
@@ -127,7 +125,7 @@ class Pool(Generic[C]):
         if (
             self._waiting.queues
             and (first := self._waiting.first()) is not None
-            and (len(self._lent) <= PROMPT or _is_late(first))
+            and (len(self._lent) <= PROMPT or self._is_late(first))
         ):
             self._lent[connection] = first.caller  # it stays lent, to another request
             self._wake(first, connection)
@@ -174,9 +172,9 @@ class Pool(Generic[C]):
         self._lent[connection] = caller
         return connection
 
-    async def _wait(self, caller: str | None) -> C | None:
-        loop = asyncio.get_running_loop()
-        waiter: Waiter[C] = Waiter(loop.create_future(), loop.time(), caller)
+    async def _wait(self, caller: str | None, deadline: float) -> C | None:
+        loop = self._loop
+        waiter: Waiter[C] = Waiter(loop.create_future(), loop.time(), caller, deadline)
         self._waiting.add(waiter)
         if self._timer is None:
             self._timer = loop.call_later(PATIENCE, self._serve_late_waiters)
@@ -185,6 +183,8 @@ class Pool(Generic[C]):
         except BaseException:
             if not waiter.turn.done() or waiter.turn.cancelled():
                 self._waiting.remove(waiter, served=False)
+            elif waiter.turn.exception() is not None:
+                pass  # its time was up
             elif (handed := waiter.turn.result()) is not None:  # it was handed over at the moment of the cancellation
                 self.release(handed)
             else:
@@ -198,12 +198,13 @@ class Pool(Generic[C]):
     def _serve_late_waiters(self) -> None:
         """Wake the requests that have waited for `PATIENCE` seconds, so that they take connections beyond `PROMPT`."""
         self._timer = None
+        self._waiting.end_expired(self._loop.time())
         spare = len(self._idle) + self._size - self.open
-        while spare > 0 and (first := self._waiting.first()) is not None and _is_late(first):
+        while spare > 0 and (first := self._waiting.first()) is not None and self._is_late(first):
             self._wake(first, None)
             spare -= 1
         if self._waiting.queues and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._serve_late_waiters)
+            self._timer = self._loop.call_later(PATIENCE, self._serve_late_waiters)
 
     def _wake_one(self) -> None:
         if (first := self._waiting.first()) is not None:
@@ -214,7 +215,6 @@ class Pool(Generic[C]):
         self._shares.add(waiter.caller)
         waiter.turn.set_result(connection)
 
-
-def _is_late(waiter: Waiter[C]) -> bool:
-    """Whether a request has waited for `PATIENCE` seconds."""
-    return asyncio.get_running_loop().time() - waiter.since >= PATIENCE
+    def _is_late(self, waiter: Waiter[C]) -> bool:
+        """Whether a request has waited for `PATIENCE` seconds."""
+        return self._loop.time() - waiter.since >= PATIENCE

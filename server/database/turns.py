@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -50,14 +51,14 @@ class Waiter(Generic[C]):
     """One waiting request.
 
     turn    its result is a connection, or None: the request may take or open one itself
-    since   when it began to wait, on the event loop's clock
+    since, deadline   when it began to wait, and when its wait ends with TimeoutError, on the event loop's clock
     caller  whose request it is; None for one of the server itself
     """
 
-    __slots__ = ("caller", "since", "turn")
+    __slots__ = ("caller", "deadline", "since", "turn")
 
-    def __init__(self, turn: asyncio.Future[C | None], since: float, caller: str | None) -> None:
-        self.turn, self.since, self.caller = turn, since, caller
+    def __init__(self, turn: asyncio.Future[C | None], since: float, caller: str | None, deadline: float) -> None:
+        self.turn, self.since, self.caller, self.deadline = turn, since, caller, deadline
 
 
 class Turns(Generic[C]):
@@ -68,6 +69,7 @@ class Turns(Generic[C]):
         self._is_at_bound = is_at_bound
         self.queues: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
         """A queue for each waiting caller, the next caller's first; empty: no request waits."""
+        self._next_deadline = math.inf
 
     def __iter__(self) -> Iterator[Waiter[C]]:
         """The waiting requests, queue after queue."""
@@ -76,6 +78,8 @@ class Turns(Generic[C]):
     def add(self, waiter: Waiter[C]) -> None:
         """Let a request wait behind the others of its caller. One of the server itself has a queue of its own."""
         self.queues.setdefault(waiter.caller or waiter, deque()).append(waiter)
+        if waiter.deadline < self._next_deadline:
+            self._next_deadline = waiter.deadline
 
     def first(self) -> Waiter[C] | None:
         """Returns the request that is served next; None if all waiting callers are at their bound.
@@ -90,6 +94,18 @@ class Turns(Generic[C]):
                     break
                 return waiter
         return None
+
+    def end_expired(self, now: float) -> None:
+        """Raise TimeoutError in the requests whose deadline has passed. A timer for each would cost more than most waits."""
+        if now < self._next_deadline:
+            return
+        self._next_deadline = math.inf
+        for waiter in list(self):
+            if now >= waiter.deadline:
+                self.remove(waiter, served=False)
+                waiter.turn.set_exception(TimeoutError())
+            elif waiter.deadline < self._next_deadline:
+                self._next_deadline = waiter.deadline
 
     def remove(self, waiter: Waiter[C], *, served: bool) -> None:
         """Remove a request that is served or gives up. A caller that was served goes behind the other callers."""

@@ -129,6 +129,46 @@ async def test_a_waiter_who_gives_up_loses_nothing() -> None:
     assert await pool.acquire() is held
 
 
+async def test_a_wait_ends_at_its_own_time_and_loses_nothing() -> None:
+    pool, lines = make(1)
+    held = await pool.acquire()
+    began = asyncio.get_running_loop().time()
+    long, short = asyncio.create_task(pool.acquire("a", 30)), asyncio.create_task(pool.acquire("a", 0.05))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(short, 5)
+    assert 0.05 <= asyncio.get_running_loop().time() - began < 5
+    assert not long.done()
+    pool.release(held)
+    assert await asyncio.wait_for(long, 5) is held
+    assert lines.opened == 1
+
+
+@pytest.mark.parametrize("first", ["its time", "the cancellation"])
+async def test_a_wait_that_is_cancelled_when_its_time_is_up(first: str) -> None:
+    pool, _ = make(1)
+    held = await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire("a", 0.01))
+    await asyncio.sleep(0)
+    if first == "its time":
+        pool._waiting.end_expired(asyncio.get_running_loop().time() + 1)
+        waiting.cancel()
+    else:
+        waiting.cancel()
+        pool._waiting.end_expired(asyncio.get_running_loop().time() + 1)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    pool.release(held)
+    assert await within(1, pool.acquire("a", 1)) is held
+
+
+async def test_a_connection_that_opens_too_slowly_ends_the_wait_too() -> None:
+    pool, _ = make(1)
+    pool._connect = lambda: asyncio.sleep(30)  # type: ignore[assignment, return-value]
+    with pytest.raises(TimeoutError):
+        await within(5, pool.acquire("a", 0.05))
+    assert pool.open == 0
+
+
 async def test_a_waiter_cancelled_in_the_moment_of_the_hand_over_hands_it_on() -> None:
     pool, _ = make(1)
     held = await pool.acquire()
