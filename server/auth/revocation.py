@@ -123,7 +123,7 @@ class Revocations:
 
         Raises Unavailable if stale.
         """
-        if identity.token_type in _DEPENDENT and self.stale:
+        if identity.token_type in _DEPENDENT and self._clock() - self._read_at > self._max_staleness:
             raise Unavailable("the revocation feed is stale")
         if not self._entries and self._all_before == -math.inf:
             return False

@@ -61,10 +61,11 @@ class Gate:
 
         `redeem(ticket, path)` returns the caller whom a ticket for a live answer stands for.
         """
-        self._rules, self._route_limits = dict(rules), route_limits
+        self.rules, self._route_limits = dict(rules), route_limits
         identification = Identification(providers, provider_seconds, metrics, redeem)
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
         self._recall, self._identify = identification.recall, identification.identify
+        self._nothing_is_read = identification.nothing_is_read
         self._by_ticket = identification.by_ticket
         self.challenges = identification.challenges
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
@@ -75,7 +76,7 @@ class Gate:
 
     async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
         """The response of the route's handler, if this caller may call it. Raises the refusal (ApiError, HTTPException)."""
-        rule = self._rules.get(match.route)
+        rule = self.rules.get(match._route)
         live = rule is not None and rule.streams
         if rule is not None and rule.public and not (rule.optional and self._may_be_known(request, live)):
             if rule.bounds is not None:
@@ -87,6 +88,8 @@ class Gate:
         try:
             shown = self._shown(request)
             limit = self._address_limit
+            if not shown and not live and self._nothing_is_read(request._headers):
+                raise NoCredential
             if live and has_ticket(request):
                 identity = await self._by_ticket(request, shown, self._check_address)
             elif limit is None or not limit.refusals:
@@ -103,7 +106,7 @@ class Gate:
                 self.check_origin(request, identity)
             caller = caller_key(identity)
             if self._caller_limit is not None:
-                request[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
+                request._state[LEASE] = self._caller_limit.take(caller) or await self._caller_limit.ask(caller)
             if rule is None:  # no such path or method; a route without a rule cannot exist, and would stay locked
                 raise match.http_exception or web.HTTPNotFound
             turns = self._concurrency if rule.bounds is None else await self._route_limits[match.route].count(request, caller)
@@ -116,9 +119,9 @@ class Gate:
                 raise
         if identity is None:  # the caller is optional, and no credential was sent
             return await self._within_bounds(request, match, rule, started)
-        request[IDENTITY] = identity
+        request._state[IDENTITY] = identity
         try:
-            if request.method == hdrs.METH_POST and KEY in request.headers:
+            if request._method == hdrs.METH_POST and KEY in request._headers:
                 response = await once(request, match.handler, rule.template)
             else:
                 response = await match.handler(request)
@@ -192,7 +195,7 @@ class Gate:
     def rule_of(self, request: web.Request) -> RouteRule | None:
         """The rule of the route that this request matched; None for a preflight and an unknown path or method."""
         match = request._match_info
-        return self._rules.get(match.route) if match is not None else None
+        return self.rules.get(match._route) if match is not None else None
 
     def check_origin(self, request: web.Request, identity: Identity) -> None:
         """Raise Unauthorized for a live answer to a caller with only a cookie, from a page that is not an authorized party."""
@@ -207,9 +210,8 @@ class Gate:
     def _tell(
         self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
-        listeners = [one for one in self._denied if one.hears(known=identity is not None, status=error.status)]
-        if not listeners:
-            return
-        decision = denial(request, rule, identity, error, started, self._addresses)
-        for listener in listeners:
-            listener(decision)
+        decision = None
+        for listener in self._denied:
+            if listener.hears(known=identity is not None, status=error.status):
+                decision = decision or denial(request, rule, identity, error, started, self._addresses)
+                listener(decision)

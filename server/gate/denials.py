@@ -1,4 +1,4 @@
-"""Makes the Decision that is reported about a refused request."""
+"""Makes the Decision that is reported about a request."""
 
 from __future__ import annotations
 
@@ -37,5 +37,22 @@ def denial(
         client=addresses.of(request),
         inbound_request_id=addresses.inbound_request_id(request),
         actor=identity.audited_as if identity else None,
+        impersonator=identity.impersonator if identity else None,
+    )
+
+
+def admission(request: web.Request, rule: RouteRule, identity: Identity | None, status: int, seconds: float) -> Decision:
+    """Returns the Decision about an admitted request that took so many `seconds`; `status` is that of its response."""
+    return Decision(
+        request_id=request[REQUEST_ID],
+        method=request.method,
+        route=rule.template,
+        provider=identity.provider if identity else None,
+        user_id=identity.user_id if identity else None,
+        org_id=identity.org_id if identity else None,
+        outcome=str(status),
+        reason=None,
+        detail="",
+        seconds=seconds,
         impersonator=identity.impersonator if identity else None,
     )

@@ -21,11 +21,12 @@ from ..http.targets import malformed
 from ..rate_limits.callers import LEASE, mark
 from ..routing.resolver import Resolver
 from ..routing.table import RouteRule
-from ..telemetry.decisions import Decision, Listener
+from ..telemetry.decisions import Listener
 from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 from .challenges import Challenges
+from .denials import admission
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 _NOT_UNDERSTOOD = frozenset({400, 408, 411, 413, 415, 422})
@@ -56,6 +57,7 @@ class Dispatcher:
         """
         self._lookup, self._cors, self._gate, self._backlog, self._served = lookup, cors, gate, backlog, served
         self._errors, self._challenges = errors, challenges
+        self._rules = gate.rules
         self._uncached: set[str] = set()
         self._nowhere = metrics.tally("(any)", NO_ROUTE)
         self.draining = False
@@ -65,9 +67,10 @@ class Dispatcher:
         """The response to a request, also when its handler fails or returns something that is not a response."""
         started = time.perf_counter()
         request_id = new_request_id()
-        request[REQUEST_ID] = request_id
+        request._state[REQUEST_ID] = request_id
+        backlog = self._backlog
         try:
-            if self._backlog.full:
+            if backlog.bodies + backlog.responses > backlog.most:
                 raise ServiceUnavailable
             match = self._lookup.at_once(request)
             if match is None or request.version not in _VERSIONS:
@@ -77,9 +80,10 @@ class Dispatcher:
                 response = await self._gate.admit(request, match)
         except Exception as error:
             response = self._response_to(request, error)
-        if type(response) is not JsonResponse or response.prepared:
+        if type(response) is not JsonResponse or response._eof_sent or response._payload_writer is not None:
             response = self._sendable(response, request)
-        rule = self._gate.rule_of(request)
+        match = request._match_info
+        rule = self._rules.get(match._route) if match is not None else None
         if type(response) is JsonResponse or not response.prepared:
             self._finish(request, response, request_id, rule)
         seconds = time.perf_counter() - started
@@ -114,24 +118,7 @@ class Dispatcher:
         identity = request.get(IDENTITY)
         if self._served is None or (identity is None and OPENED not in request):
             return  # the gate has reported it already
-        provider = user_id = org_id = impersonator = None
-        if identity is not None:
-            provider, user_id, org_id = identity.provider, identity.user_id, identity.org_id
-            impersonator = identity.impersonator
-        decision = Decision(
-            request_id=request[REQUEST_ID],
-            method=request.method,
-            route=rule.template,
-            provider=provider,
-            user_id=user_id,
-            org_id=org_id,
-            outcome=str(response.status),
-            reason=None,
-            detail="",
-            seconds=seconds,
-            impersonator=impersonator,
-        )
-        self._served(decision)
+        self._served(admission(request, rule, identity, response.status, seconds))
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
@@ -175,16 +162,18 @@ class Dispatcher:
         discard_body(response)
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
-        replaced = stamp(response, request_id, public=_is_open(rule, request))
-        if rule is not None and rule.optional and IDENTITY in request:
+        state = request._state
+        public = rule is not None and rule.public
+        replaced = stamp(response, request_id, public=public and state.get(IDENTITY) is None)
+        if public and rule.optional and IDENTITY in state:  # type: ignore[union-attr]
             forbid_storing(response)  # what a handler says about caching is said for visitors
         elif replaced and rule is not None:
             self._uncache(rule.template)
-        if (lease := request.get(LEASE)) is not None:
+        if (lease := state.get(LEASE)) is not None:
             mark(response, lease)
         if self.draining and not request.protocol._messages:  # otherwise pipelined requests would get no response
             response.force_close()
-        if hdrs.ORIGIN in request.headers:
+        if hdrs.ORIGIN in request._headers:
             self._cors.mark(request, response)
 
     def _uncache(self, template: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 
 from aiohttp import hdrs, web
-from multidict import MultiMapping
+from multidict import MultiMapping, istr
 
 from ..auth.identity import Identity
 from ..auth.rejected import CredentialRejected
@@ -34,6 +34,9 @@ async def no_tickets(ticket: str | None, path: str) -> Identity | None:
 class NoCredential(Unauthorized):
     """The request shows no credential at all: no provider takes anything of it as its own."""
 
+    def __init__(self) -> None:
+        super().__init__("credential-missing")
+
 
 class Identification:
     """Asks the providers. `shown`, then `recall`, then `identify` make one identification."""
@@ -50,6 +53,7 @@ class Identification:
         """The challenges of the providers, to be sent beside `Bearer`."""
         self._reads_cookies = any(name.lower() == "cookie" for one in providers for name in one.reads or ())
         self._reads_anything = any(one.reads is None for one in providers)
+        self._read = tuple({name.lower(): istr(name) for one in providers for name in one.reads or ()}.values())
 
     def may_be_shown(self, headers: MultiMapping[str]) -> bool:
         """May these headers hold a credential? If not, no provider need be asked."""
@@ -60,9 +64,18 @@ class Identification:
                 return True
         return False
 
+    def nothing_is_read(self, headers: MultiMapping[str]) -> bool:
+        """Do these headers hold nothing that any provider reads? Then none need be asked: the request shows no credential."""
+        if self._reads_anything:
+            return False
+        for name in self._read:  # noqa: SIM110 - a generator for `all` costs as much as all the rest
+            if name in headers:
+                return False
+        return True
+
     def shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
-        headers = request.headers
+        headers = request._headers
         shown = 0
         for name in self._credentials:
             if name in headers:
@@ -108,7 +121,7 @@ class Identification:
         if shown:
             self._told["none", "rejected"] += 1
             raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
-        raise NoCredential("credential-missing")
+        raise NoCredential
 
     async def by_ticket(self, request: web.Request, shown: int, check_address: Callable[[web.Request], None]) -> Identity:
         """The caller whom the request's ticket stands for, as that caller is now. The ticket leaves the request's target.

@@ -44,7 +44,7 @@ class NestedGate(Gate):
         self, request: web.Request, match: web.UrlMappingMatchInfo, identity: Identity, fault: ApiError | None
     ) -> web.StreamResponse:
         """The response of the route's handler, if this caller may call it. Raises the refusal, and after all checks `fault`."""
-        rule = self._rules[match.route]
+        rule = self.rules[match.route]
         if rule.public and not rule.optional:  # it knows no caller
             if fault is not None:
                 raise fault

@@ -16,16 +16,21 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     RequestHandler: (
-        "_buffer_paused", "_close", "_current_request", "_drain_helper", "_loop", "_manager", "_message_tail", "_messages",
-        "_parser", "_paused", "_payload_parser", "_request_count", "_resume_reading_if_drained", "_upgraded", "_waiter",
+        "_buffer_paused", "_close", "_current_request", "_drain_helper", "_force_close", "_handler_waiter", "_keepalive",
+        "_keepalive_handle", "_keepalive_timeout", "_lingering_time", "_loop", "_make_error_handler", "_manager",
+        "_max_msg_queue_size", "_message_tail", "_messages", "_msg_queue_resume_size", "_next_keepalive_close_time",
+        "_parser", "_pause_reading_for_buffer", "_paused", "_payload_parser", "_process_keepalive", "_request_count",
+        "_request_in_progress", "_resume_reading_if_drained", "_task_handler", "_upgraded",
     ),
     StreamReader: ("_eof",),
     StreamWriter: ("_compress", "_eof"),
     web.AbstractRoute: ("_handler",),
     web.Application: ("_make_handler", "_make_request", "_set_loop"),
     web.BaseRequest: (
-        "_cache", "_client_max_size", "_loop", "_message", "_payload", "_payload_writer", "_post", "_read_bytes", "_rel_url",
-        "_state", "_transport_peername", "_transport_sockname", "_transport_sslcontext",
+        "_cache", "_client_max_fields", "_client_max_size", "_headers", "_loop", "_message", "_method", "_payload",
+        "_payload_writer", "_post", "_protocol", "_read_bytes", "_rel_url",
+        "_state", "_task", "_transport_peername", "_transport_sockname", "_transport_sslcontext",
+        "_version",
     ),
     web.FileResponse: ("_prepare_open_file",),
     web.Request: ("_match_info",),

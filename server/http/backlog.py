@@ -49,18 +49,19 @@ class Backlog:
     bodies     bytes of request bodies that have arrived in part
     responses  bytes of responses that wait in connections because a client takes them slowly
     cut        how many connections were closed because the client took too little
+    most       the bound in bytes
     """
 
     def __init__(self, most: int, seconds: float) -> None:
         """`most` is the bound in bytes (`limits.buffered_bytes`), `seconds` is `limits.write_seconds`."""
         self.bodies = self.responses = self.cut = 0
-        self._most, self._seconds = most, seconds
+        self.most, self._seconds = most, seconds
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def full(self) -> bool:
         """Whether the bound is reached: new requests and bodies are then refused with 503."""
-        return self.bodies + self.responses > self._most
+        return self.bodies + self.responses > self.most
 
     def watch(self, loop: asyncio.AbstractEventLoop, connections: Mapping[Any, asyncio.Transport]) -> None:
         """Look at `connections`, a mapping that changes, until none is left. Does nothing if that is happening already."""

@@ -14,24 +14,10 @@ from .backlog import BACKLOG, Backlog
 from .descriptors import bound_accept_errors, room_for
 from .draining import DrainingServer
 from .error_bodies import STANDARD, ErrorBodies
-from .files import WHOLE, respect_if_range
+from .files import respect_if_range
 from .path_prefix import PathPrefix
 from .protocol import Connection, Handler, HandOver, Hold
-
-
-class Request(web.Request):
-    """aiohttp's request with direct `get` and `in`: those inherited from Mapping raise and catch an exception per miss."""
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self._state.get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._state
-
-    @property
-    def http_range(self) -> slice:
-        """The part that `Range` asks for; the whole where it must be ignored. Raises ValueError for no valid part."""
-        return slice(None, None, 1) if WHOLE in self._state else super().http_range
+from .request import Make, maker
 
 
 class ConnectionServer(DrainingServer):
@@ -39,6 +25,8 @@ class ConnectionServer(DrainingServer):
 
     sharing: HandOver | None = None
     """The connection balancer, if several workers share a port."""
+    make: Make
+    """Makes the request of a message."""
     backlog: Backlog
     """What the connections hold for their clients."""
     hold: Hold
@@ -48,9 +36,9 @@ class ConnectionServer(DrainingServer):
     live = 0
     """The number of connections that serve a live answer."""
 
-    def __init__(self, handler: Any, *, backlog: Backlog, hold: Hold, errors: ErrorBodies, **kwargs: Any) -> None:
+    def __init__(self, handler: Any, *, make: Make, backlog: Backlog, hold: Hold, errors: ErrorBodies, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self.backlog, self.hold, self.errors = backlog, hold, errors
+        self.make, self.backlog, self.hold, self.errors = make, backlog, hold, errors
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
@@ -101,9 +89,9 @@ def install(
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
         kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold, "errors": errors}
         bound_accept_errors()
-        make: Any = partial(app._make_request, _cls=Request)
+        make: Any = maker(app)
         if prefix is not None:
             make = prefix.maker(make)
-        return ConnectionServer(handle, request_factory=make, loop=loop, **kwargs)
+        return ConnectionServer(handle, make=make, loop=loop, **kwargs)
 
     object.__setattr__(app, "_make_handler", make_handler)

@@ -15,8 +15,7 @@ _FORCE_SECONDS: Final = 0.01
 
 def is_idle(connection: RequestHandler) -> bool:
     """Whether no request is in progress: none is queued or being handled; part of a head may have been received."""
-    waiter = connection._waiter
-    return not connection._messages and (connection._request_count == 0 or (waiter is not None and not waiter.done()))
+    return not connection._messages and (connection._request_count == 0 or connection._task_handler is None)
 
 
 class DrainingServer(web.Server):

@@ -7,11 +7,11 @@ from typing import Any
 
 from aiohttp import StreamReader
 
-from .parser_errors import OrderedErrors
+from .request_heads import BoundedHeads
 from .streaming import tune
 
 
-class LiveConnection(OrderedErrors):
+class LiveConnection(BoundedHeads):
     """The part of a connection (server.http.protocol.Connection) that live answers use."""
 
     __slots__ = ("_lost",)

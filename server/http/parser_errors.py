@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
+from .request_tasks import RequestTasks
 from .stamp import new_request_id
 
-_END_OF_HEAD: Final = b"\r\n\r\n"
+END_OF_HEAD: Final = b"\r\n\r\n"
 _ENCODED: Final = b"transfer-encoding"
 _MOST_FRUITLESS: Final = 32
 """A body with more empty lines than this in the same bytes is parsed at once: each part costs a call of the parser."""
 
 
-class OrderedErrors(RequestHandler):
+class OrderedErrors(RequestTasks):
     """aiohttp's connection, with one error response for a malformed request, after the responses to the requests before it."""
 
     __slots__ = ()
 
     def data_received(self, data: bytes) -> None:
-        if data.count(_END_OF_HEAD) > 1 and not self._upgraded and _ENCODED not in data.lower():
+        if data.count(END_OF_HEAD) > 1 and not self._upgraded and _ENCODED not in data.lower():
             self._feed_pipelined(data)
         else:
             self._feed(data)
@@ -43,15 +46,32 @@ class OrderedErrors(RequestHandler):
                 self._resume_reading_if_drained()
 
     def _feed(self, data: bytes) -> None:
-        try:
+        """As aiohttp's `data_received`, which wakes a task that is not there (see RequestTasks)."""
+        if self._upgraded or self._payload_parser is not None:
             super().data_received(data)
-        except Exception as error:  # a target on which the URL parser itself fails, such as `http://[::1]@/`
-            self._messages.append((_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD))  # its turn comes in order
-            self._request_count += 1
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            self._end_unfinished_body()
+            return
+        if self._force_close or self._close or self._parser is None:
+            return
+        self._accept(*self._parse(data))
+
+    def _parse(self, data: bytes) -> tuple[Sequence[Any], bool, bytes]:
+        """Returns the complete messages, whether the last one asks for another protocol, and what follows it."""
+        try:
+            return self._parser.feed_data(data)  # type: ignore[union-attr]
+        except Exception as error:  # not only HttpProcessingError: the URL parser itself fails on `http://[::1]@/`
+            text = error.message if isinstance(error, HttpProcessingError) else ""
+            return [(_ErrInfo(status=400, exc=error, message=text), EMPTY_PAYLOAD)], False, b""
+
+    def _accept(self, messages: Sequence[Any], upgraded: bool, tail: bytes) -> None:
+        if messages:
+            self._request_count += len(messages)
+            self._messages.extend(messages)
+            if isinstance(messages[-1][0], _ErrInfo):
+                self._end_unfinished_body()
+        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        if upgraded:
+            self._upgraded, self._message_tail = True, tail or self._message_tail
 
     def _end_unfinished_body(self) -> None:
         """If the last message is an error within a body, the reader of the body gets it: a second response would be wrong."""
@@ -74,8 +94,8 @@ class OrderedErrors(RequestHandler):
         Not where a body has an encoding: a head whose framing proves wrong in the same bytes is refused whole.
         """
         start = fruitless = 0
-        while fruitless < _MOST_FRUITLESS and (end := data.find(_END_OF_HEAD, start)) >= 0:
-            end += len(_END_OF_HEAD)
+        while fruitless < _MOST_FRUITLESS and (end := data.find(END_OF_HEAD, start)) >= 0:
+            end += len(END_OF_HEAD)
             seen = self._request_count
             self._feed(data[start:end])
             if self._close or (self._messages and isinstance(self._messages[-1][0], _ErrInfo)):

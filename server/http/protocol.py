@@ -12,14 +12,13 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import _ErrInfo
 
 from ..telemetry.log import LOG
 from .backlog import Backlog, Mark, bound_kernel_buffer
 from .error_bodies import ErrorBodies, last_words
 from .live_connection import LiveConnection
 from .parser_errors import log_refused
+from .request import Request
 from .response import JsonResponse
 from .stamp import stamp
 
@@ -48,25 +47,18 @@ class Manager(Protocol):
 
 
 class Connection(LiveConnection):
-    """One client connection. Bytes come in, and each complete request is passed to the server's handler.
-
-    Limits the size and the duration of an incomplete request head: 431 or 408, and the connection is closed.
-    """
+    """One client connection. Bytes come in, and each complete request is passed to the server's handler."""
 
     __slots__ = (
-        "_busy_bytes", "_errors", "_handed", "_head_bytes", "_head_limit", "_head_seconds", "_head_timer", "_hold", "_most",
-        "_sharing", "_wire", "backlog", "mark",
+        "_errors", "_handed", "_hold", "_most", "_sharing", "_wire", "backlog", "mark",
     )  # fmt: skip
 
     def __init__(
         self, manager: Manager, *, head_bytes: int, head_seconds: float, most: int, handed: bool = False, **kwargs: Any
     ) -> None:
         """`head_bytes` and `head_seconds` limit a head, `most` open connections. `handed`: it comes from another worker."""
-        super().__init__(cast("web.Server", manager), max_line_size=head_bytes, max_field_size=head_bytes, **kwargs)
+        super().__init__(cast("web.Server", manager), head_bytes=head_bytes, head_seconds=head_seconds, **kwargs)
         self._most, self._sharing, self._handed = most, manager.sharing, handed
-        self._head_limit, self._head_seconds = head_bytes, head_seconds
-        self._head_bytes = self._busy_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
         self.backlog, self._hold, self._errors = manager.backlog, manager.hold, manager.errors
         self.mark: Mark | None = None
         self._wire: asyncio.Transport | None = None
@@ -85,46 +77,12 @@ class Connection(LiveConnection):
         if self._manager is not None:
             self.backlog.watch(self._loop, self._manager._connections)
         if self._manager is not None and len(self._manager._connections) - self._manager.live > self._most:  # type: ignore[attr-defined]
-            self._refuse(503, b"Retry-After: 1\r\n")
-
-    def data_received(self, data: bytes) -> None:
-        # Before the first head nothing waits for messages yet: the task that will has not run.
-        idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
-        waiting = len(self._messages)
-        super().data_received(data)
-        received = len(self._messages) - waiting
-        size = self._head_bytes + self._busy_bytes + len(data)
-        if received > 0 and size > self._head_limit:
-            for number in range(waiting, waiting + received):
-                self._weigh_head(number)
-        if not idle:
-            # Part of the current request's body or of the next head: counted now, checked when the head is complete.
-            self._busy_bytes = len(data) if received > 0 else self._busy_bytes + len(data)
-        elif received > 0:
-            if self._head_bytes or self._busy_bytes or self._head_timer is not None:
-                self._head_done()
-        elif data:
-            self._head_grows(len(data))
-
-    def _head_grows(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._head_limit:
-            self._refuse(431)
-        elif self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._head_seconds, self._refuse, 408)
-
-    def _weigh_head(self, number: int) -> None:
-        """Refuse a complete head that is over the limit; the bytes counted so far can include bodies."""
-        message = self._messages[number][0]
-        if not isinstance(message, _ErrInfo):  # the C parser has its own class of messages
-            total = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-            if total > self._head_limit:
-                self._messages[number] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
+            self.refuse(503, b"Retry-After: 1\r\n")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._sharing is not None:
             self._sharing.add(-1)
-        self._head_done()
+        self.head_done()
         self.backlog.resumed(self)
         super().connection_lost(exc)
 
@@ -137,23 +95,40 @@ class Connection(LiveConnection):
         super().resume_writing()
         self.backlog.resumed(self)
 
-    def _head_done(self) -> None:
-        self._head_bytes = self._busy_bytes = 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _refuse(self, status: int, lines: bytes = b"") -> None:
+    def refuse(self, status: int, lines: bytes = b"") -> None:
         """Send an error response without a request, and close. `lines` are further header lines."""
-        self._head_done()
+        self.head_done()
         if self.transport is not None:
             self.transport.write(last_words(self._errors.of(status), log_refused(status, "incomplete request"), lines))
         self.force_close()
 
+    def send_whole(self, request: Request, response: web.StreamResponse) -> bool | None:
+        """Send a response in one write if that is possible; None: call `finish_response`. False: the client has disconnected.
+
+        If `_paused` is set afterwards, `is_lost` must be awaited.
+        """
+        if (
+            type(response) is not JsonResponse
+            or request.has_begun
+            or self._upgraded
+            or self._paused
+            or request._post is not None
+        ):
+            return None
+        data = response.as_bytes(request._message)
+        if data is None:
+            return None
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        transport.write(data)
+        response._eof_sent = True
+        return True
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send a response, a JsonResponse in one write. The second value returned is whether the client has disconnected.
+        """Send a response in any way. The second value returned is whether the client has disconnected.
 
         It returns when the client has taken (nearly) all of it: the next request of the connection is not begun before.
         """
@@ -165,23 +140,14 @@ class Connection(LiveConnection):
             return resp, True
         if self._upgraded:
             self._resume_after_refused_upgrade()
-        if type(resp) is JsonResponse and not self._upgraded and not self._paused and request._post is None:
-            data = resp.as_bytes(request)
-            if data is not None:
-                transport = self.transport
-                if transport is None or transport.is_closing():
-                    return resp, True
-                transport.write(data)
-                resp._eof_sent = True
-                return resp, self._paused and await self._is_lost(request)
         ended = self._hold(request)
         try:
             done, lost = await super().finish_response(request, resp, start_time)
         finally:
             ended()
-        return done, lost or (self._paused and await self._is_lost(request))
+        return done, lost or (self._paused and await self.is_lost(request))
 
-    async def _is_lost(self, request: web.BaseRequest) -> bool:
+    async def is_lost(self, request: web.BaseRequest) -> bool:
         """Wait until the client has taken the response. True if the connection ends first."""
         ended = self._hold(request)
         try:

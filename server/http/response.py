@@ -7,15 +7,17 @@ Code that reads `headers` gets aiohttp's dictionary as usual; aiohttp then sends
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict
+
+from .header_lines import DATE, line_of, put
 
 SERVER: Final = "gatepost"
 JSON: Final = "application/json"
@@ -36,8 +38,6 @@ STANDARD_HEADERS: Final = CIMultiDict(
 """
 # The phrases of RFC 9110, where older versions of Python still have those of RFC 2616.
 _PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
-# RFC 9110 5.5: no control character in a field except the tab. A line end would allow header injection.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 PART_BYTES: Final = 65_536
 """A larger body is sent in parts of this size."""
 _BODILESS: Final = frozenset({204, 304})
@@ -72,6 +72,9 @@ class JsonResponse(web.Response):
     # What aiohttp's constructor would set, as class attributes: to save time, it is not called.
     _zlib_executor_size = 1024
     _zlib_executor = None
+    _request_id = ""
+    _cache: str | None = None
+    dictionary: CIMultiDict[str] | None = None
     media_type = JSON
     """The content type. Only errors in a format of their own have another one; a handler's is among `more`."""
 
@@ -83,9 +86,6 @@ class JsonResponse(web.Response):
         self._reason = phrase(status)
         self._state = {}
         self._lines = lines
-        self._request_id = ""
-        self._cache: str | None = None
-        self.dictionary: CIMultiDict[str] | None = None
         if more:
             self._with(more)
 
@@ -100,25 +100,25 @@ class JsonResponse(web.Response):
                 headers["X-Request-Id"] = self._request_id
             if self._cache:
                 headers["Cache-Control"] = self._cache
-            _put(headers, self._lines)
+            put(headers, self._lines)
         return headers
 
     def _with(self, more: Mapping[str, str]) -> None:
         special = [name for name in more if name.lower() in _SET_BY_US]
         if special == ["Cache-Control"]:
-            _line("Cache-Control", more["Cache-Control"])  # raises ValueError for a control character
+            line_of("Cache-Control", more["Cache-Control"])  # raises ValueError for a control character
             self._cache = more["Cache-Control"].strip() or None
         elif special:
             self._headers.update(more)
             return
-        self._lines += b"".join(_line(name, value) for name, value in more.items() if name not in special)
+        self._lines += b"".join(line_of(name, value) for name, value in more.items() if name not in special)
 
     def add(self, lines: bytes) -> None:
         """Add header lines as bytes, each ending in CRLF. For the server's own headers: they are not checked."""
         if self.dictionary is None:
             self._lines += lines
         else:
-            _put(self.dictionary, lines)
+            put(self.dictionary, lines)
 
     def replace_lines(self, change: Callable[[bytes], bytes]) -> None:
         """Replace the added header lines by what `change` returns for them. Only while `headers` was not used."""
@@ -168,8 +168,8 @@ class JsonResponse(web.Response):
             if backlog is not None:
                 backlog.responses -= len(body)
 
-    def as_bytes(self, request: web.BaseRequest) -> bytes | None:
-        """The whole response, head and body; None if aiohttp must send it.
+    def as_bytes(self, message: RawRequestMessage) -> bytes | None:
+        """The whole response to this request, head and body; None if aiohttp must send it.
 
         That is for HEAD, no body, a large body, HTTP/1.0, and `headers` in use.
         """
@@ -177,37 +177,28 @@ class JsonResponse(web.Response):
             return None
         if len(self._body) > PART_BYTES:
             return None
-        message = request._message
         if message.version != (1, 1) or message.method == "HEAD" or self._status in _BODILESS:
             return None
         keep_alive = self._keep_alive
         if keep_alive is None:
             keep_alive = self._keep_alive = not message.should_close
-        return b"%bX-Request-Id: %b\r\nDate: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
-            _head(self._status, self._cache, self.media_type),
+        now = int(time.time())
+        return b"%b%b%b%d\r\n%b\r\n%b" % (
+            _start(self._status, self._cache, self.media_type),
             self._request_id.encode(),
-            rfc822_formatted_time().encode(),
+            DATE.lines if now == DATE.second else DATE.at(now),
             len(self._body),
-            b"" if keep_alive else b"Connection: close\r\n",
-            self._lines,
-            bytes(self._body),
+            self._lines if keep_alive else b"Connection: close\r\n" + self._lines,
+            self._body,  # type: ignore[str-format]  # a memoryview can be formatted, too
         )
 
 
-def _line(name: str, value: str) -> bytes:
-    line = f"{name}: {value}"
-    if _CONTROL.search(line):
-        raise ValueError(f"a control character in the header {name!r}")
-    return line.encode() + b"\r\n"
-
-
-def _put(headers: CIMultiDict[str], lines: bytes) -> None:
-    for line in lines.decode().split("\r\n")[:-1]:
-        name, _, value = line.partition(": ")
-        headers[name] = value
-
-
 @lru_cache(maxsize=128)
+def _start(status: int, cache: str | None, media_type: str) -> bytes:
+    """As `_head`, up to the value of the request id."""
+    return _head(status, cache, media_type) + b"X-Request-Id: "
+
+
 def _head(status: int, cache: str | None, media_type: str) -> bytes:
     """The status line and the standard headers, as bytes. `cache` is the Cache-Control; "" or None: the header is left out."""
     headers = {**STANDARD_HEADERS, "Content-Type": media_type, **({"Cache-Control": cache} if cache else {})}

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from .caching import default, permits, settle
-from .response import NO_STORE, SERVER, STANDARD_HEADERS, JsonResponse, _head
+from .response import NO_STORE, SERVER, STANDARD_HEADERS, JsonResponse, _start
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 """The id of this request, in the response and in the log."""
@@ -46,7 +46,7 @@ def vary_on(credentials: Iterable[str]) -> None:
     """
     names = {name.lower(): str(name) for name in (*_VARY, *credentials)} | {name.lower(): name for name in _VARY}
     STANDARD_HEADERS[hdrs.VARY] = ", ".join(names.values())
-    _head.cache_clear()
+    _start.cache_clear()
 
 
 def stamp(response: web.StreamResponse, request_id: str, *, public: bool = False) -> bool:

@@ -48,7 +48,8 @@ class Tally:
 
     def add(self, status: int, seconds: float) -> None:
         """Count one response that took `seconds`."""
-        self.statuses[status] = self.statuses.get(status, 0) + 1
+        statuses = self.statuses
+        statuses[status] = statuses.get(status, 0) + 1
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
         self.seconds += seconds
 

@@ -98,9 +98,9 @@ async def test_the_installed_aiohttp_has_them_all() -> None:
 
 
 def test_these_tests_notice_what_they_are_for() -> None:
-    code = "class A:\n def f(self, request):\n  self._manager = 1\n  other._manager, self._post\n  return request.protocol._waiter"
-    assert {name for name, _ in uses(ast.parse(code))} - own(ast.parse(code)) == {"_waiter"}
-    assert "_waiter" in of_aiohttp(RequestHandler)
+    code = "class A:\n def f(self, request):\n  self._manager = 1\n  other._manager, self._post\n  return request.protocol._task_handler"
+    assert {name for name, _ in uses(ast.parse(code))} - own(ast.parse(code)) == {"_task_handler"}
+    assert "_task_handler" in of_aiohttp(RequestHandler)
     assert "_no_such_name" not in of_aiohttp(RequestHandler)
 
 

@@ -1,0 +1,107 @@
+"""A connection has one task for each request: what one request leaves behind, the next one does not find."""
+
+import asyncio
+import contextvars
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kits.app import Client, build_app, routes_plugin, serving
+
+from server import answer, public
+from server.http.request import Request
+
+LEFT: contextvars.ContextVar[str] = contextvars.ContextVar("left", default="nothing")
+SEEN: list[Any] = []
+
+
+@public
+async def leaves(request: web.Request) -> web.Response:
+    found = LEFT.get()
+    LEFT.set(request.query["what"])
+    await asyncio.sleep(0)
+    SEEN.append((request.task, asyncio.current_task()))
+    return answer({"found": found, "now": LEFT.get()})
+
+
+@public
+async def compared(request: web.Request) -> web.Response:
+    """The request beside the one that aiohttp's constructor makes of the same message."""
+    message, payload, task, loop = request._message, request._payload, request.task, request._loop
+    usual = Request(
+        message, payload, request.protocol, request._payload_writer, task, loop,
+        client_max_size=request._client_max_size, client_max_fields=request._client_max_fields, state=request._state,
+    )  # fmt: skip
+    usual._match_info = request._match_info
+    ours, theirs = dict(vars(request)), dict(vars(usual))
+    for one in (ours, theirs):
+        del one["_cache"]  # what was looked up so far
+    return answer({name: ours.get(name, 0) is value or ours.get(name) == value for name, value in theirs.items()})
+
+
+@public
+async def cancelled(request: web.Request) -> web.Response:
+    raise asyncio.CancelledError
+
+
+@asynccontextmanager
+async def serve(**given: Any) -> AsyncIterator[int]:
+    routes = [web.get("/api/leaves", leaves), web.get("/api/compared", compared), web.get("/api/cancelled", cancelled)]
+    paths = ["/api/leaves", "/api/compared", "/api/cancelled"]
+    SEEN.clear()
+    async with serving(build_app({"tasks": routes_plugin(*routes)}, public_routes=paths, **given)) as port:
+        yield port
+
+
+def get(target: str) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["pipelined", "one after the other"])
+async def test_each_request_has_a_task_and_a_context_of_its_own(together: bool) -> None:
+    async with serve() as port, Client(port) as client:
+        sent = [get(f"/api/leaves?what={number}") for number in range(40)]  # more than the parser's queue holds
+        if together:
+            await client.send(b"".join(sent))
+        for number, one in enumerate(sent):
+            if not together:
+                await client.send(one)
+            assert (await client.reply()).json == {"found": "nothing", "now": str(number)}
+    tasks = [task for task, _ in SEEN]
+    assert all(task is current for task, current in SEEN)
+    assert len(set(map(id, tasks))) == 40
+
+
+async def test_a_request_is_what_aiohttps_constructor_makes_of_it() -> None:
+    async with serve() as port, Client(port) as client:
+        for target in ("/api/compared", "/api/compared?a=b", f"http://127.0.0.1:{port}/api/compared"):
+            await client.send(get(target))
+            got = (await client.reply()).json
+            assert [name for name, same in got.items() if not same] == []
+            assert len(got) > 12
+
+
+async def test_a_cancelled_handler_ends_its_connection_and_no_other() -> None:
+    async with serve() as port, Client(port) as client, Client(port) as other:
+        await client.send(get("/api/cancelled") + get("/api/leaves?what=1"))
+        assert client.reader is not None
+        assert await asyncio.wait_for(client.reader.read(), 5) == b""
+        await other.send(get("/api/leaves?what=1"))
+        assert (await other.reply()).status == 200
+
+
+async def test_nothing_of_a_request_is_kept_while_its_connection_waits(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serve() as port, Client(port) as client:
+        await client.send(get("/api/leaves?what=1"))
+        assert (await client.reply()).status == 200
+        await asyncio.sleep(0.01)
+        left = weakref.ref(SEEN.pop()[0])
+        gc.collect()
+        assert left() is None
+    assert "never retrieved" not in caplog.text
