@@ -75,7 +75,7 @@ class Identification:
 
     def shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
-        headers = request._headers
+        headers = request.headers
         shown = 0
         for name in self._credentials:
             if name in headers:
