@@ -58,12 +58,21 @@ def test_the_navigation_has_a_section_for_each_kind_of_reading() -> None:
     assert sections == ["Start", "Tutorials", "How-to guides", "Reference", "Explanation"]
 
 
-def test_every_page_but_the_first_ones_is_named_by_another() -> None:
-    """Readers find it without the navigation, too."""
-    texts = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", *doc_pages()]}
-    for name in texts:
-        others = "".join(text for other, text in texts.items() if other != name)
-        assert name in ("README.md", "index.md") or re.search(rf"\]\((?:[\w./-]+/)?{re.escape(name)}", others), name
+def linked(page: Path) -> set[Path]:
+    """The pages under docs/ that this one links to."""
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", page.read_text("utf-8"))
+    return {(page.parent / target).resolve() for target in targets} & set(doc_pages())
+
+
+@pytest.mark.parametrize("start", [DOCS / "index.md", ROOT / "README.md"], ids=["the first page", "the README"])
+def test_a_reader_who_follows_links_reaches_every_page(start: Path) -> None:
+    """Without the navigation, too."""
+    reached, ahead = set[Path](), [start]
+    while ahead:
+        new = linked(ahead.pop()) - reached
+        reached |= new
+        ahead += new
+    assert sorted(page.name for page in set(doc_pages()) - reached - {DOCS / "index.md"}) == []
 
 
 @needs_zensical
