@@ -21,6 +21,7 @@ from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
 from . import development_key as development
 from . import session
+from .advice import announce
 from .audience import MachineAudience
 from .cookies import CookieReader
 from .key_fetch import fetch_keys
@@ -36,9 +37,11 @@ _API_KEY: Final = "X-API-Key"
 class ClerkProvider:
     """Session tokens in the header or in a cookie, and machine tokens in the header."""
 
+    namespaces = ("",)  # Clerk's ids have no prefix; the server refuses another provider without one
+
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
         """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
-        self._settings = ClerkSettings.read(table)
+        self._set, self._settings = frozenset(key for key, value in table.items() if value), ClerkSettings.read(table)
         self._clock = clock
         self._headers = jws.HeaderReader(RSA, types=(None, "JWT", *ACCESS_TOKEN_TYPES))
         self._cache: TokenCache[Identity] = TokenCache()
@@ -59,11 +62,6 @@ class ClerkProvider:
         return self._settings.issuers or (frozenset() if self._settings.configured else frozenset({development.ISSUER}))
 
     @property
-    def namespaces(self) -> tuple[str, ...]:
-        """Clerk's ids have no prefix; the server refuses another provider without one."""
-        return ("",)
-
-    @property
     def authorized_parties(self) -> frozenset[str]:
         """The origins whose pages sign in here; by default the server allows cross-origin requests from them (CORS)."""
         return self._settings.authorized_parties
@@ -81,7 +79,7 @@ class ClerkProvider:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""
         self.check(house.env)
         self._house = house
-        self._audience.announce()
+        announce(self._set, self._settings, house.env, self._audience)
         self._machine = MachineTokens(self._settings, house, self._clock, self._audience)
         if self._settings.jwt_key is not None:
             self._keys = StaticKeys(self._settings.jwt_key)
@@ -101,9 +99,9 @@ class ClerkProvider:
     def figures(self) -> dict[str, float]:
         """Returns the figures of the keys, of the caches of verified tokens, and of the audience check while it observes."""
         cached, of_machines = self._cache.figures(), self._machine_cache.figures()
-        cached = {name: value + of_machines[name] for name, value in cached.items()}
-        observed = {"audience_observed_total": float(self._audience.observed)}
-        return cached | observed | (self._keys.figures() if self._keys is not None else {})
+        figures = {name: value + of_machines[name] for name, value in cached.items()}
+        figures["audience_observed_total"] = float(self._audience.observed)
+        return figures | (self._keys.figures() if self._keys is not None else {})
 
     async def close(self) -> None:
         """Stop refreshing the keys, and cancel calls in progress."""

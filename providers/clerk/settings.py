@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from server import Setting, checked_origin
+from server import Setting
 
 from ..jwt.jwk import Key, from_pem
-from ..jwt.texts import is_safe_url
+from . import urls
+from .secret_key import checked_secret_key
 
 API_URL: Final = "https://api.clerk.com"
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_SECRET_KEY: Final = re.compile(r"sk_(?:test|live)_[\x21-\x7e]+")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 _SECRETS: Final = re.compile(r"[\x20-\x7e]+")  # several during a rotation; webhooks.py splits them
-_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 
 TABLE: Final[Mapping[str, Setting]] = {
     "secret_key": Setting(
@@ -80,10 +76,12 @@ _CLERKS_OWN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ClerkSettings:
-    """The checked settings. `jwt_key` is the key; `jwks_url` is the key set's URL, used without a PEM. Times in seconds."""
+    """The checked settings. `jwt_key` is the key; `jwks_url` is the key set's URL, used without a PEM; `frontend` is the
+    URL of the publishable key's instance. Times in seconds."""
 
     secret_key: str | None = field(default=None, repr=False)
     publishable_key: str | None = None
+    frontend: str | None = None
     jwt_key: Key | None = field(default=None, repr=False)
     api_url: str = API_URL
     machine_secret_key: str | None = field(default=None, repr=False)
@@ -102,20 +100,19 @@ class ClerkSettings:
     @staticmethod
     def read(table: Mapping[str, Any]) -> ClerkSettings:
         """Check the plugin's table. Raises ValueError that names the setting, and never contains a secret."""
-        secret = _text(table, "secret_key", _SECRET_KEY, "must look like sk_test_... or sk_live_...")
+        secret = checked_secret_key("clerk.secret_key", table.get("secret_key"))
         publishable = _text(table, "publishable_key", _TOKEN, "must be one word")
-        frontend = _frontend(publishable) if publishable else None
+        frontend = urls.frontend("clerk.publishable_key", publishable) if publishable else None
         if secret and publishable and secret[:7] != "s" + publishable[1:7]:
             raise ValueError("clerk.secret_key and clerk.publishable_key are of different kinds (test and live)")
-        api_url = _url("clerk.api_url", _text(table, "api_url", _TOKEN, "must be a URL") or API_URL)
+        api_url = urls.api("clerk.api_url", _text(table, "api_url", _TOKEN, "must be a URL") or API_URL)
         jwks_url = f"{api_url}/v1/jwks" if secret else f"{frontend}/.well-known/jwks.json" if frontend else None
-        issuers = _words(table, "issuer")
-        for issuer in issuers:
-            _url("clerk.issuer", issuer)
+        issuers = frozenset(urls.issuer("clerk.issuer", issuer) for issuer in _words(table, "issuer"))
         _text(table, "webhook_signing_secret", _SECRETS, "must be one line")  # webhooks.py reads the keys in it
         return ClerkSettings(
             secret_key=secret,
             publishable_key=publishable,
+            frontend=frontend,
             jwt_key=_pem(table),
             api_url=api_url,
             machine_secret_key=_text(table, "machine_secret_key", _TOKEN, "must be one word"),
@@ -163,30 +160,6 @@ def _pem(table: Mapping[str, Any]) -> Key | None:
         raise ValueError(f"clerk.jwt_key {error}") from None
 
 
-def _frontend(publishable_key: str) -> str:
-    """Returns the Frontend API's URL. The key is `pk_test_` or `pk_live_` and base64 of `<host>$`, often without padding."""
-    parts = publishable_key.split("_")
-    host = ""
-    if len(parts) == 3 and parts[0] == "pk" and parts[1] in ("test", "live"):
-        encoded = parts[2].rstrip("=")
-        try:
-            host = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode("ascii")
-        except (Base64Error, UnicodeDecodeError):
-            host = ""
-    name = host[:-1]
-    if not host.endswith("$") or "." not in name or not _HOST.fullmatch(name):
-        raise ValueError("clerk.publishable_key is not a publishable key: copy it whole from Clerk's dashboard")
-    local = parts[1] == "test" and name.partition(":")[0] in _LOOPBACK
-    return f"{'http' if local else 'https'}://{name}"
-
-
-def _url(name: str, value: str) -> str:
-    """Returns an https URL, or an http URL of this machine, without its final slash. Raises ValueError."""
-    if not is_safe_url(value) or "?" in value:
-        raise ValueError(f"{name} must be a URL such as https://api.example.com (http:// only for this machine)")
-    return value.rstrip("/")
-
-
 def _words(table: Mapping[str, Any], name: str) -> frozenset[str]:
     values = table.get(name)
     if values is None:
@@ -206,13 +179,7 @@ def _audience(table: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _origins(table: Mapping[str, Any]) -> frozenset[str]:
-    origins = _words(table, "authorized_parties")
-    for origin in sorted(origins):
-        try:
-            checked_origin(origin)
-        except ValueError as error:
-            raise ValueError(f"clerk.authorized_parties: {error}") from None
-    return origins
+    return frozenset(urls.origin("clerk.authorized_parties", origin) for origin in _words(table, "authorized_parties"))
 
 
 def _seconds(table: Mapping[str, Any], name: str) -> float:

@@ -16,6 +16,7 @@ import pluggy
 from aiohttp import web
 
 from ..settings.core import OPTIONAL, SERVER_TABLES
+from ..settings.near import with_variables
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
@@ -93,7 +94,7 @@ class Plugins:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"provider {name!r} cannot be created: {_one_line(error)}") from error
+            raise ConfigError(f"provider {name!r} cannot be created: {self._explained(error)}") from error
         if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
             raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
         try:
@@ -154,6 +155,10 @@ class Plugins:
             raise ConfigError(f"plugin {name!r}: it has no hook marked with @hookimpl")
         self._tables[name] = table
 
+    def _explained(self, error: Exception) -> str:
+        """The error in one line; behind the settings that it names, their environment variables."""
+        return with_variables(_one_line(error), self._settings.declared())
+
     def _pending(self) -> None:
         try:
             self._manager.check_pending()
@@ -177,7 +182,7 @@ class Plugins:
                 except KeyError as missing:
                     raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
                 except Exception as error:
-                    raise ConfigError(f"plugin {name!r}: {hook} failed: {_one_line(error)}") from error
+                    raise ConfigError(f"plugin {name!r}: {hook} failed: {self._explained(error)}") from error
 
 
 def _load(name: str, load: Callable[[], object]) -> object:

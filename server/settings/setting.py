@@ -73,6 +73,11 @@ class Setting:
         )
 
 
+def env_name(key: str, setting: Setting) -> str:
+    """The environment variable of a key: what it declares, else GATEPOST_ and the key in capitals."""
+    return setting.env or "GATEPOST_" + key.replace(".", "_").upper()
+
+
 class ConfigError(Exception):
     """A mistake in the configuration: the server refuses to start, with this one line and exit status 2."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,8 +12,9 @@ from typing import Any, Final
 
 from .core import CORE, SERVER_TABLES
 from .files import read_file, read_secret, stripped
-from .setting import ConfigError, Setting
-from .values import convert, shown
+from .near import near_key, near_variable
+from .setting import ConfigError, Setting, env_name
+from .values import convert, in_file_alone, shown
 
 __all__ = ["ConfigError", "Settings", "Value", "env_name"]
 
@@ -108,7 +108,7 @@ class Settings:
         """Raise ConfigError for an unknown key or GATEPOST_ variable. Called after every plugin has declared its table."""
         for key in _flatten(self._file, self._declared, self._tables):
             if key not in self._declared and key.partition(".")[0] not in self._free_tables:
-                raise ConfigError(f"{self._file_name}: unknown key '{key}'{_nearest(key, self._declared)}")
+                raise ConfigError(f"{self._file_name}: unknown key '{key}'{near_key(key, self._declared)}")
         known = {env_name(key, setting) for key, setting in self._declared.items()} | {"GATEPOST_CONFIG"}
         free = tuple(f"GATEPOST_{plugin.upper()}_" for plugin in self._free_tables)
         for name in self._environ:
@@ -118,7 +118,10 @@ class Settings:
                 name.endswith("_PORT") and self._environ[name].startswith(("tcp://", "udp://"))
             )
             if not link and not (free and name.startswith(free)):
-                raise ConfigError(f"environment: unknown variable {name}{_nearest(name, known)}")
+                raise ConfigError(f"environment: unknown variable {name}{near_variable(name, known)}")
+        for key, setting in self._declared.items():
+            if setting.kind in ("table", "tables") and self._environ.get(name := env_name(key, setting)):
+                raise ConfigError(f"{name}: {in_file_alone(key, setting)}")
 
     def explain(self) -> list[tuple[str, str, str]]:
         """(key, value, source) of every effective setting, secrets redacted: what `check` prints."""
@@ -130,6 +133,8 @@ class Settings:
 
     def _find(self, key: str, setting: Setting) -> Value:
         found = self._first(key, setting)
+        if found.value == "" and key in CORE:
+            raise ConfigError(f"{key}: is empty ({found.source}): give it a value, or leave it out")
         if not setting.allows(found.value):
             was = "" if setting.secret else f", not {shown(found.value)}"
             raise ConfigError(f"{key}: must be {setting.allowed}{was} ({found.source})")
@@ -150,11 +155,6 @@ class Settings:
         return Value(list(setting.default) if isinstance(setting.default, tuple) else setting.default, "default")
 
 
-def env_name(key: str, setting: Setting) -> str:
-    """The environment variable of a key: what it declares, else GATEPOST_ and the key in capitals."""
-    return setting.env or "GATEPOST_" + key.replace(".", "_").upper()
-
-
 def _lookup(file: Mapping[str, Any], key: str) -> Any:
     table, _, name = key.rpartition(".")
     where: Any = file.get(table, {}) if table else file
@@ -169,14 +169,11 @@ def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Coll
             yield name
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest known one is '{close[0]}'" if close else ""
-
-
 def _check_core(settings: Settings) -> None:
     """The rules that one setting's bounds and choices cannot express. Production must name what development can do without."""
     env = settings.get("env")
+    if settings.get("data_folder").startswith("~"):
+        raise ConfigError("data_folder: begins with ~, which only a shell replaces: give the whole path")
     if not settings.words("providers"):
         raise ConfigError("providers: at least one provider must be named")
     for key in ("providers", "plugins", "handlers"):

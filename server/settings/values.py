@@ -17,7 +17,7 @@ def convert(value: Any, setting: Setting, where: str) -> Any:
     """
     kind = setting.kind
     if kind == "list":
-        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        words = _words(value, where) if isinstance(value, str) else value
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise ConfigError(f"{where}: must be a list of strings")
         return [word for word in words if word]
@@ -30,6 +30,24 @@ def convert(value: Any, setting: Setting, where: str) -> Any:
             raise ConfigError(f"{where}: must be a string")
         return value
     return _scalar(value, kind, where, setting.secret)
+
+
+def in_file_alone(key: str, setting: Setting) -> str:
+    """What to say where a variable is set for a key whose kind only the settings file can hold."""
+    table = f"[[{key}]]" if setting.kind == "tables" else f"[{key}]"
+    return f"not read from the environment: write {table} into the settings file, which GATEPOST_CONFIG or --config names"
+
+
+def _words(text: str, where: str) -> list[str]:
+    """The words of a text, between commas. Raises ConfigError for another notation of lists."""
+    if text.startswith("[") and text.endswith("]"):
+        raise ConfigError(f"{where}: write the words between commas, without brackets and quotes")
+    words = [word.strip() for word in text.split(",")]
+    if any(len(word.splitlines()) > 1 for word in words):
+        raise ConfigError(f"{where}: separate the words by commas, not by lines")
+    if any(word and word[0] == word[-1] and word[0] in "\"'" for word in words):
+        raise ConfigError(f"{where}: has quotes around a word: leave them out")
+    return words
 
 
 def _scalar(value: Any, kind: str, where: str, secret: bool) -> Any:

@@ -178,9 +178,11 @@ def test_a_text_of_another_kind_is_refused_by_its_variable(name: str, text: str)
     assert refusal(environ={name: text}).startswith(f"{name}: must be")
 
 
-def test_arrays_of_tables_are_not_read_from_the_environment() -> None:
-    settings = made(environ={"GATEPOST_ACME_TABLES": "x"})
-    assert settings.table("acme")["tables"] == []
+def test_a_variable_for_arrays_of_tables_stops_the_start_and_names_the_file() -> None:
+    said = refusal(environ={"GATEPOST_ACME_TABLES": "x"})
+    assert said.startswith("GATEPOST_ACME_TABLES: not read from the environment")
+    assert "[[acme.tables]]" in said
+    assert "GATEPOST_CONFIG" in said
 
 
 # What nobody knows -----------------------------------------------------------------------------------------------------
