@@ -11,6 +11,7 @@ import asyncpg
 
 from ..http.errors import Unavailable, Unprocessable
 from . import json_values
+from .urls import UrlMistake
 from .violations import NOT_NOW, StatementError, error_for_argument, error_for_state
 
 # The server is read-only or shutting down: the connection is no longer useful.
@@ -20,6 +21,8 @@ _MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
+_ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
+_NO_URL: Final = "not a Postgres URL that can be used, or one of the variables PGSSLMODE, PGPORT … is wrong"
 _savepoints: Final = count(1)
 
 
@@ -155,7 +158,8 @@ def translate_error(error: Exception) -> Exception:
         where = {"constraint": error.constraint_name, "function": error.server_source_function, "position": error.position}
         return error_for_state(state, name, error.message or "", **where)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return ValueError("not a Postgres URL that can be used")
+        words = str(error).partition("\n")[0]
+        return UrlMistake(f"{words}: {_ROOTS}") if words.startswith("root certificate file") else ValueError(_NO_URL)
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return Unprocessable([])  # a value that asyncpg cannot send
     if isinstance(error, asyncpg.InterfaceError) and str(error).startswith(_MISUSE):

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
-from .urls import usable
+from .urls import trusts_system_roots, usable
 
 C = TypeVar("C")
 FIRST_PAUSE: Final = 0.05
@@ -72,7 +72,10 @@ class Hosts(Generic[C]):
 
     def _of(self, dsn: str | None) -> list[dict[str, Any]]:
         """The arguments for each host of the URL `dsn`. Raises UrlMistake."""
-        return [{**self._arguments, "dsn": one} for one in split(usable(dsn))] if dsn else [dict(self._arguments)]
+        if not dsn:  # a socket: what the environment says of TLS is meant for other connections
+            return [{"ssl": False, "target_session_attrs": "any", **self._arguments}]
+        arguments = self._arguments | ({"ssl": True} if trusts_system_roots(dsn) else {})
+        return [{**arguments, "dsn": one} for one in split(usable(dsn))]
 
     def _renew(self, error: Exception) -> bool:
         """Use the URL as it is now. Whether there is another one than that whose role or password was refused."""

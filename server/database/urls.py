@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from .url_parameters import UrlMistake as UrlMistake
+from .url_parameters import starts_with_parameter, usable_query
 
 SCHEMES: Final = ("postgresql", "postgres")
-# What libpq and other clients know and this server does not need: it has its own limits, and asyncpg binds no channel.
-_DROPPED: Final = frozenset({
-    "channel_binding", "connect_timeout", "connection_limit", "fallback_application_name", "gssencmode", "keepalives",
-    "keepalives_count", "keepalives_idle", "keepalives_interval", "pgbouncer", "pool_timeout", "socket_timeout", "sslsni",
-    "sslaccept", "statement_cache_size", "supa", "tcp_user_timeout",
-})  # fmt: skip
-_KNOWN: Final = frozenset({
-    "application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "options", "passfile", "password", "port",
-    "service", "servicefile", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcert", "sslcrl", "sslkey", "sslmode",
-    "sslnegotiation", "sslpassword", "sslrootcert", "target_session_attrs", "user",
-})  # fmt: skip
-_FILES: Final = frozenset({"sslcert", "sslcrl", "sslkey", "sslrootcert"})
 _PLACEHOLDER: Final = re.compile(r"\[[A-Za-z _-]*PASSWORD[A-Za-z _-]*\]", re.IGNORECASE)
+_PLACEHOLDER_ALONE: Final = re.compile(
+    r"<[^>]*>|\$?\{[^}]*\}|\{\{.*\}\}|\$[A-Z_]{3,}|\*{3,}|\u2022{3,}|x{6,}|\.{3,}"
+    r"|your[-_ ]?(?:db[-_ ]?)?(?:password|pass|pwd)(?:[-_ ]?here)?",
+    re.IGNORECASE,
+)
 _NOT_ENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-_WORD: Final = re.compile(r"[A-Za-z_]{1,40}")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 _ENCODE: Final = "a character must be percent-encoded: in a password # is %23, % is %25, / is %2F, ? is %3F and @ is %40"
-
-
-class UrlMistake(ValueError):
-    """A mistake in a Postgres URL. The message contains no part of the URL but the name of a parameter, of a file or of
-    the scheme."""
+_SYSTEM: Final = re.compile(r"(?:(?<=\?)|(?<=&))sslrootcert=system(?=&|\Z)")
 
 
 def usable(url: str) -> str:
@@ -39,38 +30,58 @@ def usable(url: str) -> str:
     if _PLACEHOLDER.search(url):
         raise UrlMistake("the placeholder for the password is still in it")
     scheme, colon, rest = url.partition("://")
-    if colon and scheme.partition("+")[0] in SCHEMES and "+" in scheme:
+    if colon and scheme.lower().partition("+")[0] in SCHEMES and "+" in scheme:
         raise UrlMistake(f"write postgresql://, not {scheme}://, which is another library's notation")
-    if scheme not in SCHEMES or not colon:
+    if scheme.lower() not in SCHEMES or not colon:
         return url
     if _has_raw_characters(rest):
         raise UrlMistake(_ENCODE)
     try:
         parts = urlsplit(url)
-        given = parse_qsl(parts.query, keep_blank_values=True)
     except ValueError:
-        return url
-    kept = []
-    for name, value in given:
-        if name == "schema" and value != "public":
-            raise UrlMistake("the parameter schema is not supported: the server's tables are in public")
-        if name in _DROPPED or name == "schema":
-            continue
-        if name not in _KNOWN:
-            raise UrlMistake(f"unknown parameter {name!r}" if _WORD.fullmatch(name) else "unknown parameter")
-        if name in _FILES and not (name == "sslrootcert" and value == "system"):
-            _refuse_unreadable(name, value)
-        kept.append((name, value))
-    return url if len(kept) == len(given) else urlunsplit(parts._replace(query=urlencode(kept)))
+        raise UrlMistake("the brackets of an IPv6 address are not closed") from None
+    login, _, hosts = parts.netloc.rpartition("@")
+    if _PLACEHOLDER_ALONE.fullmatch(unquote(login.partition(":")[2])):
+        raise UrlMistake("the placeholder for the password is still in it")
+    for host in hosts.split(","):
+        _check_host(host)
+    query = usable_query(parts.query)
+    return url if query == parts.query and url.endswith(query) else urlunsplit(parts._replace(query=query))
 
 
-def _refuse_unreadable(name: str, path: str) -> None:
-    """The driver's own error for a file of `name` does not say which file."""
-    try:
-        with open(path, "rb"):
-            return
-    except (OSError, ValueError) as error:
-        raise UrlMistake(f"{name}: {path}: {error.strerror if isinstance(error, OSError) else 'not a path'}") from None
+def complaint(url: str) -> str:
+    """What is wrong with a text that the driver does not take for a Postgres URL, without any part of it but its scheme."""
+    scheme, colon, _ = url.partition("://")
+    if url.lower().startswith("jdbc:"):
+        return "write postgresql://ROLE:PASSWORD@HOST/DATABASE, not jdbc:postgresql://, which is Java's notation"
+    if url.lower().startswith("psql ") or url.lower().startswith("postgresql:"):
+        return "give the URL alone: postgresql://ROLE:PASSWORD@HOST/DATABASE"
+    if not colon:
+        keywords = ", not libpq's keywords" if "=" in url else ""
+        return f"not a Postgres URL that can be used: it must begin with postgresql://{keywords}"
+    if scheme.lower() not in SCHEMES and _SCHEME.fullmatch(scheme):
+        proxy = ", the address of a proxy; give the database's own" if scheme.startswith("prisma") else ""
+        return f"not a Postgres URL that can be used: it must begin with postgresql://, not {scheme}://{proxy}"
+    return "not a Postgres URL that can be used"
+
+
+def trusts_system_roots(url: str) -> bool:
+    """Whether the server's certificate must be one that this system trusts (`sslrootcert=system`, as for libpq 16)."""
+    return _SYSTEM.search(url) is not None
+
+
+def _check_host(written: str) -> None:
+    """Raises UrlMistake for a host, or host and port, that no connection can be made to."""
+    host, colon, port = (written, "", "") if written.endswith("]") else written.rpartition(":")
+    host, port = (host, port) if colon else (written, "")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise UrlMistake("an IPv6 address needs brackets: [::1]")
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise UrlMistake("the port must be a number from 1 to 65535")
+    if any(blank.isspace() for blank in unquote(written)) and not unquote(host).startswith("/"):
+        raise UrlMistake("the host has a blank in it")
+    if "/" not in unquote(host) and any(len(label) > 63 for label in host.split(".")):
+        raise UrlMistake("the host's name is too long")
 
 
 def _has_raw_characters(rest: str) -> bool:
@@ -82,5 +93,5 @@ def _has_raw_characters(rest: str) -> bool:
         or "/" in authority
         or "#" in rest
         or _NOT_ENCODED.search(rest) is not None
-        or ("@" not in authority and "@" in query)
+        or ("@" not in authority and "@" in query and not starts_with_parameter(query))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..database.direct import direct_connection
-from ..database.urls import UrlMistake
+from ..database.urls import UrlMistake, complaint
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 from .waiting import until_reachable
@@ -20,12 +21,29 @@ DIRECT_URL: Final = "database.direct_url (GATEPOST_DATABASE_DIRECT_URL)"
 OWNER_URL: Final = "database.owner_url (DATABASE_OWNER_URL)"
 _UNREACHABLE: Final = "the database cannot be reached"
 # What Postgres answers to a connection that it will never accept: a wrong password; a role or a rule of pg_hba.conf; a missing
-# database; no right to connect to it. Its message names the role or database, and no secret.
+# database; no right to connect to it; a wrong word in `options`. Its message names the role or database, and no secret.
+_OPTIONS: Final = "correct the parameter `options` of the URL, or the role's own settings"
 _REFUSED: Final = {
     "28P01": "give this role's password",
     "28000": "create the role, let it log in, or add a line to pg_hba.conf",
     "3D000": "create it: CREATE DATABASE … OWNER …",
     "42501": "grant it CONNECT on the database",
+    **dict.fromkeys(("22023", "42601", "42704", "55P02"), _OPTIONS),
+}
+# What a provider's proxy or a pooler answers in place of Postgres, with any state.
+_BY_A_PROXY: Final = (
+    ("tenant or user not found|no such user|no such database|endpoint .*(?:not found|not exist)",
+     "compare role, host and database with the URL that the provider shows"),
+    ("endpoint id is not specified|project id is not specified", "use the provider's own host name, with sslmode=require"),
+    ("insecure|ssl (?:connection )?is required|ssl required|no encryption|ssl off", "add sslmode=require to the URL"),
+)  # fmt: skip
+_HINTS: Final = {
+    "ConnectionRefusedError": "is Postgres running there, and is the port right?",
+    "FileNotFoundError": "is Postgres running there, and is this the folder of its socket?",
+    "TimeoutError": "is the host right, and does a firewall let this machine through?",
+    "(53300)": "lower database.pool_size or workers, or raise max_connections or the role's CONNECTION LIMIT",
+    "(55000)": "is it meant to be closed? ALTER DATABASE … ALLOW_CONNECTIONS true",
+    "TargetServerAttributeNotMatched": "no host is what target_session_attrs asks for",
 }
 
 
@@ -59,10 +77,8 @@ def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose:
     other error is returned as it is.
     """
     place = _place(connect)
-    state = getattr(error, "sqlstate", None) or getattr(error.__context__, "sqlstate", None)
-    if state in _REFUSED:
-        message = str(error if getattr(error, "sqlstate", None) else error.__context__).splitlines()[0]
-        return ConfigError(f"{setting}: {message} ({place}): {_REFUSED[state]}")
+    if refused := _refused(error, connect):
+        return ConfigError(f"{setting}: {refused[0]} ({place}): {refused[1]}")
     cause = error.__context__ or error
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return ConfigError(f"{setting}: the host is not known ({place})")
@@ -77,13 +93,43 @@ def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose:
     if isinstance(error, UrlMistake):
         return ConfigError(f"{setting}: {error}")
     if isinstance(error, ValueError):
-        return ConfigError(f"{setting}: not a Postgres URL that can be used")
+        words = complaint(connect["dsn"]) if "dsn" in connect else str(error)
+        return ConfigError(f"{setting}: {str(error) if words in str(error) else words}")
     return error
 
 
+def _refused(error: Exception, connect: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(what Postgres or a proxy in its place answers, what to do), for a connection that it will never accept; else None."""
+    answer = error if getattr(error, "sqlstate", None) else error.__context__
+    if (state := getattr(answer, "sqlstate", None)) is None:
+        return None
+    message = str(answer).splitlines()[0]
+    for words, todo in _BY_A_PROXY:
+        if re.search(words, message, re.IGNORECASE):
+            return message, todo
+    if state not in _REFUSED:
+        return None
+    if state == "42501" and "set parameter" in message:
+        return message, _OPTIONS
+    return message, _REFUSED[state] + _missing(state, connect.get("dsn"))
+
+
+def _missing(state: str, dsn: str | None) -> str:
+    """What the URL leaves out, so that a default took its place."""
+    parts = urlsplit(dsn or "")
+    if not dsn or not parts.scheme:
+        return ""
+    if state == "3D000" and not parts.path.strip("/") and "dbname=" not in parts.query:
+        return " (the URL names no database: it ends in /DATABASE)"
+    if state.startswith("28") and not parts.username and "user=" not in parts.query:
+        return " (the URL names no role: postgresql://ROLE:PASSWORD@HOST/DATABASE)"
+    return " (the URL has no password)" if state == "28P01" and not parts.password and "password=" not in parts.query else ""
+
+
 def unreachable(error: Unavailable) -> str:
-    """The sentence that the database cannot be reached, and why."""
-    return str(error) if str(error).startswith(_UNREACHABLE) else f"{_UNREACHABLE}: {error}"
+    """The sentence that the database cannot be reached, why, and where to look."""
+    text = str(error) if str(error).startswith(_UNREACHABLE) else f"{_UNREACHABLE}: {error}"
+    return text + next((f": {hint}" for words, hint in _HINTS.items() if words in text), "")
 
 
 def _place(connect: Mapping[str, Any]) -> str:
