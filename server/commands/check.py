@@ -21,6 +21,7 @@ from ..schema.capacity import Capacity, capacity
 from ..schema.connection_mistakes import DIRECT_URL, URL, connected, unreachable
 from ..schema.embedded_database import as_serving_role, embedded_owner, exists
 from ..schema.safety import problems, public_rows, warnings
+from ..schema.session_sql import session_faults
 from ..schema.startup import beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -114,6 +115,8 @@ async def _find_in(connect: dict[str, Any], settings: Settings) -> _Findings:
     url, direct = settings.get("database.url"), settings.get("database.direct_url")
     try:
         async with connected(connect, DIRECT_URL if direct else URL) as connection:
+            if faults := await session_faults(connection):
+                return _Findings(faults)
             available = await capacity(connection, settings)
             wrong = await problems(connection) + await oracles.seen_by_nobody(connection)
             notes = [*await warnings(connection), *await oracles.warnings(connection), *_hosts(url), available.shortage()]

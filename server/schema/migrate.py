@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..settings.setting import ConfigError
 from .adoption import lose_connect, refuse_foreign
+from .session_sql import session_faults
 
 # One migration at a time in one database; the number identifies Gatepost's migrations and means nothing else.
 LOCK = 4716_2026
@@ -76,6 +77,9 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
     """
     text = schema_text()
     mine = mark_of(text)
+    for fault in await session_faults(connection):
+        if "schema public" not in fault:  # schema.sql sets its own search_path
+            raise ConfigError(f"migrate: {fault}")
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
         found = await mark_in(connection)

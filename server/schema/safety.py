@@ -10,6 +10,7 @@ from .inventory import DEFINER_FUNCTIONS, HELPER_ROLES, SEARCH_PATH
 from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
 from .public_rows import declared, unproven
 from .safety_sql import COMMON, FUNCTIONS, QUESTIONS, READABLE, USES_ARGUMENTS
+from .session_sql import session_faults
 
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
 
@@ -20,6 +21,8 @@ async def problems(connection: Connection, role: str | None = None) -> list[str]
     `role` is the serving role, by default the connection's own. Another role's connection (the owner's, in a transaction that
     is not committed yet) sees all but what only a session of the serving role has. No row of a table is read.
     """
+    if faults := await session_faults(connection, role):
+        return faults  # nothing else can be read as it will be
     mark, mine = await mark_in(connection), mark_of(schema_text())
     trouble = trouble_with(mark, mine)
     async with connection.transaction():

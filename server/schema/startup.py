@@ -12,6 +12,7 @@ from ..auth.revocation import Revocations
 from ..auth.revocation_feed import READ_SECONDS, Feed
 from ..database.connections import Database
 from ..database.direct import direct_connection
+from ..database.hosts import split
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
 from ..http.errors import Unavailable
@@ -77,8 +78,20 @@ class ServerDatabase:
     async def _connect(self, connect: Mapping[str, Any]) -> None:
         try:
             await self.database.open(connect, lambda: self._url_now("database.url"))
+            await self._refuse_standby(connect.get("dsn"))
         except Exception as error:
             raise explained(error, connect, URL) from None
+
+    async def _refuse_standby(self, dsn: str | None) -> None:
+        """Raise Unavailable where the only host of the URL is a standby: it may be promoted while it is waited for.
+
+        Of several hosts, the next one is tried when the first write fails.
+        """
+        async with self.database.connection() as connection:
+            standby = await connection.fetchval("SELECT pg_is_in_recovery()")
+        if standby and len(split(dsn or "")) == 1:
+            await self.database.close()
+            raise Unavailable("it is a standby, which cannot be written to: give the address of the primary")
 
     def _straight(self, connect: Mapping[str, Any]) -> dict[str, Any]:
         """Asyncpg's arguments for a connection that may LISTEN, with the URL as it is now."""
@@ -121,7 +134,8 @@ class ServerDatabase:
     async def _refuse_unsafe(self) -> None:
         async with self.database.connection() as connection:
             trouble = refusal(await problems(connection))
-            remarks, public = await warnings(connection), await public_rows(connection)
+            remarks = [] if trouble else await warnings(connection)
+            public = [] if trouble else await public_rows(connection)
         for line in remarks:
             LOG.warning(line)
         for line in public:

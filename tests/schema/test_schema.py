@@ -473,6 +473,9 @@ SABOTAGE = {
     "another owner of the note": ("GRANT CREATE ON SCHEMA public TO @OWNER; ALTER FUNCTION gatepost_audited() OWNER TO @OWNER",
                                   "the function public.gatepost_audited() belongs to"),
     "default actor": ("ALTER ROLE @APP IN DATABASE @THIS SET gatepost.actor = 'ada'", "gatepost.actor has a default value"),
+    "read-only": ("ALTER ROLE @APP IN DATABASE @THIS SET default_transaction_read_only = on", "the database is read-only (default_transaction_read_only"),
+    "another search_path": ("ALTER ROLE @APP IN DATABASE @THIS SET search_path = other", "does not see the schema public (its search_path is other)"),
+    "no usage": ("REVOKE USAGE ON SCHEMA public FROM PUBLIC, @APP", "does not see the schema public"),
     "parameter": ("GRANT SET ON PARAMETER session_replication_role TO @APP", "may change the parameter session_replication_role"),
 }
 REPAIR = ("ALTER ROLE @APP NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION; REVOKE gatepost_auth, pg_read_all_data, @GUEST FROM @APP;"

@@ -51,7 +51,7 @@ async def test_the_wait_ends_with_status_1_and_the_place(db: Any, tmp_path: Path
     async with running(db, tmp_path, **given) as process:
         line = await told(process, "gatepost: ")
         assert line.startswith("gatepost: the database cannot be reached: ")
-        assert line.endswith(f"(127.0.0.1:{port}/{db.name}), tried for 1 s\n")
+        assert line.endswith(f"(127.0.0.1:{port}/{db.name}), tried for 1 s: is Postgres running there, and is the port right?\n")
         assert await asyncio.wait_for(process.wait(), 20) == 1
 
 
