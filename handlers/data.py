@@ -39,7 +39,7 @@ ONE = f"SELECT {COLUMNS} FROM data WHERE user_id = $1 AND id = $2"
 INSERT = f"INSERT INTO data (user_id, org_id, name, payload) VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
 UPDATE = f"""UPDATE data SET name = coalesce($3, name), payload = coalesce($4, payload)
              WHERE user_id = $1 AND id = $2 RETURNING {COLUMNS}"""
-DELETE = "DELETE FROM data WHERE org_id = $1 AND id = $2 RETURNING id"
+DELETE = f"DELETE FROM data WHERE org_id = $1 AND id = $2 RETURNING {COLUMNS}"
 
 
 class NewRow(BaseModel):
@@ -141,10 +141,11 @@ async def change_data(request: web.Request) -> web.Response:
 
 @routes.delete("/api/data/{id}")
 @requires(role="org:admin")
-@describe(returns=Deleted, summary="Delete a row of the active organisation")
+@describe(returns=Deleted, if_match=True, summary="Delete a row of the active organisation")
 async def delete_data(request: web.Request) -> web.Response:
     async with scoped(request) as db:
-        found(await db.row(DELETE, identity_of(request).org_id, row_id(request)))
+        row = found(await db.row(DELETE, identity_of(request).org_id, row_id(request)))
+        check_if_match(request, row)  # the row as it was; a 412 rolls the deletion back
     return answer('{"success": true}')
 
 

@@ -82,6 +82,8 @@ def entity_tag(text: str) -> str:
 def check_if_match(request: web.Request, text: str) -> None:
     """Raise PreconditionFailed (412) if the request has an `If-Match` that does not match `text`, the row's current JSON.
 
+    Tags are compared strongly: a weak one (`W/"..."`) never matches. `*` matches any row, but not as one of several tags.
+
     RFC 9110 13.1.1. Raises TypeError if the handler is described (`describe`) without `if_match`.
     """
     hold_to(request, "if_match", True)
@@ -89,5 +91,5 @@ def check_if_match(request: web.Request, text: str) -> None:
     if not lines:
         return
     tags = {tag.strip() for line in lines for tag in line.split(",")}
-    if "*" not in tags and entity_tag(text) not in tags:
+    if tags != {"*"} and entity_tag(text) not in tags:
         raise PreconditionFailed

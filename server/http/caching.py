@@ -50,13 +50,17 @@ def _directives(own: str) -> list[str]:
     return [name.strip().lower() for name in own.split(",")]
 
 
-def settle(headers: CIMultiDict[str], status: int, public: bool) -> bool:
-    """Set `Cache-Control`, or keep the handler's own where that is permitted. True if some of the handler's was replaced."""
+def settle(headers: CIMultiDict[str], status: int, public: bool, sets_cookie: bool = False) -> bool:
+    """Set `Cache-Control`, or keep the handler's own where that is permitted. True if some of the handler's was replaced.
+
+    sets_cookie   a cookie will be set that is not among the headers yet. RFC 6265 leaves it to the server to forbid caching;
+                  a cache would give one client's cookie to all, so without a word of the handler it is forbidden
+    """
     own = ", ".join(headers.getall(CACHE_CONTROL, ()))
     replaced = False
     if not own:
         headers.pop(CACHE_CONTROL, None)
-        if made := default(status, public):
+        if made := NO_STORE if sets_cookie or "Set-Cookie" in headers else default(status, public):
             headers[CACHE_CONTROL] = made
     elif not permits(own, status, public):
         headers[CACHE_CONTROL] = NO_STORE

@@ -44,7 +44,10 @@ _BODILESS: Final = frozenset({204, 304})
 # If a handler sets one of these, the common head does not apply.
 _SET_BY_US: Final = frozenset(
     {*map(str.lower, STANDARD_HEADERS), "cache-control", "connection", "content-length", "date", "transfer-encoding"}
-    | {"cdn-cache-control", "surrogate-control"}  # for shared caches: `stamp` looks at them
+    | {"cdn-cache-control", "surrogate-control", "set-cookie"}  # about caches: `stamp` looks at them
+    # Set or replaced later: as lines they would be on the response twice.
+    | {"x-request-id", "ratelimit", "ratelimit-policy"}
+    | {f"access-control-{name}" for name in ("allow-origin", "allow-credentials", "expose-headers")}
 )
 
 

@@ -56,7 +56,8 @@ def stamp(response: web.StreamResponse, request_id: str, *, public: bool = False
     Returns True if the handler's own `Cache-Control` was not permitted, and has been replaced.
     """
     if isinstance(response, JsonResponse):
-        own = response.stamp(request_id, default(response._status, public) if public else NO_STORE)
+        open_to_caches = public and response._cookies is None
+        own = response.stamp(request_id, default(response._status, public) if open_to_caches else NO_STORE)
         if own == "" or (own is not None and permits(own, response._status, public)):
             return False
     headers = response.headers
@@ -64,11 +65,11 @@ def stamp(response: web.StreamResponse, request_id: str, *, public: bool = False
         for name, value in STANDARD_HEADERS.items():
             if name != hdrs.CONTENT_TYPE or isinstance(response, web.Response):  # a file or a stream has a type of its own
                 headers.setdefault(name, value)
-        headers["Server"] = SERVER
+    headers["Server"], headers["X-Content-Type-Options"] = SERVER, "nosniff"  # whatever a handler says
     if headers[hdrs.VARY] != STANDARD_HEADERS[hdrs.VARY]:
         _keep_vary(headers)
     headers["X-Request-Id"] = request_id
-    return settle(headers, response.status, public)
+    return settle(headers, response.status, public, sets_cookie=response._cookies is not None)
 
 
 def forbid_storing(response: web.StreamResponse) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.conftest import ADMIN_A, ALICE, ALICE_ALONE, BOB, CLERK_A, ROBOT_A, Client, Got, TestDatabase
+from tests.conftest import ADMIN_A, ADMIN_B, ALICE, ALICE_ALONE, BOB, CLERK_A, ROBOT_A, Client, Got, TestDatabase
 
 INVOICE = {"customer": "Acme", "amount": "12.50", "currency": "EUR"}
 ORG = "/api/orgs/org_a/data"
@@ -138,6 +138,30 @@ async def test_if_match_lets_through_what_is_still_so(client: Client) -> None:
     assert (await client.patch(path, {**ALICE, "If-Match": f'"never", {second}'}, {"name": "three"})).status == 200
     assert (await client.patch(path, {**ALICE, "If-Match": "*"}, {"name": "four"})).status == 200
     assert (await client.patch(path, ALICE, {"name": "five"})).json()["name"] == "five"
+
+
+async def test_a_deletion_of_what_has_changed_is_a_412_and_deletes_nothing(client: Client, db: TestDatabase) -> None:
+    anna = ADMIN_A
+    got = await client.post("/api/data", anna, {"name": "one"})
+    path, first = got.headers["Location"], got.headers["ETag"]
+    second = (await client.patch(path, anna, {"name": "two"})).headers["ETag"]
+    entries = await db.count("audit_log")
+    for stale in (first, '"never"', f"W/{second}", f'{first}, "never"', "", '*, "never"'):
+        got = await client.delete(path, {**anna, "If-Match": stale})
+        assert (got.status, got.json()) == (412, {"error": "Precondition Failed"}), stale
+    assert (await client.get(path, anna)).json()["name"] == "two"
+    assert await db.count("audit_log") == entries
+    # A row that this caller cannot see is a 404, whatever the tag.
+    assert (await client.delete(path, {**ADMIN_B, "If-Match": second})).status == 404
+    assert (await client.delete(path, {**anna, "If-Match": f'"never", {second}'})).json() == {"success": True}
+    assert (await client.delete(path, {**anna, "If-Match": "*"})).status == 404
+    path = (await client.post("/api/data", anna, {"name": "one"})).headers["Location"]
+    assert (await client.delete(path, {**anna, "If-Match": "*"})).status == 200
+
+
+async def test_a_star_among_tags_is_none(client: Client) -> None:
+    path = (await made(client)).headers["Location"]
+    assert (await client.patch(path, {**ALICE, "If-Match": '*, "never"'}, {"name": "lost"})).status == 412
 
 
 async def test_of_two_changes_with_one_tag_one_wins(client: Client) -> None:

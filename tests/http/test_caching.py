@@ -146,3 +146,47 @@ async def test_what_a_known_caller_of_a_public_route_gets_is_never_stored(caplog
 async def test_health_is_never_stored() -> None:
     async with serving(app_of(made)) as port:
         assert (await ask(port, "GET", "/api/health")).headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("way", range(4))
+async def test_a_cookie_is_not_kept_for_others(way: int) -> None:
+    """A shared cache would give one client's cookie to all (RFC 6265 leaves that to the server); what a handler says stays."""
+
+    async def cookie(request: web.Request) -> web.StreamResponse:
+        headers = {"Cache-Control": request.query["cache"]} if "cache" in request.query else {}
+        if way == 1:
+            return answer({}, headers={**headers, "Set-Cookie": "a=b"})
+        response = (answer({}, headers=headers), None, web.Response(headers=headers), web.StreamResponse(headers=headers))[way]
+        assert response is not None
+        response.set_cookie("a", "b")
+        if way == 3:
+            response.content_length = 0
+            await response.prepare(request)
+            await response.write_eof()
+        return response
+
+    async with serving(app_of(cookie)) as port:
+        for query, told in (("", "no-store"), ("?cache=private,%20max-age=5", "private, max-age=5"), ("?cache=public", "public")):
+            reply = await ask(port, "GET", OPEN + query)
+            assert (reply.headers["cache-control"], reply.headers["set-cookie"].partition(";")[0]) == (told, "a=b")
+
+
+OURS = {"X-Request-Id": "theirs", "Server": "theirs/1.0", "X-Content-Type-Options": "none", "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Credentials": "false", "Access-Control-Expose-Headers": "X-Own"}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [[name] for name in OURS] + [list(OURS)])
+async def test_what_is_the_servers_own_is_on_a_response_once(names: list[str]) -> None:
+    """Two `Access-Control-Allow-Origin` are none for a browser, and two request ids name two requests."""
+    app = build_app({"x": routes_plugin(web.get(OPEN, public(made)), web.get(LOCKED, signed_in(made)))}, handlers=["health"],
+                    public_routes=[OPEN], cors_origins=["https://a.example"])  # fmt: skip
+    async with serving(app) as port:
+        for way in range(WAYS):
+            for path in (OPEN, LOCKED):
+                said = ("X-Make", json.dumps([200, {name: OURS[name] for name in names}, way]))
+                reply = await ask(port, "GET", path, said, ("Origin", "https://a.example"), *([stub()] if path == LOCKED else []))
+                head = reply.raw.partition(b"\r\n\r\n")[0].lower()
+                assert [head.count(f"\r\n{name.lower()}: ".encode()) for name in OURS] == [1] * len(OURS), (way, head)
+                assert (reply.headers["server"], reply.headers["x-content-type-options"]) == ("gatepost", "nosniff")
+                assert (reply.headers["access-control-allow-origin"], reply.headers["access-control-allow-credentials"]) == ("https://a.example", "true")
+                assert len(reply.headers["x-request-id"]) == 24
