@@ -15,7 +15,7 @@ from .database.scope import DATABASE
 from .gate.access_table import show_in_development
 from .gate.admission import Gate
 from .gate.audit import Audit
-from .gate.below_prefix import PrefixDispatcher, PrefixResolver
+from .gate.below_prefix import dispatcher_of, resolver_of
 from .gate.challenges import Challenges
 from .gate.cross_origin import cors_of
 from .gate.dispatcher import Dispatcher
@@ -42,7 +42,6 @@ from .plugins.loader import Plugins
 from .plugins.providers import PROVIDERS, credential_headers, judge, opened, read_headers
 from .plugins.services import SERVICES, Services
 from .rate_limits.setup import Limits
-from .routing.resolver import Resolver
 from .routing.table import RouteTable
 from .routing.table import build as build_routes
 from .schema.startup import ServerDatabase
@@ -151,10 +150,9 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
         redeem=tickets.redeem,
     )
     backlog = Backlog(settings.get("limits.buffered_bytes"), settings.get("limits.write_seconds"))
-    listener, lookup = RequestLog() if settings.get("log.requests") else None, PrefixResolver(app) if prefix else Resolver(app)
+    listener, lookup = RequestLog() if settings.get("log.requests") else None, resolver_of(app, prefix)
     challenges = Challenges(resource, gate.challenges) if resource is not None else None
-    parts = (lookup, cors, gate, metrics, backlog, listener, errors, challenges)
-    app[DISPATCHER] = PrefixDispatcher(prefix, *parts) if prefix else Dispatcher(*parts)
+    app[DISPATCHER] = dispatcher_of(prefix, lookup, cors, gate, metrics, backlog, listener, errors, challenges)
     app[ORIGINS], app[TOOLS] = Origins(cors, resource), Tools(table, lookup, app[DISPATCHER], settings.get)
     app.on_response_prepare.append(app[DISPATCHER].before_headers)
     install_streams(app, settings.get, providers, server_database.revocations, gate, limits.client_of)

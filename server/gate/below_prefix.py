@@ -39,3 +39,13 @@ class PrefixDispatcher(Dispatcher):
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         super()._finish(request, response, request_id, rule)
         self._prefix.mark(response)
+
+
+def resolver_of(app: web.Application, prefix: PathPrefix | None) -> Resolver:
+    """The resolver of an application; without a prefix the plain one, so that its requests pay nothing."""
+    return Resolver(app) if prefix is None else PrefixResolver(app)
+
+
+def dispatcher_of(prefix: PathPrefix | None, *args: Any) -> Dispatcher:
+    """The dispatcher; without a prefix the plain one. `args` are those of Dispatcher."""
+    return Dispatcher(*args) if prefix is None else PrefixDispatcher(prefix, *args)
