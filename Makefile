@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools client-tools cluster-tools cluster run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
+.PHONY: help install deploy-tools client-tools cluster-tools cluster drill-cluster run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -29,7 +29,7 @@ ifneq ($(shell $(PYTHON) -c 'print(open("$(SERVING)").read().strip())' 2>/dev/nu
 endif
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## create .venv with everything, including development tools
 
@@ -41,6 +41,9 @@ cluster-tools: $(CLUSTER)/.installed ## add Patroni to .cache, for the cluster
 
 cluster: $(STAMP) $(CLUSTER)/.installed ## start three Postgres, three servers and what joins them on this machine, until Ctrl-C
 	@exec $(PYTHON) deploy/cluster/one_machine.py
+
+drill-cluster: $(STAMP) $(CLUSTER)/.installed ## break one part of the cluster after another under load, and count what was lost
+	@$(PYTHON) bench/cluster_drill.py $(ARGS)
 
 run: $(SERVING) ## serve (installs what serving needs, and no development tools)
 	@exec $(PYTHON) -m server $(ARGS)

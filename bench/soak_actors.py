@@ -144,7 +144,9 @@ async def _wait_for_401(callers: list[Caller], tally: Tally) -> None:
         tally.late += tally.ends[-1] > 1.0
 
 
-async def deliver(session: aiohttp.ClientSession, port: int, session_id: str, number: int) -> int:
+async def deliver(
+    session: aiohttp.ClientSession, port: int, session_id: str, number: int, host: str = "127.0.0.1"
+) -> int:
     """Send a signed `session.ended`; the status."""
     now = time.time()
     data = {"object": "session", "id": session_id, "user_id": user(number), "status": "ended", "created_at": round(now * 1000),
@@ -154,7 +156,7 @@ async def deliver(session: aiohttp.ClientSession, port: int, session_id: str, nu
     key = base64.b64decode(SECRET.removeprefix("whsec_"))
     signature = base64.b64encode(hmac.new(key, f"{message}.{int(now)}.".encode() + raw, hashlib.sha256).digest()).decode()
     headers = {"svix-id": message, "svix-timestamp": str(int(now)), "svix-signature": f"v1,{signature}"}
-    url = f"http://127.0.0.1:{port}/api/webhooks/clerk"
+    url = f"http://{host}:{port}/api/webhooks/clerk"
     try:
         async with session.post(url, data=raw, headers={"Content-Type": "application/json", **headers}) as answer:
             return answer.status

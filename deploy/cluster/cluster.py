@@ -82,8 +82,9 @@ class Cluster:
         self.values |= {"CLUSTER_NETWORK": self.net.network, "POSTGRES_BIN": str(postgres_bin())}
         self.extra = {"CLERK_JWT_KEY": key or _key()}
         """Further environment of the servers."""
-        self.started = False
-        self.program = [sys.executable, "-m", "server"]
+        self.started, self.down = False, set[str]()
+        self.program, self.root = [sys.executable, "-m", "server"], ROOT
+        """The servers' program, and the folder of their version."""
         for name, number in NUMBERS.items():
             self.values[name.upper()] = self.net.add(name, number).address
 
@@ -125,10 +126,11 @@ class Cluster:
 
     def run(self, name: str) -> None:
         """Start the program of a machine."""
+        self.down.discard(name)
         machine, kind = self[name], name.rstrip("123")
         config = machine.folder / "config"
         if kind == "gatepost":
-            env = {**values_of(config / "gatepost.env"), **self.extra, "PYTHONPATH": str(ROOT)}
+            env = {**values_of(config / "gatepost.env"), **self.extra, "PYTHONPATH": str(self.root)}
             machine.start("gatepost", self.program, env, ours=True)
             return
         words: dict[str, list[str | Path]] = {
@@ -140,6 +142,18 @@ class Cluster:
         }
         machine.start(kind, words[kind], {})
 
+    def kill(self, name: str) -> None:
+        """The machine's power fails; it is down until `run`."""
+        self.down.add(name)
+        self[name].kill()
+
+    def watch(self) -> list[str]:
+        """Start what has ended by itself, as a unit with Restart=always would; their names."""
+        ended = [name for name, machine in self.net.machines.items() if machine.ended() and name not in self.down]
+        for name in ended:
+            self.run(name)
+        return ended
+
     def migrate(self) -> None:
         """Bring the schema up to date, as a machine that does not serve."""
         done = self.command("migrate")
@@ -150,8 +164,9 @@ class Cluster:
         """`python -m server WORDS` with the owner's URL."""
         config = self.folder / "migrate"
         render("migrate", self.values, config)
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **values_of(config / "migrate.env")}
-        return subprocess.run([*self.program, *words], env=env, capture_output=True, text=True, check=False, timeout=120)
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(self.root), **values_of(config / "migrate.env")}
+        line = [*self.program, *words]
+        return subprocess.run(line, env=env, cwd=config, capture_output=True, text=True, check=False, timeout=120)
 
     def get(self, url: str) -> Any:
         """The JSON of an answer with status 200, or None."""

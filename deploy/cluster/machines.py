@@ -76,7 +76,7 @@ class Machine:
         with (self.folder / f"{program}.log").open("ab") as log:
             self.programs[program] = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                cwd=None if ours else self.folder, env={**usual, **env})  # fmt: skip
+                cwd=self.folder, env={**usual, **env})  # fmt: skip
 
     def hand_over(self) -> None:
         """Give the folder to those as whom programs run."""

@@ -144,6 +144,8 @@ class Database:
         is reset when it is returned to the pool.
         """
         translated = driver.translate_error(error) if isinstance(error, Exception) else error
+        if driver.is_server_error(error):
+            connection.unfinished = None  # it has ended
         if driver.ends_the_server(error):
             self._leave_server(connection)
         if not driver.is_server_error(error) and not (translated is error and isinstance(error, Exception)):
@@ -192,7 +194,9 @@ class Database:
             await connection.execute(self._set_scope, *scope, *writer)
             yield block
             leave(block, whole=True)
-            if await connection.execute("COMMIT") != "COMMIT":
+            connection.unfinished = driver.COMMIT_SECONDS
+            done, connection.unfinished = await connection.execute("COMMIT"), None
+            if done != "COMMIT":
                 # Postgres turns COMMIT into a rollback if a statement has failed: that must not look like success.
                 raise RuntimeError("a failed statement was ignored, so nothing was committed")
         except BaseException as error:
@@ -209,5 +213,7 @@ class Database:
             raise ValueError("not the name of a function")
         numbers = ", ".join(f"${n}" for n in range(1, len(args) + 1))
         async with self.connection() as connection:
+            connection.unfinished = 0.0  # it commits at its end
             rows = await connection.fetch(f"SELECT * FROM public.{function}({numbers})", *args)  # noqa: S608 - checked above
+            connection.unfinished = None
         return [dict(row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -19,6 +20,9 @@ NOT_AGAIN: Final = ("25006", "57P")
 _MOST_KEPT: Final = 256
 _MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
+COMMIT_SECONDS: Final = 60.0
+"""How long a COMMIT that was given up keeps its connection. Longer than a standby is waited for, as a rule; connections that are
+closed earlier would go on waiting in Postgres, where nothing bounds their number."""
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
 _ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
@@ -34,11 +38,23 @@ class Connection(asyncpg.Connection):
     there are too many (tests/database/test_driver.py).
     """
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_kept", "unfinished")
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._kept: dict[str, Any] = {}
+        self.unfinished: float | None = None
+        """Set while a COMMIT may be running, which must not be cancelled: Postgres would report it as done although no standby
+        has it, and show its rows to others, who would believe them. Seconds to wait for its end; then the connection is closed."""
+
+    def _cancel_current_command(self, waiter: Any, *more: Any) -> None:
+        """asyncpg calls this when a statement is given up, to have Postgres cancel it."""
+        if self.unfinished is None:
+            super()._cancel_current_command(waiter, *more)  # type: ignore[misc]
+            return
+        waiter.set_result(None)  # as if the request had been sent: what follows waits for the end of the statement
+        if self.unfinished == 0:
+            asyncio.get_running_loop().call_soon(self.terminate)
 
     async def read(self, sql: str, *args: Any) -> Any:
         """The first column of the first row of a statement that changes nothing; prepared once for this connection."""
@@ -181,10 +197,14 @@ def connection_error(error: Exception) -> Exception:
 
 
 async def reset(connection: Any, seconds: float) -> None:
-    """Reset a connection, or close it where that fails within `seconds` a step. Its statement is cancelled in Postgres, too."""
+    """Reset a connection, or close it where that fails within `seconds` a step.
+
+    Its statement is cancelled in Postgres, too, except for a COMMIT, whose end is waited for.
+    """
     try:
         with suppress(asyncpg.PostgresError):  # the transaction may have failed
-            await connection.execute("SELECT", timeout=seconds)  # waits for what is being cancelled
+            await connection.execute("SELECT", timeout=connection.unfinished or seconds)  # waits for what is being cancelled
+        connection.unfinished = None
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK", timeout=seconds)
     except Exception:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from ..http.answers import Rows
 from .connections import NO_WRITER, Database, Scope, Writer
+from .driver import COMMIT_SECONDS
 from .savepoint import Savepoint
 from .statements import SET_SCOPE, Scoped
 
@@ -186,15 +187,18 @@ async def one_transaction(
     Raises Unavailable, also when the commit fails: then nothing was applied, or all of it.
     """
     try:
-        async with database.connection(caller) as connection, connection.transaction():
-            (*_, free) = await connection.fetchrow(
-                f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
-            )
-            if not free:
-                yield None
-                return
-            transaction = RequestTransaction(database, connection, scope)
-            async with transaction.closing(transaction.root):
-                yield transaction
+        async with database.connection(caller) as connection:
+            async with connection.transaction():
+                (*_, free) = await connection.fetchrow(
+                    f"{database.set_scope}, pg_try_advisory_xact_lock($6)", *scope, *writer, lock
+                )
+                if not free:
+                    yield None
+                    return
+                transaction = RequestTransaction(database, connection, scope)
+                async with transaction.closing(transaction.root):
+                    yield transaction
+                connection.unfinished = COMMIT_SECONDS
+            connection.unfinished = None
     except Rollback:
         pass

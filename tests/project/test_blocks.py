@@ -60,7 +60,7 @@ PYTHON = {
 # Blocks for a shell that call programs which are not here, or would change the machine: read by bash, their files looked up.
 ELSEWHERE = {
     "CONTRIBUTING.md", "docs/guides/deploy.md", "docs/explanation/drills.md", "docs/explanation/performance.md", "docs/explanation/scale.md", "docs/guides/postgres.md", "examples/acme/README.md",
-    "examples/conduit/README.md", "docs/guides/cluster.md",
+    "examples/conduit/README.md", "docs/guides/cluster.md", "docs/explanation/drills-cluster.md",
 }  # fmt: skip
 SHELL = {
     "README.md", "docs/index.md", "docs/guides/keys.md", "docs/reference/idempotency.md", "docs/tutorial.md", "docs/guides/first-hour.md",
