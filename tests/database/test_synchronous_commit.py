@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ async def test_a_listed_function_is_not_cancelled_while_it_waits(
     """Its connection is closed instead, and Postgres goes on waiting."""
     client = await serve_waiting()
     await standby(fragile, "nowhere")
-    task = asyncio.ensure_future(opened(client).call("keep_stream_ticket", b"1" * 32, "user", "/api/data", "{}", 30, 9))
+    task = asyncio.ensure_future(opened(client).call("revoke_access", "session", "sess_1", timedelta(hours=1)))
     await waiting(db, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
