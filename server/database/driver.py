@@ -21,8 +21,8 @@ _MOST_KEPT: Final = 256
 _MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 60.0
-"""How long a COMMIT that was given up keeps its connection. Longer than a standby is waited for, as a rule; connections that are
-closed earlier would go on waiting in Postgres, where nothing bounds their number."""
+"""How long a COMMIT that was given up keeps its connection: longer than a standby is waited for, as a rule. Connections that are
+closed earlier go on waiting in Postgres, where nothing bounds their number."""
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
 _ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
@@ -45,7 +45,7 @@ class Connection(asyncpg.Connection):
         self._kept: dict[str, Any] = {}
         self.unfinished: float | None = None
         """Set while a COMMIT may be running, which must not be cancelled: Postgres would report it as done although no standby
-        has it, and show its rows to others, who would believe them. Seconds to wait for its end; then the connection is closed."""
+        has it, and show its rows to others. Seconds to wait for its end; then the connection is closed."""
 
     def _cancel_current_command(self, waiter: Any, *more: Any) -> None:
         """asyncpg calls this when a statement is given up, to have Postgres cancel it."""
