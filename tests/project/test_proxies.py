@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from kits import doc_page
 from kits.proxies import FILES, Backend, Proxy, behind, operations, program, until_served
 
 from server import answer, event_stream, public, signed_in, socket
@@ -341,3 +342,14 @@ async def test_the_proxy_protocol_is_not_understood(serve: Serve) -> None:
         wire.writer.write(b"PROXY TCP4 203.0.113.9 127.0.0.1 5000 8080\r\nGET /api/health HTTP/1.1\r\nHost: x\r\n\r\n")
         status, _, body = await wire.answer()
         assert (status, json.loads(body)) == (400, {"error": "Bad Request"})
+
+
+def test_the_page_has_the_lines_that_the_tests_use() -> None:
+    page = doc_page("behind-a-proxy.md").read_text("utf-8")
+    for line in ("http-request set-path %[path,regsub(^/gatepost/,/)] if { path_beg /gatepost/ }", "uri strip_prefix /gatepost"):
+        assert line in page
+        assert any(line in new for changes in STRIPPING.values() for new in changes.values())
+    assert all(f"`deploy/{file}`" in page for file in FILES.values())
+    for line in ("map $http_authorization $gatepost_authorization {", '"~*^basic " "";', "proxy_set_header Authorization $gatepost_authorization;"):
+        assert line in page
+        assert any(line in new for new in STAGING.values())
