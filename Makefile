@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install deploy-tools client-tools cluster-tools cluster drill-cluster run test test-long test-all test-matrix check docs site diagrams sbom bench bench-scale bench-locks bench-streams bench-check soak clean
+.PHONY: help install deploy-tools client-tools cluster-tools cluster drill-cluster run test test-long test-all test-matrix check docs site diagrams sbom release bench bench-scale bench-locks bench-streams bench-check soak clean
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -79,6 +79,9 @@ diagrams: ## redraw docs/diagrams/ (needs Chromium and npm)
 sbom: $(TOOLS) ## write build/sbom.json, the packages that a server runs with (CycloneDX)
 	@$(PYTHON) deploy/sbom.py
 
+release: $(TOOLS) ## make a release in dist/, and publish nothing (KEY=~/.ssh/id_ed25519 signs it)
+	@$(PYTHON) deploy/release.py $(if $(KEY),--key $(KEY)) $(ARGS)
+
 bench: $(STAMP) ## measure the price beside a bare server; docs/explanation/performance.md says how to read it
 	@$(PYTHON) bench/run.py $(ARGS)
 
@@ -112,14 +115,13 @@ $(SERVING): pyproject.toml requirements.txt
 	  exit 1; }
 	@echo "Installing into $(VENV) ..."
 	@test ! -e $@ || test "$$(cat $@)" = "$(CURDIR)" || rm -rf $(VENV)
-	@python3 -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet -e '.[embedded,reload]' -c requirements.txt
+	@python3 deploy/environment.py $(VENV) embedded,reload
 	@printf '%s\n' '$(CURDIR)' > $@
 
 # All of it. The environment is made, or made anew, by the rule above.
 $(STAMP): $(SERVING)
 	@echo "Installing development tools into $(VENV) ..."
-	@$(PYTHON) -m pip install --quiet -e '.[dev]' -c requirements.txt
+	@python3 deploy/environment.py $(VENV) dev
 	@printf '%s\n' '$(CURDIR)' > $@
 
 $(TOOLS): $(STAMP)

