@@ -1,7 +1,8 @@
 """Makes a release in dist/, and publishes nothing: `make release`, or `make release KEY=~/.ssh/id_ed25519` to sign it too.
 
 It refuses a tree with changes and a version without an entry in CHANGELOG.md. It builds from the committed files alone, twice,
-and the two builds must be the same bytes. dist/ then has the sdist, the wheel, the bill of materials, SHA256SUMS and its signature.
+and the two builds must be the same bytes. dist/ then has the sdist, the wheel, the bill of materials, SHA256SUMS and
+its signature.
 """
 
 from __future__ import annotations
