@@ -6,7 +6,8 @@ from .installation import refuse_to_start_without
 refuse_to_start_without()
 
 
-from .auth.access import accepted_types, public, requires, signed_in
+from .auth.accepted import accepted_types
+from .auth.access import public, requires, signed_in
 from .auth.identity import Identity, caller_of, identity_of
 from .auth.names import is_plain_text, with_org_prefix
 from .auth.rejected import CredentialRejected

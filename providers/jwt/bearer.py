@@ -15,7 +15,10 @@ def bearer(request: web.Request) -> str | None:
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
     if len(values) != 1:
         return None  # the gate refuses two headers; a provider must not choose one
-    scheme, _, token = values[0].partition(" ")
+    value = values[0]
+    if value.startswith("Bearer "):  # as nearly every client writes it
+        return value[7:] or None
+    scheme, _, token = value.partition(" ")
     return token if scheme.lower() == "bearer" and token else None
 
 

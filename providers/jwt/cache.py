@@ -61,7 +61,8 @@ class TokenCache(Generic[T]):
 
     def recall(self, digest: bytes, generation: int, now: float) -> T | None:
         """As `get`, for a caller that calls `get` after a miss: a miss is not counted here."""
-        self._follow(generation)
+        if generation != self._generation:
+            self._follow(generation)
         entry = self._entries.get(digest)
         if entry is None or not entry.not_before <= now < entry.expires:
             return None

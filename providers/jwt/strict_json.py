@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 MAX_DEPTH: Final = 32
+_CONTAINERS: Final = frozenset({dict, list})
 MAX_DIGITS: Final = 4300  # Python's own limit for converting a text to an integer
 
 
@@ -87,7 +88,7 @@ def freeze(value: Any) -> Any:
     """
     if type(value) is dict:
         for name, member in value.items():
-            if type(member) is dict or type(member) is list:
+            if type(member) in _CONTAINERS:
                 value[name] = freeze(member)
         return FrozenDict(value)
     return tuple(freeze(member) for member in value) if type(value) is list else value

@@ -43,10 +43,14 @@ class Access:
     impersonation: bool = True
     conditions: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False, default=())
     """(name, value) of role, permission, feature and plan, where set."""
+    asks_more: bool = field(init=False, repr=False, compare=False, default=False)
+    """Does it ask for more than a kind of caller and credential: an organisation, conditions, scopes or reverification?"""
 
     def __post_init__(self) -> None:
         words = (("role", self.role), ("permission", self.permission), ("feature", self.feature), ("plan", self.plan))
         object.__setattr__(self, "conditions", tuple((word, value) for word, value in words if value is not None))
+        more = self.organization is not None or self.conditions or self.scopes or self.reverification is not None
+        object.__setattr__(self, "asks_more", bool(more))
 
     @property
     def as_admin(self) -> bool:
@@ -86,6 +90,8 @@ def check(access: Access, identity: Identity | None, parameters: Mapping[str, st
         raise Forbidden("user")
     if not access.impersonation and identity.impersonator is not None:
         raise Forbidden("impersonation")
+    if not access.asks_more:
+        return
     named = access.organization
     if named is not None and (identity.org_id is None or parameters.get(named) != identity.org_id):
         raise Forbidden("organization")
@@ -206,13 +212,3 @@ def _declare(access: Access, handler: H) -> H:
 
     setattr(checked, _MARK, access)
     return checked  # type: ignore[return-value]
-
-
-def accepted_types(request: web.Request) -> frozenset[str]:
-    """The token types that the matched route accepts; the default ones where there is no route (unknown path, wrong method).
-
-    A provider may use it to save calls for credentials that the route refuses anyway. The gate checks the token type in any
-    case.
-    """
-    access = access_of(request.match_info.handler)
-    return access.accepts if access is not None else DEFAULT_TYPES
