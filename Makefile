@@ -66,9 +66,10 @@ check: $(STAMP) ## run the linters, the type checker and the import contracts
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
 
-docs: $(STAMP) ## regenerate the reference pages and gatepost.example.toml from the code
+docs: $(STAMP) ## regenerate the reference pages, gatepost.example.toml and the pictures from the code
 	@PYTHONPATH=. $(PYTHON) docs/generate/settings_page.py
 	@PYTHONPATH=. $(PYTHON) docs/generate/reference_pages.py
+	@PYTHONPATH=.:tests $(PYTHON) docs/generate/pictures.py $(ARGS)
 
 site: $(TOOLS) ## build the site of docs/ into build/site
 	@$(PYTHON) docs/generate/site_pages.py
