@@ -13,7 +13,13 @@ _PREFIX: Final = "GATEPOST_"
 
 
 def near_key(key: str, known: Mapping[str, Setting]) -> str:
-    """The end of a sentence on an unknown key of the file: the nearest known one; "" if there is none."""
+    """The end of a sentence on an unknown key of the file: the nearest known one; "" if there is none.
+
+    A table like none that is known is taken for that of a plugin that is not loaded.
+    """
+    table, dot, _ = key.partition(".")
+    if dot and not difflib.get_close_matches(table, {one.partition(".")[0] for one in known}, n=1, cutoff=0.7):
+        return f": no plugin that is loaded has a table [{table}]. Is its plugin named in 'plugins'?"
     names = {env_name(one, setting): one for one, setting in known.items()}
     return _nearest(names.get(key, key), known)
 

@@ -199,6 +199,12 @@ def test_an_unknown_key_stops_the_start_and_names_the_nearest(toml: str, key: st
     assert said.endswith(f"the nearest known one is '{near}'")
 
 
+@pytest.mark.parametrize("table", ["notes", "projects", "billing"])
+def test_a_table_of_a_plugin_that_is_not_loaded_is_named_as_such(table: str, tmp_path: Path) -> None:
+    said = refusal(tmp_path, f"[{table}]\nmost_items = 1\n")
+    assert said.endswith(f"unknown key '{table}.most_items': no plugin that is loaded has a table [{table}]. Is its plugin named in 'plugins'?")
+
+
 @pytest.mark.parametrize(
     "toml",
     [
