@@ -93,7 +93,7 @@ async def test_what_responses_name_is_below_the_prefix(strip: bool, below: str) 
 
 
 async def test_without_a_prefix_nothing_is_changed() -> None:
-    async with serving(app(path_prefix="")) as port:
+    async with serving(app(path_prefix=None)) as port:
         said = ("X-Make", json.dumps([0, {"Location": "/api/x", "Link": LINK}]))
         reply = await ask(port, "POST", "/api/made", said, stub())
         assert (reply.headers["location"], reply.headers["link"]) == ("/api/x", LINK)
@@ -187,7 +187,7 @@ async def test_the_metadata_of_the_resource(strip: bool, below: str) -> None:
     ("given", "words"),
     [({"path_prefix": text}, "path_prefix: must be a path") for text in
      ("gatepost", "//gatepost", "/a//b", "/a/../b", "/.", "/a b", "/a?b", "/a%2fb", "/{x}", "https://a.example/x", "/a\n", "/ä", "/a;b", "/" + "a" * 300)]
-    + [({"path_prefix": "", "strip_path_prefix": True}, "strip_path_prefix: there is no path_prefix"),
+    + [({"strip_path_prefix": True}, "strip_path_prefix: there is no path_prefix"),
        ({"path_prefix": "/", "strip_path_prefix": True}, "strip_path_prefix: there is no path_prefix"),
        ({"path_prefix": "/a", "resource__url": "https://api.example.com"}, "path_prefix: '/a' is not the path of resource.url"),
        ({"path_prefix": "/a", "resource__url": "https://api.example.com/b"}, "path_prefix: '/a' is not the path of resource.url")],
