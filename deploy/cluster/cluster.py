@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -224,7 +226,9 @@ class Cluster:
         return "\n".join(f"== {name}\n" + "\n".join(end) for name, end in ends.items())
 
     def close(self) -> None:
-        """End everything, and remove what it has made."""
+        """End everything, and remove what it has made; a second Ctrl-C does not interrupt it."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.net.close()
 
 

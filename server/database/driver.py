@@ -21,8 +21,8 @@ _MOST_KEPT: Final = 256
 _MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 60.0
-"""How long a COMMIT that was given up keeps its connection: longer than a standby is waited for, as a rule. Connections that are
-closed earlier go on waiting in Postgres, where nothing bounds their number."""
+"""How long a COMMIT that was given up keeps its connection: longer than a standby is waited for, as a rule. Connections that
+are closed earlier go on waiting in Postgres, where nothing bounds their number."""
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
 _ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"

@@ -11,7 +11,9 @@ It refuses an older schema, another generation, and a different text with its ow
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 import re
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,6 +29,8 @@ from .session_sql import session_faults
 LOCK = 4716_2026
 SERVING_ROLE: Final = "gatepost_app"
 """The serving role's name if no URL names another."""
+_DEADLOCK: Final = "40P01"
+_ATTEMPTS: Final = 10
 _FOREIGN_TABLE: Final = "42P07"  # duplicate_table: what schema.sql raises where a table of its name is not ours
 OUTDATED = "the schema is missing or not this version's: run `migrate`"
 
@@ -75,6 +79,19 @@ async def migrate(connection: Connection, *, serving_role: str = SERVING_ROLE, c
     still do by hand, a sentence a line; `connects`: the server's URL already names the serving role. Raises ConfigError if the
     schema is of a newer generation, or if something in the database has a name of ours and is not ours.
     """
+    left = _ATTEMPTS
+    while True:
+        left -= 1
+        try:
+            return await _migrated(connection, serving_role, connects)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _DEADLOCK or left == 0:
+                raise
+        await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - so that the same two do not meet again
+
+
+async def _migrated(connection: Connection, serving_role: str, connects: bool) -> list[str]:
+    """One attempt. A server's write and this transaction may lock the same tables in different orders."""
     text = schema_text()
     mine = mark_of(text)
     for fault in await session_faults(connection):
