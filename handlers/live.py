@@ -30,9 +30,5 @@ async def send_changes(request: web.Request, table: str) -> web.StreamResponse:
     What a client has missed between two streams is not kept: one that connects again (`Last-Event-ID`) gets a `resync` first.
     """
     async with event_stream(request) as stream:
-        async for change in stream.changes(table):
-            if change.event == "resync":
-                await stream.send({}, event="resync")
-            else:
-                await stream.send(change.row or {"id": change.id}, event=change.event, id=str(change.id))
+        await stream.send_changes(table)
     return stream.response

@@ -48,7 +48,7 @@ from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider,
 from .plugins.services import service
 from .settings.setting import Setting
 from .single_flight import SingleFlight
-from .streams.changes import Change
+from .streams.change import Change
 from .streams.events import Stream, event_stream
 from .streams.socket import socket
 from .tools.calls import call_tool, tools_of

@@ -47,7 +47,7 @@ from .routing.table import build as build_routes
 from .schema.startup import ServerDatabase
 from .settings.setting import ConfigError
 from .settings.sources import Settings
-from .streams.changes import CHANGES
+from .streams.live_changes import CHANGES
 from .streams.setup import install as install_streams
 from .streams.setup import install_changes
 from .streams.ticket_route import OFFICE, TicketOffice, ticket_routes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, Final
@@ -66,6 +66,17 @@ class Connection(asyncpg.Connection):
         except asyncpg.InvalidCachedStatementError:  # nothing was done
             self._kept.clear()
             return await (await self._keep(sql)).fetchval(*args)
+
+    async def read_many(self, sql: str, args: Sequence[Sequence[Any]]) -> list[Any]:
+        """The rows of the same statement for each of these arguments, which are sent together; as `read` otherwise."""
+        statement = self._kept.get(sql)
+        if statement is None:
+            statement = await self._keep(sql)
+        try:
+            return await statement.fetchmany(args)  # type: ignore[no-any-return]
+        except asyncpg.InvalidCachedStatementError:
+            self._kept.clear()
+            return await (await self._keep(sql)).fetchmany(args)  # type: ignore[no-any-return]
 
     async def _keep(self, sql: str) -> Any:
         if len(self._kept) >= _MOST_KEPT:

@@ -11,12 +11,16 @@ _decode = msgspec.json.Decoder().decode
 
 
 class RowJson(Mapping[str, Any]):
-    """A row's columns by name, read-only. `text` is the JSON that Postgres made, which is sent to clients unchanged."""
+    """A row's columns by name, read-only. `text` is the JSON that Postgres made, which is sent to clients unchanged.
 
-    __slots__ = ("_columns", "text")
+    `sent` is for whoever sends the row to many clients: the form in which it was sent last.
+    """
+
+    __slots__ = ("_columns", "sent", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.sent: Any = None
         self._columns: dict[str, Any] | None = None
 
     def _all(self) -> dict[str, Any]:

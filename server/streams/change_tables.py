@@ -34,18 +34,20 @@ class ChangesNotTold(LookupError):
         super().__init__(self.log_text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ChangeTable:
     """A table whose changes are reported.
 
     name    as in the messages: with the schema, quoted where SQL needs it
     kinds   who owns its rows: `organization`, `user` or both
     sql     the SELECT of the rows with the ids $1 (text[]), at most $2, in this order: (id, row)
+    one     the SELECT of the row with the id $1 (text)
     """
 
     name: str
     kinds: tuple[str, ...]
     sql: str
+    one: str
 
 
 class ChangeTables:
@@ -68,11 +70,17 @@ def _named(rows: Iterable[Any]) -> Iterable[tuple[str, ChangeTable]]:
         id, organization, user, *_ = [*bytes.fromhex(row["arguments"]).decode().split("\0"), "", "", ""]
         kinds = tuple(kind for kind, column in (("organization", organization), ("user", user)) if column)
         key, relation = _quoted(id), f"{_quoted(row['nspname'])}.{_quoted(row['relname'])}"
-        sql = (  # every name is quoted
-            f"SELECT t.{key}::text AS id, (SELECT r FROM (SELECT {', '.join(row['columns'])}) AS r) AS row FROM {relation} AS t"  # noqa: S608
-            f" WHERE t.{key} = ANY ($1::text[]::{row['type']}[]) ORDER BY array_position($1::text[], t.{key}::text) LIMIT $2"
+        columns, type_ = ", ".join(row["columns"]), row["type"]  # every name is quoted
+        # Postgres keeps the plan of a statement only if it is not much better for known values. It would be for a known
+        # array, and planning takes longer than reading: so the array is in a subquery, whose length is not known in advance.
+        inner = f"SELECT {columns}"
+        sql = (
+            f"SELECT t.{key}::text AS id, (SELECT gatepost_it FROM ({inner}) AS gatepost_it) AS row FROM {relation} AS t"  # noqa: S608
+            f" WHERE t.{key} = ANY ((SELECT $1::text[]::{type_}[])::{type_}[])"
+            f" ORDER BY array_position($1::text[], t.{key}::text) LIMIT $2"
         )
-        table = ChangeTable(row["name"], kinds, sql)
+        one = f"{inner} FROM {relation} AS t WHERE t.{key} = $1::text::{type_}"
+        table = ChangeTable(row["name"], kinds, sql, one)
         for name in (row["name"], row["plain"], *((row["relname"],) if row["nspname"] == "public" else ())):
             yield name, table
 

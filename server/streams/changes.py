@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final
 
 from aiohttp import web
 
@@ -13,67 +13,36 @@ from ..auth.identity import identity_of
 from ..database.scope import scope_of
 from ..database.violations import StatementError
 from ..http.errors import Unavailable, Unprocessable
-from ..http.row_json import RowJson
-from .change_feed import ChangeFeed
-from .change_tables import ChangesNotTold, ChangeTable, ChangeTables
-from .fanout import Fanout, Key, Subscription
-from .row_reader import IDS, RowReader
+from .change import RESYNC, Change, Outlet
+from .change_tables import ChangesNotTold, ChangeTable
+from .fanout import Key, Subscription
+from .live_changes import CHANGES
+from .row_reader import IDS, NOTHING, Read
 
-_OPEN_SECONDS: Final = 3.0
 _RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY: Final = 5.0
 
 
-class Change(NamedTuple):
-    """One change of a row.
+class Changes:
+    """`async for change in stream.changes("todos")`: the changes of the caller's rows from this call on.
 
-    event   `created`, `updated`, `deleted`, or `resync`: changes may have been missed, load everything again
-    id      the row's primary key, as text; None for `resync`
-    row     a mapping of its columns that the caller may see now; None for `deleted` and `resync`
+    Reading begins when a change is reported and the next one is being waited for; so at most one read is in progress, and no
+    row is read for a client that is behind. With an outlet, the changes go there, and the iteration returns only those that
+    the outlet could not send.
     """
 
-    event: str
-    id: str | None
-    row: RowJson | None
-
-
-RESYNC: Final = Change("resync", None, None)
-
-
-class LiveChanges:
-    """What the streams of one process share: the feed, the subscriptions, and the reader of rows."""
-
-    def __init__(self, feed: ChangeFeed, fanout: Fanout, tables: ChangeTables, reader: RowReader) -> None:
-        self.feed, self.fanout, self.tables, self.reader = feed, fanout, tables, reader
-
-    async def open(self) -> None:
-        """Begin to listen, and wait a moment for it, so that the first streams miss nothing."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_OPEN_SECONDS):
-                await self.feed.wait()
-
-    async def close(self) -> None:
-        """Stop listening and reading."""
-        await self.feed.close()
-        await self.reader.close()
-
-
-CHANGES: Final = web.AppKey("live_changes", LiveChanges)
-
-
-class Changes:
-    """`async for change in stream.changes("todos")`: the changes of the caller's rows from this call on."""
-
-    def __init__(self, request: web.Request, table: str) -> None:
+    def __init__(self, request: web.Request, table: str, outlet: Outlet | None = None) -> None:
         """Raises Unauthorized if the request has no caller."""
-        self._live, self._name = request.app[CHANGES], table
+        self._live, self._name, self._outlet = request.app[CHANGES], table, outlet
         self._scope = scope_of(request)
         identity = identity_of(request)
         self._tenants = {"user": identity.user_id, "organization": identity.org_id}
         self._ready: deque[Change] = deque()
         self._subscription: Subscription | None = None
         self._table: ChangeTable | None = None
-        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._failed: BaseException | None = None
+        self._closed = self._reading = False
         self._pause = _RETRY_SECONDS
         if self._live.feed.listening and (found := self._live.tables.find(table)) is not None:
             self._subscribe(found)
@@ -85,24 +54,28 @@ class Changes:
 
     async def __anext__(self) -> Change:
         """Returns the next change. Raises ChangesNotTold if the table reports none."""
+        if self._waiter is not None:
+            raise RuntimeError("the next change is being waited for already")
         while not self._closed:
             if self._ready:
                 return self._ready.popleft()
-            if self._subscription is None:
+            if self._failed is not None:
+                failed, self._failed = self._failed, None
+                await self._wait_and_retry(failed)
+            elif self._subscription is None:
                 await self._begin()
-                continue
-            await self._subscription.wait()
-            if self._subscription.resync:
-                self._subscription.resync = False
-                return RESYNC
-            await self._read(self._subscription)
+            else:
+                if self._outlet is not None:
+                    await self._outlet.wait()
+                await self._wait()
         raise StopAsyncIteration
 
     def close(self) -> None:
         """Unsubscribe; the iteration ends."""
-        self._closed = True
+        self._closed, self._outlet = True, None
         if self._subscription is not None:
             self._subscription.close()
+        self._wake()
 
     async def _begin(self) -> None:
         """Subscribe once the feed listens. Changes since the call may have been missed, so `resync` comes first."""
@@ -121,37 +94,79 @@ class Changes:
         self._table = table
         keys: list[Key] = [(table.name, kind, tenant) for kind in table.kinds if (tenant := self._tenants[kind]) is not None]
         self._subscription = self._live.fanout.subscribe(tuple(keys))
+        self._subscription.told = self._go_on
 
-    async def _read(self, subscription: Subscription) -> None:
-        """Read the rows that have changed, under the caller's scope; rows that it does not see are skipped."""
+    async def _wait(self) -> None:
+        """Read, and wait until there is something to do for this task."""
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        try:
+            self._go_on()
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _go_on(self) -> None:
+        """Send what is ready, and begin to read what was reported. Does nothing unless the next change is being waited for."""
+        subscription, outlet = self._subscription, self._outlet
+        if self._waiter is None or self._reading or subscription is None or self._closed:
+            return
+        if outlet is not None and not outlet.is_open():
+            return  # the task is being cancelled
+        while outlet is not None and self._ready and outlet.is_open() and not outlet.is_behind():
+            outlet.send(self._ready.popleft())
+        if self._ready or self._failed is not None or (outlet is not None and outlet.is_behind()):
+            self._wake()
+        elif subscription.resync:
+            subscription.resync = False
+            self._ready.append(RESYNC)
+            self._go_on()
+        elif subscription.pending:
+            self._read(subscription)
+
+    def _read(self, subscription: Subscription) -> None:
+        """Begin to read the rows that have changed, under the caller's scope."""
         assert self._table is not None
         table = self._live.tables.find(self._table.name) or self._table  # it may have new columns
         taken = subscription.take(IDS)
         # A row of two tenants can be gone for one and still be there for the other: only reading tells.
         asked = [id for id, event in taken.items() if event != "deleted" or len(subscription.keys) > 1]
-        try:
-            rows, rest = await self._live.reader.rows(table, self._scope, asked) if asked else ({}, frozenset())
-        except Unprocessable:  # an id that no row of this table can have: the message was not gatepost_changed's
+        if asked:
+            self._reading = True
+            self._live.reader.ask(table, self._scope, asked, partial(self._done, subscription, taken))
+        else:
+            self._done(subscription, taken, NOTHING)
+
+    def _done(self, subscription: Subscription, taken: dict[str, str], outcome: Read | BaseException) -> None:
+        """Take the rows that were read; those that the caller does not see are skipped."""
+        self._reading = False
+        if self._closed:
+            return
+        if isinstance(outcome, Unprocessable):  # an id that no row of this table can have: it is not from gatepost_changed
             subscription.tell_resync()
             return
-        except (Unavailable, StatementError) as error:
+        if isinstance(outcome, BaseException):
             subscription.put_back(taken)
-            await self._wait_and_retry(error)
-            return
-        except BaseException:
-            subscription.put_back(taken)
-            raise
-        self._pause = _RETRY_SECONDS
-        if rest:
-            subscription.put_back({id: taken.pop(id) for id in rest})
-        for id, event in taken.items():
-            if (row := rows.get(id)) is not None:
-                self._ready.append(Change("updated" if event == "deleted" else event, id, row))
-            elif event == "deleted":
-                self._ready.append(Change(event, id, None))
+            self._failed = outcome
+        else:
+            self._pause = _RETRY_SECONDS
+            rows, rest = outcome
+            if rest:
+                subscription.put_back({id: taken.pop(id) for id in rest})
+            for id, event in taken.items():
+                if (row := rows.get(id)) is not None:
+                    self._ready.append(Change("updated" if event == "deleted" else event, id, row))
+                elif event == "deleted":
+                    self._ready.append(Change(event, id, None))
+        self._go_on()
 
-    async def _wait_and_retry(self, error: Exception) -> None:
+    async def _wait_and_retry(self, error: BaseException) -> None:
         """Wait after a failed read. After a StatementError, read the table's columns again first: they may have changed."""
+        if not isinstance(error, Unavailable | StatementError):
+            raise error
         if isinstance(error, StatementError):
             if self._pause > _RETRY_SECONDS:
                 raise error
@@ -161,11 +176,15 @@ class Changes:
 
 
 _OPEN: Final = web.RequestKey("live_changes", list[Changes])
+_OVER: Final = web.RequestKey("live_changes_over", bool)
 
 
-def changes_of(request: web.Request, table: str) -> Changes:
+def changes_of(request: web.Request, table: str, outlet: Outlet | None = None) -> Changes:
     """Returns the changes of a table for the caller of this request, until `unsubscribe_all`. Raises Unauthorized."""
-    changes = Changes(request, table)
+    changes = Changes(request, table, outlet)
+    if _OVER in request:
+        changes.close()
+        return changes
     if _OPEN not in request:
         request[_OPEN] = []
     request[_OPEN].append(changes)
@@ -173,6 +192,7 @@ def changes_of(request: web.Request, table: str) -> Changes:
 
 
 def unsubscribe_all(request: web.Request) -> None:
-    """End all subscriptions of a live answer that is over."""
+    """End all subscriptions of a live answer that is over; later ones end at once."""
+    request[_OVER] = True
     for changes in request.get(_OPEN, ()):
         changes.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from ..telemetry.log import LOG
+from ..telemetry.log import LOG, log_failure
 
 PENDING: Final = 256
 """The most ids that wait for one stream; beyond it the stream is told to load everything again."""
@@ -20,15 +20,19 @@ Key = tuple[str, str, str]
 
 
 class Subscription:
-    """The changes that wait for one stream: ids with their events, or `resync` if there are too many."""
+    """The changes that wait for one stream: ids with their events, or `resync` if there are too many.
 
-    __slots__ = ("_fanout", "_waiter", "keys", "pending", "resync")
+    `told` is called soon after there is something to take: once for all messages that arrived together, such as the two of
+    one row that has a user and an organisation.
+    """
+
+    __slots__ = ("_fanout", "keys", "pending", "resync", "told")
 
     def __init__(self, fanout: Fanout, keys: tuple[Key, ...]) -> None:
         self._fanout, self.keys = fanout, keys
         self.pending: dict[str, str] = {}
         self.resync = False
-        self._waiter: asyncio.Future[None] | None = None
+        self.told: Callable[[], None] | None = None
 
     def tell(self, ids: Iterable[str], event: str) -> None:
         """Note that these rows were `created`, `updated` or `deleted`. Waiting changes of one row are merged."""
@@ -40,14 +44,14 @@ class Subscription:
         self._fanout.held += len(self.pending) - before
         if len(self.pending) > PENDING or self._fanout.held > PENDING_IN_ALL:
             self.tell_resync()
-        self._wake()
+        self._fanout.note(self)
 
     def tell_resync(self) -> None:
         """Note that changes cannot be reported one by one."""
         self._fanout.held -= len(self.pending)
         self.pending.clear()
         self.resync = True
-        self._wake()
+        self._fanout.note(self)
 
     def take(self, most: int) -> dict[str, str]:
         """Remove and return at most `most` ids with their events, oldest first."""
@@ -64,18 +68,9 @@ class Subscription:
             self.pending[id] = _merged(self.pending.get(id), event)
         self._fanout.held += len(self.pending) - len(newer)
 
-    async def wait(self) -> None:
-        """Wait until there is something to take."""
-        while not self.pending and not self.resync:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def close(self) -> None:
         """Unsubscribe."""
+        self.told = None
         self._fanout.remove(self)
 
 
@@ -85,6 +80,7 @@ class Fanout:
     def __init__(self) -> None:
         self._by_key: dict[Key, dict[Subscription, None]] = {}
         self._all: dict[Subscription, None] = {}
+        self._due: dict[Subscription, None] = {}
         self.held = 0
         """How many ids wait for all streams together."""
 
@@ -111,6 +107,22 @@ class Fanout:
             others.pop(subscription, None)
             if not others:
                 del self._by_key[key]
+
+    def note(self, subscription: Subscription) -> None:
+        """Call `told` of this subscription soon."""
+        if subscription.told is not None:
+            if not self._due:
+                asyncio.get_running_loop().call_soon(self._tell_all)
+            self._due[subscription] = None
+
+    def _tell_all(self) -> None:
+        due, self._due = self._due, {}
+        for subscription in due:
+            try:
+                if subscription.told is not None:
+                    subscription.told()
+            except Exception as error:  # a failure of one stream is not the others'
+                log_failure("a change could not be passed on", error)
 
     def heard(self, payload: str) -> None:
         """Pass on a message of gatepost_changed (schema.sql). After an unknown one, every stream must load everything again."""

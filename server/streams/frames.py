@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 from ..http.answers import encode_json
@@ -11,10 +12,6 @@ from ..http.row_json import RowJson
 HEARTBEAT: Final = b":\n\n"
 _LINES: Final = re.compile(r"\r\n|\r|\n")
 _NOT_IN_A_FIELD: Final = re.compile(r"[\r\n\0]")
-
-
-_last: tuple[RowJson, str | None, str | None, bytes] | None = None
-"""The row that was encoded last, and its frame: streams that receive the same change send it one after the other."""
 
 
 def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
@@ -36,10 +33,17 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
 
 
 def _frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
-    global _last
-    if _last is None or _last[0] is not row or _last[1:3] != (event, id):
-        _last = (row, event, id, encode(row.text, event, id))
-    return _last[3]
+    """The streams that receive the same change send the same row one after the other: it is encoded once."""
+    if row.sent is None or row.sent[:2] != (event, id):
+        row.sent = (event, id, encode(row.text, event, id))
+    frame: bytes = row.sent[2]
+    return frame
+
+
+@lru_cache(maxsize=64)
+def frame_without_row(event: str, id: str | None) -> bytes:
+    """Returns the event for a change that has no row: `deleted` with its id, or `resync`."""
+    return encode({} if id is None else {"id": id}, event, id)
 
 
 def end_frame(reason: str) -> bytes:

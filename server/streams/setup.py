@@ -16,9 +16,9 @@ from ..plugins.providers import LoadedProvider
 from ..telemetry.metrics import Family, counter, gauge
 from .change_feed import ChangeFeed
 from .change_tables import ChangeTables
-from .changes import CHANGES, LiveChanges
 from .events import STREAMS
 from .fanout import Fanout
+from .live_changes import CHANGES, LiveChanges
 from .recheck import Recheck
 from .registry import Admission, Streams
 from .row_reader import RowReader

@@ -9,11 +9,12 @@ from uuid import uuid4
 import pytest
 
 from server.database.connections import Database
-from server.database.many_scopes import MOST, many_statement, read_for_each
-from server.database.statements import one_statement
+from server.database.many_scopes import read_for_each
+from server.http.answers import Rows
 from server.http.pagination import RowLimit
 from tests.conftest import TestDatabase
 
+MOST = 64
 LIMIT = RowLimit(100)
 LIMIT.page_bytes = 262_144
 SQL = "SELECT t.id, t.name FROM {table} AS t WHERE t.id = ANY ($1::text[]::uuid[]) ORDER BY t.name LIMIT $2"
@@ -41,11 +42,11 @@ async def test_each_scope_sees_its_own_rows(database: Database, db: TestDatabase
         await admin.execute(f"ALTER ROLE {db.server.serving_role} SET plan_cache_mode = {mode}")
     try:
         for number in (MOST, 3, 1, MOST - 1, MOST, MOST, MOST, MOST, MOST, 2):
-            asked = [((user, org, ""), list(ids)) for user, org in people[:number]]
-            found = await read_for_each(database, SQL.format(table=table), LIMIT, asked, "streams")
+            asked = [((user, org, ""), (list(ids), LIMIT)) for user, org in people[:number]]
+            found = await read_for_each(database, SQL.format(table=table), asked, "streams")
             assert len(found) == number
             for (user, org), rows in zip(people, found, strict=False):
-                seen = {row["id"] for row in json.loads(str(rows))}
+                seen = {row["id"] for row in json.loads(Rows(rows))}
                 assert seen == {id for id, (owner, tenant) in ids.items() if (owner == user if table == "data" else tenant == org)}
     finally:
         async with db.server.as_admin(db.name) as admin:
@@ -54,19 +55,8 @@ async def test_each_scope_sees_its_own_rows(database: Database, db: TestDatabase
 
 async def test_no_scope_is_left_and_none_sees_nothing(database: Database, db: TestDatabase) -> None:
     (row,) = await db.rows("INSERT INTO data (user_id, name) VALUES ('alice', 'x') RETURNING id")
-    asked = [(("alice", "", ""), [str(row["id"])]), (("", "", ""), [str(row["id"])]), (("bob", "", ""), [str(uuid4())])]
-    found = await read_for_each(database, SQL.format(table="data"), LIMIT, asked, "streams")
-    assert [len(json.loads(str(rows))) for rows in found] == [1, 0, 0]
+    asked = [((user, "", ""), ([str(id)], LIMIT)) for user, id in (("alice", row["id"]), ("", row["id"]), ("bob", uuid4()))]
+    found = await read_for_each(database, SQL.format(table="data"), asked, "streams")
+    assert [len(json.loads(Rows(rows))) for rows in found] == [1, 0, 0]
     async with database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM data") == 0
-
-
-def test_names_that_look_like_places_stay_as_they_are() -> None:
-    one = one_statement("""SELECT t."$1", '$2' AS "a""$1" FROM t WHERE id = ANY ($1) LIMIT $2""", 2)
-    text = many_statement(one, 2)
-    assert text.count("""SELECT t."$1", '$2' AS "a""$1" FROM t""") == 2
-    assert "ANY ($2) LIMIT $1" in text
-    assert "ANY ($6) LIMIT $1" in text
-    assert "$7::text IS NOT NULL" in text
-    with pytest.raises(ValueError, match="not the statement of one scope"):
-        many_statement("SELECT 1", 2)

@@ -16,9 +16,9 @@ from kits.chromium import CHROMIUM, Tab, browser
 from kits.live import registry, until
 from kits.pages import blocks, free_port
 
-from server.streams.changes import CHANGES
 from server.streams.ends import DRAINING
 from server.testing.clerk import LoopbackClerk
+from server.streams.live_changes import CHANGES
 from tests.conftest import Client, Serve, TestDatabase
 
 PAGE = "docs/guides/streams.md"

@@ -15,7 +15,7 @@ from kits.pgbouncer import pgbouncer
 from kits.postgres import bin_folders
 
 from server.schema.migrate import apply
-from server.streams.changes import CHANGES
+from server.streams.live_changes import CHANGES
 from tests.conftest import Client, Serve, TestDatabase, url_of
 from tests.streams.test_live_changes import ABE, ANN, BEA, LIVE, TODOS, change, hearing, nothing, own  # noqa: F401
 

@@ -14,8 +14,8 @@ from kits.live import Events, events, until
 
 from server import event_stream, requires, signed_in
 from server.schema.migrate import apply
-from server.streams.changes import CHANGES
 from server.streams.fanout import PENDING, Fanout
+from server.streams.live_changes import CHANGES
 from tests.conftest import Client, Serve, TestDatabase, plugin, stub
 
 TODOS = """
@@ -270,9 +270,9 @@ async def test_different_scopes_share_no_read(client: Client, own: TestDatabase)
         asked.append([scope])
         return await read(scope, *more)
 
-    async def noted_each(sql: str, limit: Any, pairs: Any, caller: str) -> Any:
+    async def noted_each(sql: str, pairs: Any, caller: str) -> Any:
         asked.append([scope for scope, _ in pairs])
-        return await read_each(sql, limit, pairs, caller)
+        return await read_each(sql, pairs, caller)
 
     reader._read, reader._read_each = noted, noted_each
     async with hearing(client, "/api/todos/events", ANN) as one, hearing(client, "/api/todos/events", ANN) as two, \

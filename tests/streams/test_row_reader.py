@@ -13,14 +13,14 @@ from kits.pgbouncer import pgbouncer
 from kits.postgres import Server, cluster, database  # noqa: F401
 
 from server.database.connections import Database
-from server.database.many_scopes import MOST as TOGETHER
 from server.database.many_scopes import read_for_each
 from server.database.violations import StatementError
+from server.http.answers import Rows
 from server.http.errors import Unprocessable
 from server.http.pagination import RowLimit
 from server.schema.migrate import apply
 from server.streams.change_tables import ChangeTables
-from server.streams.row_reader import IDS, RowReader
+from server.streams.row_reader import IDS, Read, RowReader
 
 TABLES = """
 CREATE TABLE notes (id bigint PRIMARY KEY DEFAULT 0, user_id text NOT NULL, org_id text, body text);
@@ -36,10 +36,16 @@ MOST.page_bytes = 262_144
 
 
 async def read_each(db: Database, scopes: list[tuple[str, str, str]], sql: str, ids: list[str]) -> list[Any]:
-    """The rows of each scope, as many scopes in a statement as there may be."""
-    found: list[Any] = []
-    for first in range(0, len(scopes), TOGETHER):
-        found += await read_for_each(db, sql, MOST, [(scope, ids) for scope in scopes[first : first + TOGETHER]], "streams")
+    """The rows of each scope."""
+    return [Rows(one) for one in await read_for_each(db, sql, [(scope, (ids, MOST)) for scope in scopes], "streams")]
+
+
+async def asked(reader: RowReader, table: Any, scope: tuple[str, str, str], ids: list[str]) -> Read:
+    """What the reader passes to one stream."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    reader.ask(table, scope, ids, future.set_result)
+    if isinstance(found := await future, BaseException):
+        raise found
     return found
 
 
@@ -87,18 +93,19 @@ async def test_a_policy_that_fails_for_one_caller_fails_for_no_other(filled: Any
         await read_each(db, [("user_1", "", ""), ("poison", "", "")], table.sql, ALL)
     reader = RowReader(db.read, partial(read_for_each, db))
     scopes = [("user_1", "", ""), ("poison", "", ""), ("user_2", "", "")]
-    found = await asyncio.gather(*(reader.rows(table, scope, ["1", "2"]) for scope in scopes), return_exceptions=True)
-    assert isinstance(found[1], Exception)
-    assert [list(one.rows) for one in found if not isinstance(one, Exception)] == [["1"], ["2"]]
+    for ids in (["1", "2"], ["1"]):
+        found = await asyncio.gather(*(asked(reader, table, scope, ids) for scope in scopes), return_exceptions=True)
+        assert isinstance(found[1], Exception)
+        assert [list(one.rows) for one in found if not isinstance(one, Exception)] == [["1"], ["2"] if len(ids) == 2 else []]
     await reader.close()
 
 
 async def test_many_scopes_and_ids(filled: Any) -> None:
     db, table = filled
     reader = RowReader(db.read, partial(read_for_each, db))
-    asked = [(scope, ids) for scope in SCOPES for ids in (["1"], ["0", "5"], ALL)]
-    found = await asyncio.gather(*(reader.rows(table, scope, ids) for scope, ids in asked))
-    for (scope, ids), read in zip(asked, found, strict=True):
+    pairs = [(scope, ids) for scope in SCOPES for ids in (["1"], ["0", "5"], ALL)]
+    found = await asyncio.gather(*(asked(reader, table, scope, ids) for scope, ids in pairs))
+    for (scope, ids), read in zip(pairs, found, strict=True):
         own = {str(USERS.index(scope[0]))} if scope[0] else set()
         if scope[2] == "red":
             own |= {"0", "1", "2"}

@@ -1,0 +1,39 @@
+"""One change of a row, as a stream gets it, and where changes can go."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, Protocol
+
+from ..http.row_json import RowJson
+
+
+class Change(NamedTuple):
+    """One change of a row.
+
+    event   `created`, `updated`, `deleted`, or `resync`: changes may have been missed, load everything again
+    id      the row's primary key, as text; None for `resync`
+    row     a mapping of its columns that the caller may see now; None for `deleted` and `resync`
+    """
+
+    event: str
+    id: str | None
+    row: RowJson | None
+
+
+RESYNC: Final = Change("resync", None, None)
+
+
+class Outlet(Protocol):
+    """Sends the changes of one stream without waking its task."""
+
+    def is_open(self) -> bool:
+        """Has the stream not ended?"""
+
+    def is_behind(self) -> bool:
+        """Is the client behind, so that nothing more should be sent now?"""
+
+    def send(self, change: Change) -> None:
+        """Send a change."""
+
+    async def wait(self) -> None:
+        """Wait while the client is behind."""
