@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, NamedTuple, Protocol
 
 from ..http.row_json import RowJson
@@ -29,11 +30,8 @@ class Outlet(Protocol):
     def is_open(self) -> bool:
         """Has the stream not ended?"""
 
-    def is_behind(self) -> bool:
-        """Is the client behind, so that nothing more should be sent now?"""
-
-    def send(self, change: Change) -> None:
-        """Send a change."""
+    def pass_on(self, ready: deque[Change]) -> bool:
+        """Send these changes, oldest first, and remove each that is sent. Returns False if the client is or falls behind."""
 
     async def wait(self) -> None:
         """Wait while the client is behind."""

@@ -116,9 +116,7 @@ class Changes:
             return
         if outlet is not None and not outlet.is_open():
             return  # the task is being cancelled
-        while outlet is not None and self._ready and outlet.is_open() and not outlet.is_behind():
-            outlet.send(self._ready.popleft())
-        if self._ready or self._failed is not None or (outlet is not None and outlet.is_behind()):
+        if self._failed is not None or not (outlet.pass_on(self._ready) if outlet is not None else not self._ready):
             self._wake()
         elif subscription.resync:
             subscription.resync = False

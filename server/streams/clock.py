@@ -42,6 +42,8 @@ class Clock:
         self._slots: list[set[Lease]] = [set() for _ in range(max(1, round(bounds.heartbeat / TICK_SECONDS)))]
         self._next_slot, self._ticks = itertools.cycle(range(len(self._slots))), 0
         self._writing: set[Lease] = set()
+        self.wrote: Callable[[Lease], None] = self._writing.add
+        """To be called when bytes were written: watch whether the reader takes them."""
         self._expiries: list[tuple[float, int, Lease]] = []
         self._count = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,10 +71,6 @@ class Clock:
             self._writing.add(lease)
         self._plan_expiry(lease)
         self._start()
-
-    def wrote(self, lease: Lease) -> None:
-        """Bytes were written: watch whether the reader takes them."""
-        self._writing.add(lease)
 
     def expire_at(self, lease: Lease, moment: float | None) -> None:
         """Set when the credential of a lease ends (Unix seconds); None: never."""

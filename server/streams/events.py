@@ -15,7 +15,7 @@ from .changes import Changes, changes_of, unsubscribe_all
 from .ends import FAILED, FINISHED, GONE, HEAD, End
 from .frames import encode, end_frame
 from .lease import Lease
-from .outlet import DirectOutlet, frame_of, write_frame
+from .outlet import DirectOutlet, frame_of
 from .registry import Streams
 
 STREAMS: Final = web.AppKey("streams", Streams)
@@ -53,13 +53,14 @@ class Stream:
         if lease is None or lease.end is not None:
             await asyncio.sleep(0)  # a handler that ignores the error must not stop the event loop
             raise asyncio.CancelledError("the stream has ended")
-        write_frame(self._request, self._registry, lease, frame)
-        if self._request.protocol.writing_paused:
-            try:
-                await self._request.writer.drain()
-            except ConnectionError:  # the connection is closing
-                self._registry.end(lease, GONE)
-        if lease.end is not None:
+        writer, protocol = self._request.writer, self._request.protocol
+        try:
+            at_once(writer.write(frame, drain=False))  # type: ignore[call-arg]
+            self._registry.wrote(lease)
+            if protocol.writing_paused:
+                await writer.drain()
+        except ConnectionError:  # the connection is closing
+            self._registry.end(lease, GONE)
             await asyncio.sleep(0)
 
     async def send_changes(self, table: str) -> None:

@@ -55,7 +55,10 @@ class Subscription:
 
     def take(self, most: int) -> dict[str, str]:
         """Remove and return at most `most` ids with their events, oldest first."""
-        taken = {id: self.pending.pop(id) for id in list(self.pending)[:most]}
+        if len(self.pending) <= most:
+            taken, self.pending = self.pending, {}
+        else:
+            taken = {id: self.pending.pop(id) for id in list(self.pending)[:most]}
         self._fanout.held -= len(taken)
         return taken
 

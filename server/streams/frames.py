@@ -34,10 +34,17 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
 
 def _frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
     """The streams that receive the same change send the same row one after the other: it is encoded once."""
-    if row.sent is None or row.sent[:2] != (event, id):
-        row.sent = (event, id, encode(row.text, event, id))
-    frame: bytes = row.sent[2]
+    sent = row.sent
+    if sent is None or sent[0] != event or sent[1] != id:
+        sent = row.sent = (event, id, encode(row.text, event, id))
+    frame: bytes = sent[2]
     return frame
+
+
+@lru_cache(maxsize=8)
+def in_a_chunk(frame: bytes) -> bytes:
+    """Returns the frame as a chunk of a response with `Transfer-Encoding: chunked` (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
 @lru_cache(maxsize=64)

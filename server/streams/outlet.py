@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from aiohttp import web
 
-from ..http.streaming import at_once
 from .change import Change
 from .ends import GONE
-from .frames import encode, frame_without_row
+from .frames import encode, frame_without_row, in_a_chunk
 from .lease import Lease
 from .registry import Streams
 
 
 class DirectOutlet:
-    """Where the changes of one event stream go while its lease lasts and its client keeps up."""
+    """Where the changes of one event stream go while its lease lasts and its client keeps up.
 
-    __slots__ = ("_lease", "_protocol", "_registry", "_request")
+    What it writes is what aiohttp's StreamWriter would write for the same frame: the head of the response has been sent, and
+    the response is neither compressed nor of a known length.
+    """
+
+    __slots__ = ("_chunked", "_lease", "_protocol", "_registry", "_writer")
 
     def __init__(self, request: web.Request, registry: Streams, lease: Lease) -> None:
-        self._request, self._registry, self._lease = request, registry, lease
-        self._protocol = request.protocol
+        self._registry, self._lease = registry, lease
+        self._protocol, self._writer = request.protocol, request.writer
+        self._chunked: bool = self._writer.chunked  # type: ignore[attr-defined]
 
     def is_open(self) -> bool:
         """Has the stream not ended?"""
         return self._lease.end is None
 
-    def is_behind(self) -> bool:
-        """Is the client behind?"""
-        return self._protocol.writing_paused
+    def pass_on(self, ready: deque[Change]) -> bool:
+        """Send these changes, oldest first, and remove each that is sent. Returns False if the client is or falls behind."""
+        protocol, lease = self._protocol, self._lease
+        while ready and not protocol.writing_paused and lease.end is None:
+            frame = frame_of(ready.popleft())
+            self._write(in_a_chunk(frame) if self._chunked else frame)
+        return not protocol.writing_paused
 
-    def send(self, change: Change) -> None:
-        """Send a change; only while `is_open()`."""
-        write_frame(self._request, self._registry, self._lease, frame_of(change))
+    def _write(self, data: bytes) -> None:
+        lease = self._lease
+        if lease.transport.is_closing():
+            self._registry.end(lease, GONE)
+            return
+        self._writer.output_size += len(data)
+        lease.transport.write(data)
+        self._registry.wrote(lease)
 
     async def wait(self) -> None:
         """Wait while the client is behind."""
         if self._protocol.writing_paused:
             try:
-                await self._request.writer.drain()
+                await self._writer.drain()
             except ConnectionError:
                 self._registry.end(self._lease, GONE)
 
@@ -47,12 +62,3 @@ def frame_of(change: Change) -> bytes:
     if change.row is not None:
         return encode(change.row, change.event, change.id)
     return frame_without_row(change.event, change.id)
-
-
-def write_frame(request: web.Request, registry: Streams, lease: Lease, frame: bytes) -> None:
-    """Write a frame to the connection of a live answer that has not ended."""
-    try:
-        at_once(request.writer.write(frame, drain=False))  # type: ignore[call-arg]
-        registry.wrote(lease)
-    except ConnectionError:  # the connection is closing
-        registry.end(lease, GONE)

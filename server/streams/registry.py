@@ -69,6 +69,7 @@ class Streams:
         self._by_subject: dict[tuple[str, str], set[Lease]] = {}
         self._watching = Watching(recheck, self.end, lambda lease, moment: self._clock.expire_at(lease, moment))
         self._clock = Clock(bounds, self.end, self._watching.look, self._end_unknowable)
+        self.wrote = self._clock.wrote
         revocations.listeners.append(self.revoked)
 
     @property
@@ -139,10 +140,6 @@ class Streams:
         """Take note that the connection has ended."""
         lease.lost = True
         self.end(lease, GONE)
-
-    def wrote(self, lease: Lease) -> None:
-        """Bytes were written to the connection: watch whether the reader takes them."""
-        self._clock.wrote(lease)
 
     def left(self, lease: Lease, end: End) -> None:
         """Take note that the handler has left the block, because of `end` if the lease has not ended before."""

@@ -27,7 +27,6 @@ TOGETHER: Final = 64
 """The most scopes whose statements are sent together, with one id each; of several ids, a quarter of it."""
 _TEXT_TOGETHER: Final = 4_194_304
 """How many characters of rows may be expected in answer to what is sent together: they are in memory at once."""
-_LOOKED_AT: Final = 4 * TOGETHER
 _SETTLED_AT_ONCE: Final = 64
 """How many streams get their rows before the event loop does anything else."""
 _UNIT: Final = 1024
@@ -65,9 +64,9 @@ class _Batch:
 
     __slots__ = ("done", "ids")
 
-    def __init__(self) -> None:
-        self.ids: dict[str, None] = {}
-        self.done: list[Done] = []
+    def __init__(self, ids: Collection[str], done: Done) -> None:
+        self.ids: dict[str, None] = dict.fromkeys(ids)
+        self.done = [done]
 
     def arguments(self, *, single: bool) -> tuple[Any, ...]:
         """The arguments of the table's statement for one id, or for several."""
@@ -96,12 +95,12 @@ class RowReader:
         """Read the rows with these ids (1 to `IDS`) that this scope sees, and call `done`, always later."""
         batches = self._waiting.get((table, scope))
         if batches is None:
-            batches = self._waiting[table, scope] = deque((_Batch(),))
-        elif len(batches[-1].ids.keys() | set(ids)) > IDS:
-            batches.append(_Batch())
-        batch = batches[-1]
-        batch.ids.update(dict.fromkeys(ids))
-        batch.done.append(done)
+            self._waiting[table, scope] = deque((_Batch(ids, done),))
+        elif len(together := batches[-1].ids | dict.fromkeys(ids)) <= IDS:
+            batches[-1].ids = together
+            batches[-1].done.append(done)
+        else:
+            batches.append(_Batch(ids, done))
         if len(self._workers) < self._at_once:
             worker = asyncio.get_running_loop().create_task(self._work())
             self._workers.add(worker)
@@ -119,14 +118,11 @@ class RowReader:
         """Returns the table that has waited longest, and reads of its scopes that go together: of one id each, or of more."""
         (table, _), batches = next(iter(self._waiting.items()))
         single = len(batches[0].ids) == 1
-        most, keys = self._together if single else min(self._together, TOGETHER // 4), []
-        for key, waiting in itertools.islice(self._waiting.items(), _LOOKED_AT):
-            if key[0] is table and (len(waiting[0].ids) == 1) is single:
-                keys.append(key)
-                if len(keys) == most:
-                    break
+        most = self._together if single else min(self._together, TOGETHER // 4)
+        looked_at = itertools.islice(self._waiting.items(), 2 * most)
+        keys = [key for key, waiting in looked_at if key[0] is table and (len(waiting[0].ids) == 1) is single]
         group = []
-        for key in keys:
+        for key in keys[:most]:
             batches = self._waiting.pop(key)
             group.append((key[1], batches.popleft()))
             if batches:
