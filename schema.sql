@@ -1779,10 +1779,10 @@ BEGIN
     -- Most statements write one row: that needs no SQL that is planned each time.
     IF number = 1 AND told < 1000 THEN
         IF TG_OP <> 'INSERT' THEN
-            SELECT to_jsonb(t) INTO old_row FROM gatepost_old AS t;
+            SELECT to_jsonb(gatepost_it) INTO old_row FROM gatepost_old AS gatepost_it;  -- not a name that a column may have
         END IF;
         IF TG_OP <> 'DELETE' THEN
-            SELECT to_jsonb(t) INTO new_row FROM gatepost_new AS t;
+            SELECT to_jsonb(gatepost_it) INTO new_row FROM gatepost_new AS gatepost_it;
         END IF;
         FOR place IN 1 .. 2 LOOP
             kind := CASE place WHEN 1 THEN 'organization' ELSE 'user' END;

@@ -13,7 +13,7 @@ _decode = msgspec.json.Decoder().decode
 class RowJson(Mapping[str, Any]):
     """A row's columns by name, read-only. `text` is the JSON that Postgres made, which is sent to clients unchanged.
 
-    `sent` is for whoever sends the row to many clients: the form in which it was sent last.
+    `sent` is the form in which the row was sent last, for code that sends it to many clients.
     """
 
     __slots__ = ("_columns", "sent", "text")
