@@ -35,9 +35,12 @@ class Issuer:
         self._other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.pem = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
-    def token(self, number: int) -> str:
-        """A new token of this user; no two are alike."""
-        return _signed(self._key, _claims(number))
+    def token(self, number: int, tenant: str | None = None) -> str:
+        """A new token of this user; no two are alike. `tenant`: another active organisation than `org(number)`."""
+        claims = _claims(number)
+        if tenant is not None:
+            claims["o"]["id"] = tenant
+        return _signed(self._key, claims)
 
     def forged(self, number: int) -> str:
         """The same, signed with another key."""

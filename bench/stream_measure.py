@@ -15,7 +15,7 @@ from issuer import request
 from machine import Child
 from stage import Stage
 from stats import ratio
-from stream_stage import Client, DirectWriter, Writer, requests, watching
+from stream_stage import ORG, TEN, Client, DirectWriter, Writer, requests, tenant_of, watching
 
 LONGEST = 30.0  # seconds that an event, or an end, is waited for
 _names = itertools.count(1_000_000)
@@ -33,10 +33,11 @@ def memory_kib(pid: int) -> dict[str, float]:
 
 
 def grown(
-    stage: Stage, server: str, child: Child, writer: Writer, opening: Sequence[bytes], sizes: Sequence[int], events: int
+    stage: Stage, server: str, child: Child, writer: Writer, opening: Sequence[bytes], sizes: Sequence[int], events: int, shape: str
 ) -> list[dict[str, Any]]:
-    """More and more streams on one server; at each size: memory per stream, and what a few events cost that go to all of them."""
-    warm_up(stage, child, writer, opening[:100])
+    """More and more streams on one server; at each size: memory per stream, and what events cost that go to all of them
+    (`broadcast`), or to the TEN of one organisation (`tenants`)."""
+    warm_up(stage, child, writer, requests(stage, server.partition(",")[0], 100))
     rows: list[dict[str, Any]] = []
     with watching(stage, child, opening) as client:
         before, opened = memory_kib(child.pid), 0
@@ -45,9 +46,9 @@ def grown(
             opened = size
             time.sleep(1)
             held = memory_kib(child.pid)
-            row = {"server": server, "streams": size, "opening_ms": seconds * 1e3,
+            row = {"server": server, "shape": shape, "streams": size, "opening_ms": seconds * 1e3,
                    **{f"{name}_kib": (held[name] - before[name]) / size for name in held}}  # fmt: skip
-            rows.append(row | delivered(stage, child, client, writer, size, events))
+            rows.append(row | delivered(stage, child, client, writer, size, events, shape))
     return rows
 
 
@@ -59,13 +60,18 @@ def warm_up(stage: Stage, child: Child, writer: Writer, opening: Sequence[bytes]
     time.sleep(1)
 
 
-def delivered(stage: Stage, child: Child, client: Client, writer: Writer, streams: int, events: int) -> dict[str, Any]:
-    """Events that go to every open stream, one after the other: their delay in milliseconds, CPU microseconds for each one delivered."""
+def delivered(
+    stage: Stage, child: Child, client: Client, writer: Writer, streams: int, events: int, shape: str = "broadcast"
+) -> dict[str, Any]:
+    """Events one after the other: their delay in milliseconds, and CPU microseconds for each one delivered."""
+    tenants = [ORG]
+    if shape == "tenants":
+        tenants, streams, events = [tenant_of(at) for at in range(0, streams, TEN)], TEN, events * TEN
     postgres = [stage.postgres.pid] if stage.postgres.pid is not None else []
-    write(client, writer, streams, 1)
+    write(client, writer, streams, len(tenants[:50]), tenants)
     before, database = machine.cpu_now([child.pid]), machine.cpu_now(postgres)
     busy, began = machine.busy_seconds(), time.monotonic()
-    committed = write(client, writer, streams, events)
+    committed = write(client, writer, streams, events, tenants)
     took = time.monotonic() - began
     spent = machine.cpu_between(before, machine.cpu_now([child.pid]))
     in_postgres = machine.cpu_between(database, machine.cpu_now(postgres))
@@ -80,13 +86,13 @@ def delivered(stage: Stage, child: Child, client: Client, writer: Writer, stream
     }  # fmt: skip
 
 
-def write(client: Client, writer: Writer, streams: int, events: int) -> dict[str, float]:
-    """Write so many rows, each once the last one has arrived on every stream; {name: when its COMMIT was sent}."""
+def write(client: Client, writer: Writer, streams: int, events: int, tenants: Sequence[str] = (ORG,)) -> dict[str, float]:
+    """Write so many rows, each once the last one has arrived on as many streams; {name: when its COMMIT was sent}."""
     committed, expected = {}, 0
     client.ask("report", {})
-    for _ in range(events):
+    for number in range(events):
         name = str(next(_names))
-        committed[name] = writer.add(name)
+        committed[name] = writer.add(name, tenants[number % len(tenants)])
         expected += streams
         end = time.monotonic() + LONGEST
         while client.ask("arrived") < expected and time.monotonic() < end:

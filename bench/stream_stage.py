@@ -25,7 +25,10 @@ from stream_client import Watch
 PEERS = ROOT / ".cache" / "peers" / "bin" / "python"
 PEER_NAMES = ("fastapi", "litestar")
 ORG = org(0)
-PATH = {"gatepost": f"/api/orgs/{ORG}/data/events", "fastapi": "/events", "litestar": "/events"}
+PATH = {"gatepost": "/api/orgs/{}/data/events", "fastapi": "/events", "litestar": "/events"}
+TEN = 10
+_ready: dict[tuple[str, int], list[bytes]] = {}
+"""Requests by shape, path and first number: the tokens are signed once for all servers with the same path."""
 INSERT = "INSERT INTO org_data (organization_id, created_by, name) VALUES ($1, 'user_bench', $2)"
 
 
@@ -40,14 +43,26 @@ def files(number: int) -> str | None:
     return None
 
 
-def requests(stage: Stage, server: str, number: int, first: int = 0) -> list[bytes]:
-    """The requests that open a stream for each of so many users of one organisation, which every hundredth user is in."""
-    return [request(PATH[server], stage.issuer.token(100 * at)) for at in range(first, first + number)]
+def requests(stage: Stage, server: str, number: int, first: int = 0, shape: str = "broadcast") -> list[bytes]:
+    """The requests that open a stream for each of so many users, as many as were asked for first.
+
+    shape   `broadcast`: all users are in one organisation; `tenants`: TEN in each
+    """
+    ready = _ready.setdefault((f"{shape} {PATH[server]}", first), [])
+    for at in range(first + len(ready), first + number):
+        tenant = ORG if shape == "broadcast" else tenant_of(at)
+        ready.append(request(PATH[server].format(tenant), stage.issuer.token(100 * at, tenant)))
+    return ready[:number]
+
+
+def tenant_of(number: int) -> str:
+    """The organisation of the stream with this number, in the shape `tenants`."""
+    return f"org_t{number // TEN:023d}"
 
 
 class Writer(Protocol):
-    def add(self, name: str) -> float:
-        """Write a row with this name; the time just before its COMMIT."""
+    def add(self, name: str, tenant: str = ORG) -> float:
+        """Write a row with this name for an organisation; the time just before its COMMIT."""
 
 
 class DirectWriter:
@@ -58,8 +73,8 @@ class DirectWriter:
         self._context = stage.postgres.admin(stage.postgres.locked)
         self._connection: asyncpg.Connection = self._runner.run(self._context.__aenter__())
 
-    def add(self, name: str) -> float:
-        return self.commit(INSERT, [(ORG, name)])
+    def add(self, name: str, tenant: str = ORG) -> float:
+        return self.commit(INSERT, [(tenant, name)])
 
     def commit(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> float:
         """Execute the statement for each row in one transaction; the time just before the COMMIT."""
@@ -85,10 +100,10 @@ class PeerWriter:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def add(self, name: str) -> float:
+    def add(self, name: str, tenant: str = ORG) -> float:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)  # a new one: idle ones are soon closed
         with contextlib.closing(connection):
-            connection.request("POST", f"/rows/{ORG}/{name}")
+            connection.request("POST", f"/rows/{tenant}/{name}")
             return float(json.loads(connection.getresponse().read()))
 
     def close(self) -> None:

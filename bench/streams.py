@@ -1,8 +1,9 @@
 """Live answers beside FastAPI with sse-starlette and Litestar: `make bench-streams`, or `python bench/streams.py`.
 
 Each server has its streams on one CPU, and Postgres and the client of the streams share another. Every stream belongs to a user
-of its own, all users are members of one organisation, and each event goes to all of them: the most work for the server that
-reads rows anew for each caller. docs/explanation/performance.md says how to read the tables.
+of its own, in two shapes: `broadcast`, where all users are in one organisation and each event goes to all of them, the most
+work for the server that reads rows anew for each caller; and `tenants`, where ten users are in an organisation, and an event
+goes to these ten. docs/explanation/performance.md says how to read the tables.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import stream_stage
 from machine import Child
 from stage import Stage, arguments
 from stream_measure import beside, delivered, ended, grown, memory_kib, warm_up
-from stream_stage import PEER_NAMES, PEERS, DirectWriter, PeerWriter, gatepost, peer, requests, watching
+from stream_stage import PEER_NAMES, PEERS, TEN, DirectWriter, PeerWriter, Writer, gatepost, peer, requests, watching
 from stream_tables import streams_tables
 
 QUICK = {"rounds": 3, "seconds": 1.0, "events": 5}
@@ -62,8 +63,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         progress("signing tokens")
         for name in args.servers:
             with writing(stage, name) as (child, writer):
-                opening = requests(stage, name, args.sizes[-1])
-                result["rows"] += grown(stage, name, child, writer, opening, args.sizes, args.events)
+                result["rows"] += shapes(stage, name, name, child, writer)
             progress(f"{name}: up to {args.sizes[-1]} streams")
         if "gatepost" in args.servers:
             only_here(stage, result)
@@ -71,12 +71,22 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def shapes(stage: Stage, name: str, label: str, child: Child, writer: Writer) -> list[dict[str, Any]]:
+    """The rows of one server in both shapes."""
+    args, rows = stage.args, []
+    for shape, sizes in (("broadcast", args.sizes), ("tenants", [size for size in args.sizes if size % TEN == 0])):
+        if sizes:
+            opening = requests(stage, name, sizes[-1], shape=shape)
+            rows += grown(stage, label, child, writer, opening, sizes, args.events, shape)
+    return rows
+
+
 def only_here(stage: Stage, result: dict[str, Any]) -> None:
     """What the peers cannot do: several processes, ends. And streams of one caller, and other requests beside streams."""
     args = stage.args
     opening = requests(stage, "gatepost", max(args.sizes[-1], args.held))
     with two_workers(stage) as (child, writer):
-        result["rows"] += grown(stage, "gatepost, two processes", child, writer, opening, args.sizes, args.events)
+        result["rows"] += shapes(stage, "gatepost", "gatepost, two processes", child, writer)
         progress("two processes")
         result["ends"].append({"processes": 2, **ended(stage, child, writer, args.held, 10_000)})
     with writing(stage, "gatepost") as (child, writer):
@@ -98,7 +108,7 @@ def of_one_caller(stage: Stage, child: Child, writer: DirectWriter, opening: lis
         held = memory_kib(child.pid)
         row = delivered(stage, child, client, writer, len(opening), stage.args.events)
     per_stream = {f"{name}_kib": (held[name] - before[name]) / len(opening) for name in held}
-    return {"server": "gatepost, one caller", "streams": len(opening), **per_stream, **row}
+    return {"server": "gatepost, one caller", "shape": "broadcast", "streams": len(opening), **per_stream, **row}
 
 
 @contextlib.contextmanager

@@ -350,10 +350,11 @@ def test_locks_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_streams_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
     """Gatepost alone: the peers have an environment of their own."""
-    sizes = ("--servers", "gatepost", "--sizes", "1,5", "--events", "2", "--held", "5")
+    sizes = ("--servers", "gatepost", "--sizes", "1,10", "--events", "2", "--held", "5")
     out = ran("streams.py", *TINY, *sizes, "--database-url", admin_url(postgres), "--json", str(tmp_path / "s"))
     result = json.loads((tmp_path / "s").read_text())
-    assert [(row["streams"], row["events"], row["lost"]) for row in result["rows"]] == [(1, 2, 0), (5, 10, 0)] * 2
+    found = [(row["shape"], row["streams"], row["events"], row["lost"]) for row in result["rows"]]
+    assert found == [("broadcast", 1, 2, 0), ("broadcast", 10, 20, 0), ("tenants", 10, 200, 0)] * 2
     assert [(one["ended"], one["open"], one["reasons"]) for one in result["ends"]] == [(5, 0, {"session-revoked": 5})] * 2
     assert all(one["seconds"] < 5 for one in result["ends"])
     assert result["same"]["events"] == 10
