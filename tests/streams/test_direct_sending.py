@@ -8,7 +8,6 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import pytest
@@ -112,7 +111,7 @@ async def watching(client: Client, who: dict[str, str], number: int = 1) -> Asyn
         yield [await stack.enter_async_context(hearing(client, "/api/todos/direct", who)) for _ in range(number)]
 
 
-async def write(own: TestDatabase, title: str, org: str = "red", by: str = "abe", private: bool = False) -> str:  # noqa: F811, FBT001, FBT002
+async def write(own: TestDatabase, title: str, org: str = "red", by: str = "abe", private: bool = False) -> str:  # noqa: F811
     (row,) = await own.rows(INSERT, org, by, title, private)
     return str(row["id"])
 
