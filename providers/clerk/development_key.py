@@ -41,7 +41,11 @@ def signing_key(folder: Path) -> rsa.RSAPrivateKey:
     try:
         return _read(path)
     except FileNotFoundError:
-        _make(path)
+        try:
+            _make(path)
+        except OSError as error:
+            place = f"{folder}: {error.strerror}: make it writable, or choose another data_folder (GATEPOST_DATA_FOLDER)"
+            raise ValueError(f"the development key cannot be written to {place}") from None
         return _read(path)
 
 
@@ -123,8 +127,11 @@ def _read(path: Path) -> rsa.RSAPrivateKey:
         raise
     except OSError as error:
         raise ValueError(f"the development key {path.name} cannot be read: {error.strerror}") from None
+    about = os.fstat(handle)
+    if stat.S_ISDIR(about.st_mode):
+        os.close(handle)
+        raise ValueError(f"the development key {path.name} is a folder; delete it")
     with open(handle, "rb") as file:
-        about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode) or about.st_mode & 0o077 or about.st_uid != os.geteuid():
             raise ValueError(f"the development key {path.name} must be your own file with mode 0600; delete it")
         try:

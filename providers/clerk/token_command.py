@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -59,7 +60,13 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
     if context.env == "production" or ClerkSettings.read(context.settings).configured:
         raise ValueError("development tokens are accepted only outside production and without any CLERK_ setting")
     claims = claims_of(given) if given.type == TYPES[0] else machine_claims_of(given)
+    is_new = not (context.folder / development.FILE).exists()
     own = development.signing_key(context.folder)
+    if is_new:
+        print(
+            f"a new development key was made in {context.folder.resolve()}: only a server with this data_folder knows it",
+            file=sys.stderr,
+        )
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
     token = development.mint(key, claims, given.type)
     printed = {"token": token, "claims": claims, "header": {"Authorization": f"Bearer {token}"}}

@@ -21,7 +21,7 @@ from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..telemetry.log import start_logging
-from . import access, check, completion, explain, init, migrate, openapi, revoke, routes, serve, tables
+from . import access, check, completion, explain, init, migrate, openapi, revoke, routes, serve, streams, tables
 from . import help as help_command
 from .colours import complaint
 from .parser import Parser, Version, common, program, unknown_command
@@ -37,15 +37,20 @@ _ABOUT = "An API server: routes need a signed-in caller unless you open them, an
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit status: 0, 1 for a failure, 2 for a mistake in the settings or arguments."""
     try:
-        return _run(arguments)
+        streams.prepare()
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
     except (ConfigError, ValueError) as error:
         print(complaint(error), file=sys.stderr)
         return 2
     except (StartFailed, Unavailable) as error:
         print(complaint(error), file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 1
+    except OSError as error:
+        if (failed := streams.report(error)) is None:
+            raise
+        return failed
     except KeyboardInterrupt:
         return 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shlex
 import sys
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def _announce(settings: Settings, host: str, port: int) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hints = _hints(url, settings) if settings.get("env") == "development" else []
-    print(f"Gatepost serves on {url}", *hints, sep="\n", flush=True)
+    with contextlib.suppress(OSError):  # a standard output that takes no more is no reason to stop
+        print(f"Gatepost serves on {url}", *hints, sep="\n", flush=True)
 
 
 def _hints(url: str, settings: Settings) -> list[str]:

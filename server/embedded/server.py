@@ -91,7 +91,10 @@ class EmbeddedPostgres:
                 time.sleep(_POLL)
         except OSError as error:
             self.stop()
-            raise PostgresError(f"cannot run a Postgres in {self.folder}: {error}") from error
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise PostgresError(
+                f"cannot run a Postgres in {self.folder} ({where}): choose another data_folder, or set DATABASE_URL"
+            ) from error
         except BaseException:
             self.stop()
             raise

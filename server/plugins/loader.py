@@ -26,6 +26,7 @@ from .services import is_context_manager
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
+_NOT_ON_PATH: Final = ": `python -m server` finds modules of the working folder, `gatepost` only installed ones and PYTHONPATH"
 
 
 @dataclass(slots=True)
@@ -189,7 +190,8 @@ def _load(name: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except Exception as error:
-        raise ConfigError(f"plugin {name!r} cannot be imported: {_one_line(error)}") from error
+        hint = _NOT_ON_PATH if name.startswith("module:") and isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"plugin {name!r} cannot be imported: {_one_line(error)}{hint}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -11,9 +11,10 @@ from typing import Any, Final, NamedTuple
 
 from ..settings.setting import ConfigError
 from .connection_mistakes import OWNER_URL, connected
-from .migrate import LOCK, is_newer, mark_in, mark_of, schema_text
+from .migrate import LOCK, mark_in
 from .numbered import Numbered, applied, create_record, pending, read_folder
 from .own_files import OwnFiles, failed, one_per_line
+from .plan import schema_plan
 from .safety import problems
 from .sql_file import SqlFile, read_file
 
@@ -94,7 +95,7 @@ class Migration:
     async def plan(self, own: Sequence[Own]) -> list[str]:
         """Returns what `run` would do, a sentence each, and changes nothing. Raises ConfigError as `run` would."""
         async with connected(self._connect, OWNER_URL, _AS_OWNER) as connection:
-            lines = [await _schema_plan(connection)]
+            lines = [await schema_plan(connection, self._role)]
             for one in own:
                 if one.file is not None:
                     lines.append(f"{one.path}: would be run, as each time")
@@ -166,14 +167,3 @@ def _runnable(files: Sequence[Numbered]) -> Sequence[Numbered]:
     for one in files:
         one.file.statements()
     return files
-
-
-async def _schema_plan(connection: Any) -> str:
-    found, mine = await mark_in(connection), mark_of(schema_text())
-    if found == mine:
-        return f"schema.sql: revision {mine.revision}, as in the database"
-    if found is None:
-        return f"schema.sql: revision {mine.revision} would be applied to a database without Gatepost's schema"
-    if is_newer(found, mine):
-        return f"schema.sql: the database has a newer version's (revision {found.revision}); it would be left unchanged"
-    return f"schema.sql: revision {found.revision} would become revision {mine.revision}"
