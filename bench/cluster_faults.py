@@ -109,7 +109,7 @@ def _kill_without_its_last_words(cluster: Cluster) -> Callable[[], None]:
     others = [one for one in DATABASES if one != name]
     cluster.net.cut(name, others)
     time.sleep(2)
-    cluster.kill(name)
+    cluster.kill(name, dark=True)
     cluster.net.mend(name, others)
     return lambda: cluster.run(name)
 

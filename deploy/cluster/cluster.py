@@ -144,10 +144,10 @@ class Cluster:
         }
         machine.start(kind, words[kind], {})
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, *, dark: bool = False) -> None:
         """The machine's power fails; it is down until `run`."""
         self.down.add(name)
-        self[name].kill()
+        self[name].kill(dark=dark)
 
     def watch(self) -> list[str]:
         """Start what has ended by itself, as a unit with Restart=always would; their names."""

@@ -70,6 +70,7 @@ class Machine:
 
     def start(self, program: str, words: Sequence[str | Path], env: Mapping[str, str], *, ours: bool = False) -> None:
         """Start a program in the background; its output goes to PROGRAM.log. `ours`: as this user, even if that is root."""
+        self._link("up")
         enter = ["nsenter", f"--net=/run/netns/{PREFIX}{self.name}"] if self.space else []
         line = [*enter, *([] if ours else self.account.words), *map(str, words)]
         usual = {"PATH": search_path(), "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": str(self.folder), MARK: str(self.folder)}
@@ -105,14 +106,18 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
 
-    def kill(self) -> None:
-        """The power fails: the network goes silent first, so that nobody is told that connections have ended."""
+    def kill(self, *, dark: bool = False) -> None:
+        """The power fails: the network goes silent first, so that nobody is told that connections have ended.
+
+        `dark`: it stays silent until a program is started. Otherwise the kernel still delivers what was in its buffers.
+        """
         self._link("down")
         while self.pids():
             self.send(signal.SIGKILL)
             self.reap()
             time.sleep(0.02)
-        self._link("up")
+        if not dark:
+            self._link("up")
 
     def stop(self, seconds: float = 20) -> None:
         """Ask every program to end, and kill what is left after `seconds`."""
