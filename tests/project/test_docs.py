@@ -30,6 +30,13 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 PAGES = [*ROOT.glob("*.md"), *doc_pages()]
 
 
+def test_no_link_of_a_page_leaves_the_site() -> None:
+    """The site has the pages under docs/ alone; other files are named, not linked."""
+    for page in doc_pages():
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8")):
+            assert (page.parent / target).resolve().is_relative_to(ROOT / "docs"), f"{page.name}: {target}"
+
+
 def test_no_link_is_named_after_the_file_of_a_page() -> None:
     """Its text says what the reader finds there."""
     named = [(page.name, link) for page in [ROOT / "README.md", *doc_pages()] for link in re.findall(r"\[([\w./-]+\.md)\]\(", page.read_text("utf-8"))]
