@@ -17,8 +17,8 @@ from kits.live import registry, until
 from kits.pages import blocks, free_port
 
 from server.streams.ends import DRAINING
-from server.testing.clerk import LoopbackClerk
 from server.streams.live_changes import CHANGES
+from server.testing.clerk import LoopbackClerk
 from tests.conftest import Client, Serve, TestDatabase
 
 PAGE = "docs/guides/streams.md"
