@@ -12,7 +12,7 @@ import asyncpg
 
 from ..http.errors import Unavailable, Unprocessable
 from . import json_values
-from .urls import UrlMistake
+from .urls import refused_by_driver
 from .violations import NOT_NOW, StatementError, error_for_argument, error_for_state
 
 # The server is read-only or shutting down: the connection is no longer useful.
@@ -25,8 +25,6 @@ COMMIT_SECONDS: Final = 60.0
 are closed earlier go on waiting in Postgres, where nothing bounds their number."""
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
 """How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
-_ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
-_NO_URL: Final = "not a Postgres URL that can be used, or one of the variables PGSSLMODE, PGPORT … is wrong"
 _savepoints: Final = count(1)
 
 
@@ -185,8 +183,7 @@ def translate_error(error: Exception) -> Exception:
         where = {"constraint": error.constraint_name, "function": error.server_source_function, "position": error.position}
         return error_for_state(state, name, error.message or "", **where)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        words = str(error).partition("\n")[0]
-        return UrlMistake(f"{words}: {_ROOTS}") if words.startswith("root certificate file") else ValueError(_NO_URL)
+        return refused_by_driver(str(error))
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return Unprocessable([])  # a value that asyncpg cannot send
     if isinstance(error, asyncpg.InterfaceError) and str(error).startswith(_MISUSE):

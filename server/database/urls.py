@@ -19,6 +19,8 @@ _PLACEHOLDER_ALONE: Final = re.compile(
 _NOT_ENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 _ENCODE: Final = "a character must be percent-encoded: in a password # is %23, % is %25, / is %2F, ? is %3F and @ is %40"
+_ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
+_NO_URL: Final = "not a Postgres URL that can be used, or one of the variables PGSSLMODE, PGPORT … is wrong"
 _SYSTEM: Final = re.compile(r"(?:(?<=\?)|(?<=&))sslrootcert=system(?=&|\Z)")
 
 
@@ -63,6 +65,12 @@ def complaint(url: str) -> str:
         proxy = ", the address of a proxy; give the database's own" if scheme.startswith("prisma") else ""
         return f"not a Postgres URL that can be used: it must begin with postgresql://, not {scheme}://{proxy}"
     return "not a Postgres URL that can be used"
+
+
+def refused_by_driver(words: str) -> ValueError:
+    """The mistake behind the driver's words on a URL, which are kept only where they hold no part of it."""
+    first = words.partition("\n")[0]
+    return UrlMistake(f"{first}: {_ROOTS}") if first.startswith("root certificate file") else ValueError(_NO_URL)
 
 
 def trusts_system_roots(url: str) -> bool:
