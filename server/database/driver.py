@@ -205,10 +205,7 @@ def connection_error(error: Exception) -> Exception:
 
 
 async def reset(connection: Any, seconds: float) -> None:
-    """Reset a connection, or close it where that fails within `seconds` a step.
-
-    Its statement is cancelled in Postgres, too, except for a COMMIT, whose end is waited for.
-    """
+    """Reset a connection, or close it where a step fails within `seconds`. The end of a COMMIT is waited for."""
     try:
         with suppress(asyncpg.PostgresError):  # the transaction may have failed
             await connection.execute("SELECT", timeout=connection.unfinished or seconds)  # waits for what is being cancelled
