@@ -34,10 +34,12 @@ class RequestTasks(RequestHandler):
     def begin(self) -> None:
         """Serve the requests that have arrived, if none is in progress."""
         if self._task_handler is None and self._messages and not self._force_close:
+            # Not in the current context: asyncio's transport has that of the handler that last read from a paused connection.
+            context = self._context.copy()
             if sys.version_info >= (3, 12):
-                asyncio.Task(self.start(), loop=self._loop, eager_start=True)
+                asyncio.Task(self.start(), loop=self._loop, context=context, eager_start=True)
             else:
-                self._task_handler = self._loop.create_task(self.start())
+                self._task_handler = self._loop.create_task(self.start(), context=context)
 
     async def start(self) -> None:
         """Serve one request."""

@@ -30,6 +30,13 @@ async def leaves(request: web.Request) -> web.Response:
 
 
 @public
+async def reads(request: web.Request) -> web.Response:
+    LEFT.set("a body's")
+    await asyncio.sleep(0.1)  # more arrives than is held: the connection is paused
+    return answer({"bytes": len(await request.read())})
+
+
+@public
 async def compared(request: web.Request) -> web.Response:
     """The request beside the one that aiohttp's constructor makes of the same message."""
     message, payload, task, loop = request._message, request._payload, request.task, request._loop
@@ -52,7 +59,8 @@ async def cancelled(request: web.Request) -> web.Response:
 @asynccontextmanager
 async def serve(**given: Any) -> AsyncIterator[int]:
     routes = [web.get("/api/leaves", leaves), web.get("/api/compared", compared), web.get("/api/cancelled", cancelled)]
-    paths = ["/api/leaves", "/api/compared", "/api/cancelled"]
+    routes.append(web.post("/api/reads", reads))
+    paths = ["/api/leaves", "/api/compared", "/api/cancelled", "/api/reads"]
     SEEN.clear()
     async with serving(build_app({"tasks": routes_plugin(*routes)}, public_routes=paths, **given)) as port:
         yield port
@@ -75,6 +83,16 @@ async def test_each_request_has_a_task_and_a_context_of_its_own(together: bool) 
     tasks = [task for task, _ in SEEN]
     assert all(task is current for task, current in SEEN)
     assert len(set(map(id, tasks))) == 40
+
+
+async def test_a_request_whose_body_paused_the_connection_leaves_no_context_behind() -> None:
+    """asyncio's transport calls data_received in the context of the code that resumed reading: here a handler's."""
+    size = 900_000
+    async with serve() as port, Client(port) as client:
+        await client.send(f"POST /api/reads HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(size))
+        assert (await client.reply()).json == {"bytes": size}
+        await client.send(get("/api/leaves?what=1"))
+        assert (await client.reply()).json == {"found": "nothing", "now": "1"}
 
 
 async def test_a_request_is_what_aiohttps_constructor_makes_of_it() -> None:
