@@ -57,7 +57,12 @@ class RequestTasks(RequestHandler):
         handler = manager.request_handler
         if isinstance(message, _ErrInfo):
             handler, message = self._make_error_handler(message), ERROR
-        request = self._current_request = manager.make(message, payload, self, task)
+        try:
+            request = manager.make(message, payload, self, task)
+        except Exception as error:  # the host of `http://xn--a/` cannot be decoded
+            handler = self._make_error_handler(_ErrInfo(status=400, exc=error, message=""))
+            request = manager.make(ERROR, payload, self, task)
+        self._current_request = request
         keeps, self._request_in_progress = False, True
         try:
             try:

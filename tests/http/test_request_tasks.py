@@ -104,6 +104,27 @@ async def test_a_request_is_what_aiohttps_constructor_makes_of_it() -> None:
             assert len(got) > 12
 
 
+UNDECODABLE = ["http://xn--a/api/leaves?what=1", "http://xn--/", "http://xn--zzzzzz/", "http://u:p@xn--a:80/x", "ftp://xn--a/"]
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
+@pytest.mark.parametrize("target", UNDECODABLE)
+async def test_a_target_with_a_host_that_cannot_be_decoded_is_a_400(
+    target: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a response the connection would wait for ever, and no time-out would end it."""
+    async with serve() as port, Client(port) as client:
+        body = b"Content-Length: 4\r\n\r\nbody" if method == "POST" else b"\r\n"
+        await client.send(get("/api/leaves?what=1") + f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode() + body)
+        assert (await client.reply()).status == 200
+        refused = await client.reply()
+        assert (refused.status, "error" in refused.json) == (400, True)
+        assert await client.closed_by_server()
+    gc.collect()
+    assert "xn--" not in caplog.text
+    assert "never retrieved" not in caplog.text
+
+
 async def test_a_cancelled_handler_ends_its_connection_and_no_other() -> None:
     async with serve() as port, Client(port) as client, Client(port) as other:
         await client.send(get("/api/cancelled") + get("/api/leaves?what=1"))
