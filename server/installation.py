@@ -36,6 +36,7 @@ def refuse_to_start_without() -> None:
 NAMES: Final = ("server", "providers", "handlers")
 DISTRIBUTION: Final = "gatepost"
 _REMEDY: Final = ": give Gatepost a virtual environment of its own"
+_RENAME: Final = ": rename it, because the working folder comes first on Python's path"
 # The start of a line of RECORD (`handlers/x.py,sha256=...`) or of top_level.txt that puts a file under one of the names.
 # It begins with a newline, not with ^: a literal first byte makes the search ten times as fast.
 _CLAIM: Final = re.compile(rb"\n(server|providers|handlers)(?:[/.]|\r?\n)")
@@ -57,7 +58,8 @@ def _elsewhere() -> str | None:
         if origin is None:
             return f"the package {name!r} of Gatepost cannot be found beside {home / 'server'}: install Gatepost again"
         if origin != home / name / "__init__.py":
-            return f"the name {name!r} belongs to {origin}, not to Gatepost in {home}{_REMEDY}"
+            remedy = _RENAME if origin.is_relative_to(Path.cwd()) and not home.is_relative_to(Path.cwd()) else _REMEDY
+            return f"the name {name!r} belongs to {origin}, not to Gatepost in {home}{remedy}"
     return None
 
 

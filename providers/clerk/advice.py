@@ -59,5 +59,12 @@ def _other_names(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return names + [(name, "publishable_key") for name in sorted(environ) if name.endswith(_ENDING) and environ[name]]
 
 
+def keys_elsewhere(environ: Mapping[str, str]) -> str:
+    """The end of a sentence on missing keys: the variables that hold one under a name that is not read; "" if there is none."""
+    keys = {"secret_key", "publishable_key", "jwt_key"}
+    names = [f"{name} is not read: this server calls it {TABLE[key].env}" for name, key in _other_names(environ) if key in keys]
+    return f" ({'; '.join(names)})" if names else ""
+
+
 def _unread(name: str, key: str) -> str:
     return f"{name} is set and not read: this server calls it {TABLE[key].env}, which is not set"

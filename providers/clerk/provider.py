@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
 from . import development_key as development
 from . import session
-from .advice import announce
+from .advice import announce, keys_elsewhere
 from .audience import MachineAudience
 from .cookies import CookieReader
 from .key_fetch import fetch_keys
@@ -73,7 +74,7 @@ class ClerkProvider:
 
     def check(self, env: str) -> None:
         """Raises ValueError for settings that do not suit `env`."""
-        self._settings.check(env)
+        self._settings.check(env, keys_elsewhere(os.environ))
 
     async def open(self, house: House) -> None:
         """Choose the keys: the PEM, else a key set, else (never in production) the development key. Raises ValueError."""

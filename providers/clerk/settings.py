@@ -129,12 +129,15 @@ class ClerkSettings:
             configured=any(table.get(name) for name in _CLERKS_OWN) or api_url != API_URL,
         )
 
-    def check(self, env: str) -> None:
-        """Raises ValueError that names what is missing if these settings are not sufficient to start in `env`."""
+    def check(self, env: str, hint: str = "") -> None:
+        """Raises ValueError that names what is missing if these settings are not sufficient to start in `env`.
+
+        `hint` ends the sentence on missing keys: where they may be instead.
+        """
         has_keys = self.jwt_key is not None or self.jwks_url is not None
         if not has_keys and (self.configured or env == "production"):
             names = "CLERK_SECRET_KEY, CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY"
-            raise ValueError(f"clerk has no keys to verify tokens with: set {names}")
+            raise ValueError(f"clerk has no keys to verify tokens with: set {names}{hint}")
         if env == "production" and not self.issuers:
             raise ValueError("clerk needs an issuer in production: set CLERK_PUBLISHABLE_KEY or CLERK_ISSUER")
         if env == "production" and not self.authorized_parties:

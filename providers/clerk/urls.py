@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -66,10 +67,19 @@ def origin(name: str, value: str) -> str:
         scheme, colon, rest = value.lower().partition("://")
         meant = scheme + colon + rest.partition("/")[0].removesuffix(_DEFAULT_PORTS.get(scheme, "/"))
         try:
-            hint = f": write {checked_origin(meant)!r}" if repr(meant) not in str(error) else ""
+            hint = f": write {checked_origin(meant)!r}"
         except ValueError:
-            hint = ""
-        raise ValueError(f"{name}: {error}{hint}") from None
+            hint = _meant(meant)
+        raise ValueError(f"{name}: {error}{hint if hint not in str(error) else ''}") from None
+
+
+def _meant(text: str) -> str:
+    """The end of a sentence on a text that is no origin: what was probably meant; "" if that is not clear."""
+    if len(re.split(r"[\s;]+", text.strip("; "))) > 1:
+        return ": separate origins with commas"
+    with suppress(ValueError):
+        return f": write {checked_origin(f'https://{text}')!r}" if "." in text else ""
+    return ""
 
 
 def _checked(name: str, value: str, example: str) -> str:

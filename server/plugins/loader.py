@@ -16,10 +16,10 @@ import pluggy
 from aiohttp import web
 
 from ..settings.core import OPTIONAL, SERVER_TABLES
-from ..settings.near import with_variables
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
+from .failures import explained, one_line
 from .hookspecs import Command, House, ProviderFactory, ServiceOffer
 from .providers import LoadedProvider
 from .services import is_context_manager
@@ -95,7 +95,7 @@ class Plugins:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"provider {name!r} cannot be created: {self._explained(error)}") from error
+            raise ConfigError(f"provider {name!r} cannot be created: {explained(error, self._settings.declared())}") from error
         if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
             raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
         try:
@@ -156,10 +156,6 @@ class Plugins:
             raise ConfigError(f"plugin {name!r}: it has no hook marked with @hookimpl")
         self._tables[name] = table
 
-    def _explained(self, error: Exception) -> str:
-        """The error in one line; behind the settings that it names, their environment variables."""
-        return with_variables(_one_line(error), self._settings.declared())
-
     def _pending(self) -> None:
         try:
             self._manager.check_pending()
@@ -183,7 +179,8 @@ class Plugins:
                 except KeyError as missing:
                     raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
                 except Exception as error:
-                    raise ConfigError(f"plugin {name!r}: {hook} failed: {self._explained(error)}") from error
+                    why = explained(error, self._settings.declared())
+                    raise ConfigError(f"plugin {name!r}: {hook} failed: {why}") from error
 
 
 def _load(name: str, load: Callable[[], object]) -> object:
@@ -191,11 +188,7 @@ def _load(name: str, load: Callable[[], object]) -> object:
         return load()
     except Exception as error:
         hint = _NOT_ON_PATH if name.startswith("module:") and isinstance(error, ModuleNotFoundError) else ""
-        raise ConfigError(f"plugin {name!r} cannot be imported: {_one_line(error)}{hint}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"plugin {name!r} cannot be imported: {one_line(error)}{hint}") from error
 
 
 def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, Any]:
@@ -208,7 +201,7 @@ def _routes(plugin: str, given: object) -> list[web.RouteDef]:
     try:
         routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
     except Exception as error:  # a generator runs only now
-        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {_one_line(error)}") from error
+        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {one_line(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
         raise ConfigError(f"plugin {plugin!r}: register_handlers must return web.RouteDefs: no static routes, no applications")
     return routes  # type: ignore[return-value]

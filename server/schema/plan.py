@@ -23,13 +23,13 @@ async def schema_plan(connection: Any, role: str) -> str:
     """Returns a sentence on what would become of the server's own schema. `role`: the serving role. Changes nothing."""
     found, mine = await mark_in(connection), mark_of(schema_text())
     if found == mine:
-        return f"schema.sql: revision {mine.revision}, as in the database"
+        return f"Gatepost's schema: revision {mine.revision}, as in the database"
     if found is None:
-        text = f"schema.sql: revision {mine.revision} would be applied to a database without Gatepost's schema"
+        text = f"Gatepost's schema: revision {mine.revision} would be applied for the first time"
     elif is_newer(found, mine):
-        return f"schema.sql: the database has a newer version's (revision {found.revision}); it would be left unchanged"
+        return f"Gatepost's schema: the database has a newer version's (revision {found.revision}); it would be left unchanged"
     else:
-        text = f"schema.sql: revision {found.revision} would become revision {mine.revision}"
+        text = f"Gatepost's schema: revision {found.revision} would become revision {mine.revision}"
     return text + await _created(connection, role)
 
 

@@ -103,14 +103,16 @@ def log_tracebacks(whole: bool) -> None:
 def log_failure(message: str, error: BaseException, **fields: Any) -> None:
     """Log an exception by its type and the last eight places of its traceback; in development with the traceback itself.
 
+    There is no traceback if the field `why` is given and the exception has no cause: `why` says all.
     Otherwise its text is not logged, because it can contain a row or a credential. Only an exception that has the attribute
     `log_text` is logged with that text, as the field `why`.
     """
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-_PLACES:]]
+    says_all = "why" in fields and error.__cause__ is None and error.__context__ is None  # such as an outage, on each request
+    if _options["tracebacks"] and not says_all:
+        fields["exception"] = _CONTROL.sub(_visible, "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:].rstrip())
     if (why := getattr(error, "log_text", None)) is not None:
         fields.setdefault("why", str(why))
-    if _options["tracebacks"]:
-        fields["exception"] = _CONTROL.sub(_visible, "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:].rstrip())
     LOG.error(message, extra={"fields": {**fields, "error": type(error).__name__, "places": places}})
 
 

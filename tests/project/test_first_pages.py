@@ -51,10 +51,10 @@ async def test_the_first_hour_is_true(tmp_path: Path) -> None:
     [
         ("unknown variable GATEPOST_PROVDERS; the nearest known one is 'GATEPOST_PROVIDERS'", {"GATEPOST_PROVDERS": "clerk"}),
         (
-            "clerk.publishable_key is not a publishable key: copy it whole from Clerk's dashboard",
+            "clerk.publishable_key (CLERK_PUBLISHABLE_KEY) is not a publishable key: this is a secret key",
             {"CLERK_PUBLISHABLE_KEY": "sk_test_abc"},
         ),
-        ("clerk.authorized_parties: 'app.example.com' is not an origin", {"CLERK_AUTHORIZED_PARTIES": "app.example.com"}),
+        ("clerk.authorized_parties (CLERK_AUTHORIZED_PARTIES): 'app.example.com' is not an origin", {"CLERK_AUTHORIZED_PARTIES": "app.example.com"}),
         ("database.url (DATABASE_URL): production needs one", {"GATEPOST_ENV": "production"}),
         (
             "clerk needs authorized parties in production: set CLERK_AUTHORIZED_PARTIES",

@@ -81,6 +81,17 @@ def test_the_start_says_who_owns_a_name(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_folder_of_that_name_in_the_working_folder_is_to_be_renamed(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").touch()
+    code = "import sys; from server.commands import run; sys.path.insert(0, ''); sys.exit(run(['routes']))"
+    environment = {**_environment(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "handlers.py, not to Gatepost" in done.stderr
+    assert "rename it" in done.stderr
+    assert "virtual environment" not in done.stderr
+
+
 # The wheel ---------------------------------------------------------------------------------------------------------------
 
 

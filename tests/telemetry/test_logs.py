@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.app import build
+from server.http.errors import Unavailable
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
 from server.telemetry.decisions import DenialLog
@@ -166,6 +167,20 @@ def test_in_development_the_traceback_is_logged(format: str, fresh: None, capfd:
     assert "what the handler\\x1b[31m says" in said
     assert "\x1b[31m says" not in said
     assert "test_in_development_the_traceback_is_logged" in said
+
+
+def test_an_outage_that_says_why_has_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    log_tracebacks(True)
+    try:
+        for cause in (None, OSError("below")):
+            try:
+                raise Unavailable("the issuer is away") from cause
+            except Unavailable as error:
+                log_failure("unavailable", error, why=str(error))
+    finally:
+        log_tracebacks(False)
+    assert ["exception" in record.fields for record in caplog.records] == [False, True]  # type: ignore[attr-defined]
+    assert [record.fields["why"] for record in caplog.records] == ["the issuer is away"] * 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("env", "logged"), [("development", True), ("test", False), ("production", False)])

@@ -44,7 +44,9 @@ def test_another_way_to_write_it_is_read_as_it_is_meant(key: str, written: objec
     ("authorized_parties", ["HTTPS://app.example.com"], "write 'https://app.example.com'"),
     ("authorized_parties", ["https://app.example.com/"], "write 'https://app.example.com'"),
     ("authorized_parties", ["https://app.example.com/sign-in"], "write 'https://app.example.com'"),
-    ("authorized_parties", ["app.example.com"], "is not an origin"),
+    ("authorized_parties", ["app.example.com"], "write 'https://app.example.com'"),
+    ("authorized_parties", ["https://app.example.com https://b.example.com"], "separate origins with commas"),
+    ("authorized_parties", ["https://app.example.com;https://b.example.com"], "separate origins with commas"),
     ("authorized_parties", ["*"], "is not an origin"),
     ("secret_key", PUBLISHABLE, "this is a publishable key"),
     ("secret_key", "whsec_abc", "this is a webhook's signing secret"),
@@ -67,6 +69,7 @@ def test_what_can_never_work_is_refused_with_its_variable(key: str, written: obj
         start()
     told = str(caught.value)
     assert said in told
+    assert "ValueError" not in told
     assert f"clerk.{key} (CLERK_{key.upper()})" in told
     assert "\n" not in told
     assert not (key == "secret_key" and text in told)
@@ -99,6 +102,17 @@ def test_a_bundlers_variable_is_warned_about() -> None:
     [line] = advised({"secret_key": "sk_test_0123456789"}, "development", VITE_CLERK_PUBLISHABLE_KEY=PUBLISHABLE)
     assert "VITE_CLERK_PUBLISHABLE_KEY" in line
     assert advised(KEY, "development", VITE_CLERK_PUBLISHABLE_KEY=PUBLISHABLE) == []
+
+
+@pytest.mark.parametrize(("name", "read"), [
+    ("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY", "CLERK_PUBLISHABLE_KEY"), ("CLERK_API_KEY", "CLERK_SECRET_KEY"),
+])  # fmt: skip
+def test_missing_keys_name_the_variable_that_holds_them(name: str, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    provider = ClerkProvider({"authorized_parties": ["https://app.example.com"]})
+    with pytest.raises(ValueError, match=f"{name} is not read: this server calls it {read}") as caught:
+        provider.check("development")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_an_issuer_of_another_instance_is_warned_about() -> None:
