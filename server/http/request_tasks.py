@@ -107,7 +107,7 @@ class RequestTasks(RequestHandler):
         """Read and drop the rest of a body that its handler did not want, for a second at most; then close."""
         if not payload.is_eof():
             if self._lingering_time and not self._force_close:
-                with suppress(TimeoutError):
+                with suppress(TimeoutError, web.RequestPayloadError):  # such as a body that is not what its encoding says
                     async with asyncio.timeout(self._lingering_time):
                         while not payload.is_eof():
                             await payload.readany()

@@ -125,6 +125,20 @@ async def test_a_target_with_a_host_that_cannot_be_decoded_is_a_400(
     assert "never retrieved" not in caplog.text
 
 
+@pytest.mark.parametrize(("target", "status"), [("/api/locked", 401), ("/api/reads", 400)])
+async def test_a_body_that_is_not_what_its_encoding_says_is_no_failure_of_the_server(
+    target: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve() as port, Client(port) as client:
+        head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
+        await client.send(head.encode())
+        await asyncio.sleep(0.05)  # the first route responds before the body arrives, the second waits for it
+        await client.send(b"abcde")
+        assert (await client.reply()).status == status
+        assert await client.closed_by_server()
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
+
+
 async def test_a_cancelled_handler_ends_its_connection_and_no_other() -> None:
     async with serve() as port, Client(port) as client, Client(port) as other:
         await client.send(get("/api/cancelled") + get("/api/leaves?what=1"))
