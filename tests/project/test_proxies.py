@@ -99,6 +99,19 @@ async def test_addresses_request_ids_and_targets(name: str, serve: Serve, tmp_pa
 
 
 @PROXIES
+async def test_no_other_upgrade_goes_on_beside_a_websocket(name: str, serve: Serve, tmp_path: Path, certificate: Path) -> None:  # noqa: F811
+    async with proxied(name, serve, tmp_path, certificate) as (proxy, _, _):
+        two = "GET /api/echo HTTP/1.1\r\nHost: api.example.com\r\nConnection: close, Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n"
+        raw = await proxy.bytes((two + "".join(f"{name}: {value}\r\n" for name, value in ROBOT_A.items()) + "\r\n").encode())
+        assert raw.split()[1] in (b"200", b"400")
+        assert b"h2c" not in raw
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13", "Connection": "Upgrade"}
+        for value in ("websocket, h2c", "h2c, websocket"):
+            async with asyncio.timeout(10):
+                assert "h2c" not in (await proxy.ask("GET", "/api/echo", {**ROBOT_A, **key, "Upgrade": value})).raw.decode()
+
+
+@PROXIES
 async def test_live_answers(name: str, serve: Serve, tmp_path: Path, certificate: Path) -> None:  # noqa: F811
     async with proxied(name, serve, tmp_path, certificate) as (proxy, client, _), asyncio.timeout(40):
         assert (await proxy.ask("GET", "/api/ticks?ticket=st_canary")).status == 401
