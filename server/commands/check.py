@@ -32,7 +32,7 @@ from .colours import paint
 class _Findings:
     """What was found in the database: problems, warnings, how many connections it allows, and which tables have public rows.
 
-    `looked`: was there a database?
+    `looked`: whether there was a database.
     """
 
     problems: list[str]
@@ -86,7 +86,7 @@ def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[s
 
 
 async def _look(app: web.Application, settings: Settings) -> tuple[_Findings, list[str]]:
-    """(what was found in the database, why providers cannot verify anything now)."""
+    """Returns what was found in the database, and why providers cannot verify credentials now."""
     found = await _find(settings)
     async with asynccontextmanager(open_providers)(app):
         return found, not_ready(app)

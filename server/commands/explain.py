@@ -30,8 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD")
     parser.add_argument("path", metavar="PATH", help="a raw request target, as in a request line")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--token", metavar="T", help="a credential, for the real providers; -: from standard input")
-    parser.add_argument("--row", nargs=2, metavar=("TABLE", "ID"), help="which policies show this row or hide it")
+    parser.add_argument(
+        "--token", metavar="T", help="a bearer token, which the real providers check; - reads it from standard input"
+    )
+    parser.add_argument("--row", nargs=2, metavar=("TABLE", "ID"), help="show whether each policy lets the caller see this row")
     add_caller(parser)
 
 

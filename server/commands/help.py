@@ -26,7 +26,10 @@ environment:
   variable names a file that holds the value. NO_COLOR switches colours off."""
 _MORE = (
     ("GATEPOST_CONFIG", "the settings file (default: gatepost.toml in the working folder)"),
-    ("NO_COLOR", "not empty: print no colours. They are also off for TERM=dumb and where the output is no terminal"),
+    (
+        "NO_COLOR",
+        "if it is not empty, no colours are printed. They are also off if TERM is dumb or the output is not a terminal",
+    ),
 )
 
 

@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Write the settings of the server and of every loaded plugin, also of those named by `plugins`. Returns 0.
+    """Write the settings of the server and of every loaded plugin, including those named by `plugins`. Returns 0.
 
     With --plugin, write the files of a plugin instead. Raises ConfigError if a file exists or cannot be written.
     """

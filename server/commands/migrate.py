@@ -24,8 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", type=Path, action="append", default=[], metavar="PATH",
         help="SQL of your own tables, run as the owner after the server's schema. A file is run each time, in one transaction. "
-        "Of a folder, the files named 001_name.sql are applied once each, in order, each in a transaction, and recorded. May "
-        "be repeated, with one folder",
+        "In a folder, the files named 001_name.sql are applied once each, in order, each in its own transaction, and "
+        "recorded. May be repeated, but with one folder at most",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be applied, and change nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -109,7 +109,7 @@ def _role(settings: Settings) -> str:
 
 
 async def _behind_a_pooler(connection: Any, settings: Settings, role: str) -> list[str]:
-    """What a connection sets itself without a pooler, and the operator must set with one; nothing if the role has it."""
+    """The limits that a connection sets itself without a pooler, and the operator with one; empty if the role has them."""
     if settings.get("database.pooler") != "transaction" or await pooler.role_has_limits(connection, role):
         return []
     seconds = settings.get("database.statement_seconds")
@@ -121,5 +121,5 @@ async def _behind_a_pooler(connection: Any, settings: Settings, role: str) -> li
 
 
 def _progress(what: str) -> None:
-    """Tell the operator how far it is, on standard error: standard output is for the result."""
+    """Report the progress on standard error: standard output is for the result."""
     print(f"migrate: {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Writes a plugin to start from: a package with handlers, its table, its settings and its tests."""
+"""Write a plugin to start from: a package with handlers, its table, its settings and its tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OURS: Final = frozenset(
 def write_plugin(name: str, folder: Path) -> list[str]:
     """Write the files of the plugin `name` into `folder`; returns their paths below it.
 
-    Raises ConfigError for a name that cannot be a package's, if one of the files exists already (then nothing is written),
+    Raises ConfigError for a name that a package cannot have, if one of the files exists already (then nothing is written),
     and if one cannot be written.
     """
     _refuse_name(name)
@@ -48,7 +48,7 @@ def write_plugin(name: str, folder: Path) -> list[str]:
     if present:
         raise ConfigError(f"init: {', '.join(present)} already exists; nothing was written")
     if importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"init: --plugin {name}: a package of this name is installed; choose another")
+        raise ConfigError(f"init: --plugin {name}: a package of this name is installed; choose another name")
     for path, text in files.items():
         _write(folder / path, text)
     return list(files)
@@ -57,13 +57,15 @@ def write_plugin(name: str, folder: Path) -> list[str]:
 def _refuse_name(name: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > _LONGEST:
         raise ConfigError(
-            f"init: --plugin {name!r}: a name is lower-case letters, digits and single underscores, {_LONGEST} at most, as in "
-            "todo_lists"
+            f"init: --plugin {name!r}: a name has lower-case letters, digits and single underscores, at most {_LONGEST}, such "
+            "as todo_lists"
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in sys.stdlib_module_names:
-        raise ConfigError(f"init: --plugin {name}: that is a word of Python, or a module of its library; choose another")
+        raise ConfigError(
+            f"init: --plugin {name}: this is a Python keyword or a module of its standard library; choose another name"
+        )
     if name in _OURS:
-        raise ConfigError(f"init: --plugin {name}: Gatepost uses this name itself; choose another")
+        raise ConfigError(f"init: --plugin {name}: Gatepost uses this name itself; choose another name")
 
 
 def _filled(text: str, words: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from ..settings.sources import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """It has no flags of its own."""
+    """This command has no options of its own."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             self.error(unknown_command(value, action.choices))
         known = [str(choice) for choice in action.choices]
-        raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(known)}{nearest(str(value), known)}")
+        raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -69,7 +69,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def common(parser: Parser, *, serving: bool = True, default: Any = None) -> Parser:
-    """The options that stand before a command, or after it; `serving`: with those that only serving has a use for."""
+    """The options that may precede or follow a command; `serving`: include those that only serving uses."""
     parser.add_argument("--config", type=Path, metavar="FILE", default=default, help="settings file (default gatepost.toml)")
     if serving:
         parser.add_argument("--host", default=default, help="address to serve on")

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def _announce(settings: Settings, host: str, port: int) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hints = _hints(url, settings) if settings.get("env") == "development" else []
-    with contextlib.suppress(OSError):  # a standard output that takes no more is no reason to stop
+    with contextlib.suppress(OSError):  # a full or closed standard output must not stop the server
         print(f"Gatepost serves on {url}", *hints, sep="\n", flush=True)
 
 

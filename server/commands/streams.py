@@ -22,7 +22,7 @@ def prepare() -> None:
 
 
 def report(error: OSError) -> int | None:
-    """Print one line for a file that cannot be used, or a standard output that takes no more; returns the exit status.
+    """Print one line for a file that cannot be used, or a full or closed standard output; returns the exit status.
 
     None for any other error, which is not reported.
     """
@@ -31,7 +31,7 @@ def report(error: OSError) -> int | None:
         return 2
     if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF):
         return None
-    if error.errno != errno.EPIPE:  # a reader that has had enough is no mistake
+    if error.errno != errno.EPIPE:  # a reader that stops early is not a mistake
         print(complaint(f"standard output: {error.strerror}"), file=sys.stderr)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - what is left would fail again at the end
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the rest would fail again at the end
     return 1

@@ -19,7 +19,7 @@ _HEAD = ("TABLE", "ROWS OF", "SECURITY", "POLICIES", "GRANTS", "AUDIT", "CHANGES
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one table, with everything that is known about it")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this table in detail")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -51,7 +51,7 @@ async def _look(settings: Settings, name: str | None) -> list[Table]:
         if not found:
             names = [table.name for table in await tables(connection)]
             near = difflib.get_close_matches(name, [*names, *(one.removeprefix("public.") for one in names)], n=1)
-            raise ConfigError(f"tables: there is no table {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"tables: there is no table {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return found
 
 

@@ -111,7 +111,7 @@ def test_help_environment_prints_no_value(tmp_path: Path) -> None:
         ("--prot=1 serve", "unrecognized arguments: --prot=1; did you mean --port?; see `python -m server serve --help`"),
         ("routes extra", "unrecognized arguments: extra; see `python -m server routes --help`"),
         ("--port x", "argument --port: invalid int value: 'x'; see `python -m server --help`"),
-        ("completion csh", "argument SHELL: 'csh' is none of bash, zsh, fish; did you mean zsh?; see `gatepost completion --help`"),
+        ("completion csh", "argument SHELL: 'csh' is not one of bash, zsh, fish; did you mean zsh?; see `gatepost completion --help`"),
         ("explain GET", "the following arguments are required: PATH; see `python -m server explain --help`"),
     ],
 )

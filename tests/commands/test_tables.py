@@ -103,7 +103,7 @@ async def test_names(own: TestDatabase, capsys: Any, name: str, found: str) -> N
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("todo", "there is no table 'todo'; do you mean 'todos'?"), ("", "there is no table ''"), ("pg_class", "there is no table 'pg_class'"),
+    ("todo", "there is no table 'todo'; did you mean 'todos'?"), ("", "there is no table ''"), ("pg_class", "there is no table 'pg_class'"),
     ("'; DROP TABLE todos; --", "there is no table"), ("part", "there is no table 'part'"),
 ])
 async def test_unknown_names(own: TestDatabase, capsys: Any, name: str, said: str) -> None:
