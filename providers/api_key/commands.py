@@ -84,7 +84,7 @@ async def _list(args: argparse.Namespace, context: CommandContext, connection: A
     for row in rows:
         print("  ".join(str(_plain(row[name])) for name in ("id", "owner", "user_id", "org_id", "org_role")), end="  ")
         print(f"{_state(row)}  last used {_plain(row['last_used_at'])}  {row['name']}")
-    print(f"{len(rows)} keys", file=sys.stderr)
+    print("1 key" if len(rows) == 1 else f"{len(rows)} keys", file=sys.stderr)
     return 0
 
 

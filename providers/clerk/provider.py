@@ -21,7 +21,7 @@ from ..jwt.jwks import Keys, KeySet, StaticKeys
 from ..jwt.signature import verify
 from ..jwt.strict_json import Malformed
 from . import development_key as development
-from . import session
+from . import foreign, session
 from .advice import announce, keys_elsewhere
 from .audience import MachineAudience
 from .cookies import CookieReader
@@ -180,8 +180,8 @@ class ClerkProvider:
             self._check_peer(request)
             header, generation = await verify(segments, keys, self._headers)
             claims = jws.claims(jws.decode(segments.payload))
-        except Malformed as error:
-            raise CredentialRejected("credential-rejected", error.detail) from None
+        except (Malformed, CredentialRejected) as error:
+            raise foreign.rejected(error, segments.payload, self.issuers) from None
         now, kind = self._clock(), token_type(header.members, claims)
         if kind is None:
             identity, times = session.identity(header.members, claims, self._settings, now)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
+from ..http.errors import Unavailable
 from ..telemetry.log import LOG, log_failure
 from .revocation import Revocations
 
@@ -23,6 +24,8 @@ PRUNE_SECONDS: Final = 600.0
 PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
 SWEEP_ROWS: Final = 200
 SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
+REPEAT_SECONDS: Final = 60.0
+"""How often an outage that lasts is logged again."""
 FORGET_SECONDS: Final = 60.0
 """How often expired entries are removed from memory."""
 # Longer than a healthy database takes. Twice this and a new connection are within the allowed staleness.
@@ -45,6 +48,7 @@ class Feed:
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         self._forget_at = time.monotonic() + FORGET_SECONDS
         self._since, self._now = "0", 0.0
+        self._silent_until = 0.0  # 0: the feed is not interrupted
         self._sweep = True
         self.pending = 0
         """The number of ended accesses that still need cleaning up. They are refused already."""
@@ -72,15 +76,28 @@ class Feed:
                     while True:
                         begun = time.monotonic()
                         await self._read(connection)
+                        self._resumed()
                         await self._tidy(connection)
                         pause = INTERVAL_SECONDS
                         await self._wait(begun)
             except Exception as error:
                 if self._closing:  # an outage during the cancellation, which wait_for of Python 3.11 then loses
                     return
-                LOG.warning("revocation feed interrupted", extra={"fields": {"error": type(error).__name__}})
+                self._interrupted(error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)
+
+    def _interrupted(self, error: Exception) -> None:
+        """Log an outage when it begins, and then once a minute."""
+        if (now := time.monotonic()) >= self._silent_until:
+            self._silent_until = now + REPEAT_SECONDS
+            why = {"why": str(error)} if isinstance(error, Unavailable) else {}
+            LOG.warning("revocation feed interrupted", extra={"fields": {"error": type(error).__name__, **why}})
+
+    def _resumed(self) -> None:
+        if self._silent_until:
+            self._silent_until = 0.0
+            LOG.info("revocation feed resumed")
 
     async def _wait(self, begun: float) -> None:
         """Wait for a hint or the end of the interval, at least until the shortest time after the last reading began."""

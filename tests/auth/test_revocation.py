@@ -137,7 +137,10 @@ async def test_a_revocation_reaches_every_server_on_the_database(serve: Any, db:
         assert (await clients[0].get("/api/me", {"Authorization": f"Bearer {clerk.token(sid='sess_else')}"})).status == 200
 
 
-async def test_a_feed_that_cannot_be_read_makes_sessions_a_503_and_recovers(serve: Any, db: Any) -> None:
+async def test_a_feed_that_cannot_be_read_makes_sessions_a_503_and_recovers(
+    serve: Any, db: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     async with LoopbackClerk() as clerk:
         client = await serve({**clerk.settings(), "revocation.max_staleness": 0.8})
         headers = {"Authorization": f"Bearer {clerk.token()}"}
@@ -152,6 +155,8 @@ async def test_a_feed_that_cannot_be_read_makes_sessions_a_503_and_recovers(serv
         async with asyncio.timeout(10):
             while (await client.get("/api/me", headers)).status != 200:
                 await asyncio.sleep(0.05)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("revocation feed")]
+    assert told == ["revocation feed interrupted", "revocation feed resumed"], "an outage is one line, and its end another"
 
 
 async def test_an_outage_in_the_moment_of_closing_does_not_hold_up_the_end(db: Any) -> None:

@@ -70,6 +70,19 @@ async def test_frontend_key_set_without_a_secret(house) -> None:
         await provider.close()
 
 
+@pytest.mark.parametrize(("iss", "named"), [
+    ("https://other-cat-99.clerk.accounts.dev", "'https://other-cat-99.clerk.accounts.dev', and this server takes those of https://"),
+    ("https://evil.example/\n\x1b[31m", r"'https://evil.example/\n\x1b[31m'"),
+    (kit.ISSUER, None), ("x" * 201, None), ("", None),
+])  # fmt: skip
+async def test_a_token_of_another_instance_is_named_in_the_log_alone(house, iss: object, named: str | None) -> None:
+    provider = ClerkProvider({**FULL, "jwt_key": kit.pem(kit.rsa_key())})
+    await provider.open(house)
+    slug, detail = await reason(provider, kit.encode(kit.claims(iss=iss), kit.rsa_key("attacker")))
+    assert (slug, detail.startswith("bad signature")) == ("credential-rejected", True)
+    assert detail == "bad signature" if named is None else named in detail
+
+
 @pytest.mark.long
 async def test_floods_bad_signatures_and_rotation_over_the_wire(house) -> None:
     async with kit.serve(kit.jwk(kit.rsa_key())) as service:
