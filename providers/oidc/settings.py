@@ -111,6 +111,8 @@ def _issuer(table: Members, several: bool) -> IssuerSettings:
     issuer = table.url("issuer")
     if issuer is None:
         raise table.mistake("issuer", "is missing")
+    if "/.well-known/" in issuer:
+        raise table.mistake("issuer", "is the address of a document: the issuer ends before /.well-known")
     table = Members(f"oidc.issuers {issuer!r}", table.given)
     claims = _claims(table)
     audience = frozenset(table.words("audience", required=True))

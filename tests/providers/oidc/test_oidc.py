@@ -643,6 +643,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "issuer with a user": ([{**A, "issuer": "https://u@a.example"}], "https"),
     "issuer that is no URL": ([{**A, "issuer": "a.example"}], "https"),
     "issuer with a bad port": ([{**A, "issuer": "https://a.example:99999"}], "https"),
+    "the address of its configuration": (
+        [{**A, "issuer": "https://a.example/.well-known/openid-configuration"}], "the issuer ends before /.well-known",
+    ),
     "audience missing": ([{"issuer": "https://a.example"}], "audience is missing"),
     "audience empty": ([{**A, "audience": []}], "audience must name"),
     "audience with an empty text": ([{**A, "audience": [""]}], "audience must be"),
