@@ -86,7 +86,7 @@ def _check_host(written: str) -> None:
         raise UrlMistake("an IPv6 address needs brackets: [::1]")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise UrlMistake("the port must be a number from 1 to 65535")
-    if any(blank.isspace() for blank in unquote(written)) and not unquote(host).startswith("/"):
+    if re.search(r"\s", unquote(written)) and not unquote(host).startswith("/"):
         raise UrlMistake("the host has a blank in it")
     if "/" not in unquote(host) and any(len(label) > 63 for label in host.split(".")):
         raise UrlMistake("the host's name is too long")

@@ -238,7 +238,7 @@ async def test_no_connection_to_be_had(serve_sql: Any, db: TestDatabase) -> None
 async def test_a_start_without_a_database_stops_in_one_line(make_app: MakeApp, fragile: Fragile) -> None:
     fragile.down(signal.SIGINT)
     runner = web.AppRunner(make_app(BRIEF))
-    with pytest.raises(StartFailed, match=r"^the database cannot be reached: database: \w+ \(\S+\)$"):
+    with pytest.raises(StartFailed, match=r"^the database cannot be reached: database: \w+ \(\S+\): is Postgres running there[^\n]*\?$"):
         await runner.setup()
     await runner.cleanup()
 

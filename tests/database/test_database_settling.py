@@ -213,12 +213,11 @@ async def test_a_lost_database_is_not_run_over(serve_these: Any, fragile: Fragil
         assert (await client.get("/api/data", ALICE)).status == 200
         way.hang_up()
         started, asked = time.perf_counter(), 0
-        while time.perf_counter() - started < 2:
+        while (passed := time.perf_counter() - started) < 2 or asked <= 300:
             for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(32))):
                 unavailable(got)
                 asked += 1
-        assert asked > 300
-        assert way.refused <= 20, (asked, way.refused)
+        assert way.refused <= 10 * max(passed, 2), (asked, way.refused)
         way.open()
         back = time.perf_counter()
         await well_again(client)

@@ -76,7 +76,7 @@ async def test_the_http_client(serve: Serve) -> None:
 
 
 async def test_its_mistake_in_the_settings(make_app: Any) -> None:
-    with pytest.raises(Exception, match=r"shipping.url must be an https URL"):
+    with pytest.raises(Exception, match=r"shipping\.url \(GATEPOST_SHIPPING_URL\) must be an https URL"):
         make_app({"shipping.url": "http://shipping.example"}, {"shipping": module("docs/guides/services.md", "shipping.py")})
 
 
