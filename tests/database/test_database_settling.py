@@ -154,7 +154,9 @@ async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
 ) -> None:
     """Every request is answered within the sum of the time limits; afterwards the pool has its full size, with new connections."""
     client = await serve_these(**{"database.pool_size": 4, "database.acquire_seconds": 1.0})
-    await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(16)))
+    started = time.perf_counter()
+    await asyncio.gather(*(client.get("/api/data", stub(f"caller_{number}")) for number in range(100)))
+    work = 2 * (time.perf_counter() - started)  # what a hundred requests take on this machine, with room
     before = await backends(db)
     fragile.send(signal.SIGSTOP)
     try:
@@ -166,13 +168,13 @@ async def test_a_hundred_who_wait_on_a_postgres_that_stands_still(
             times.append(time.perf_counter() - started)
 
         await asyncio.gather(*(one(number) for number in range(100)))
-        assert max(times) < 1.0 + 0.5 + 1 + 1, max(times)
-        assert len([t for t in times if t < 2.0]) >= 90  # who got no connection does not wait as long as who got one
+        assert max(times) < 1.0 + 0.5 + 1 + 1 + work, max(times)
+        assert len([t for t in times if t < 2.0 + work]) >= 90  # who got no connection does not wait as long as who got one
         await asyncio.sleep(1.2)
         again = time.perf_counter()
         for got in await asyncio.gather(*(client.get("/api/data", stub(f"caller_{number}")) for number in range(20))):
             unavailable(got)
-        assert time.perf_counter() - again < 1.5
+        assert time.perf_counter() - again < 1.5 + work
     finally:
         fragile.send(signal.SIGCONT)
     await well_again(client)
