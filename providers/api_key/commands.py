@@ -32,7 +32,7 @@ def commands() -> Mapping[str, Command]:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
-    create = _whose(actions.add_parser("create", help="create a key and print it, this once only"))
+    create = _whose(actions.add_parser("create", help="create a key and print it; it is shown only once"))
     create.add_argument("--name", required=True, help="what it is for")
     create.add_argument("--role", help="its role in the organisation")
     create.add_argument("--permission", action="append", default=[], help="a permission in the organisation; may be repeated")
@@ -42,7 +42,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     _whose(actions.add_parser("list", help="list the keys of a user or an organisation, including revoked ones"))
     revoke = _whose(actions.add_parser("revoke", help="revoke a key by its id, or by the key itself from standard input"))
     revoke.add_argument("id", help="its id; or - to read the key itself from standard input (without --user and --org)")
-    rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print it, this once only"))
+    rotate = _whose(actions.add_parser("rotate", help="give a key a new secret and print the new key; it is shown only once"))
     rotate.add_argument("id", help="its id")
     rotate.add_argument("--overlap", type=int, default=0, metavar="SECONDS", help="how long the old secret still works")
     actions.add_parser("hash", help="read a key from standard input and print its hash for [[api_key.keys]]")
@@ -116,7 +116,7 @@ async def _show(connection: Any, args: argparse.Namespace, key: Key, sql: str, *
     if args.json:
         print(json.dumps({**dict(row), "secret": key.text}, default=_plain))
         return
-    print(f"{args.action}d: {row['id']} ({row['name']}). The key is shown this once:", file=sys.stderr)
+    print(f"{args.action}d: {row['id']} ({row['name']}). The key is shown only once:", file=sys.stderr)
     print(key.text)
 
 

@@ -32,7 +32,7 @@ class ApiKey(BaseModel):
 
 
 class NewSecret(ApiKey):
-    """A key with its secret, this once."""
+    """A key with its secret, which is shown only once."""
 
     secret: Annotated[str, Field(pattern=r"^gp_[!-~]+$")]
 

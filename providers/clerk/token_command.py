@@ -64,7 +64,7 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
     own = development.signing_key(context.folder)
     if is_new:
         print(
-            f"a new development key was made in {context.folder.resolve()}: only a server with this data_folder knows it",
+            f"a new development key was created in {context.folder.resolve()}: only a server with this data_folder knows it",
             file=sys.stderr,
         )
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048) if given.wrong_key else own
@@ -126,7 +126,7 @@ def _ttl(given: argparse.Namespace) -> int:
 def _scoped(words: Iterable[str], scope: str, name: str) -> list[str]:
     found = [_SLUG.fullmatch(word) for word in words]
     if not all(found):
-        raise ValueError(f"{name} must be a word, with o: or u: before it or nothing")
+        raise ValueError(f"{name} must be a word, optionally with o: or u: before it")
     return [f"{match[1] or scope}:{match[2]}" for match in found if match]
 
 

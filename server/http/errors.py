@@ -19,7 +19,7 @@ class ApiError(Exception):
     fields   the invalid fields, each as `{"field": "a.b", "message": "..."}`; the body's member `fields`. 100 are sent
     headers  further headers of the response
     more     further members of the body
-    for_log  the cause, for the log alone: a 4xx or 5xx that has it is logged with it
+    for_log  the cause, only for the log: a 4xx or 5xx that has it is logged with it
     """
 
     status = 500

@@ -78,7 +78,7 @@ CORE: Final[Mapping[str, Setting]] = {
         env="DATABASE_OWNER_URL",
         secret=True,
         example="postgresql://gatepost_owner@localhost/gatepost",
-        help="the owner's URL, for migrate alone: keep it away from the machines that serve",
+        help="the owner's URL, only for migrate: keep it away from the machines that serve",
     ),
     "database.direct_url": Setting(
         secret=True,

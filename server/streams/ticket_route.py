@@ -36,7 +36,7 @@ class TicketFor(BaseModel):
 
 
 class StreamTicket(BaseModel):
-    """A ticket, shown this once."""
+    """A ticket, which is shown only once."""
 
     ticket: str = Field(description="Add it to the path as `?ticket=`. It opens this path once.")
     expires_in: int = Field(description="Seconds for which it is good: 30, or until the credential ends.")
