@@ -23,9 +23,16 @@ _MOST_FRUITLESS: Final = 32
 class OrderedErrors(RequestTasks):
     """aiohttp's connection, with one error response for a malformed request, after the responses to the requests before it."""
 
-    __slots__ = ()
+    __slots__ = ("_rest",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rest = b""
+        """Bytes behind a full queue of requests. aiohttp calls `data_received(b"")` when the queue has space."""
 
     def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         if data.count(END_OF_HEAD) > 1 and not self._upgraded and _ENCODED not in data.lower():
             self._feed_pipelined(data)
         else:
@@ -93,6 +100,9 @@ class OrderedErrors(RequestTasks):
 
         Not where a body has an encoding: a head whose framing proves wrong in the same bytes is refused whole.
         """
+        if len(self._messages) >= self._max_msg_queue_size:
+            self._rest = data
+            return
         start = fruitless = 0
         while fruitless < _MOST_FRUITLESS and (end := data.find(END_OF_HEAD, start)) >= 0:
             end += len(END_OF_HEAD)
@@ -101,6 +111,11 @@ class OrderedErrors(RequestTasks):
             if self._close or (self._messages and isinstance(self._messages[-1][0], _ErrInfo)):
                 return  # the connection closes after this error
             start = end
+            if self._upgraded:
+                break  # the rest waits until that request has had its response
+            if len(self._messages) >= self._max_msg_queue_size:  # each call of the parser makes one more, whatever its limit
+                self._rest = data[start:]
+                return
             fruitless += self._request_count == seen
         if start < len(data):
             self._feed(data[start:])

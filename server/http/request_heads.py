@@ -45,7 +45,7 @@ class BoundedHeads(OrderedErrors):
         super().data_received(data)
         received = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
-        if received > 0 and size > self._head_limit:
+        if received > 0 and (size > self._head_limit or not data):  # without data they come from what was kept: not counted
             for number in range(waiting, waiting + received):
                 self._weigh_head(number)
         if not idle:

@@ -18,6 +18,7 @@ from server.http.request import Request
 
 LEFT: contextvars.ContextVar[str] = contextvars.ContextVar("left", default="nothing")
 SEEN: list[Any] = []
+HELD = asyncio.Event()
 
 
 @public
@@ -60,7 +61,8 @@ async def cancelled(request: web.Request) -> web.Response:
 async def serve(**given: Any) -> AsyncIterator[int]:
     routes = [web.get("/api/leaves", leaves), web.get("/api/compared", compared), web.get("/api/cancelled", cancelled)]
     routes.append(web.post("/api/reads", reads))
-    paths = ["/api/leaves", "/api/compared", "/api/cancelled", "/api/reads"]
+    routes.append(web.get("/api/waits", waits))
+    paths = ["/api/leaves", "/api/compared", "/api/cancelled", "/api/reads", "/api/waits"]
     SEEN.clear()
     async with serving(build_app({"tasks": routes_plugin(*routes)}, public_routes=paths, **given)) as port:
         yield port
@@ -83,6 +85,31 @@ async def test_each_request_has_a_task_and_a_context_of_its_own(together: bool) 
     tasks = [task for task, _ in SEEN]
     assert all(task is current for task, current in SEEN)
     assert len(set(map(id, tasks))) == 40
+
+
+@public
+async def waits(request: web.Request) -> web.Response:
+    await HELD.wait()
+    return answer({"queued": len(request.protocol._messages), "kept": len(request.protocol._rest)})
+
+
+async def test_a_connection_queues_few_requests_however_many_arrive_at_once() -> None:
+    """aiohttp's parser stops after 32, but each call of it makes one more, and there is a call for each request."""
+    HELD.clear()
+    async with serve() as port, Client(port) as client:
+        large = b"GET /api/leaves HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"x" * 10_000 + b"\r\nY: " + b"y" * 10_000 + b"\r\n\r\n"
+        sent = [get("/api/waits"), *(get(f"/api/leaves?what={number}") for number in range(2000)), large]
+        writing = asyncio.create_task(client.send(b"".join(sent)))
+        await asyncio.sleep(0.3)
+        HELD.set()
+        first = (await client.reply()).json
+        assert first["queued"] <= 40
+        assert first["kept"] > 10_000
+        for number in range(2000):
+            assert (await client.reply()).json == {"found": "nothing", "now": str(number)}
+        assert (await client.reply()).status == 431
+        assert await client.closed_by_server()
+        await writing
 
 
 async def test_a_request_whose_body_paused_the_connection_leaves_no_context_behind() -> None:
