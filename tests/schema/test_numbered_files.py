@@ -121,7 +121,8 @@ async def test_a_dry_run_says_what_would_be_applied_and_changes_nothing(empty: A
     Path("each.sql").write_text("CREATE TABLE each (a int);")
     assert await migrate("--dry-run", "--schema", "each.sql") == 0
     out = capsys.readouterr().out.splitlines()
-    assert "would be applied to a database without Gatepost's schema: it would create the tables gatepost_meta, data, org_data, " in out[0]
+    assert "Gatepost's schema: revision " in out[0]
+    assert " would be applied for the first time: it would create the tables gatepost_meta, data, org_data, " in out[0]
     assert out[1:] == ["migrations/001_notes.sql: would be applied", "migrations/002_more.sql: would be applied",
                        "each.sql: would be run, as each time", "nothing was changed"]  # fmt: skip
     assert await value(empty, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
