@@ -94,7 +94,7 @@ async def mcp(request: web.Request) -> web.Response:
         fault = {"code": error.code, "message": error.message} | ({} if error.data is None else {"data": error.data})
         repeated = id_of(data)
         made = {"jsonrpc": "2.0", **({} if repeated is None else {"id": repeated}), "error": fault}
-        return answer(made, error.status, error.headers)
+        return answer(made, error.status, error.headers, for_log=error.message)
 
 
 async def _body(request: web.Request) -> Any:

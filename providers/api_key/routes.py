@@ -13,9 +13,13 @@ from typing import Any
 from aiohttp import web
 
 from server import (
+    ApiError,
+    Conflict,
+    Forbidden,
     House,
     Identity,
     Unavailable,
+    Unprocessable,
     answer,
     answers_secret,
     body,
@@ -37,12 +41,10 @@ from .statements import INSERT, MAKER, ONE, PAGE, REVOKE, ROTATE
 from .static import static_keys
 
 
-class Refused(Exception):
-    """An error response, raised inside a transaction to roll it back. `members` are the members of its JSON body."""
+class KeyEnded(ApiError):
+    """401: the calling key was revoked while the request was in progress."""
 
-    def __init__(self, status: int, **members: Any) -> None:
-        super().__init__(status)
-        self.status, self.members = status, members
+    status = 401
 
 
 class Keys:
@@ -81,7 +83,7 @@ class Keys:
         at = page(request, key=str)
         caller, admin = identity_of(request), administers(request)
         if caller.user_id is None and not admin:
-            return forbidden("user")
+            raise Forbidden("user")
         return at.answer(await read(request, PAGE, *owners(request), *at.args, admin=admin))
 
     @answers_secret
@@ -98,24 +100,21 @@ class Keys:
     async def create_key(self, request: web.Request) -> web.Response:
         new, caller = await body(request, NewKey), identity_of(request)
         if new.owner == "user" and caller.user_id is None:
-            return forbidden("user")
+            raise Forbidden("user")
         if new.owner == "organization" and not administers(request):
-            return forbidden("role")
+            raise Forbidden("role")
         reason = excess(caller, caller.org_id, new.org_role, new.org_permissions, new.scopes, self._scopes)
         if reason is not None:
-            return forbidden(reason)
+            raise Forbidden(reason)
         key = make(self._env)
-        try:
-            async with scoped(request, admin=new.owner == "organization") as db:
-                if not await has_room(db, new.owner, caller, self._most[new.owner]):
-                    raise Refused(409, error="Conflict", reason="key-limit")
-                ends = await self._end(db, caller, new.expires_at, makes=True)
-                row = await db.row(
-                    INSERT, key.id, key.digest, new.name, caller.user_id if new.owner == "user" else None, caller.org_id,
-                    new.org_role, new.org_permissions, new.scopes, caller.actor, self._maker(caller), ends,
-                )  # fmt: skip
-        except Refused as refused:
-            return answer(refused.members, refused.status)
+        async with scoped(request, admin=new.owner == "organization") as db:
+            if not await has_room(db, new.owner, caller, self._most[new.owner]):
+                raise Conflict("key-limit")
+            ends = await self._end(db, caller, new.expires_at, makes=True)
+            row = await db.row(
+                INSERT, key.id, key.digest, new.name, caller.user_id if new.owner == "user" else None, caller.org_id,
+                new.org_role, new.org_permissions, new.scopes, caller.actor, self._maker(caller), ends,
+            )  # fmt: skip
         return shown(row, key, 201)
 
     @answers_secret
@@ -135,12 +134,9 @@ class Keys:
         caller, key = identity_of(request), make(self._env, request.match_info["id"])
         if parse(key.text) is None:  # no id of ours
             raise web.HTTPNotFound
-        try:
-            async with scoped(request, admin=administers(request)) as db:
-                await self._may_rotate(db, caller, await db.fetchrow(ONE + " FOR UPDATE", *owners(request), key.id))
-                row = await db.row(ROTATE, *owners(request), key.id, key.digest, how.overlap_seconds, self._maker(caller))
-        except Refused as refused:
-            return answer(refused.members, refused.status)
+        async with scoped(request, admin=administers(request)) as db:
+            await self._may_rotate(db, caller, await db.fetchrow(ONE + " FOR UPDATE", *owners(request), key.id))
+            row = await db.row(ROTATE, *owners(request), key.id, key.digest, how.overlap_seconds, self._maker(caller))
         return shown(row, key, 200)
 
     @describe(answers={204: None}, summary="Revoke a key")
@@ -157,21 +153,21 @@ class Keys:
         return web.Response(status=204)
 
     async def _may_rotate(self, db: Any, caller: Identity, row: Mapping[str, Any] | None) -> None:
-        """Checks that the caller has every right of the key, whose new secret it will know. Raises Refused, HTTPNotFound."""
+        """Checks that the caller has every right of the key, whose new secret it will know. Raises an error response."""
         if row is None:
             raise web.HTTPNotFound
         if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
-            raise Refused(409, error="Conflict")
+            raise Conflict(for_log="the key has expired")
         reason = excess(caller, row["org_id"], row["org_role"], row["org_permissions"], row["scopes"], self._scopes)
         if reason is None:
             end = await self._end(db, caller, None)
             if end is not None and (row["expires_at"] is None or row["expires_at"] > end):
                 reason = "scope"  # the key outlives the calling key
         if reason is not None:
-            raise Refused(403, error="Forbidden", reason=reason)
+            raise Forbidden(reason)
 
     async def _end(self, db: Any, caller: Identity, wanted: datetime | None, *, makes: bool = False) -> datetime | None:
-        """Returns when a key created by this caller expires: at `wanted`, but never after the calling key. Raises Refused."""
+        """Returns when a key created by this caller expires: at `wanted`, but never after the calling key. Raises ApiError."""
         if caller.token_type != "api_key":
             return wanted
         if caller.key_id in self._statics:
@@ -180,13 +176,13 @@ class Keys:
         else:
             maker = await db.fetchrow(MAKER, caller.key_id)
             if maker is None:  # revoked just now
-                raise web.HTTPUnauthorized
+                raise KeyEnded("key-revoked", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
             if makes and maker["depth"] >= DEEPEST:
-                raise Refused(409, error="Conflict", reason="key-limit")
+                raise Conflict("key-limit")
             own = maker["expires_at"]
         if own is not None and wanted is not None and wanted > own:
             message = "must not be later than that of the key that makes it"
-            raise Refused(422, error="Unprocessable Content", fields=[{"field": "expires_at", "message": message}])
+            raise Unprocessable([{"field": "expires_at", "message": message}])
         return own if wanted is None else wanted
 
     def _maker(self, caller: Identity) -> str | None:
@@ -205,11 +201,6 @@ def owners(request: web.Request) -> tuple[str | None, str | None]:
     """Returns the two arguments of `MINE`: the user, and the organisation if the caller administers it."""
     caller = identity_of(request)
     return caller.user_id, caller.org_id if administers(request) else None
-
-
-def forbidden(reason: str) -> web.Response:
-    """Returns a 403 with this `reason`."""
-    return answer({"error": "Forbidden", "reason": reason}, 403)
 
 
 def shown(row: str | None, key: Key, status: int) -> web.Response:

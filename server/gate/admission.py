@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from aiohttp import hdrs, web
 
@@ -29,13 +29,13 @@ from ..rate_limits.routes import RouteLimit
 from ..routing.table import RouteRule
 from ..telemetry.decisions import DenialListener
 from ..telemetry.metrics import Metrics
-from .denials import denial
+from .denials import BY_HANDLER, by_handler, denial
 from .idempotency import KEY, once
 from .identification import Identification, NoCredential, Redeem, no_tickets
+from .refusals import REPORTED
 from .slow_clients import releaser
 
 Refusal: TypeAlias = ApiError | web.HTTPException
-BY_HANDLER: Final = Forbidden("handler")
 
 
 class Gate:
@@ -131,7 +131,7 @@ class Gate:
         finally:
             turns.leave(caller)
         if response.status == 403:
-            self._tell(request, rule, identity, BY_HANDLER, started)
+            self._tell(request, rule, identity, by_handler(response), started)
         return response
 
     async def _within_bounds(
@@ -211,6 +211,7 @@ class Gate:
         self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
         decision = None
+        request._state[REPORTED] = True
         for listener in self._denied:
             if listener.hears(known=identity is not None, status=error.status):
                 decision = decision or denial(request, rule, identity, error, started, self._addresses)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from aiohttp import web
 
 from ..auth.identity import Identity
 from ..http.client_address import ClientAddress
-from ..http.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from ..http.errors import ApiError, Forbidden
 from ..http.stamp import REQUEST_ID
 from ..routing.table import RouteRule
 from ..telemetry.decisions import Decision
+
+BY_HANDLER: Final = Forbidden("handler")
+_ROUTER: Final = {404: "no such path", 405: "the path has no such method"}
 
 
 def denial(
@@ -31,8 +35,8 @@ def denial(
         user_id=identity.user_id if identity else None,
         org_id=identity.org_id if identity else None,
         outcome={401: "unauthorized", 403: "forbidden"}.get(error.status, str(error.status)),
-        reason=error.reason if isinstance(error, Unauthorized | Forbidden | BadRequest) else None,
-        detail=error.for_log if isinstance(error, ApiError) else "",
+        reason=error.reason if isinstance(error, ApiError) else None,
+        detail=error.for_log if isinstance(error, ApiError) else _ROUTER.get(error.status, ""),
         seconds=time.perf_counter() - started,
         client=addresses.of(request),
         inbound_request_id=addresses.inbound_request_id(request),
@@ -56,3 +60,9 @@ def admission(request: web.Request, rule: RouteRule, identity: Identity | None, 
         seconds=seconds,
         impersonator=identity.impersonator if identity else None,
     )
+
+
+def by_handler(response: web.StreamResponse) -> Forbidden:
+    """A 403 that a handler returned, with what the handler says about it for the log."""
+    why = getattr(response, "for_log", "")
+    return Forbidden("handler", for_log=why) if why else BY_HANDLER

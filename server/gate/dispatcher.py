@@ -27,10 +27,9 @@ from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 from .challenges import Challenges
 from .denials import admission
+from .refusals import REPORTED, log_error, log_response
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
-_NOT_UNDERSTOOD = frozenset({400, 408, 411, 413, 415, 422})
-"""The errors about what a request says or brings. Their causes are logged."""
 
 
 class Dispatcher:
@@ -71,7 +70,7 @@ class Dispatcher:
         backlog = self._backlog
         try:
             if backlog.bodies + backlog.responses > backlog.most:
-                raise ServiceUnavailable
+                raise ServiceUnavailable(for_log="overload")
             match = self._lookup.at_once(request)
             if match is None or request.version not in _VERSIONS:
                 response = await self._resolve_and_admit(request)
@@ -84,10 +83,13 @@ class Dispatcher:
             response = self._sendable(response, request)
         match = request._match_info
         rule = self._rules.get(match._route) if match is not None else None
+        status = response.status
+        if status >= 400:
+            log_response(request, rule, response)
         if type(response) is JsonResponse or not response.prepared:
             self._finish(request, response, request_id, rule)
         seconds = time.perf_counter() - started
-        (self._nowhere if rule is None else rule.tally).add(response.status, seconds)
+        (self._nowhere if rule is None else rule.tally).add(status, seconds)
         if self._served is not None and rule is not None:
             self._tell(request, response, rule, seconds)
         return response
@@ -100,6 +102,7 @@ class Dispatcher:
             return self._challenged(request, self._errors.of_http(error))
         if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
             return self._refusal(request, BadRequest(for_log="body-malformed"))
+        request[REPORTED] = True
         if isinstance(error, Unavailable):
             log_failure("unavailable", error, request_id=request[REQUEST_ID], why=str(error))
             return self._errors.response(ServiceUnavailable(error.retry_after))
@@ -121,26 +124,14 @@ class Dispatcher:
         self._served(admission(request, rule, identity, response.status, seconds))
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
-        """The response to an error. Logs why a request could not be understood; the gate has logged its own refusals."""
-        if error.status in _NOT_UNDERSTOOD or (error.for_log and (error.status not in (401, 403) or OPENED in request)):
-            self._log(request, error)
+        """The response to an error, which is logged; the gate has logged its own refusals."""
+        log_error(request, self._gate.rule_of(request), error)
         return self._challenged(request, self._errors.response(error))
 
     def _challenged(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         if self._challenges is not None and response.status in (401, 403):
             self._challenges.complete(request, response, self._gate.rule_of(request))
         return response
-
-    def _log(self, request: web.Request, error: ApiError) -> None:
-        if IDENTITY in request or OPENED in request or request._match_info is None:
-            rule = self._gate.rule_of(request)
-            fields = {"request_id": request[REQUEST_ID], "method": request.method, "status": error.status}
-            fields |= {"route": rule.template if rule is not None else "(none)", "reason": error.reason or error.for_log}
-            if error.reason and error.for_log:
-                fields["why"] = error.for_log
-            if error.fields:
-                fields["fields"] = len(error.fields)  # their names can be the client's
-            LOG.info("refused", extra={"fields": fields})
 
     async def before_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Called by aiohttp before it sends the head of a response.
@@ -153,6 +144,8 @@ class Dispatcher:
         rule, request_id = self._gate.rule_of(request), request[REQUEST_ID]
         if isinstance(response, web.FileResponse):
             answer_errors(response, request, self._errors)
+            if response.status >= 400:
+                log_response(request, rule, response)
         if response.headers.get("X-Request-Id") != request_id:
             self._finish(request, response, request_id, rule)
             if response.keep_alive is False and response.status != 101:
@@ -190,12 +183,17 @@ class Dispatcher:
         if isinstance(response, web.HTTPException):  # returned instead of raised
             return self._errors.of_http(response)
         if not isinstance(response, web.StreamResponse):
-            LOG.error("a handler returned no response", extra={"fields": {"type": type(response).__name__}})
-            return self._errors.of(500)
+            return self._faulty(request, "a handler returned no response", type=type(response).__name__)
         if type(response) is JsonResponse or not _is_new(response, request):
-            LOG.error("a response object was used for two requests", extra={"fields": {"request_id": request[REQUEST_ID]}})
-            return self._errors.of(500)
+            return self._faulty(request, "a response object was used for two requests")
         return response
+
+    def _faulty(self, request: web.Request, event: str, **fields: str) -> web.StreamResponse:
+        """Log what is wrong with a handler's result. Returns the 500."""
+        request[REPORTED] = True
+        fields |= {"request_id": request[REQUEST_ID], "route": self._gate.template_of(request)}
+        LOG.error(event, extra={"fields": fields})
+        return self._errors.of(500)
 
 
 def _is_open(rule: RouteRule | None, request: web.Request) -> bool:

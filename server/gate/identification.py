@@ -137,7 +137,7 @@ class Identification:
             identity = await within(self._seconds, self._redeem(ticket, path))
         except (Unavailable, TimeoutError) as outage:
             log_failure("a ticket could not be looked up", outage)
-            raise ServiceUnavailable from None
+            raise ServiceUnavailable(for_log=f"tickets: {str(outage) or 'took too long'}") from None
         provider = next((one for one in self._asked if identity is not None and one.name == identity.provider), None)
         if identity is None or provider is None:
             self._told["ticket", "rejected"] += 1
@@ -166,11 +166,11 @@ class Identification:
         except Unavailable as outage:
             self._told[one.name, "unavailable"] += 1
             log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
-            raise ServiceUnavailable(outage.retry_after) from None
+            raise ServiceUnavailable(outage.retry_after, for_log=f"{one.name}: {outage}") from None
         except Exception as error:
             self._told[one.name, "unavailable"] += 1
             log_failure("provider failed", error, provider=one.name)
-            raise ServiceUnavailable from None
+            raise ServiceUnavailable(for_log=f"{one.name}: {type(error).__name__}") from None
 
 
 def _slug(reason: object) -> str:

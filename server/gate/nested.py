@@ -23,9 +23,11 @@ from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
 from ..http.stamp import REQUEST_ID
 from ..rate_limits.callers import LEASE
 from ..telemetry.log import LOG
-from .admission import BY_HANDLER, Gate
+from .admission import Gate
+from .denials import BY_HANDLER, by_handler
 from .dispatcher import Dispatcher
 from .idempotency import KEY, once
+from .refusals import REPORTED, log_response
 
 _KEPT: Final = frozenset(
     {"baggage", "forwarded", "host", "traceparent", "tracestate", "user-agent", "via", "x-real-ip", "x-request-id"}
@@ -79,7 +81,7 @@ class NestedGate(Gate):
             if turns is not None:
                 turns.leave(caller)
         if response.status == 403:
-            self._tell(request, rule, identity, BY_HANDLER, started)
+            self._tell(request, rule, identity, by_handler(response), started)
         return response
 
 
@@ -111,6 +113,8 @@ class NestedDispatcher(Dispatcher):
             response = self._response_to(request, error)
         response = self._whole(response, request)
         rule = self._nested.rule_of(request)
+        if response.status >= 400:
+            log_response(request, rule, response)
         if self._completing is not None and response.status in (401, 403):
             self._completing.complete(parent, response, rule)  # the resource is the one that the client asked
         self._finish(request, response, request_id, rule)
@@ -133,6 +137,7 @@ class NestedDispatcher(Dispatcher):
                 return response
         fields = {"type": type(response).__name__, "request_id": request[REQUEST_ID]}
         LOG.error("the handler of a tool returned no whole response", extra={"fields": fields})
+        request[REPORTED] = True
         return self._errors.of(500)
 
 

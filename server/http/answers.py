@@ -63,15 +63,19 @@ encode_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
 """Returns a value as JSON bytes. Raises TypeError for one that has no JSON form."""
 
 
-def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonResponse:
+def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, for_log: str = "") -> JsonResponse:
     """A JSON response. `str` and `bytes` are sent as they are: `read` and `scoped` return JSON text. Anything else is encoded.
 
     A `memoryview` is sent as it is, too, and is not counted as held for the client: for content that all responses share.
 
-    `headers` are added to the standard headers or replace them. Raises TypeError for data that has no JSON form.
+    `headers` are added to the standard headers or replace them. `for_log` is why an error is returned, for the log alone.
+    Raises TypeError for data that has no JSON form.
     """
     raw = data if isinstance(data, (bytes, memoryview)) else data.encode() if isinstance(data, str) else encode_json(data)
-    return JsonResponse(raw, status, headers)
+    response = JsonResponse(raw, status, headers)
+    if for_log:
+        response.for_log = for_log
+    return response
 
 
 def entity_tag(text: str) -> str:

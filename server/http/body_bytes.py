@@ -83,7 +83,7 @@ async def _collected(request: web.Request, limit: int) -> bytes:
             if len(received) > limit:
                 raise ContentTooLarge
             if backlog.full:
-                raise ServiceUnavailable
+                raise ServiceUnavailable(for_log="overload")
     finally:
         backlog.bodies -= len(received)
     request._read_bytes = bytes(received)

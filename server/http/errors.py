@@ -169,8 +169,8 @@ class TooManyRequests(ApiError):
 class ServiceUnavailable(ApiError):
     status = 503
 
-    def __init__(self, retry_after: int = 1) -> None:
-        super().__init__(headers={"Retry-After": str(max(1, retry_after))})
+    def __init__(self, retry_after: int = 1, *, for_log: str = "") -> None:
+        super().__init__(headers={"Retry-After": str(max(1, retry_after))}, for_log=for_log)
 
 
 def challenge(reason: str) -> str:

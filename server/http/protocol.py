@@ -77,7 +77,7 @@ class Connection(LiveConnection):
         if self._manager is not None:
             self.backlog.watch(self._loop, self._manager._connections)
         if self._manager is not None and len(self._manager._connections) - self._manager.live > self._most:  # type: ignore[attr-defined]
-            self.refuse(503, b"Retry-After: 1\r\n")
+            self.refuse(503, b"Retry-After: 1\r\n", "limits.connections")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._sharing is not None:
@@ -95,11 +95,11 @@ class Connection(LiveConnection):
         super().resume_writing()
         self.backlog.resumed(self)
 
-    def refuse(self, status: int, lines: bytes = b"") -> None:
-        """Send an error response without a request, and close. `lines` are further header lines."""
+    def refuse(self, status: int, lines: bytes = b"", cause: str = "incomplete request") -> None:
+        """Send an error response without a request, and close. `lines` are further header lines, `cause` is for the log."""
         self.head_done()
         if self.transport is not None:
-            self.transport.write(last_words(self._errors.of(status), log_refused(status, "incomplete request"), lines))
+            self.transport.write(last_words(self._errors.of(status), log_refused(status, cause), lines))
         self.force_close()
 
     def send_whole(self, request: Request, response: web.StreamResponse) -> bool | None:

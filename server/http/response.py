@@ -78,6 +78,8 @@ class JsonResponse(web.Response):
     _request_id = ""
     _cache: str | None = None
     dictionary: CIMultiDict[str] | None = None
+    for_log = ""
+    """Why this is an error, for the log alone."""
     media_type = JSON
     """The content type. Only errors in a format of their own have another one; a handler's is among `more`."""
 

@@ -79,7 +79,7 @@ class AddressLimit:
     def refusal(self, seconds: int) -> TooManyRequests:
         """The error for an address that must wait so many seconds."""
         more = {"RateLimit-Policy": self._rate.policy, "RateLimit": self._rate.state(0, seconds)}
-        return TooManyRequests(headers={"Retry-After": str(seconds), **more})
+        return TooManyRequests(headers={"Retry-After": str(seconds), **more}, for_log="limits.address")
 
     def remember(self, headers: MultiMapping[str]) -> None:
         """Remember that the credential in these headers was accepted, as a hash."""

@@ -149,7 +149,8 @@ class CallerLimit:
         now = self._ticks()
         policy, state = lease.headers(now)
         wait = str(max(1, math.ceil(lease.end - now)))
-        return TooManyRequests(self._reason, headers={"Retry-After": wait, "RateLimit-Policy": policy, "RateLimit": state})
+        headers = {"Retry-After": wait, "RateLimit-Policy": policy, "RateLimit": state}
+        return TooManyRequests(self._reason, headers=headers, for_log="" if self._reason else "limits.caller")
 
 
 def mark(response: web.StreamResponse, lease: Lease | Both) -> None:

@@ -25,7 +25,7 @@ from ..plugins.providers import PROVIDERS, not_ready
 from ..settings.setting import ConfigError
 from ..streams.events import STREAMS
 from ..streams.setup import families_of as streams_families
-from ..telemetry.log import log_failure
+from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
 
 _LIMITS: Final = {
@@ -76,18 +76,23 @@ class Operations:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a request, with the headers that every response has."""
         pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics, "/metrics.json": self._metrics_json}
-        page = pages.get(request.raw_path.partition("?")[0])
+        page, request_id, why = pages.get(request.raw_path.partition("?")[0]), new_request_id(), "the path has no such method"
         if page is None:
             response: web.Response = STANDARD.of(404)
+            why = "no such path"
         elif request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
             response = STANDARD.of(405, {"Allow": "GET, HEAD"})
         else:
             try:
                 response = await page()
+                why = getattr(response, "for_log", "")
             except Exception as error:
-                log_failure("operations page failed", error)
+                log_failure("operations page failed", error, request_id=request_id)
                 response = STANDARD.of(500)
-        stamp(response, new_request_id())
+        if response.status >= 400 and response.status != 500:
+            fields = {"request_id": request_id, "status": response.status, "reason": why}
+            LOG.info("operations request refused", extra={"fields": fields})
+        stamp(response, request_id)
         return response
 
     async def _livez(self) -> web.Response:
@@ -95,7 +100,9 @@ class Operations:
 
     async def _readyz(self) -> web.Response:
         reasons = ["draining"] if self.draining else await self._reasons()
-        return answer({"status": "not ready", "reasons": reasons} if reasons else {"status": "ok"}, 503 if reasons else 200)
+        if not reasons:
+            return answer({"status": "ok"})
+        return answer({"status": "not ready", "reasons": reasons}, 503, for_log="; ".join(reasons))
 
     async def _metrics(self) -> web.Response:
         from ..telemetry.prometheus import (

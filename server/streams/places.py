@@ -25,7 +25,7 @@ class Places:
         if caller is not None and self._of[caller] >= self._bounds.per_caller:
             raise TooManyRequests("streams", headers={"Retry-After": "1"})
         if number >= self._bounds.total or (not known and self._unknown >= max(1, self._bounds.total // 2)):
-            raise ServiceUnavailable
+            raise ServiceUnavailable(for_log="streams-full")
 
     def take(self, lease: Lease) -> None:
         """Count a lease that is opened."""

@@ -92,13 +92,13 @@ class Streams:
         caller = caller_key(identity) if identity is not None else self._client_of(request)
         try:
             if self.draining:
-                raise ServiceUnavailable
+                raise ServiceUnavailable(for_log="draining")
             self._places.check(caller, known=identity is not None, number=self._clock.number)
         except ApiError as error:
             self._admission.refuse(request, error)
             raise
         if request.transport is None:
-            raise ServiceUnavailable  # the client has gone
+            raise ServiceUnavailable(for_log="client-gone")
         lease = Lease(request, identity, kind, self._admission.template_of(request), caller, asyncio.get_running_loop().time())
         request[_LIVE] = True
         self._add(lease)

@@ -473,7 +473,7 @@ async def test_what_a_handler_denies_is_noted_too(served: Any, log: TestDatabase
     assert (await client.post("/api/keys", ALICE, json={"name": "k", "owner": "organization"})).status == 403
     found = {entry["target"]: (entry["reason"], entry["actor"]) for entry in await until(log, 4)}
     assert found == {"POST /api/answers": ("handler", "alice"), "POST /api/raises": ("handler", "alice"),
-                     "POST /api/writes": ("organization", "alice"), "POST /api/keys": ("handler", "alice")}
+                     "POST /api/writes": ("organization", "alice"), "POST /api/keys": ("role", "alice")}
 
 
 async def test_many_denials_alike_are_one_entry_that_says_how_many(client: Client, log: TestDatabase) -> None:

@@ -92,11 +92,12 @@ def test_the_document_shows_the_form() -> None:
 
 RAISED = {
     "ApiError", "BadRequest", "Conflict", "CredentialRejected", "Forbidden", "NoCredential", "NotFound", "PreconditionFailed", "Refused", "TooManyRequests",
-    "Unauthorized", "Unprocessable", "_Refused", "CallerLimit", "rejection",
+    "ServiceUnavailable", "Unauthorized", "Unprocessable", "_Refused", "CallerLimit", "rejection",
 }  # fmt: skip
 SLUG = re.compile(r"[a-z]+(?:-[a-z]+)*")
 # Those that are put together, or come from the database.
 OTHERS = {"role", "permission", "plan", "feature", "reverification", "key-revoked", "idempotency-secret-not-kept", "idempotency-answer-not-kept", "idempotency-key-reused",
+          "body-length", "body-size", "body-time", "body-type", "fields", "not-found", "precondition", "upgrade",
           "proof-expired", "proof-nonce", "proof-rejected", "proof-replayed", "proof-target", "proof-token"}  # fmt: skip
 
 
