@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import mmap as memory_map
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -55,11 +53,7 @@ def asset(content: bytes | mmap, content_type: str) -> Asset:
 
 def _read(name: str) -> Asset:
     with (_FOLDER / name).open("rb") as file:
-        mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
-    made = asset(mapped, _TYPES[Path(name).suffix])
-    with suppress(AttributeError):  # not every system has it
-        mapped.madvise(memory_map.MADV_DONTNEED)  # its pages, read for the hash, leave this process until they are asked for
-    return made
+        return asset(mmap(file.fileno(), 0, access=ACCESS_READ), _TYPES[Path(name).suffix])
 
 
 def page_of(assets: Mapping[str, Asset]) -> Asset:
