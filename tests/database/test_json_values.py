@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kits.product import at_work, labels
 
@@ -108,6 +108,7 @@ async def test_the_claims_of_a_caller_are_json(serve: Serve, db: TestDatabase) -
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # how fast the machine is says nothing
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4), max_leaves=8))
 def test_what_is_encoded_is_decoded_as_it_was(value: Any) -> None:
     if not isinstance(value, str):

@@ -735,12 +735,17 @@ async def test_a_note_is_written_in_the_background_and_at_the_end(serve: Serve, 
 
 
 async def test_a_read_only_database_still_authenticates(serve: Serve, db: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
+    """As where a provider makes a full database read-only under a running server (a start is refused then)."""
     row = await new(await serve(), ALICE)
     role = db.server.serving_role
     async with db.server.as_admin(db.name) as admin:
-        await admin.execute(f'ALTER ROLE "{role}" IN DATABASE "{db.name}" SET default_transaction_read_only = on')
+        client = await serve()
         try:
-            client = await serve()
+            await admin.execute(f'ALTER ROLE "{role}" IN DATABASE "{db.name}" SET default_transaction_read_only = on')
+            await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND usename = $2", db.name, role)
+            async with asyncio.timeout(10):  # until lost connections have been replaced
+                while (await client.get("/api/me", bearer(row))).status == 503:
+                    await asyncio.sleep(0.05)
             await me(client, row)
             provider = next(one.provider for one in client.app[PROVIDERS] if one.name == "api_key")
             with caplog.at_level(logging.WARNING):
