@@ -206,7 +206,7 @@ def test_the_products_name_is_in_the_document() -> None:
     ("key", "value", "message"),
     [
         ("title", "  ", "openapi.title: must not be empty"),
-        ("version", "", "openapi.version: must not be empty"),
+        ("version", "", "openapi.version: is empty"),
         ("contact", {"email": "nobody"}, "openapi.contact: email must be an e-mail address"),
         ("contact", {"url": "https://example.com"}, "openapi.contact: unknown member 'url'"),
         ("contact", {"name": 5}, "openapi.contact: name must be a string"),
