@@ -107,7 +107,7 @@ class Machine:
                 os.kill(pid, how)
 
     def kill(self, *, dark: bool = False) -> None:
-        """The power fails: the network goes silent first, so that nobody is told that connections have ended.
+        """The power fails: the network goes silent first, so that no client learns that its connection has ended.
 
         `dark`: it stays silent until a program is started. Otherwise the kernel still delivers what was in its buffers.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import ssl
@@ -17,11 +16,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 from kits.deploy import DEPLOY
 from server.serving.operations import Operations, families_of, reasons_of
+from tests.conftest import Got
 from tests.kits.pages import free_port
 
 HOST = "api.example.com"
@@ -71,19 +70,6 @@ async def operations(app: web.Application, port: int) -> AsyncIterator[Operation
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A response as the client of the proxy sees it."""
-
-    status: int
-    headers: CIMultiDictProxy[str]
-    raw: bytes
-
-    def json(self) -> Any:
-        assert self.headers["Content-Type"] == "application/json", self.headers
-        return json.loads(self.raw)
-
-
-@dataclass(frozen=True)
 class Proxy:
     """A running proxy, and a client that trusts its certificate, undoes no compression and follows no redirect."""
 
@@ -98,10 +84,10 @@ class Proxy:
     def origin(self) -> str:
         return f"https://127.0.0.1:{self.port}"
 
-    async def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None, **more: Any) -> Seen:
+    async def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None, **more: Any) -> Got:
         """One exchange; the target is sent as it is."""
         async with self.open(method, target, headers, **more) as got:
-            return Seen(got.status, got.headers, await got.read())
+            return Got(got.status, got.headers, await got.read())
 
     def open(self, method: str, target: str, headers: Mapping[str, str] | None = None, **more: Any) -> Any:
         url, given = URL(self.origin + target, encoded=True), {"Host": HOST, **(headers or {})}
@@ -154,7 +140,7 @@ async def _until_it_listens(process: asyncio.subprocess.Process, proxy: Proxy) -
                 await asyncio.sleep(0.05)
 
 
-async def until_served(proxy: Proxy, target: str = "/api/health") -> Seen:
+async def until_served(proxy: Proxy, target: str = "/api/health") -> Got:
     """Wait until the proxy knows that its server is ready."""
     async with asyncio.timeout(30):
         while (seen := await proxy.ask("GET", target)).status != 200:

@@ -18,11 +18,12 @@ from aiohttp import web
 from kits import doc_page
 from kits.proxies import FILES, Backend, Proxy, behind, operations, program, until_served
 
-from server import answer, event_stream, public, signed_in, socket
+from server import answer, public, signed_in
 from server.http.client_address import ADDRESSES
 from tests.conftest import KEYS, ROBOT_A, Client, Serve, plugin
 from tests.kits.pages import free_port
 from tests.project.test_deploy_run import certificate  # noqa: F401 - a fixture
+from tests.project.test_deploy_streams import shout, ticks
 
 # A key of a user: development credentials are refused behind a proxy.
 USER = {"X-API-Key": "gp_the-key-of-alice"}
@@ -35,22 +36,6 @@ async def echo(request: web.Request) -> web.Response:
     """What the server sees of the proxy."""
     headers = {name.lower(): request.headers.getall(name) for name in request.headers}
     return answer({"target": request.raw_path, "address": request.app[ADDRESSES].of(request), "id": request.app[ADDRESSES].inbound_request_id(request), "headers": headers})
-
-
-@signed_in
-async def ticks(request: web.Request) -> web.StreamResponse:
-    async with event_stream(request) as stream:
-        await stream.send({"n": 1}, event="tick")
-        await asyncio.Event().wait()
-    return stream.response
-
-
-@signed_in
-async def shout(request: web.Request) -> web.StreamResponse:
-    async with socket(request) as ws:
-        async for message in ws:
-            await ws.send_str(message.data.upper())
-    return ws
 
 
 ROUTES = plugin(web.get("/api/echo{tail:.*}", echo), web.post("/api/echo", echo), web.get("/api/ticks", ticks), web.get("/api/shout", shout))

@@ -245,7 +245,7 @@ EVENTS = ("insert", "update", "delete", "truncate")
 
 @pytest.mark.parametrize("table", ["data", "todos"])
 async def test_triggers_that_are_disabled_stay_disabled(run: Any, owner: asyncpg.Connection, cluster: Server, told: Any, table: str) -> None:  # noqa: F811
-    """By `migrate`, and by another call for the table; the audit trigger, which nobody may disable, is enabled again."""
+    """By `migrate`, and by another call for the table; the audit trigger, which must stay enabled, is enabled again."""
     await run(TODOS)
     await owner.execute("".join(f"ALTER TABLE {table} DISABLE TRIGGER changed_{event};" for event in EVENTS))
     await owner.execute(f"ALTER TABLE {table} DISABLE TRIGGER audited")
