@@ -277,12 +277,13 @@ async def test_a_task_that_is_left_behind_runs_nothing_in_another_callers_transa
 async def test_a_savepoint_of_a_task_that_is_left_behind_touches_no_other_request(serve: Serve, db: TestDatabase) -> None:
     """Its transaction is not committed by half, and what it does later does not reach the connection's next transaction."""
     tasks: list[asyncio.Task[Any]] = []
-    leave_it = asyncio.Event()
+    leave_it, inside = asyncio.Event(), asyncio.Event()
 
     async def work(request: web.Request) -> Any:
         async def later(sql: Any) -> None:
             async with sql.savepoint():
                 await sql.fetchval(INSERT, "half")
+                inside.set()
                 await leave_it.wait()
                 if len(tasks) == 2:
                     raise LookupError
@@ -294,9 +295,10 @@ async def test_a_savepoint_of_a_task_that_is_left_behind_touches_no_other_reques
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await sql.fetchval(INSERT, "after")
             return 1
+        inside.clear()
         async with scoped(request) as sql:
             tasks.append(asyncio.create_task(later(sql)))
-            await asyncio.sleep(0.1)
+            await inside.wait()
         return None
 
     client = await serve({"database.pool_size": 1}, extra={"acme": at_work(work)})

@@ -235,7 +235,7 @@ async def test_a_stream_is_shown_live(serve: Serve, db: TestDatabase, tmp_path: 
     async with browser() as tab:
         await tab.open(f"http://127.0.0.1:{client.port}/api/public/docs")
         await tab.click(f"{WATCH} .opblock-summary-control")
-        assert await tab.run(f"document.querySelector('{WATCH} .execute').innerText") == "Open the stream"
+        await tab.until(f"document.querySelector('{WATCH} .execute')?.innerText === 'Open the stream'")
         await tab.click(f"{WATCH} .live-open")
         await tab.until(f"{SHOWN}.includes('credential-missing')")
         tab.complaints.clear()

@@ -22,7 +22,9 @@ from tests.conftest import Client, TestDatabase, stub
 
 
 class Fragile(Cluster):
-    """A Postgres that can be killed, frozen and started again."""
+    """A Postgres that can be killed, frozen and started again. What was committed outlives its processes."""
+
+    options = (*FAST, "synchronous_commit=on")
 
     def processes(self) -> list[int]:
         """The server's processes, the first one first."""
@@ -55,7 +57,7 @@ class Fragile(Cluster):
         (data / "postmaster.pid").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in FAST for word in ("-c", one))],
+                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in self.options for word in ("-c", one))],
                 stdout=log, stderr=log, start_new_session=True, **self._as)  # fmt: skip
         self._wait(data / "postmaster.pid")
 

@@ -148,6 +148,8 @@ class Named(Server):
 class Cluster(Server):
     """A throwaway server of the binaries in `bin_folder`, in a 0700 folder of its own, reached by its socket alone."""
 
+    options: tuple[str, ...] = FAST
+
     def __init__(self, bin_folder: Path | str) -> None:
         super().__init__()
         self.bin = Path(bin_folder)
@@ -171,7 +173,7 @@ class Cluster(Server):
             raise RuntimeError(made.stdout.decode())
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in FAST for word in ("-c", one))],
+                [self.bin / "postgres", "-D", data, "-k", self.folder, *(word for one in self.options for word in ("-c", one))],
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent, **self._as)
         self._address = {"host": str(self.folder), "port": 5432}
         self._wait(data / "postmaster.pid")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,13 +64,17 @@ def test_a_policys_refusal_is_a_403_and_a_missing_grant_a_500(function: str, sta
     assert getattr(error_for_state("42501", "Error", function=function), "status", 500) == status
 
 
-@pytest.mark.long
-@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
-async def test_psql_sees_what_a_caller_sees(tmp_path: Path) -> None:
-    """The page's command on the socket that it names, and its SQL."""
-    (command,) = re.findall(r'^(psql -h "\$PWD.*)$', PAGE, re.MULTILINE)
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gp-") as folder:
+        yield Path(folder)
+
+
+async def what_psql_sees(folder: Path, where: str) -> None:
+    """The page's command whose socket is found that way, and its SQL."""
+    (command,) = re.findall(rf'(psql -h "{re.escape(where)}[^`\n]*)', PAGE)
     (sql,) = re.findall(r"```sql\n(BEGIN;.*?)```", PAGE, re.DOTALL)
-    async with page_kit.shell_beside_a_server(tmp_path) as shell:
+    async with page_kit.shell_beside_a_server(folder) as shell:
         await shell.run('TOKEN="Authorization: Bearer $(python -m server token --user alice --org north)"')
         made = await shell.run(
             """curl -s -H "$TOKEN" -H 'Content-Type: application/json' -d '{"name": "of alice"}' http://127.0.0.1:8080/api/data"""
@@ -78,3 +84,17 @@ async def test_psql_sees_what_a_caller_sees(tmp_path: Path) -> None:
         assert (status, "of alice" in said.splitlines()) == (0, True), said + wrong
         status, said, wrong = await shell.run(f"{command} -XAt <<'END'\n{re.sub(r'SELECT set_config.*', '', sql)}\nEND")
         assert (status, "of alice" in said) == (0, False), said + wrong
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+async def test_psql_sees_what_a_caller_sees(short_folder: Path) -> None:
+    await what_psql_sees(short_folder, "$PWD")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+async def test_psql_finds_the_socket_of_a_folder_with_a_long_path(short_folder: Path) -> None:
+    folder = short_folder / ("long-" * 20)
+    folder.mkdir()
+    await what_psql_sees(folder, "$(sed")
