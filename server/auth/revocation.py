@@ -115,7 +115,7 @@ class Revocations:
 
     def revoked(self, kind: str, subject: str, issued_at: float | None) -> bool:
         """Whether the subject is revoked for a credential of `issued_at` (Unix seconds; None: every revocation applies)."""
-        before = self._entries.get((kind, subject), self._all_before)
+        before = max(self._entries.get((kind, subject), -math.inf), self._all_before)
         return before != -math.inf and (issued_at is None or issued_at <= before)
 
     def denies(self, identity: Identity) -> bool:

@@ -29,8 +29,8 @@ from ..rate_limits.routes import RouteLimit
 from ..routing.table import RouteRule
 from ..telemetry.decisions import DenialListener
 from ..telemetry.metrics import Metrics
-from .denials import BY_HANDLER, by_handler, denial
-from .idempotency import KEY, once
+from .denials import BY_HANDLER, denial
+from .idempotency import respond
 from .identification import Identification, NoCredential, Redeem, no_tickets
 from .refusals import REPORTED
 from .slow_clients import releaser
@@ -39,7 +39,7 @@ Refusal: TypeAlias = ApiError | web.HTTPException
 
 
 class Gate:
-    """Asks the providers in the operator's order, one await at a time."""
+    """Admits requests. `rules` has the rule of each route; `challenges` are those of the providers, for every 401."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Gate:
         identification = Identification(providers, provider_seconds, metrics, redeem)
         self._shown, self._may_be_shown = identification.shown, identification.may_be_shown
         self._recall, self._identify = identification.recall, identification.identify
-        self._nothing_is_read = identification.nothing_is_read
+        self._nothing_is_read, self._shown_by_choice = identification.nothing_is_read, identification.shown_by_choice
         self._by_ticket = identification.by_ticket
         self.challenges = identification.challenges
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
@@ -102,7 +102,7 @@ class Gate:
                     limit.remember(request.headers)
             if self._revocations.denies(identity):
                 raise Unauthorized("session-revoked")
-            if live and not shown:
+            if live:
                 self.check_origin(request, identity)
             caller = caller_key(identity)
             if self._caller_limit is not None:
@@ -121,18 +121,9 @@ class Gate:
             return await self._within_bounds(request, match, rule, started)
         request._state[IDENTITY] = identity
         try:
-            if request._method == hdrs.METH_POST and KEY in request._headers:
-                response = await once(request, match.handler, rule.template)
-            else:
-                response = await match.handler(request)
-        except (Forbidden, web.HTTPForbidden) as error:
-            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else BY_HANDLER, started)
-            raise
+            return await respond(request, match, rule)
         finally:
             turns.leave(caller)
-        if response.status == 403:
-            self._tell(request, rule, identity, by_handler(response), started)
-        return response
 
     async def _within_bounds(
         self, request: web.Request, match: web.UrlMappingMatchInfo, rule: RouteRule, started: float
@@ -186,6 +177,11 @@ class Gate:
             self._address_limit.refused(request.headers, self._addresses.of(request))
         self._tell(request, rule, identity, error, started)
 
+    def report(self, request: web.Request, error: Refusal, started: float) -> None:
+        """Report the 403 of a handler to a known caller. Does nothing for other errors, and for one that has been reported."""
+        if error.status == 403 and REPORTED not in request and (identity := request.get(IDENTITY)) is not None:
+            self._tell(request, self.rule_of(request), identity, error if isinstance(error, Forbidden) else BY_HANDLER, started)
+
     def refuse(self, request: web.Request, error: ApiError) -> None:
         """Count and report a refusal by the limits of live answers, after the gate has admitted the request."""
         if isinstance(error, TooManyRequests):
@@ -198,8 +194,8 @@ class Gate:
         return self.rules.get(match._route) if match is not None else None
 
     def check_origin(self, request: web.Request, identity: Identity) -> None:
-        """Raise Unauthorized for a live answer to a caller with only a cookie, from a page that is not an authorized party."""
-        if hdrs.COOKIE in request.headers and TICKET not in request and not self._shown(request):
+        """Raise Unauthorized for a live answer whose caller a cookie may identify, and whose page is no authorized party's."""
+        if hdrs.COOKIE in request.headers and TICKET not in request and not self._shown_by_choice(request.headers):
             demand_origin(request, self._parties.get(identity.provider, ()))
 
     def template_of(self, request: web.Request) -> str:

@@ -26,7 +26,7 @@ from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 from .challenges import Challenges
-from .denials import admission
+from .denials import admission, by_handler
 from .refusals import REPORTED, log_error, log_response
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
@@ -78,14 +78,14 @@ class Dispatcher:
                 request._match_info = match
                 response = await self._gate.admit(request, match)
         except Exception as error:
-            response = self._response_to(request, error)
+            response = self._response_to(request, error, started)
         if type(response) is not JsonResponse or response._eof_sent or response._payload_writer is not None:
             response = self._sendable(response, request)
         match = request._match_info
         rule = self._rules.get(match._route) if match is not None else None
         status = response.status
         if status >= 400:
-            log_response(request, rule, response)
+            self._log_error(request, rule, response, started)
         if type(response) is JsonResponse or not response.prepared:
             self._finish(request, response, request_id, rule)
         seconds = time.perf_counter() - started
@@ -94,8 +94,10 @@ class Dispatcher:
             self._tell(request, response, rule, seconds)
         return response
 
-    def _response_to(self, request: web.Request, error: Exception) -> web.StreamResponse:
-        """The response to whatever was raised further in."""
+    def _response_to(self, request: web.Request, error: Exception, started: float) -> web.StreamResponse:
+        """The response to whatever was raised further in. `started`: when the request was received, by time.perf_counter."""
+        if isinstance(error, ApiError | web.HTTPException):
+            self._gate.report(request, error, started)
         if isinstance(error, ApiError):
             return self._refusal(request, error)
         if isinstance(error, web.HTTPException):
@@ -127,6 +129,12 @@ class Dispatcher:
         """The response to an error, which is logged; the gate has logged its own refusals."""
         log_error(request, self._gate.rule_of(request), error)
         return self._challenged(request, self._errors.response(error))
+
+    def _log_error(self, request: web.Request, rule: RouteRule | None, response: web.StreamResponse, started: float) -> None:
+        """Report and log an error response whose cause has not been reported: one that a handler returned."""
+        if response.status == 403:
+            self._gate.report(request, by_handler(response), started)
+        log_response(request, rule, response)
 
     def _challenged(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         if self._challenges is not None and response.status in (401, 403):

@@ -27,6 +27,7 @@ from ..http.describe import description_of, is_secret, mark_secret
 from ..http.errors import BadRequest, Conflict, Unprocessable
 from ..http.protocol import Handler
 from ..http.response import STANDARD_HEADERS
+from ..routing.table import RouteRule
 
 KEY: Final = IDEMPOTENCY_KEY
 KEEP_SECONDS: Final = web.AppKey("idempotency_keep_seconds", float)
@@ -49,6 +50,13 @@ def answers_secret(handler: H) -> H:
     """
     mark_secret(handler)
     return handler
+
+
+def respond(request: web.Request, match: web.UrlMappingMatchInfo, rule: RouteRule) -> Awaitable[web.StreamResponse]:
+    """The response of the route's handler to a request that the gate has admitted. Raises as `once`."""
+    if request._method == hdrs.METH_POST and KEY in request._headers:
+        return once(request, match.handler, rule.template)
+    return match.handler(request)
 
 
 async def once(request: web.Request, handler: Handler, template: str) -> web.StreamResponse:

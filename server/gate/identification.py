@@ -20,7 +20,8 @@ from ..telemetry.metrics import Metrics
 from .deadline import within
 
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
-
+_ADDED_BY_BROWSERS: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
+"""The schemes of `Authorization` for which a browser keeps a login, and sends it with requests of any page."""
 
 Redeem: TypeAlias = Callable[[str | None, str], Coroutine[Any, Any, Identity | None]]
 """(ticket, path) -> the caller whom this ticket stands for on this path, once; None for any other ticket."""
@@ -72,6 +73,14 @@ class Identification:
             if name in headers:
                 return False
         return True
+
+    def shown_by_choice(self, headers: MultiMapping[str]) -> bool:
+        """Does a header hold a credential that no browser adds by itself, as it adds cookies and the schemes of HTTP logins?"""
+        return any(
+            value and (name != hdrs.AUTHORIZATION or value.partition(" ")[0].lower() not in _ADDED_BY_BROWSERS)
+            for name in self._credentials
+            for value in headers.getall(name, ())
+        )
 
     def shown(self, request: web.Request) -> int:
         """How many credentials the headers show: 0 or 1. Raises the 400 for two."""
@@ -144,7 +153,10 @@ class Identification:
             raise Unauthorized("credential-rejected", "no such ticket for this path")
         if provider.recheck is not None and (identity.key_id is not None or identity.claims is None):
             now = await self._ask(provider, provider.recheck, identity)
-            identity = identity if now is None else now
+            if now is None:
+                self._told["ticket", "rejected"] += 1
+                raise Unauthorized("credential-rejected", f"{provider.name}: it no longer knows the caller of this ticket")
+            identity = now
         self._told[provider.known] += 1
         request[TICKET] = True
         return identity

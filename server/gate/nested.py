@@ -19,15 +19,14 @@ from ..auth.access import check
 from ..auth.caller import caller_key
 from ..auth.identity import IDENTITY, Identity
 from ..http.calls_tools import NESTED
-from ..http.errors import ApiError, Forbidden, TooManyRequests, Unauthorized
+from ..http.errors import ApiError, TooManyRequests, Unauthorized
 from ..http.stamp import REQUEST_ID
 from ..rate_limits.callers import LEASE
 from ..telemetry.log import LOG
 from .admission import Gate
-from .denials import BY_HANDLER, by_handler
 from .dispatcher import Dispatcher
-from .idempotency import KEY, once
-from .refusals import REPORTED, log_response
+from .idempotency import respond
+from .refusals import REPORTED
 
 _KEPT: Final = frozenset(
     {"baggage", "forwarded", "host", "traceparent", "tracestate", "user-agent", "via", "x-real-ip", "x-request-id"}
@@ -70,19 +69,10 @@ class NestedGate(Gate):
         try:
             if fault is not None:
                 raise fault
-            if request.method == hdrs.METH_POST and KEY in request.headers:
-                response = await once(request, match.handler, rule.template)
-            else:
-                response = await match.handler(request)
-        except (Forbidden, web.HTTPForbidden) as error:
-            self._tell(request, rule, identity, error if isinstance(error, Forbidden) else BY_HANDLER, started)
-            raise
+            return await respond(request, match, rule)
         finally:
             if turns is not None:
                 turns.leave(caller)
-        if response.status == 403:
-            self._tell(request, rule, identity, by_handler(response), started)
-        return response
 
 
 class NestedDispatcher(Dispatcher):
@@ -110,11 +100,11 @@ class NestedDispatcher(Dispatcher):
         try:
             response = await self._nested.admit_for(request, match, parent[IDENTITY], fault)
         except Exception as error:
-            response = self._response_to(request, error)
+            response = self._response_to(request, error, started)
         response = self._whole(response, request)
         rule = self._nested.rule_of(request)
         if response.status >= 400:
-            log_response(request, rule, response)
+            self._log_error(request, rule, response, started)
         if self._completing is not None and response.status in (401, 403):
             self._completing.complete(parent, response, rule)  # the resource is the one that the client asked
         self._finish(request, response, request_id, rule)

@@ -53,10 +53,11 @@ class Recheck:
             return True
 
     async def outcome(self, lease: Lease, changed: Subjects) -> End | Identity | None:
-        """Returns why the lease must end, or the caller as known now; None if the provider cannot tell.
+        """Returns why the lease must end, or the caller as known now; None if no provider is responsible for the caller.
 
         `changed` are the revocations that were read just now: they show whether a key ended together with its owner. If the
-        provider is unavailable the lease must end, since a request of this caller would be refused too.
+        provider is unavailable, or no longer takes the credential as its own, the lease must end: a request of this caller
+        would be refused too.
         """
         provider, before = self._provider_of(lease), lease.identity
         if provider is None or before is None:
@@ -75,7 +76,7 @@ class Recheck:
             log_failure("provider failed", error, provider=provider.name)
             return DRAINING
         if now is None:
-            return None
+            return end_of("credential-rejected", before, changed)
         return now if _rights(now) == _rights(before) else SESSION_REVOKED
 
     def _provider_of(self, lease: Lease) -> LoadedProvider | None:

@@ -109,6 +109,18 @@ def test_an_access_token_whose_subject_is_not_its_user(kind: str, before: float,
         assert revoked(kind, "sub_1", before).denies(caller) is expected
 
 
+def test_beyond_the_bound_a_kept_entry_hides_no_revocation_that_was_dropped() -> None:
+    """The older half of the entries becomes one rule, which holds for a subject with an entry of its own, too."""
+    known = Revocations(max_staleness=10, clock=lambda: 1000.0, most=4)
+    rows = [{"kind": "session", "subject": "sess_1", "issued_before": None, "expires_at": Moment(9e9)}]
+    rows += [{"kind": "user", "subject": f"user_{number}", "issued_before": Moment(50), "expires_at": Moment(9e9)} for number in (4, 3, 2, 1)]
+    known.add(rows, 1000.0, now=200.0)
+    assert len(known) == 2, "the session's entry was dropped"
+    for org_id in ("org_1", None):
+        assert known.denies(identity(org_id=org_id, org_role=None))
+        assert not known.denies(identity(org_id=org_id, org_role=None, issued_at=201.0, session_id="sess_new"))
+
+
 def test_before_the_first_reading_nobody_with_a_session_passes() -> None:
     known = Revocations(max_staleness=10)
     assert known.age == math.inf

@@ -20,7 +20,7 @@ from kits.postgres import TABLES, Server, cluster, database  # noqa: F401
 from kits.webhooks import SETTINGS, deliver, sweep, user
 
 from providers.api_key.commands import commands
-from server import CommandContext, answer, public, requires, scoped, signed_in
+from server import ApiError, CommandContext, answer, public, requires, scoped, signed_in
 from server.app import TABLE
 from server.commands import operator_scope
 from server.database.connections import Database
@@ -452,7 +452,7 @@ async def test_a_revoked_session_is_a_stranger(client: Client, log: TestDatabase
 
 
 async def test_what_a_handler_denies_is_noted_too(served: Any, log: TestDatabase) -> None:
-    """The handler's own 403, one of aiohttp's exceptions, and a row that Postgres refuses."""
+    """The handler's own 403, one of aiohttp's exceptions, an error of the product's, and a row that Postgres refuses."""
     @signed_in
     async def answers(request: web.Request) -> web.Response:
         return answer({"error": "Forbidden"}, 403)
@@ -461,18 +461,27 @@ async def test_what_a_handler_denies_is_noted_too(served: Any, log: TestDatabase
     async def raises(request: web.Request) -> web.Response:
         raise web.HTTPForbidden
 
+    class NotYours(ApiError):
+        status = 403
+
+    @signed_in
+    async def refuses(request: web.Request) -> web.Response:
+        raise NotYours("not-yours")
+
     @signed_in
     async def writes(request: web.Request) -> web.Response:
         async with scoped(request) as db:
             await db.execute("INSERT INTO org_data (organization_id, created_by, name) VALUES ('org_b', 'alice', 'x')")
         return answer({})
 
-    client = await served(extra={"odd": plugin(*(web.post(f"/api/{handler.__name__}", handler) for handler in (answers, raises, writes)))})
-    for path in ("answers", "raises", "writes"):
+    handlers = (answers, raises, refuses, writes)
+    client = await served(extra={"odd": plugin(*(web.post(f"/api/{handler.__name__}", handler) for handler in handlers))})
+    for path in ("answers", "raises", "refuses", "writes"):
         assert (await client.post(f"/api/{path}", ALICE)).status == 403
     assert (await client.post("/api/keys", ALICE, json={"name": "k", "owner": "organization"})).status == 403
-    found = {entry["target"]: (entry["reason"], entry["actor"]) for entry in await until(log, 4)}
+    found = {entry["target"]: (entry["reason"], entry["actor"]) for entry in await until(log, 5)}
     assert found == {"POST /api/answers": ("handler", "alice"), "POST /api/raises": ("handler", "alice"),
+                     "POST /api/refuses": ("handler", "alice"),
                      "POST /api/writes": ("organization", "alice"), "POST /api/keys": ("role", "alice")}
 
 

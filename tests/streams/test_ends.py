@@ -239,3 +239,28 @@ async def test_many_hints_cause_one_question_at_a_time(serve: Serve, db: TestDat
         assert asked["most"] <= 2
         assert asked["all"] <= 2 * ((time.monotonic() - started) / 0.4 + 2)
         assert registry(client).number == 2
+
+
+async def test_a_provider_that_no_longer_takes_the_credential_ends_the_stream(serve: Serve) -> None:
+    """A provider may answer None for a key that was deleted: a request is a 401 then, and an open stream ends."""
+    from types import SimpleNamespace
+
+    from server import Identity, hookimpl
+
+    good = True
+
+    class Opaque:
+        reads = ("X-Opaque",)
+
+        async def authenticate(self, request: Any) -> Any:
+            return Identity(provider="opaque", user_id="carol") if good and "X-Opaque" in request.headers else None
+
+    offer = SimpleNamespace(register_providers=hookimpl(lambda: {"opaque": lambda settings: Opaque()}, specname="register_providers"))
+    client = await serve({"providers": ["opaque"]}, extra={**LIVE, "opaque": offer})
+    clock = registry(client)._clock
+    clock._slots, clock._next_slot = clock._slots[:1], iter([0])  # a look every other second instead of once a minute
+    async with events(client, "/api/ticks", {"X-Opaque": "x"}) as stream:
+        assert (await stream.next())["event"] == "hello"
+        good = False
+        assert (await client.get("/api/me", {"X-Opaque": "x"})).status == 401
+        assert await stream.end(60) == "session-revoked"

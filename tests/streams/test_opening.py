@@ -79,6 +79,10 @@ async def test_the_cookie_of_another_provider_needs_an_origin_too(serve: Serve) 
     client = await serve({"providers": ["cookies"]}, extra={**LIVE, "cookies": offer})
     got = await client.get("/api/ticks", {"Cookie": "sid=good"})
     assert (got.status, got.json()["reason"]) == (401, "token-authorized-party")
+    for login in ("Basic dXNlcjpwYXNz", "basic", "Digest x", "Negotiate x", ""):  # a browser adds these by itself, as it adds the cookie
+        for origin in ({}, {"Origin": "https://evil.example"}):
+            got = await client.get("/api/ticks", {"Cookie": "sid=good", "Authorization": login, **origin})
+            assert (got.status, got.json()["reason"]) == (401, "token-authorized-party"), login
     async with events(client, "/api/ticks", {"Cookie": "sid=good", "Origin": PARTY}) as stream:
         assert (await stream.next())["data"] == '{"user_id":"carol"}'
 
