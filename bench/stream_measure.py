@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,10 @@ def memory_kib(pid: int) -> dict[str, float]:
 
 def grown(
     stage: Stage, server: str, child: Child, writer: Writer, opening: Sequence[bytes], sizes: Sequence[int], events: int, shape: str
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """More and more streams on one server; at each size: memory per stream, and what events cost that go to all of them
     (`broadcast`), or to the TEN of one organisation (`tenants`)."""
     warm_up(stage, child, writer, requests(stage, server.partition(",")[0], 100))
-    rows: list[dict[str, Any]] = []
     with watching(stage, child, opening) as client:
         before, opened = memory_kib(child.pid), 0
         for size in sizes:
@@ -48,8 +47,7 @@ def grown(
             held = memory_kib(child.pid)
             row = {"server": server, "shape": shape, "streams": size, "opening_ms": seconds * 1e3,
                    **{f"{name}_kib": (held[name] - before[name]) / size for name in held}}  # fmt: skip
-            rows.append(row | delivered(stage, child, client, writer, size, events, shape))
-    return rows
+            yield row | delivered(stage, child, client, writer, size, events, shape)
 
 
 def warm_up(stage: Stage, child: Child, writer: Writer, opening: Sequence[bytes]) -> None:

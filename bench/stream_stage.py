@@ -137,6 +137,7 @@ class Client:
         path = folder / f"watch-{time.monotonic_ns()}"
         path.write_bytes(msgspec.msgpack.encode(Watch(child.port, list(opening))))
         command = [sys.executable, str(HERE / "stream_client.py"), str(path)]
+        self._log = child.log
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         machine.pin(self._process.pid, {stage.load_cpu})
 
@@ -154,12 +155,17 @@ class Client:
         """Open so many more streams; the seconds that it took. Raises RuntimeError unless all are open."""
         told = self.ask("open", number)
         if told["statuses"] != {"200": number}:
-            raise RuntimeError(f"{number} streams were asked for: {told}")
+            raise RuntimeError(f"{number} streams were asked for: {told}; the end of the server's log:\n{_last_lines(self._log)}")
         return float(told["seconds"])
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def _last_lines(log: Path) -> str:
+    """The last lines of a server's log, without those of streams that have ended."""
+    return "\n".join([line for line in log.read_text().splitlines() if '"stream ended"' not in line][-5:])
 
 
 @contextlib.contextmanager

@@ -25,15 +25,12 @@ QUICK = {"rounds": 3, "seconds": 1.0, "events": 5}
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measure, print the tables, write the file; the exit status."""
+    """Measure, write the file, print the tables; the exit status."""
     args = parse(words)
     if (problem := stream_stage.files(2 * max(args.sizes) + 500)) is not None:
         print(f"streams: {problem}", file=sys.stderr)
         return 1
-    result = measured(args)
-    print(streams_tables(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(streams_tables(measured(args)))
     return 0
 
 
@@ -60,25 +57,33 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Everything as plain data: `facts`, `rows` (a server with a number of streams each), `same`, `ends`, `beside`."""
     result: dict[str, Any] = {"kind": "streams", "rows": [], "ends": [], "same": None, "beside": None}
     with Stage(args) as stage:
+        result["facts"] = stage.facts() | {"events at each size": str(args.events)}
         progress("signing tokens")
         for name in args.servers:
             with writing(stage, name) as (child, writer):
-                result["rows"] += shapes(stage, name, name, child, writer)
-            progress(f"{name}: up to {args.sizes[-1]} streams")
+                shapes(stage, result, name, name, child, writer)
+            done(args, result, f"{name}: up to {args.sizes[-1]} streams")
         if "gatepost" in args.servers:
             only_here(stage, result)
-        result["facts"] = stage.facts() | {"events at each size": str(args.events)}
     return result
 
 
-def shapes(stage: Stage, name: str, label: str, child: Child, writer: Writer) -> list[dict[str, Any]]:
-    """The rows of one server in both shapes."""
-    args, rows = stage.args, []
+def done(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Save the figures so far, so that a failure later loses none of them, and say what was measured."""
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    progress(text)
+
+
+def shapes(stage: Stage, result: dict[str, Any], name: str, label: str, child: Child, writer: Writer) -> None:
+    """Add the rows of one server in both shapes."""
+    args = stage.args
     for shape, sizes in (("broadcast", args.sizes), ("tenants", [size for size in args.sizes if size % TEN == 0])):
         if sizes:
             opening = requests(stage, name, sizes[-1], shape=shape)
-            rows += grown(stage, label, child, writer, opening, sizes, args.events, shape)
-    return rows
+            for row in grown(stage, label, child, writer, opening, sizes, args.events, shape):
+                result["rows"].append(row)
+                done(args, result, f"  {label}, {shape}: {row['streams']} streams")
 
 
 def only_here(stage: Stage, result: dict[str, Any]) -> None:
@@ -86,17 +91,17 @@ def only_here(stage: Stage, result: dict[str, Any]) -> None:
     args = stage.args
     opening = requests(stage, "gatepost", max(args.sizes[-1], args.held))
     with two_workers(stage) as (child, writer):
-        result["rows"] += shapes(stage, "gatepost", "gatepost, two processes", child, writer)
-        progress("two processes")
+        shapes(stage, result, "gatepost", "gatepost, two processes", child, writer)
         result["ends"].append({"processes": 2, **ended(stage, child, writer, args.held, 10_000)})
+        done(args, result, "two processes")
     with writing(stage, "gatepost") as (child, writer):
         assert isinstance(writer, DirectWriter)
         result["same"] = of_one_caller(stage, child, writer, opening[:1] * args.held)
         result["ends"].append({"processes": 1, **ended(stage, child, writer, args.held, 20_000)})
-        progress("one caller, and the end of streams")
+        done(args, result, "one caller, and the end of streams")
     with gatepost(stage) as quiet, gatepost(stage) as held:
         result["beside"] = beside(stage, quiet, held, opening[: args.held], args.rounds, args.seconds)
-        progress("other requests beside idle streams")
+        done(args, result, "other requests beside idle streams")
 
 
 def of_one_caller(stage: Stage, child: Child, writer: DirectWriter, opening: list[bytes]) -> dict[str, Any]:

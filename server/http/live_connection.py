@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import StreamReader
@@ -40,8 +41,19 @@ class LiveConnection(BoundedHeads):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         lost, self._lost = self._lost, None
-        if lost is not None and self._manager is not None:
-            self._manager.live -= 1  # type: ignore[attr-defined]
+        manager, handler = self._manager, self._task_handler
         super().connection_lost(exc)
-        if lost is not None:
-            lost()
+        if lost is None:
+            return
+        if manager is not None:
+            # aiohttp counts the connection until its handler has ended. Were it no longer live then, a thousand streams that
+            # end together would fill `limits.connections`, and their clients could not connect again.
+            if handler is None:
+                manager.live -= 1  # type: ignore[attr-defined]
+            else:
+                handler.add_done_callback(partial(_no_longer_live, manager))
+        lost()
+
+
+def _no_longer_live(manager: Any, _: object) -> None:
+    manager.live -= 1

@@ -13,11 +13,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from kits.live import LIVE, events, registry, until, websocket
 
+from server import event_stream, signed_in
 from server.app import LIMITS, METRICS
 from server.http.backlog import BACKLOG
-from tests.conftest import ALICE, BOB, Client, Serve, stub
+from tests.conftest import ALICE, BOB, Client, Serve, plugin, stub
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options of Linux's sockets")
 
@@ -86,6 +88,44 @@ async def test_the_process_has_a_bound(serve: Serve) -> None:
         assert got.headers["Retry-After"] == "1"
         assert (await client.get("/api/me", BOB)).status == 200
     await until(lambda: registry(client)._clock.number == 0)
+
+
+async def test_clients_of_streams_that_end_together_can_connect_again(serve: Serve) -> None:
+    """While the handlers of lost streams are still running, these do not count among `limits.connections` either."""
+    routes, over = web.RouteTableDef(), asyncio.Event()
+
+    @routes.get("/api/lingers")
+    @signed_in
+    async def lingers(request: web.Request) -> web.StreamResponse:
+        try:
+            async with event_stream(request) as stream:
+                await stream.send("here", event="hello")
+                await asyncio.Event().wait()
+        finally:
+            while not over.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await over.wait()
+        return stream.response
+
+    client = await serve({"limits.connections": 2}, extra={**LIVE, "lingers": plugin(*routes)})
+    one = registry(client)
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(5):
+            stream = await stack.enter_async_context(events(client, "/api/lingers", stub(f"u{number}")))
+            assert (await stream.next())["event"] == "hello"
+    try:
+        await until(lambda: one.number == 0, 30)
+        assert one._clock.number == 5
+        for _ in range(3):
+            assert (await client.get("/api/me", BOB)).status == 200
+        async with events(client, "/api/ticks", BOB) as again:
+            assert again.response.status == 200
+    finally:
+        over.set()
+    await until(lambda: one._clock.number == 0, 30)
+    runner = client.server.runner
+    assert runner is not None
+    await until(lambda: runner.server.live == 0, 30)
 
 
 async def test_streams_do_not_count_as_requests_in_progress(serve: Serve) -> None:
