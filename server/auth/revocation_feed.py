@@ -1,7 +1,8 @@
 """Keeps the revocations of a process fresh, and cleans up after accesses that have ended.
 
 Each reading fetches the rows that were written since the last one, by transaction id: a transaction that was still in
-progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second.
+progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second. It reads
+from the primary alone: LISTEN is refused by a standby, and what a standby returns is not used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from ..http.errors import Unavailable
 from ..telemetry.log import LOG, log_failure
+from .feed_connection import soonest
 from .revocation import Revocations
 
 CHANNEL: Final = "gatepost_revocations"
@@ -26,12 +28,15 @@ SWEEP_ROWS: Final = 200
 SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
 REPEAT_SECONDS: Final = 60.0
 """How often an outage that lasts is logged again."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
+"""Between attempts to connect. As soon as the database is back, a sign-out may be acknowledged that must be known here within a
+second."""
 FORGET_SECONDS: Final = 60.0
 """How often expired entries are removed from memory."""
 # Longer than a healthy database takes. Twice this and a new connection are within the allowed staleness.
 READ_SECONDS: Final = 3.0
-_READ: Final = """SELECT h.horizon, h.at, r.kind, r.subject, r.issued_before, r.expires_at
-  FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at) AS h
+_READ: Final = """SELECT h.horizon, h.at, h.standby, r.kind, r.subject, r.issued_before, r.expires_at
+  FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at, pg_is_in_recovery() AS standby) AS h
   LEFT JOIN public.revocations_since($1::text::xid8) AS r ON true"""
 
 
@@ -49,6 +54,7 @@ class Feed:
         self._forget_at = time.monotonic() + FORGET_SECONDS
         self._since, self._now = "0", 0.0
         self._silent_until = 0.0  # 0: the feed is not interrupted
+        self._pause = FIRST_PAUSE
         self._sweep = True
         self.pending = 0
         """The number of ended accesses that still need cleaning up. They are refused already."""
@@ -67,25 +73,32 @@ class Feed:
                 await self._task
 
     async def _run(self) -> None:
-        pause = INTERVAL_SECONDS
         while True:
             try:
-                async with self._connect() as connection:
-                    self._since = "0"  # it may be another server, with rows that the last one had lost
-                    await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
-                    while True:
-                        begun = time.monotonic()
-                        await self._read(connection)
-                        self._resumed()
-                        await self._tidy(connection)
-                        pause = INTERVAL_SECONDS
-                        await self._wait(begun)
+                async with soonest(self._connect) as connection:
+                    await self._keep_reading(connection)
             except Exception as error:
                 if self._closing:  # an outage during the cancellation, which wait_for of Python 3.11 then loses
                     return
                 self._interrupted(error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
+                await asyncio.sleep(self._pause)
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _keep_reading(self, connection: Any) -> None:
+        """Read until that fails."""
+        self._since = "0"  # it may be another server, with rows that the last one had lost
+        try:
+            await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
+            while True:
+                begun = time.monotonic()
+                await self._read(connection)
+                self._resumed()
+                await self._tidy(connection)
+                self._pause = FIRST_PAUSE
+                await self._wait(begun)
+        except Exception:
+            connection.terminate()  # closing it in order would take a second where the server has vanished
+            raise
 
     def _interrupted(self, error: Exception) -> None:
         """Log an outage when it begins, and then once a minute."""
@@ -140,6 +153,8 @@ class Feed:
         begun = time.monotonic()
         whole = self._since == "0"
         rows = await connection.fetch(_READ, self._since, timeout=READ_SECONDS)
+        if rows[0]["standby"]:  # it may lag behind the primary by any time
+            raise Unavailable("the revocations were read from a standby")
         known, self._now = [row for row in rows if row["kind"] is not None], rows[0]["at"].timestamp()
         if whole:
             self._revocations.replace((), begun)

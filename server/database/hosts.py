@@ -127,3 +127,10 @@ def split(dsn: str) -> list[str]:
     if len(hosts) == 1 or query.get("target_session_attrs") == ["prefer-standby"]:
         return [dsn]
     return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts]
+
+
+def of_primary(dsn: str) -> dict[str, Any]:
+    """asyncpg's arguments for `dsn` where only the primary will do: a standby among several hosts is passed over, unless
+    the URL itself says which host it means."""
+    several = len(split(dsn)) > 1 and "target_session_attrs" not in dsn
+    return {"dsn": dsn, "target_session_attrs": "primary"} if several else {"dsn": dsn}

@@ -12,7 +12,7 @@ from ..auth.revocation import Revocations
 from ..auth.revocation_feed import READ_SECONDS, Feed
 from ..database.connections import Database
 from ..database.direct import direct_connection
-from ..database.hosts import split
+from ..database.hosts import of_primary, split
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
 from ..http.errors import Unavailable
@@ -62,7 +62,7 @@ class ServerDatabase:
             await until_reachable(lambda: self._connect(connect), wait_seconds(self._settings))
             await self._refuse_unsafe()
             if direct := self._settings.get("database.direct_url"):
-                await self._refuse_another_database({"dsn": direct})
+                await self._refuse_another_database(of_primary(direct))
             self._feed = Feed(self.revocations, self.straight)
             await self._feed.open()
         except Unavailable as error:
@@ -94,9 +94,9 @@ class ServerDatabase:
             raise Unavailable("it is a standby, which cannot be written to: give the address of the primary")
 
     def _straight(self, connect: Mapping[str, Any]) -> dict[str, Any]:
-        """Asyncpg's arguments for a connection that may LISTEN, with the URL as it is now."""
+        """Asyncpg's arguments for a connection that may LISTEN, which a standby refuses, with the URL as it is now."""
         if dsn := self._url_now("database.direct_url") or self._url_now("database.url"):
-            connect = {"dsn": dsn}
+            connect = of_primary(dsn)
         return {**connect, "command_timeout": READ_SECONDS}
 
     def _url_now(self, key: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
+from ..http.errors import Unavailable
 from ..telemetry.log import LOG
 from .change_tables import ChangeTables
 from .fanout import Fanout
@@ -51,8 +52,11 @@ class ChangeFeed:
         self._reloaded: asyncio.Future[None] | None = None
         """Done when the catalogs have been read again; None if nothing waits for that."""
         self._wake = asyncio.Event()
+        self._interrupted_at: float | None = None
         self.connections = 0
         """How many connections have listened so far."""
+        self.failures = 0
+        """How often a connection was lost, or could not be opened."""
         self.process_id: int | None = None
         """The process id of the Postgres backend that serves the connection."""
 
@@ -91,18 +95,30 @@ class ChangeFeed:
             began = time.monotonic()
             try:
                 async with self._connect() as connection:
-                    await self._listen(connection)
-                error = "the connection was closed"
-            except Exception as failed:
-                error = type(failed).__name__
+                    fields = {"error": await self._listen(connection)}
+            except Exception as error:
+                fields = {"error": type(error).__name__} | ({"why": str(error)} if isinstance(error, Unavailable) else {})
             finally:
                 self._listening.clear()
-            LOG.warning("change feed interrupted", extra={"fields": {"error": error}})
+            self._log_interruption(fields)
             pause = FIRST_PAUSE if time.monotonic() - began > _STEADY_SECONDS else min(pause * 2, LONGEST_PAUSE)
             await asyncio.sleep(pause)
 
-    async def _listen(self, connection: Any) -> None:
-        """Listen until the connection ends, or its server becomes a read-only standby."""
+    def _log_interruption(self, fields: dict[str, str]) -> None:
+        """Log an outage when it begins."""
+        self.failures += 1
+        if self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+            LOG.warning("change feed interrupted", extra={"fields": fields})
+
+    def _log_resumption(self) -> None:
+        """Log the end of an outage, and how long it lasted."""
+        if self._interrupted_at is not None:
+            seconds, self._interrupted_at = round(time.monotonic() - self._interrupted_at, 3), None
+            LOG.info("change feed resumed", extra={"fields": {"seconds": seconds}})
+
+    async def _listen(self, connection: Any) -> str:
+        """Listen until the connection ends, or its server turns out to be a standby; returns which of the two."""
         connection.add_termination_listener(lambda _: self._wake.set())
         await connection.execute(_KEEPALIVE, timeout=_ANSWER_SECONDS)
         await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.heard(payload))
@@ -112,13 +128,16 @@ class ChangeFeed:
         if self.connections > 1:
             self._fanout.lost()
         self._listening.set()
+        self._log_resumption()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._beat):
                     await self._wake.wait()
             self._wake.clear()
-            if connection.is_closed() or await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
-                return
+            if connection.is_closed():
+                return "the connection was closed"
+            if await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
+                return "the server is a standby"
             if self._reloaded is not None:
                 await asyncio.sleep(self._loaded_at + _BETWEEN_SECONDS - time.monotonic())
             if self._reloaded is not None or time.monotonic() >= self._loaded_at + _LOAD_SECONDS:

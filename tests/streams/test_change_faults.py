@@ -46,13 +46,27 @@ async def mortal(fragile: Fragile) -> AsyncIterator[TestDatabase]:
     await fragile.drop_database(found.name)
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
+    """(message, fields) of each line of the change feed."""
+    return [(record.getMessage(), record.fields) for record in caplog.records if record.getMessage().startswith("change feed")]
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-async def test_postgres_restarts(serve: Serve, fragile: Fragile, mortal: TestDatabase, how: signal.Signals) -> None:
-    """Nothing is told while it is down; then a resync, and what is written after it."""
+async def test_postgres_restarts(
+    serve: Serve, fragile: Fragile, mortal: TestDatabase, how: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is told while it is down; then a resync, and what is written after it. The log has a line for the outage, and
+    another for its end."""
+    caplog.set_level("INFO")
     client = await serve({"database.url": mortal.url}, extra=LIVE)
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
         await asyncio.to_thread(fragile.down, how)
         await nothing(ann, bea)
+        feed = client.app[CHANGES].feed
+        await until(lambda: not feed.listening, 20)
+        failures = feed.failures
+        await until(lambda: feed.failures >= failures + 3, 60)
+        assert [message for message, _ in logged(caplog)] == ["change feed interrupted"]
         await asyncio.to_thread(fragile.up)
         await mortal.rows(INSERT, "unheard")
         for stream in (ann, bea):
@@ -64,6 +78,35 @@ async def test_postgres_restarts(serve: Serve, fragile: Fragile, mortal: TestDat
         while seen[1].get("title") != "heard":
             seen = await change(ann)
         await nothing(bea)
+    (begun, why), (over, how_long) = logged(caplog)
+    assert (begun, over) == ("change feed interrupted", "change feed resumed")
+    assert why["error"]
+    assert how_long.keys() == {"seconds"}
+    assert how_long["seconds"] > 0
+
+
+async def test_an_outage_is_logged_with_what_postgres_says(
+    serve: Serve, fragile: Fragile, mortal: TestDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The role may no longer log in, and the first attempt already fails."""
+    caplog.set_level("INFO")
+    client = await serve({"database.url": mortal.url}, extra=LIVE)
+    feed = client.app[CHANGES].feed
+    await feed.close()
+    async with fragile.as_admin() as admin:
+        await admin.execute(f"ALTER ROLE {fragile.serving_role} NOLOGIN")
+        try:
+            feed._task = None
+            feed._listening.clear()
+            feed.start()
+            await until(lambda: feed.failures >= 3, 60)
+        finally:
+            await admin.execute(f"ALTER ROLE {fragile.serving_role} LOGIN")
+    await until(lambda: feed.listening, 60)
+    (begun, why), (over, _) = logged(caplog)
+    assert (begun, over) == ("change feed interrupted", "change feed resumed")
+    assert why["error"] == "Unavailable"
+    assert "not permitted to log in" in why["why"]
 
 
 async def test_a_network_that_swallows_everything(serve: Serve, fragile: Fragile, mortal: TestDatabase) -> None:
