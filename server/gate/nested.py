@@ -107,9 +107,9 @@ class NestedDispatcher(Dispatcher):
             self._log_error(request, rule, response, started)
         if self._completing is not None and response.status in (401, 403):
             self._completing.complete(parent, response, rule)  # the resource is the one that the client asked
+        if LEASE in request:  # the response that is sent tells of the route's limit too, and it may be this one
+            parent[LEASE] = request.pop(LEASE)
         self._finish(request, response, request_id, rule)
-        if LEASE in request:
-            parent[LEASE] = request[LEASE]  # the response that is sent tells of the route's limit too
         seconds = time.perf_counter() - started
         if rule is not None:
             rule.tally.add(response.status, seconds)

@@ -73,9 +73,8 @@ class Stream:
         The event is the change's, its `id` that of the row. It is much cheaper than a loop over `changes`, because rows go to
         the connection without waking the handler. Raises what `changes` raises, and RuntimeError before the stream is open.
         """
-        if self._lease is None:
-            raise RuntimeError("the stream is not open")
-        async for change in changes_of(self._request, table, DirectOutlet(self._request, self._registry, self._lease)):
+        lease = self._check_open()
+        async for change in changes_of(self._request, table, DirectOutlet(self._request, self._registry, lease)):
             await self._send(frame_of(change))  # one that could not be sent directly
 
     def changes(self, table: str) -> Changes:
@@ -88,10 +87,17 @@ class Stream:
         `created`, `updated`, `deleted` or `resync`. Rows are read again under the caller's scope: one that row-level security
         hides is left out. `resync` means that changes may have been missed: the client should load everything again.
 
-        Raises Unauthorized (401) if the request has no caller, and, when the first change is asked for, ChangesNotTold (a
-        LookupError) if the table reports no changes.
+        Raises Unauthorized (401) if the request has no caller, RuntimeError before the stream is open, and, when the first
+        change is asked for, ChangesNotTold (a LookupError) if the table reports no changes.
         """
+        self._check_open()
         return changes_of(self._request, table)
+
+    def _check_open(self) -> Lease:
+        """Returns the lease. Without one, nothing would end a subscription to changes."""
+        if self._lease is None:
+            raise RuntimeError("the stream is not open")
+        return self._lease
 
     async def __aenter__(self) -> Stream:
         if self._lease is not None:
@@ -128,11 +134,11 @@ async def begun(registry: Streams, lease: Lease, response: web.StreamResponse) -
     """Send the head of a live answer. Raises what its preparation raises; CancelledError if the client has disconnected."""
     try:
         await response.prepare(lease.request)
-    except ConnectionError:
+    except BaseException as error:
+        unsubscribe_all(lease.request)
         registry.left(lease, GONE)
-        raise asyncio.CancelledError("the client has gone") from None
-    except BaseException:
-        registry.left(lease, GONE)
+        if isinstance(error, ConnectionError):
+            raise asyncio.CancelledError("the client has gone") from None
         raise
 
 

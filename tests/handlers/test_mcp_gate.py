@@ -265,6 +265,21 @@ async def test_a_handler_sees_no_credential_and_no_foreign_header(serve: Serve) 
 # Limits ----------------------------------------------------------------------------------------------------------------
 
 
+async def test_a_tools_response_that_is_the_handlers_own_has_each_header_once(serve: Serve) -> None:
+    @calls_tools
+    @signed_in
+    async def outer(request: web.Request) -> web.StreamResponse:
+        return await call_tool(request, "rarely", {})
+
+    plugins = {"product": PRODUCT, "outer": routes_plugin(web.get("/api/outer", outer))}
+    client = await serve({**SETTINGS, "limits.caller": "20/minute"}, extra=plugins)
+    for status in (200, 200, 200, 429):
+        got = await client.get("/api/outer", {**ALICE, "Origin": "http://localhost:3000"})
+        assert got.status == status
+        assert sorted(got.headers) == sorted(set(got.headers)), "a header is there twice"
+        assert got.headers["RateLimit-Policy"] == '"caller";q=20;w=60, "route";q=3;w=60'
+
+
 async def test_a_call_counts_once_for_the_caller_and_once_for_the_route(serve: Serve) -> None:
     client = await serve({**SETTINGS, "limits.caller": "20/minute"}, extra={"product": PRODUCT})
     agent = Agent(client, ALICE)

@@ -10,14 +10,17 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from kits.live import LIVE, events, registry, until, websocket
 from kits.webhooks import SETTINGS, deliver, session
 
+from server import event_stream, signed_in
 from server.app import SERVER_DATABASE
 from server.database.scope import DATABASE
 from server.streams.frames import encode
+from server.streams.live_changes import CHANGES
 from server.testing.clerk import LoopbackClerk
-from tests.conftest import ALICE, Client, Serve, TestDatabase, stub
+from tests.conftest import ALICE, Client, Serve, TestDatabase, plugin, stub
 
 SESSION = stub("alice", session_id="sess_1")
 
@@ -281,3 +284,27 @@ async def test_a_request_is_answered_by_one_stream(serve: Serve, caplog: pytest.
     assert "handler failed" in caplog.text
     await until(lambda: registry(client)._clock.number == 0)
     assert client.server.handler.live == 0  # type: ignore[union-attr]
+
+
+async def test_changes_begin_with_an_open_stream_only(serve: Serve) -> None:
+    """A subscription ends with its stream: before it is open, or where it was refused, nothing would end one."""
+    told: list[str] = []
+
+    @signed_in
+    async def early(request: web.Request) -> web.StreamResponse:
+        stream = event_stream(request)
+        try:
+            stream.changes("todos")
+        except RuntimeError as error:
+            told.append(str(error))
+        async with stream:
+            await asyncio.Event().wait()
+        return stream.response
+
+    client = await serve({"streams.per_caller": 1}, extra={"early": plugin(web.get("/api/early", early))})
+    async with events(client, "/api/early", ALICE) as stream:
+        assert stream.response.status == 200
+        for _ in range(3):
+            assert (await client.get("/api/early", ALICE)).status == 429
+    assert told == ["the stream is not open"] * 4
+    assert len(client.app[CHANGES].fanout) == 0
