@@ -481,7 +481,8 @@ ALTER TABLE revocations ADD CONSTRAINT revocations_kind_check
 -- progress during a read is not below the snapshot's xmin, so it is read the next time, however late it commits.
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS changed_in xid8 NOT NULL DEFAULT pg_current_xact_id();
 ALTER TABLE revocations ADD COLUMN IF NOT EXISTS owner text;                   -- the user or organisation whose row this is
-CREATE INDEX IF NOT EXISTS revocations_changed ON revocations (changed_in);
+DROP INDEX IF EXISTS revocations_changed;
+CREATE INDEX IF NOT EXISTS revocations_pages ON revocations (changed_in, kind COLLATE "C", subject COLLATE "C");
 CREATE INDEX IF NOT EXISTS revocations_by_owner ON revocations (kind, owner) WHERE owner IS NOT NULL;
 
 -- Ends of access that still need tidying up: descendants of a key, keys and memberships of an owner. No access decision
@@ -1180,7 +1181,20 @@ BEGIN
     RETURN 'applied';
 END $$;
 
--- The revocations that still matter and were written in this transaction or a later one ('0': all of them).
+-- The next `at_most` revocations that were written in the transaction `since` or a later one ('0': all of them), in the order of
+-- (changed_in, kind, subject) and behind this kind and subject of that transaction ('' and '': from its first one on). The last
+-- row says where the next page begins. Expired rows are among them, so that a page reads at most `at_most` rows of the table.
+-- A row that is written between two pages moves behind all pages; its transaction is not below the xmin of the first page's
+-- snapshot, so a reader that goes on from there finds it.
+CREATE OR REPLACE FUNCTION public.revocations_page(since xid8, after_kind text, after_subject text, at_most integer)
+RETURNS TABLE (changed_in xid8, kind text, subject text, issued_before timestamptz, expires_at timestamptz)
+LANGUAGE sql STABLE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+    SELECT r.changed_in, r.kind, r.subject, r.issued_before, r.expires_at FROM public.revocations AS r
+     WHERE (r.changed_in, r.kind COLLATE "C", r.subject COLLATE "C") > (since, after_kind, after_subject)
+     ORDER BY r.changed_in, r.kind COLLATE "C", r.subject COLLATE "C" LIMIT at_most
+$$;
+
+-- The same at once, without those that have expired: for servers of the previous release.
 DROP FUNCTION IF EXISTS public.live_revocations();
 CREATE OR REPLACE FUNCTION public.revocations_since(earliest xid8)
 RETURNS TABLE (kind text, subject text, issued_before timestamptz, expires_at timestamptz)
@@ -1245,14 +1259,15 @@ $$;
 
 REVOKE ALL ON FUNCTION public.apply_sign_out(text, text, timestamptz, text, jsonb, interval, interval),
     public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
-    public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8), public.sweep_ended(integer),
-    public.prune_sync(), public.prune_idempotency(integer) FROM PUBLIC;
+    public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8),
+    public.revocations_page(xid8, text, text, integer), public.sweep_ended(integer), public.prune_sync(),
+    public.prune_idempotency(integer) FROM PUBLIC;
 DO $do$
 BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION public.apply_sign_out(text, text, timestamptz, text, jsonb, interval, interval),
                     public.apply_clerk_event(text, text, timestamptz, jsonb, interval, interval),
                     public.replay_clerk_events(timestamptz, text, integer, interval), public.revocations_since(xid8),
-                    public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
+                    public.revocations_page(xid8, text, text, integer), public.sweep_ended(integer), public.prune_sync(), public.prune_idempotency(integer) TO %I', current_setting('gatepost.serving_role'));
 END $do$;
 
 -- End a session, a user's tokens or one token (`jti`) for the operator, as an issuer's events do; returns when. Of a user's

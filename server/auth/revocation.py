@@ -75,11 +75,27 @@ class Revocations:
 
     def replace(self, rows: Iterable[Mapping[str, Any]], read_at: float) -> None:
         """Replace all entries by the table as of `read_at` (by the clock, before the query was sent)."""
-        self._entries, self._ends, self._tokens = {}, {}, set()
-        self.add(rows, read_at)
+        fresh = self.successor()
+        fresh.add(rows, read_at)
+        self.become(fresh)
 
-    def add(self, rows: Iterable[Mapping[str, Any]], read_at: float, now: float = 0.0) -> None:
-        """Add the rows written since the last reading. `now` is the time of the reading (Unix seconds)."""
+    def successor(self) -> Revocations:
+        """An empty set with the same bounds, for `become`: it is filled while this one is asked."""
+        return Revocations(max_staleness=self._max_staleness, clock=self._clock, most=self._most)
+
+    def become(self, other: Revocations) -> None:
+        """Replace all entries by those of `other`, and be as fresh as it is. Nothing may add to `other` afterwards."""
+        self._entries, self._ends, self._tokens = other._entries, other._ends, other._tokens
+        self._all_before, self._read_at = max(self._all_before, other._all_before), other._read_at
+        if self._entries:
+            self._tell(set(self._entries))
+
+    def add(self, rows: Iterable[Mapping[str, Any]], read_at: float | None, now: float = 0.0) -> None:
+        """Add the rows written since the last reading.
+
+        `read_at` is by the clock, before the query was sent; None while more rows of the same reading are to come.
+        `now` is the time of the reading (Unix seconds).
+        """
         read: set[tuple[str, str]] = set()
         for row in rows:
             subject = row["kind"], row["subject"]
@@ -88,19 +104,21 @@ class Revocations:
             self._ends[subject] = _moment(row["expires_at"])
             if row["kind"] == "jti":
                 self._tokens.add(row["subject"])
-        if len(self._entries) > self._most:
-            LOG.error("more revocations than can be held: credentials issued until now are refused")
-            self._all_before = max(self._all_before, now)
-            kept = list(self._entries)[-(self._most // 2) :]
-            self._entries = {subject: self._entries[subject] for subject in kept}
-            self._ends = {subject: self._ends[subject] for subject in kept}
-            self._tokens = {name for kind, name in kept if kind == "jti"}
+        if read_at is not None:
             self._read_at = read_at
+        if len(self._entries) > self._most:
+            self._drop_older_half(now)
             self._tell(set())
-            return
-        self._read_at = read_at
-        if read:
+        elif read:
             self._tell(read)
+
+    def _drop_older_half(self, now: float) -> None:
+        LOG.error("more revocations than can be held: credentials issued until now are refused")
+        self._all_before = max(self._all_before, now)
+        kept = list(self._entries)[-(self._most // 2) :]
+        self._entries = {subject: self._entries[subject] for subject in kept}
+        self._ends = {subject: self._ends[subject] for subject in kept}
+        self._tokens = {name for kind, name in kept if kind == "jti"}
 
     def _tell(self, read: set[tuple[str, str]]) -> None:
         for listener in self.listeners:

@@ -1,8 +1,9 @@
 """Keeps the revocations of a process fresh, and cleans up after accesses that have ended.
 
 Each reading fetches the rows that were written since the last one, by transaction id: a transaction that was still in
-progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second. It reads
-from the primary alone: LISTEN is refused by a standby, and what a standby returns is not used.
+progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second.
+No statement returns more than a page; a process whose feed begins anew serves from the new rows once it has the last page. It
+reads from the primary alone: LISTEN is refused by a standby, and what a standby returns is not used.
 """
 
 from __future__ import annotations
@@ -33,18 +34,24 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
 second."""
 FORGET_SECONDS: Final = 60.0
 """How often expired entries are removed from memory."""
-# Longer than a healthy database takes. Twice this and a new connection are within the allowed staleness.
+# Longer than a healthy database takes for a page. Twice this and a new connection are within the allowed staleness.
 READ_SECONDS: Final = 3.0
-_READ: Final = """SELECT h.horizon, h.at, h.standby, r.kind, r.subject, r.issued_before, r.expires_at
+PAGE_ROWS: Final = 10_000
+"""The most rows of one statement, so that its time and its memory do not grow with the table."""
+_READ: Final = """SELECT h.horizon, h.at, h.standby, r.expires_at > h.at AS live,
+       r.changed_in::text, r.kind, r.subject, r.issued_before, r.expires_at
   FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, now() AS at, pg_is_in_recovery() AS standby) AS h
-  LEFT JOIN public.revocations_since($1::text::xid8) AS r ON true"""
+  LEFT JOIN public.revocations_page($1::text::xid8, $2, $3, $4) AS r ON true"""
 
 
 class Feed:
     """Keeps a Revocations fresh, on a separate connection, and cleans up after ended accesses."""
 
-    def __init__(self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+    def __init__(
+        self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]], *, page_rows: int = PAGE_ROWS
+    ) -> None:
         """`connect()` opens a connection that may LISTEN (not through a transaction pooler)."""
+        self._page_rows = page_rows
         self._revocations = revocations
         self._connect = connect
         self._hint = asyncio.Event()
@@ -60,8 +67,12 @@ class Feed:
         """The number of ended accesses that still need cleaning up. They are refused already."""
 
     async def open(self) -> None:
-        """Read the table once before anything is served, then keep reading. Raises Unavailable."""
+        """Read the table once before anything is served, then keep reading. After a failure it can be called again.
+
+        Raises Unavailable where no connection can be opened, and the driver's errors where it fails later.
+        """
         async with self._connect() as connection:
+            self._since = "0"
             await self._read(connection)
         self._task = asyncio.create_task(self._run())
 
@@ -150,14 +161,32 @@ class Feed:
             self._sweep = False  # until the next revocation, or the next minute
 
     async def _read(self, connection: Any) -> None:
-        begun = time.monotonic()
-        whole = self._since == "0"
-        rows = await connection.fetch(_READ, self._since, timeout=READ_SECONDS)
-        if rows[0]["standby"]:  # it may lag behind the primary by any time
-            raise Unavailable("the revocations were read from a standby")
-        known, self._now = [row for row in rows if row["kind"] is not None], rows[0]["at"].timestamp()
-        if whole:
-            self._revocations.replace((), begun)
-        self._revocations.add(known, begun, self._now)
-        self._sweep = self._sweep or bool(known)
-        self._since = rows[0]["horizon"]
+        if self._since != "0":
+            await self._read_pages(connection, self._revocations)
+            return
+        fresh = self._revocations.successor()
+        if await self._read_pages(connection, fresh) > 1:
+            await self._read_pages(connection, fresh)  # what was written while the pages were read
+        self._revocations.become(fresh)
+
+    async def _read_pages(self, connection: Any, into: Revocations) -> int:
+        """Add what was written since the last reading. Returns the number of pages.
+
+        The next reading begins with the oldest transaction that was in progress at the first page: each earlier one had ended
+        by then, so every page shows what it wrote, and what a later one writes has a place behind it.
+        """
+        begun, horizon, pages = time.monotonic(), "", 0
+        place: tuple[str, str, str] | None = (self._since, "", "")
+        while place is not None:
+            rows = await connection.fetch(_READ, *place, self._page_rows, timeout=READ_SECONDS)
+            if rows[0]["standby"]:  # it may lag behind the primary by any time
+                raise Unavailable("the revocations were read from a standby")
+            at, last, pages = rows[0]["at"], rows[-1], pages + 1
+            horizon = horizon or rows[0]["horizon"]
+            place = (last["changed_in"], last["kind"], last["subject"]) if len(rows) >= self._page_rows else None
+            live = [row for row in rows if row["live"]]
+            self._now = at.timestamp()
+            into.add(live, begun if place is None else None, self._now)
+            self._sweep = self._sweep or bool(live)
+        self._since = horizon
+        return pages

@@ -16,6 +16,7 @@ DEFINER_FUNCTIONS: Final[dict[str, str]] = {
     "public.apply_clerk_event(text, text, timestamp with time zone, jsonb, interval, interval)": "gatepost_sync",
     "public.apply_sign_out(text, text, timestamp with time zone, text, jsonb, interval, interval)": "gatepost_sync",
     "public.revocations_since(xid8)": "gatepost_sync",
+    "public.revocations_page(xid8, text, text, integer)": "gatepost_sync",
     "public.revoke_access(text, text, interval)": "gatepost_sync",
     "public.sweep_ended(integer)": "gatepost_sync",
     "public.prune_sync()": "gatepost_sync",

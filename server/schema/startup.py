@@ -12,6 +12,7 @@ from ..auth.revocation import Revocations
 from ..auth.revocation_feed import READ_SECONDS, Feed
 from ..database.connections import Database
 from ..database.direct import direct_connection
+from ..database.driver import translate_error
 from ..database.hosts import of_primary, split
 from ..embedded.process import PostgresError
 from ..embedded.server import EmbeddedPostgres, running_socket
@@ -64,10 +65,18 @@ class ServerDatabase:
             if direct := self._settings.get("database.direct_url"):
                 await self._refuse_another_database(of_primary(direct))
             self._feed = Feed(self.revocations, self.straight)
-            await self._feed.open()
+            await until_reachable(self._feed_opened, wait_seconds(self._settings))
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
             raise StartFailed(f"{unreachable(error)}{pooler}") from error
+
+    async def _feed_opened(self) -> None:
+        """Read all revocations. Raises Unavailable also where the connection is lost between two pages of them."""
+        assert self._feed is not None
+        try:
+            await self._feed.open()
+        except Exception as error:
+            raise translate_error(error) from error
 
     def straight(self) -> AbstractAsyncContextManager[Any]:
         """A connection of its own that may LISTEN: not through a transaction pooler. Raises Unavailable, also before `open`."""

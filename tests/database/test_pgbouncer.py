@@ -279,7 +279,7 @@ async def test_revocations_come_past_the_pooler(make_app: MakeApp, serve: Serve,
         assert time.perf_counter() - started < 1
         await asyncio.sleep(0.005)
     async with db.server.as_admin(db.name) as admin:
-        listening = await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' OR query LIKE '%revocations_since%'")
+        listening = await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' OR query LIKE '%revocations_page%'")
     assert listening >= 1
 
 

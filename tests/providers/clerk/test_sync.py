@@ -165,7 +165,7 @@ async def test_the_functions_are_nobody_elses(db: TestDatabase) -> None:
         await admin.execute(f'GRANT CONNECT ON DATABASE "{db.name}" TO "{guest}"')
     for role in (guest, db.server.owner_role):
         async with db.server.connected(role, db.name) as connection:
-            for call in ("apply_clerk_event('m', 'x', now(), '{}', '1 day', '1 day')", "revocations_since('0')", "sweep_ended(1)", "prune_sync()", "prune_idempotency(1)",
+            for call in ("apply_clerk_event('m', 'x', now(), '{}', '1 day', '1 day')", "revocations_since('0')", "revocations_page('0', '', '', 1)", "sweep_ended(1)", "prune_sync()", "prune_idempotency(1)",
                          "replay_clerk_events(now(), '', 1, '1 day')"):  # fmt: skip
                 with pytest.raises(DENIED):
                     await connection.execute(f"SELECT * FROM {call}")
