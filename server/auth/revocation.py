@@ -88,7 +88,7 @@ class Revocations:
         self._entries, self._ends, self._tokens = other._entries, other._ends, other._tokens
         self._all_before, self._read_at = max(self._all_before, other._all_before), other._read_at
         if self._entries:
-            self._tell(set(self._entries))
+            self._tell(set(self._entries) if other._all_before == -math.inf else set())
 
     def add(self, rows: Iterable[Mapping[str, Any]], read_at: float | None, now: float = 0.0) -> None:
         """Add the rows written since the last reading.

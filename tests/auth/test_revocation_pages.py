@@ -240,10 +240,12 @@ async def test_a_start_is_refused_a_first_page_that_fails(db: Any) -> None:
 
 async def test_more_than_can_be_held_are_read_page_by_page_too(db: Any) -> None:
     await fill(db, 10 * PAGE, 500)
-    known = Revocations(max_staleness=1000, most=4 * PAGE)
+    known, heard = Revocations(max_staleness=1000, most=4 * PAGE), list[set[tuple[str, str]]]()
+    known.listeners.append(heard.append)
     async with paused(db, nothing) as connection:
         await feed_of(known)._read(connection)
     assert len(known) <= 4 * PAGE
+    assert heard == [set()], "any open stream may be concerned"
     assert known.revoked("session", "never seen", time.time() - 60), "credentials from before are refused"
     assert not known.revoked("session", "never seen", time.time() + 3600)
 
