@@ -1,6 +1,8 @@
 """Targets that two readers could take differently are refused; development credentials are for this very machine."""
 
 import re
+import time
+import timeit
 from collections.abc import AsyncIterator
 from urllib.parse import unquote_to_bytes
 
@@ -102,11 +104,8 @@ def test_the_short_way_says_no_more_than_the_long_way(target: str) -> None:
     ["/" * 16_000, "/a" * 8_000, "/" + "." * 16_000, "/a?" + "/" * 16_000 + " ", "/" + "a/." * 5_000 + "\x00", "/%61" * 4_000],
 )
 def test_long_targets_take_no_time(target: str) -> None:
-    import time
-
-    started = time.perf_counter()
-    malformed(target)
-    assert time.perf_counter() - started < 0.05
+    """The least CPU time of five attempts: other processes do not count."""
+    assert min(timeit.repeat(lambda: malformed(target), timer=time.process_time, number=1, repeat=5)) < 0.05
 
 
 # This machine ----------------------------------------------------------------------------------------------------------
