@@ -1568,13 +1568,36 @@ BEGIN
     INSERT INTO public.gatepost_public (relation, reason) VALUES (of_table, btrim(why));
 END $$;
 
+-- Returns the first fault of the columns that hold a row's tenants or author; NULL if there is none.
+CREATE OR REPLACE FUNCTION public.gatepost_tenant_column_fault(of_table regclass, asked text[]) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    one   text;
+    found record;
+    fault text;
+BEGIN
+    FOREACH one IN ARRAY array_remove(asked, NULL) LOOP
+        SELECT a.atttypid, a.attgenerated, co.collisdeterministic INTO found
+          FROM pg_attribute AS a LEFT JOIN pg_collation AS co ON co.oid = a.attcollation
+         WHERE a.attrelid = of_table AND a.attname = one AND a.attnum > 0 AND NOT a.attisdropped;
+        fault := coalesce(fault, CASE
+            WHEN found.atttypid IS NULL THEN format('it has no column %I', one)
+            WHEN found.atttypid <> 'text'::regtype
+                THEN format('its column %I is %s: ids of users and organisations are text', one, format_type(found.atttypid, NULL))
+            WHEN found.attgenerated <> '' THEN format('its column %I is generated', one)
+            WHEN NOT found.collisdeterministic
+                THEN format('the collation of its column %I takes different ids for the same', one)
+        END);
+    END LOOP;
+    RETURN fault;
+END $$;
+
 -- Raises where gatepost_tenant would not know what it does: columns, policies and triggers that do not fit.
 CREATE OR REPLACE FUNCTION public.gatepost_tenant_fits(of_table regclass, organization name, author name, "user" name,
                                                        admin_deletes boolean, written name[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     app   oid := (SELECT oid FROM pg_roles WHERE rolname = public.gatepost_serving_role());
-    asked name;
     found record;
     fault text := CASE
         WHEN organization IS NULL AND "user" IS NULL
@@ -1585,19 +1608,7 @@ DECLARE
         WHEN organization IN ("user", author) THEN format('%I cannot be two of organization, author and user', organization)
     END;
 BEGIN
-    FOREACH asked IN ARRAY array_remove(ARRAY[organization, author, "user"], NULL) LOOP
-        SELECT a.atttypid, a.attgenerated, a.attidentity, co.collisdeterministic INTO found
-          FROM pg_attribute AS a LEFT JOIN pg_collation AS co ON co.oid = a.attcollation
-         WHERE a.attrelid = of_table AND a.attname = asked AND a.attnum > 0 AND NOT a.attisdropped;
-        fault := coalesce(fault, CASE
-            WHEN found.atttypid IS NULL THEN format('it has no column %I', asked)
-            WHEN found.atttypid <> 'text'::regtype
-                THEN format('its column %I is %s: ids of users and organisations are text', asked, format_type(found.atttypid, NULL))
-            WHEN found.attgenerated <> '' THEN format('its column %I is generated', asked)
-            WHEN NOT found.collisdeterministic
-                THEN format('the collation of its column %I takes different ids for the same', asked)
-        END);
-    END LOOP;
+    fault := coalesce(fault, public.gatepost_tenant_column_fault(of_table, ARRAY[organization, author, "user"]));
     FOR found IN SELECT a.attname, a.atttypid, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL AS lacking
                    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
                   WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped
@@ -1746,7 +1757,7 @@ BEGIN
 END $$;
 
 REVOKE ALL ON FUNCTION public.gatepost_serving_role(), public.gatepost_must_be_own(regclass), public.gatepost_public_rows(regclass, text),
-    public.gatepost_tenant_fits(regclass, name, name, name, boolean, name[]), public.gatepost_page_index(regclass, name),
+    public.gatepost_tenant_column_fault(regclass, text[]), public.gatepost_tenant_fits(regclass, name, name, name, boolean, name[]), public.gatepost_page_index(regclass, name),
     public.gatepost_tenant(regclass, text, text, text, boolean) FROM PUBLIC;
 
 
@@ -1884,7 +1895,6 @@ END $$;
 CREATE OR REPLACE FUNCTION public.gatepost_changes(of_table regclass, organization text DEFAULT NULL, "user" text DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    asked text;
     id    name;
     found record;
     fault text;
@@ -1895,19 +1905,7 @@ BEGIN
             THEN 'name the column of its tenant, as in organization => ''organization_id'' or "user" => ''user_id'''
         WHEN organization = "user" THEN format('%I cannot be both organization and user', organization)
     END;
-    FOREACH asked IN ARRAY array_remove(ARRAY[organization, "user"], NULL) LOOP
-        SELECT a.atttypid, a.attgenerated, co.collisdeterministic INTO found
-          FROM pg_attribute AS a LEFT JOIN pg_collation AS co ON co.oid = a.attcollation
-         WHERE a.attrelid = of_table AND a.attname = asked AND a.attnum > 0 AND NOT a.attisdropped;
-        fault := coalesce(fault, CASE
-            WHEN found.atttypid IS NULL THEN format('it has no column %I', asked)
-            WHEN found.atttypid <> 'text'::regtype
-                THEN format('its column %I is %s: ids of users and organisations are text', asked, format_type(found.atttypid, NULL))
-            WHEN found.attgenerated <> '' THEN format('its column %I is generated', asked)
-            WHEN NOT found.collisdeterministic
-                THEN format('the collation of its column %I takes different ids for the same', asked)
-        END);
-    END LOOP;
+    fault := coalesce(fault, public.gatepost_tenant_column_fault(of_table, ARRAY[organization, "user"]));
     SELECT count(*) AS columns, min(a.attname::text) AS name, min(a.atttypid::bigint)::oid AS type INTO found
       FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = of_table AND a.attnum = ANY (i.indkey)
      WHERE i.indrelid = of_table AND i.indisprimary;
