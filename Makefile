@@ -13,6 +13,16 @@ CLERK   := .cache/clerk
 AGENTS  := .cache/agents
 CLUSTER := .cache/cluster
 PYTEST  := $(PYTHON) -m pytest -n 2 --dist worksteal
+# Tests of the marks $(1), first those that may run beside each other, then those that need the machine for themselves. The second part
+# runs even if the first has failed, but not after Ctrl-C (2), and a part without tests (5) is no failure if the other has some.
+define run_apart
+	@$(PYTEST) -m "$(1)not alone" $(ARGS); beside=$$?; \
+	test $$beside -ne 2 || exit 2; \
+	$(PYTHON) -m pytest -n 0 -m "$(1)alone" $(ARGS); alone=$$?; \
+	case $$beside-$$alone in 0-* | 5-*) ;; *) exit $$beside ;; esac; \
+	test $$alone -ne 5 || exit $$beside; \
+	exit $$alone
+endef
 # More arguments for the program: make run ARGS="--port 0", make test ARGS="tests/project/test_docs.py -x"
 ARGS    ?=
 
@@ -52,10 +62,10 @@ test: $(STAMP) ## run the tests except the long ones
 	@$(PYTEST) -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## run only the long tests: drills, large corpora, the wheel
-	@$(PYTEST) -m long $(ARGS)
+	$(call run_apart,long and )
 
 test-all: $(STAMP) ## run every test
-	@$(PYTEST) $(ARGS)
+	$(call run_apart,)
 
 test-matrix: $(STAMP) ## run the tests of `make test` with the lowest dependencies and with other Pythons
 	@.ci/matrix $(ARGS)

@@ -2,7 +2,7 @@
 
 deploy/cluster/ is started on this machine (as root in network namespaces). The exit status is 1 if a write that was acknowledged is
 missing or was done twice, a row was another tenant's, an ended credential was accepted later than a second after writes worked
-again, a client did not read what it had written, a live stream stayed silent, or an answer had an unexpected status. `--write`
+again (and what this machine itself was late), a client did not read what it had written, a live stream stayed silent, or an answer had an unexpected status. `--write`
 puts the rows into docs/explanation/drills-cluster.md.
 """
 
@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deploy" / "clus
 import aiohttp
 import asyncpg
 from cluster import SERVERS, Cluster, missing
+from cluster_canary import Canary
+from cluster_ended import look, too_late
 from cluster_faults import FAULTS, Fault, set_synchronous
-from cluster_load import WRITERS, Load, actors, look
+from cluster_load import WRITERS, Load, actors
 from issuer import ISSUER, PARTY, Issuer
 from soak_actors import SECRET
 from stats import table
@@ -36,8 +38,8 @@ STEADY = 2.0
 class Drill:
     """One cluster, one load, and the rows of the table."""
 
-    def __init__(self, cluster: Cluster, load: Load) -> None:
-        self.cluster, self.load = cluster, load
+    def __init__(self, cluster: Cluster, load: Load, canary: Canary) -> None:
+        self.cluster, self.load, self.canary = cluster, load, canary
         self.gone: set[str] = set()
         """Acknowledged rows of earlier faults that are missing."""
 
@@ -95,18 +97,18 @@ class Drill:
         return sum(name not in self.load.heard for name in names)
 
     async def _late(self, known: int, since: float, writable: float) -> int:
-        """Credentials that were accepted later than a second after their end, and after writes worked again."""
+        """Credentials that were accepted later than a second after their end, and after writes worked again, beyond what this
+        machine was late itself."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             for _ in range(3):
                 left = [one for one in self.load.ended[max(0, known - 20):] if not await look(self.load, session, one)]
                 if not left:
                     break
                 await asyncio.sleep(1)
-        late = 0
-        for one in self.load.ended[max(0, known - 20):]:  # some that ended before the failure: they stay ended
-            after = [sent for sent in one.accepted if sent > one.at + 1 and not since <= sent <= writable + 1]
-            late += bool(after)
-        return late
+        ended = self.load.ended[max(0, known - 20):]  # some that ended before the failure: they stay ended
+        late = [line for one in ended if (line := too_late(one, self.canary, since, writable))]
+        print(f"this machine was up to {self.canary.late(writable, time.monotonic()):.2f} s late", *late, sep="\n  ", file=sys.stderr, flush=True)
+        return len(late)
 
     async def _kept(self) -> tuple[int, int]:
         """(acknowledged rows that are missing, rows that exist twice), since the last call."""
@@ -129,8 +131,10 @@ class Drill:
 async def drill(cluster: Cluster, issuer: Issuer, faults: list[Fault], page: Path | None) -> tuple[list[list[str]], list[str]]:
     """(the rows of the table, what must not be)."""
     load = Load(cluster.url, [f"http://{cluster[name].address}:8080" for name in SERVERS], issuer)
-    running = [asyncio.create_task(actor) for actor in (*actors(load), supervise(cluster))]
-    rows, bad, one = [], [], Drill(cluster, load)
+    canary = Canary({"host": cluster["proxy"].address, "port": 5000, "user": "postgres", "database": "gatepost", "ssl": False,
+                     "password": cluster.values["SUPERUSER_PASSWORD"], "target_session_attrs": "primary"})  # fmt: skip
+    running = [asyncio.create_task(actor) for actor in (*actors(load), supervise(cluster), canary.run())]
+    rows, bad, one = [], [], Drill(cluster, load, canary)
     try:
         await asyncio.sleep(3)
         for fault in faults:

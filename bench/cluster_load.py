@@ -13,22 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from cluster_ended import FAILED, Ended, use, watch
 from issuer import Issuer, user
 from soak_actors import deliver
 
-FAILED = (aiohttp.ClientError, ConnectionError, OSError, TimeoutError)
 TIME = aiohttp.ClientTimeout(total=12, connect=3)
-
-
-@dataclass
-class Ended:
-    """A credential that was ended: when that was acknowledged, and when a request with it was last accepted (when it was sent)."""
-
-    kind: str
-    credential: str
-    at: float
-    accepted: list[float] = field(default_factory=list)
-    refused: bool = False
 
 
 @dataclass
@@ -129,10 +118,10 @@ async def signer_out(load: Load) -> None:
         while not load.stopping:
             load.numbers += 1
             number, token = load.numbers, load.issuer.token(load.numbers)
-            await asyncio.gather(*(_try(session, server, token) for server in load.servers))
+            await asyncio.gather(*(use(session, server, token) for server in load.servers))
             while not load.stopping and await deliver(session, int(port), f"sess_{number:024d}", number, host=host) != 204:
                 await asyncio.sleep(0.2)
-            await _watch(load, session, Ended("session", token, time.monotonic()))
+            await watch(load, session, Ended("session", token, time.monotonic()))
             await asyncio.sleep(0.5)
 
 
@@ -143,41 +132,14 @@ async def key_revoker(load: Load, number: int) -> None:
         while not load.stopping:
             status, made = await load.ask(session, "POST", "/api/keys", token, (201,), json={"name": "drill"})
             if status == 201:
-                await asyncio.gather(*(_try(session, server, made["secret"]) for server in load.servers))
+                await asyncio.gather(*(use(session, server, made["secret"]) for server in load.servers))
                 while not load.stopping:
                     status, _ = await load.ask(session, "DELETE", f"/api/keys/{made['id']}", token, (204, 404))
                     if status in (204, 404):
-                        await _watch(load, session, Ended("key", made["secret"], time.monotonic()))
+                        await watch(load, session, Ended("key", made["secret"], time.monotonic()))
                         break
                     await asyncio.sleep(0.2)
             await asyncio.sleep(0.5)
-
-
-async def _try(session: aiohttp.ClientSession, server: str, credential: str) -> int:
-    with contextlib.suppress(*FAILED):
-        async with session.get(f"{server}/api/me", headers={"Authorization": f"Bearer {credential}"}) as answer:
-            await answer.read()
-            return answer.status
-    return 0
-
-
-async def _watch(load: Load, session: aiohttp.ClientSession, one: Ended) -> None:
-    """Ask every server until all refuse, for at most five seconds; they are asked again at the end of the drill."""
-    load.ended.append(one)
-    while not load.stopping and time.monotonic() < one.at + 5:
-        if await look(load, session, one):
-            return
-        await asyncio.sleep(0.05)
-
-
-async def look(load: Load, session: aiohttp.ClientSession, one: Ended) -> bool:
-    """Use an ended credential at every server, note when it was accepted; whether all refused it."""
-    sent = time.monotonic()
-    statuses = await asyncio.gather(*(_try(session, server, one.credential) for server in load.servers))
-    if 200 in statuses:
-        one.accepted.append(sent)
-    one.refused = set(statuses) == {401}
-    return one.refused
 
 
 async def stream(load: Load, number: int) -> None:

@@ -71,6 +71,7 @@ def test_make_cluster_prints_commands_that_work_and_ends_at_ctrl_c() -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.alone
 def test_the_short_drill() -> None:
     """A primary that is killed, one that stands still, a switchover, a server and PgBouncer killed: nothing acknowledged is lost."""
     words = [sys.executable, ROOT / "bench" / "cluster_drill.py", "--short"]
