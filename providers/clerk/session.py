@@ -9,6 +9,7 @@ from server import CredentialRejected, Identity, is_plain_text
 
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
+from ..jwt.texts import shown
 from ..jwt.times import Times, read_times
 from ..jwt.token_id import token_id_of
 from .audience import fault
@@ -86,7 +87,8 @@ def text(members: Mapping[str, Any], name: str) -> str | None:
 def _check_audience(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
     """As Clerk: a token that names no audience passes; one that names any must name one of ours, exactly."""
     if (trouble := fault(claims, settings.audience)) is not None:
-        raise _reject("token-audience", trouble)
+        values = f": {shown(claims.get('aud'))}, not {shown(settings.audience)}" if trouble.endswith("ours") else ""
+        raise _reject("token-audience", trouble + values)
 
 
 def _check_party(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
@@ -98,7 +100,8 @@ def _check_party(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
         raise _reject("token-authorized-party", "azp is missing")
     party = claims["azp"]
     if not isinstance(party, str) or party not in settings.authorized_parties:
-        raise _reject("token-authorized-party", "azp is not an authorized party")
+        parties = shown(settings.authorized_parties)
+        raise _reject("token-authorized-party", f"azp is not an authorized party: {shown(party)}, not {parties}")
 
 
 def check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
@@ -109,7 +112,7 @@ def check_issuer(claims: Mapping[str, Any], settings: ClerkSettings) -> None:
     if not isinstance(issuer, str):
         raise _reject("token-issuer", "iss is missing or not a string")
     if settings.issuers and issuer not in settings.issuers:
-        raise _reject("token-issuer", "iss is not one of ours")
+        raise _reject("token-issuer", f"iss is not one of ours: {shown(issuer)}, not {shown(settings.issuers)}")
 
 
 def _organisation(claims: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from server import CredentialRejected, Identity
 
+from ..jwt.texts import shown
 from ..jwt.times import Times, read_times
 from .binding import bound_key
 from .mapping import identity_of, lookup
@@ -47,7 +48,8 @@ def read(header: Mapping[str, Any], claims: dict[str, Any], settings: IssuerSett
 def _check_type(header: Mapping[str, Any], claims: Mapping[str, Any], settings: IssuerSettings) -> None:
     """RFC 9068 4: the typ must be that of an access token. ID tokens are always refused."""
     if media_type(header.get("typ", "")) not in settings.types:
-        raise CredentialRejected("token-type", "typ is not an access token's")
+        wanted = shown({one or "no typ" for one in settings.types})
+        raise CredentialRejected("token-type", f"typ is not an access token's: {shown(header.get('typ'))}, not {wanted}")
     for name in _NOT_OURS:
         if name in claims:
             raise CredentialRejected("token-type", f"{name} is not an access token's")
@@ -63,7 +65,8 @@ def check_audience(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
     if not all(isinstance(name, str) for name in named):
         raise CredentialRejected("token-audience", f"{settings.audience_claim} is neither a string nor a list of strings")
     if settings.audience.isdisjoint(named):
-        raise CredentialRejected("token-audience", f"{settings.audience_claim} names no configured audience")
+        names = f"{shown(audience)}, not {shown(settings.audience)}"
+        raise CredentialRejected("token-audience", f"{settings.audience_claim} names no configured audience: {names}")
 
 
 def check_required(claims: Mapping[str, Any], settings: IssuerSettings) -> None:

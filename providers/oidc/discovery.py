@@ -14,6 +14,7 @@ from .settings import IssuerSettings
 
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _FETCH_SECONDS: Final = 5.0
+_MOST_NAMED: Final = 200  # characters of another service's text that go into the log
 _JSON: Final = {"Accept": "application/json"}
 
 
@@ -75,8 +76,17 @@ async def _document(house: House, issuer: str) -> Mapping[str, Any]:
     except Malformed as error:
         raise Unavailable(f"{url}: {error.detail}") from None
     if document.get("issuer") != issuer:  # 4.3: exactly; otherwise one issuer could impersonate another
-        raise Unavailable(f"{url}: the document is another issuer's")
+        raise Unavailable(f"{url}: the document is another issuer's: {_named(document.get('issuer'), issuer)}")
     return document
+
+
+def _named(named: object, issuer: str) -> str:
+    """Returns the issuer that a document names, and what follows from it for the settings."""
+    if not isinstance(named, str) or not 0 < len(named) <= _MOST_NAMED:
+        return "it names none"
+    if not is_safe_url(named) or "{" in named:  # Entra ID's documents for any tenant have a placeholder
+        return f"it names {named!r}, which is no issuer of tokens"
+    return f"it names {named!r}; if that is yours, write it exactly so in place of {issuer!r}"
 
 
 def _url_in(document: Mapping[str, Any], name: str, issuer: str) -> str:

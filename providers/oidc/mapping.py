@@ -12,6 +12,7 @@ from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from ..jwt.times import Times
 from ..jwt.token_id import token_id_of
+from .clients import is_clients_own
 from .settings import IssuerSettings
 
 NAME: Final = "oidc"
@@ -83,15 +84,12 @@ def _subject(claims: Mapping[str, Any], settings: IssuerSettings, opaque: bool) 
 def _client(claims: Mapping[str, Any], opaque: bool) -> str | None:
     """Returns the client whose own token this is (client credentials, RFC 6749 4.4), or None for a user's.
 
-    RFC 9068 2.2: without a user, `sub` is the client, which `client_id` or `azp` names. The answer about an opaque token
-    may leave it out (RFC 7662 2.2).
+    The issuer's answer about an opaque token may leave out `sub` (RFC 7662 2.2).
     """
-    if claims.get("sub") in (claims.get("client_id"), claims.get("azp")) or opaque:
-        subject = _text(claims, "sub")
-        if subject is None:
-            return (_text(claims, "client_id") or _text(claims, "azp")) if opaque else None
-        return subject if subject in (claims.get("client_id"), claims.get("azp")) else None
-    return None
+    subject = _text(claims, "sub") if opaque or is_clients_own(claims) else None
+    if subject is None:
+        return (_text(claims, "client_id") or _text(claims, "azp")) if opaque else None
+    return subject if is_clients_own(claims) else None
 
 
 def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from . import dpop_settings, introspection_settings
 from .dpop_settings import DpopSettings
 from .introspection_settings import IntrospectionSettings
+from .issuer_url import checked_issuer
 from .table_reader import Members
 from .table_secrets import names_of, read_secret
 
@@ -108,11 +109,7 @@ def _refuse_twice(member: str, values: Sequence[str]) -> None:
 
 def _issuer(table: Members, several: bool) -> IssuerSettings:
     table.refuse_others(_MEMBERS)
-    issuer = table.url("issuer")
-    if issuer is None:
-        raise table.mistake("issuer", "is missing")
-    if "/.well-known/" in issuer:
-        raise table.mistake("issuer", "is the address of a document: the issuer ends before /.well-known")
+    issuer = checked_issuer(table)
     table = Members(f"oidc.issuers {issuer!r}", table.given)
     claims = _claims(table)
     audience = frozenset(table.words("audience", required=True))

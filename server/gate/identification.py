@@ -18,6 +18,7 @@ from ..plugins.providers import LoadedProvider, credential_headers
 from ..telemetry.log import log_failure
 from ..telemetry.metrics import Metrics
 from .deadline import within
+from .unknown_credentials import why_unknown
 
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+){0,6}\Z")
 _ADDED_BY_BROWSERS: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
@@ -129,7 +130,7 @@ class Identification:
                 return identity
         if shown:
             self._told["none", "rejected"] += 1
-            raise Unauthorized("credential-rejected", "no provider takes this kind of credential")
+            raise Unauthorized("credential-rejected", why_unknown(request.headers, self._asked))
         raise NoCredential
 
     async def by_ticket(self, request: web.Request, shown: int, check_address: Callable[[web.Request], None]) -> Identity:

@@ -72,7 +72,7 @@ async def outcome(provider: ClerkProvider, request: web.Request) -> Any:
     try:
         identity = await provider.authenticate(request)
     except CredentialRejected as refused:
-        return refused.reason, refused.detail
+        return refused.reason, kit.without_values(refused.detail)
     return identity.user_id if identity is not None else None
 
 

@@ -56,6 +56,18 @@ CLAIMS: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
     "nearly the client": ({"sub": "App"}, "App", "App"),
     "client_id is a list": ({"sub": "app", "client_id": ["app"]}, "app", "app"),
     "Keycloak's service account has a sub of its own": ({"sub": "5c1e", "azp": "app"}, "5c1e", "5c1e"),
+    "and a name by which it is known": ({"sub": "5c1e", "azp": "App", "preferred_username": "service-account-app"}, None, "5c1e"),
+    "a user with the name of another account": ({"client_id": DROP, "azp": "spa", "preferred_username": "service-account-app"}, "alice", "alice"),
+    "Okta's cid": ({"sub": "0oa1", "cid": "0oa1", "client_id": DROP}, None, "0oa1"),
+    "Okta's cid of a user": ({"cid": "0oa1", "client_id": DROP}, "alice", "alice"),
+    "Auth0's sub": ({"sub": "c1@clients", "azp": "c1", "client_id": DROP}, None, "c1@clients"),
+    "Auth0's sub of another client": ({"sub": "c2@clients", "azp": "c1"}, "c2@clients", "c2@clients"),
+    "Auth0's gty": ({"sub": "c1@clients", "gty": "client-credentials", "client_id": DROP}, None, "c1@clients"),
+    "Auth0's gty of a user": ({"gty": "password"}, "alice", "alice"),
+    "Entra ID's idtyp": ({"sub": "o1", "oid": "o1", "tid": "t", "idtyp": "app", "azp": "app"}, None, "o1"),
+    "Entra ID without idtyp": ({"sub": "o1", "oid": "o1", "tid": "t", "roles": ["r"], "azp": "app"}, None, "o1"),
+    "Entra ID's user": ({"oid": "o1", "tid": "t", "scp": "s", "idtyp": "user"}, "alice", "alice"),
+    "Azure AD B2C's user, whose sub is the oid": ({"sub": "o1", "oid": "o1", "tid": "t", "scp": "s"}, "o1", "o1"),
 }
 
 
