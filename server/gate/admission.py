@@ -70,7 +70,7 @@ class Gate:
         self.challenges = identification.challenges
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
         self._revocations = revocations
-        self._told, self._limited = metrics.authentications, metrics.limited
+        self._authentications, self._limited = metrics.authentications, metrics.limited
         self._denied, self._concurrency, self.release = denied, concurrency, releaser(concurrency)
         self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
@@ -135,7 +135,7 @@ class Gate:
                 begun = await self._route_limits[match.route].enter(request)
             except TooManyRequests as error:
                 self._limited[error.reason or "rate"] += 1
-                self._tell(request, rule, None, error, started)
+                self._notify(request, rule, None, error, started)
                 raise
         request[OPENED] = True
         try:
@@ -170,23 +170,25 @@ class Gate:
         if self.challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
             error.add_challenge(self.challenges)
         if isinstance(error, NoCredential):
-            self._told["none", "missing"] += 1
+            self._authentications["none", "missing"] += 1
         elif isinstance(error, TooManyRequests):
             self._limited["address" if identity is None else error.reason or "caller"] += 1
         elif self._address_limit is not None and isinstance(error, Unauthorized) and error.reason != "credential-missing":
             self._address_limit.refused(request.headers, self._addresses.of(request))
-        self._tell(request, rule, identity, error, started)
+        self._notify(request, rule, identity, error, started)
 
     def report(self, request: web.Request, error: Refusal, started: float) -> None:
         """Report the 403 of a handler to a known caller. Does nothing for other errors, and for one that has been reported."""
         if error.status == 403 and REPORTED not in request and (identity := request.get(IDENTITY)) is not None:
-            self._tell(request, self.rule_of(request), identity, error if isinstance(error, Forbidden) else BY_HANDLER, started)
+            self._notify(
+                request, self.rule_of(request), identity, error if isinstance(error, Forbidden) else BY_HANDLER, started
+            )
 
     def refuse(self, request: web.Request, error: ApiError) -> None:
         """Count and report a refusal by the limits of live answers, after the gate has admitted the request."""
         if isinstance(error, TooManyRequests):
             self._limited[error.reason or "caller"] += 1
-        self._tell(request, self.rule_of(request), request.get(IDENTITY), error, time.perf_counter())
+        self._notify(request, self.rule_of(request), request.get(IDENTITY), error, time.perf_counter())
 
     def rule_of(self, request: web.Request) -> RouteRule | None:
         """The rule of the route that this request matched; None for a preflight and an unknown path or method."""
@@ -203,9 +205,10 @@ class Gate:
         rule = self.rule_of(request)
         return rule.template if rule is not None else "(none)"
 
-    def _tell(
+    def _notify(
         self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
+        """Pass a refusal to the listeners that record its kind: the log of denials, and the audit log."""
         decision = None
         request._state[REPORTED] = True
         for listener in self._denied:

@@ -91,7 +91,7 @@ class Dispatcher:
         seconds = time.perf_counter() - started
         (self._nowhere if rule is None else rule.tally).add(status, seconds)
         if self._served is not None and rule is not None:
-            self._tell(request, response, rule, seconds)
+            self._report(request, response, rule, seconds)
         return response
 
     def _response_to(self, request: web.Request, error: Exception, started: float) -> web.StreamResponse:
@@ -119,7 +119,8 @@ class Dispatcher:
         match = request._match_info = await self._lookup.resolve(request)
         return await self._gate.admit(request, match)
 
-    def _tell(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
+    def _report(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
+        """Pass an admitted request to the listener `served`."""
         identity = request.get(IDENTITY)
         if self._served is None or (identity is None and OPENED not in request):
             return  # the gate has reported it already
@@ -144,8 +145,8 @@ class Dispatcher:
     async def before_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Called by aiohttp before it sends the head of a response.
 
-        That is the first that is heard of a stream or a socket that its handler has begun itself; and what a file turns out
-        to be (part of it, unchanged, not there) is known only now.
+        A stream or a socket that its handler begins itself passes here before it is returned, and only now is it known what
+        a file's response is: the whole file, a part of it, 304, or 404.
         """
         if type(response) is JsonResponse:
             return

@@ -50,7 +50,7 @@ class Identification:
         self._redeem = redeem
         self._asked = list(providers)
         self._credentials = credential_headers(providers)
-        self._seconds, self._told = seconds, metrics.authentications
+        self._seconds, self._authentications = seconds, metrics.authentications
         self.challenges = ", ".join(one.challenge for one in providers if one.challenge)
         """The challenges of the providers, to be sent beside `Bearer`."""
         self._reads_cookies = any(name.lower() == "cookie" for one in providers for name in one.reads or ())
@@ -112,7 +112,7 @@ class Identification:
                     return None  # `authenticate` is asked, and will tell what is wrong
                 if not isinstance(found, Identity):
                     return None
-                self._told[one.known] += 1
+                self._authentications[one.known] += 1
                 return found
         return None
 
@@ -126,10 +126,10 @@ class Identification:
                 continue
             identity = await self._ask(one, one.authenticate, request)
             if identity is not None:
-                self._told[one.known] += 1
+                self._authentications[one.known] += 1
                 return identity
         if shown:
-            self._told["none", "rejected"] += 1
+            self._authentications["none", "rejected"] += 1
             raise Unauthorized("credential-rejected", why_unknown(request.headers, self._asked))
         raise NoCredential
 
@@ -150,20 +150,20 @@ class Identification:
             raise ServiceUnavailable(for_log=f"tickets: {str(outage) or 'took too long'}") from None
         provider = next((one for one in self._asked if identity is not None and one.name == identity.provider), None)
         if identity is None or provider is None:
-            self._told["ticket", "rejected"] += 1
+            self._authentications["ticket", "rejected"] += 1
             raise Unauthorized("credential-rejected", "no such ticket for this path")
         if provider.recheck is not None and (identity.key_id is not None or identity.claims is None):
             now = await self._ask(provider, provider.recheck, identity)
             if now is None:
-                self._told["ticket", "rejected"] += 1
+                self._authentications["ticket", "rejected"] += 1
                 raise Unauthorized("credential-rejected", f"{provider.name}: it no longer knows the caller of this ticket")
             identity = now
-        self._told[provider.known] += 1
+        self._authentications[provider.known] += 1
         request[TICKET] = True
         return identity
 
     def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
-        self._told[name, "rejected"] += 1
+        self._authentications[name, "rejected"] += 1
         why = f"{name}: {rejected.detail}"
         return Unauthorized(_slug(rejected.reason), why, own=rejected.challenge, headers=rejected.headers)
 
@@ -177,11 +177,11 @@ class Identification:
         except CredentialRejected as rejected:
             raise self._rejected(one.name, rejected) from None
         except Unavailable as outage:
-            self._told[one.name, "unavailable"] += 1
+            self._authentications[one.name, "unavailable"] += 1
             log_failure("provider unavailable", outage, provider=one.name, why=str(outage))
             raise ServiceUnavailable(outage.retry_after, for_log=f"{one.name}: {outage}") from None
         except Exception as error:
-            self._told[one.name, "unavailable"] += 1
+            self._authentications[one.name, "unavailable"] += 1
             log_failure("provider failed", error, provider=one.name)
             raise ServiceUnavailable(for_log=f"{one.name}: {type(error).__name__}") from None
 

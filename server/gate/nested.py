@@ -63,7 +63,7 @@ class NestedGate(Gate):
         except (ApiError, web.HTTPException) as error:
             if isinstance(error, TooManyRequests):
                 self._limited[error.reason or "caller"] += 1
-            self._tell(request, rule, identity, error, started)
+            self._notify(request, rule, identity, error, started)
             raise
         request[IDENTITY] = identity
         try:
@@ -114,7 +114,7 @@ class NestedDispatcher(Dispatcher):
         if rule is not None:
             rule.tally.add(response.status, seconds)
             if self._served is not None:
-                self._tell(request, response, rule, seconds)
+                self._report(request, response, rule, seconds)
         return response
 
     def _whole(self, response: object, request: web.Request) -> web.Response:
@@ -159,7 +159,7 @@ def _reader(body: bytes, loop: asyncio.AbstractEventLoop) -> StreamReader:
 
 
 class _Connection:
-    """What a nested request knows about its client's connection: the addresses. It can be neither written to nor closed."""
+    """The addresses of the client's connection, which is all that a nested request may know of it: no writing, no closing."""
 
     __slots__ = ("_messages", "peername", "sockname", "ssl_context", "transport")
 
@@ -173,15 +173,15 @@ class _Connection:
 class _Transport(asyncio.BaseTransport):
     """Reads the details of a transport and does nothing else: all other methods raise NotImplementedError."""
 
-    def __init__(self, told: asyncio.BaseTransport) -> None:
+    def __init__(self, real: asyncio.BaseTransport) -> None:
         super().__init__()
-        self._told = told
+        self._real = real
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._told.get_extra_info(name, default) if name in ("peername", "sockname") else default
+        return self._real.get_extra_info(name, default) if name in ("peername", "sockname") else default
 
     def is_closing(self) -> bool:
-        return self._told.is_closing()
+        return self._real.is_closing()
 
 
 class _Unsent(AbstractStreamWriter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from .log import LOG
 
@@ -51,6 +51,11 @@ class DenialListener(Protocol):
         """Record one denial."""
 
 
+_LINES_UNKNOWN: Final = 20
+"""Lines a second about unknown callers, and callers over their rate."""
+_LINES_KNOWN: Final = 100
+
+
 class DenialLog:
     """Logs one line for each denied request, with the full reason. Admitted requests are not logged here.
 
@@ -59,14 +64,12 @@ class DenialLog:
     then says how many more were denied.
     """
 
-    def __init__(
-        self, *, strangers_per_second: int = 20, known_per_second: int = 100, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._strangers, self._known = _Bound(strangers_per_second, clock), _Bound(known_per_second, clock)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._unknown, self._known = _Bound(_LINES_UNKNOWN, clock), _Bound(_LINES_KNOWN, clock)
 
     def hears(self, *, known: bool, status: int) -> bool:
         """True for every denial within the limit of lines per second."""
-        return (self._known if known and status != 429 else self._strangers).allows()
+        return (self._known if known and status != 429 else self._unknown).allows()
 
     def __call__(self, decision: Decision) -> None:
         fields = {name: value for name, value in decision._asdict().items() if value not in (None, "")}

@@ -7,12 +7,14 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kits.live import LIVE, events, registry, until, websocket
 from kits.webhooks import SETTINGS, deliver, empty, membership, organization_deleted, session, user, user_deleted
 
+from server import Identity, hookimpl
 from server.app import SERVER_DATABASE
 from tests.conftest import ADMIN_A, ALICE, Client, Serve, TestDatabase, stub
 
@@ -207,10 +209,6 @@ async def test_a_feed_that_is_too_old_ends_the_streams(serve: Serve) -> None:
 
 async def test_many_hints_cause_one_question_at_a_time(serve: Serve, db: TestDatabase) -> None:
     """A tenant changes keys again and again: about each stream one question is asked at a time, and one more afterwards."""
-    from types import SimpleNamespace
-
-    from server import Identity, hookimpl
-
     asked = {"now": 0, "most": 0, "all": 0}
 
     class Slow:
@@ -243,10 +241,6 @@ async def test_many_hints_cause_one_question_at_a_time(serve: Serve, db: TestDat
 
 async def test_a_provider_that_no_longer_takes_the_credential_ends_the_stream(serve: Serve) -> None:
     """A provider may answer None for a key that was deleted: a request is a 401 then, and an open stream ends."""
-    from types import SimpleNamespace
-
-    from server import Identity, hookimpl
-
     good = True
 
     class Opaque:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from kits.live import LIVE, events, registry, until, websocket
 
+from server import Identity, hookimpl
 from server.testing.clerk import LoopbackClerk
 from tests.conftest import ALICE, Serve, plugin, stub
 
@@ -64,10 +66,6 @@ async def test_a_header_beside_a_cookie_needs_no_origin(serve: Serve) -> None:
 
 
 async def test_the_cookie_of_another_provider_needs_an_origin_too(serve: Serve) -> None:
-    from types import SimpleNamespace
-
-    from server import Identity, hookimpl
-
     class Cookies:
         reads = ("Cookie",)
         authorized_parties = (PARTY,)
