@@ -82,9 +82,9 @@ async def test_ours_is_never_more_lenient() -> None:
 
 
 async def test_the_page_has_every_row() -> None:
+    lines = table(await compare())  # skips where their package is missing
     text = PAGE.read_text("utf-8").partition("## Machine tokens, case by case")[2].partition("\n## ")[0]
     assert theirs.version() in text
-    lines = table(await compare())
     missing = [line for line in lines if line not in text]
     assert missing == []
     listed = [line for line in text.rpartition("\n|---")[2].splitlines()[1:] if line.startswith("| ")]
