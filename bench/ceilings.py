@@ -119,7 +119,7 @@ async def revocations(postgres: Postgres) -> str:
             await admin.execute("VACUUM ANALYZE revocations")
             before = number
             records: list[asyncpg.Record] = []
-            costs = [await spent(1, lambda: _page(app, records)) for _ in range(-(-number // PAGE_ROWS))]
+            costs = [await spent(1, lambda into=records: _page(app, into)) for _ in range(-(-number // PAGE_ROWS))]
             tracemalloc.start()
             held = Revocations(max_staleness=10)
             held.add(records, time.monotonic(), time.time())

@@ -323,6 +323,15 @@ def test_ceilings_from_end_to_end() -> None:
     assert [len(part.splitlines()) for part in out.split("\n\n")[1::2]] == [5, 5, 5]
 
 
+@linux
+@pytest.mark.long
+def test_the_audit_logs_growth_from_end_to_end() -> None:
+    lines = ran("audit_growth.py", "--sizes", "8000,40000", "--spare", "0.1").splitlines()
+    assert lines[0] == "|  | 8,000 | 40,000 |"
+    assert len(lines) == 11
+    assert ran("audit_growth.py", "--sizes", "8000", "--spare", "1000000").splitlines()[0] == "|  |", "the disk must not run full"
+
+
 def test_the_tables_of_a_large_database() -> None:
     points = [{"size": 10, "ms": 2.0}, {"size": 100, "ms": 2.2}]
     result = {
