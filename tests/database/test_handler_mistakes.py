@@ -84,6 +84,10 @@ async def test_it_is_a_500_and_the_log_says_why(
         ("UPDATE labels SET organization_id = 'org_b'", 500, "permission denied for table labels"),  # a column without a grant
         ("INSERT INTO labels (organization_id, name, id) OVERRIDING SYSTEM VALUE VALUES ('org_a', 'x', 1)", 500, "permission denied"),
         ("INSERT INTO gatepost_meta (checksum) VALUES ('x')", 500, "permission denied for table gatepost_meta"),
+        ("SELECT pg_read_file('hidden-value')", 500, "permission denied for function pg_read_file"),
+        ("TRUNCATE labels", 500, "permission denied for table labels"),
+        ("LOCK TABLE webhook_inbox", 500, "permission denied for table webhook_inbox"),
+        ("SET session_replication_role = replica", 500, "permission denied to set parameter"),
         ("CREATE TABLE mine ()", 500, "permission denied for schema public"),
         ("SET ROLE postgres", 500, "permission denied to set role"),
         ("DO $$ BEGIN RAISE EXCEPTION 'hidden-value' USING ERRCODE = 'insufficient_privilege'; END $$", 403, None),
