@@ -7,6 +7,8 @@ import types
 from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
+from ..http.streaming import at_once
+
 T = TypeVar("T")
 
 
@@ -22,13 +24,13 @@ def within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, 
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     bound = asyncio.timeout(seconds)
-    _at_once(bound.__aenter__())
+    at_once(bound.__aenter__())
     try:
         result = yield from _rest(coroutine, waiting)
     except BaseException as error:
-        _at_once(bound.__aexit__(type(error), error, error.__traceback__))  # raises TimeoutError if the time is up
+        at_once(bound.__aexit__(type(error), error, error.__traceback__))  # raises TimeoutError if the time is up
         raise
-    _at_once(bound.__aexit__(None, None, None))
+    at_once(bound.__aexit__(None, None, None))
     if bound.expired():  # the coroutine caught the cancellation and returned: still too late
         raise TimeoutError
     return result
@@ -46,12 +48,3 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any
             waiting = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
-
-
-def _at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Run a coroutine that never waits, such as those of asyncio.timeout, to its end."""
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    raise RuntimeError("a coroutine waited that must not")

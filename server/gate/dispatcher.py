@@ -168,7 +168,7 @@ class Dispatcher:
         public = rule is not None and rule.public
         replaced = stamp(response, request_id, public=public and state.get(IDENTITY) is None)
         if public and rule.optional and IDENTITY in state:  # type: ignore[union-attr]
-            forbid_storing(response)  # what a handler says about caching is said for visitors
+            forbid_storing(response)  # the handler's Cache-Control is meant for callers who are not known
         elif replaced and rule is not None:
             self._uncache(rule.template)
         if (lease := state.get(LEASE)) is not None:

@@ -98,7 +98,7 @@ class Identification:
         return shown
 
     def recall(self, request: web.Request) -> Identity | None:
-        """The caller, where the first provider that may know these headers knows them from memory. No provider is skipped."""
+        """The caller, if the first provider that may know these headers recalls one; None: `identify` must be called."""
         headers = request.headers
         for one in self._asked:
             if one.may_know(headers):
@@ -109,7 +109,7 @@ class Identification:
                 except CredentialRejected as rejected:
                     raise self._rejected(one.name, rejected) from None
                 except Exception:
-                    return None  # `authenticate` is asked, and will tell what is wrong
+                    return None  # `authenticate` is called, and reports what is wrong
                 if not isinstance(found, Identity):
                     return None
                 self._authentications[one.known] += 1
@@ -168,7 +168,7 @@ class Identification:
         return Unauthorized(_slug(rejected.reason), why, own=rejected.challenge, headers=rejected.headers)
 
     async def _ask(self, one: LoadedProvider, ask: Callable[[Any], Coroutine[Any, Any, Any]], what: object) -> Identity | None:
-        """One provider's answer. Whatever is not one of the three answers is an outage, never the next one's turn."""
+        """One provider's answer. Anything but the three results is an outage, after which no other provider is asked."""
         try:
             identity = await within(self._seconds, ask(what))
             if identity is None or isinstance(identity, Identity):

@@ -17,7 +17,7 @@ from ..rate_limits.routes import TURN
 def holder(concurrency: Concurrency) -> Hold:
     """Returns a function that counts a request's caller once more, and that returns the function to undo this.
 
-    Unknown callers are not counted, but on a route that has its own limit of them.
+    Unknown callers are counted only on a route that has a limit of its own.
     """
 
     def hold(request: web.BaseRequest) -> Callable[[], None]:

@@ -86,7 +86,7 @@ def asks_for_websocket(request: web.Request) -> bool:
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Run a coroutine that does not wait, such as a write without a drain, to its end."""
+    """Run a coroutine to its end that never waits, such as a write without a drain. Raises RuntimeError if it does."""
     try:
         coroutine.send(None)
     except StopIteration:

@@ -56,7 +56,7 @@ class AddressLimit:
         self._credentials, self._is_known = tuple(credentials), is_known
         self._accepted: BoundedDict[int, None] = BoundedDict(MOST_KEYS)
         self.refusals: BoundedDict[str, _Refusals] = BoundedDict(MOST_KEYS)
-        """By network. Empty until a credential is refused: until then nobody needs to look up an address."""
+        """By network. Empty until a credential is refused: until then no request's address is looked up."""
         self._unsent: dict[str, _Refusals] = {}
         self._sender: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None

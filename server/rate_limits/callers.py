@@ -38,7 +38,7 @@ class Lease:
         self.rest = 1
         """hits left in the storage when it was last asked; none: do not ask again in this window"""
         self.end = 0.0
-        """when the window ends, on the monotonic clock: setting the wall clock back must lock nobody out"""
+        """when the window ends, on the monotonic clock: setting the wall clock back must lock no caller out"""
         self.lock = asyncio.Lock()
 
     def lines(self, now: float) -> bytes:

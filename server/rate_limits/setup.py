@@ -47,7 +47,7 @@ class Limits:
         production = settings.get("env") == "production"
         caller = parse_rate("caller", settings.get("limits.caller"), "6000/minute" if production else "off")
         address = parse_rate("address", settings.get("limits.address"), "3000/minute" if production else "off")
-        # A rate in so many words is the operator's; `auto` counts only where an address is one client's.
+        # A rate that the operator names counts every address; `auto` counts only addresses that belong to one client.
         named = settings.get("limits.address").strip().lower() not in ("auto", "off")
         self._counters = Counters(settings.get("limits.storage"))
         self.first_uses = FirstUses(self._counters)
