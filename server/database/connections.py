@@ -104,9 +104,9 @@ class Database:
             raise self._release_after(connection, error) from None
         self._release(connection)
 
-    def statement(self, sql: str, args: tuple[Any, ...]) -> str:
-        """A SELECT of a handler with its scope around it; the scope's three values follow its arguments."""
-        return statement_of(sql, args, self._set_time_zone)
+    def statement(self, sql: str, args: tuple[Any, ...], *, single: bool = False) -> str:
+        """A SELECT with its scope around it; the scope's three values follow its arguments. `single`: of at most one row."""
+        return statement_of(sql, args, self._set_time_zone, single=single)
 
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""

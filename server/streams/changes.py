@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -17,7 +16,8 @@ from .change import RESYNC, Change, Outlet
 from .change_tables import ChangesNotTold, ChangeTable
 from .fanout import Key, Subscription
 from .live_changes import CHANGES
-from .row_reader import IDS, NOTHING, Read
+from .row_reader import IDS
+from .rows_read import NOTHING, Read
 
 _RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY: Final = 5.0
@@ -43,6 +43,8 @@ class Changes:
         self._waiter: asyncio.Future[None] | None = None
         self._failed: BaseException | None = None
         self._closed = self._reading = False
+        self._taken: dict[str, str] = {}
+        """The ids that are being read, with their events."""
         self._pause = _RETRY_SECONDS
         if self._live.feed.listening and (found := self._live.tables.find(table)) is not None:
             self._subscribe(found)
@@ -129,19 +131,20 @@ class Changes:
         """Begin to read the rows that have changed, under the caller's scope."""
         assert self._table is not None
         table = self._live.tables.find(self._table.name) or self._table  # it may have new columns
-        taken = subscription.take(IDS)
+        self._taken = taken = subscription.take(IDS)
         # A row of two tenants can be gone for one and still be there for the other: only reading tells.
         asked = [id for id, event in taken.items() if event != "deleted" or len(subscription.keys) > 1]
         if asked:
             self._reading = True
-            self._live.reader.ask(table, self._scope, asked, partial(self._done, subscription, taken))
+            self._live.reader.ask(table, self._scope, asked, self._done)
         else:
-            self._done(subscription, taken, NOTHING)
+            self._done(NOTHING)
 
-    def _done(self, subscription: Subscription, taken: dict[str, str], outcome: Read | BaseException) -> None:
+    def _done(self, outcome: Read | BaseException) -> None:
         """Take the rows that were read; those that the caller does not see are skipped."""
         self._reading = False
-        if self._closed:
+        subscription, taken = self._subscription, self._taken
+        if self._closed or subscription is None:
             return
         if isinstance(outcome, Unprocessable):  # an id that no row of this table can have: it is not from gatepost_changed
             subscription.tell_resync()

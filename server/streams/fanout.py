@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -11,6 +12,8 @@ from ..telemetry.log import LOG, log_failure
 
 PENDING: Final = 256
 """The most ids that wait for one stream; beyond it the stream is told to load everything again."""
+TOLD_AT_ONCE: Final = 64
+"""How many streams are told before the event loop does anything else: the rows of the first are read while others are told."""
 PENDING_IN_ALL: Final = 100_000
 """The most ids that wait for all streams of a process."""
 _EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
@@ -26,25 +29,27 @@ class Subscription:
     one row that has a user and an organisation.
     """
 
-    __slots__ = ("_fanout", "keys", "pending", "resync", "told")
+    __slots__ = ("_fanout", "due", "keys", "pending", "resync", "told")
 
     def __init__(self, fanout: Fanout, keys: tuple[Key, ...]) -> None:
         self._fanout, self.keys = fanout, keys
         self.pending: dict[str, str] = {}
-        self.resync = False
+        self.due = self.resync = False
         self.told: Callable[[], None] | None = None
 
     def tell(self, ids: Iterable[str], event: str) -> None:
         """Note that these rows were `created`, `updated` or `deleted`. Waiting changes of one row are merged."""
         if self.resync:  # the client will load everything after this
             return
-        before = len(self.pending)
+        pending, fanout = self.pending, self._fanout
+        before = len(pending)
         for id in ids:
-            self.pending[id] = _merged(self.pending.get(id), event)
-        self._fanout.held += len(self.pending) - before
-        if len(self.pending) > PENDING or self._fanout.held > PENDING_IN_ALL:
+            pending[id] = _merged(pending[id], event) if id in pending else event
+        fanout.held += len(pending) - before
+        if len(pending) > PENDING or fanout.held > PENDING_IN_ALL:
             self.tell_resync()
-        self._fanout.note(self)
+        elif not self.due:
+            fanout.note(self)
 
     def tell_resync(self) -> None:
         """Note that changes cannot be reported one by one."""
@@ -68,7 +73,7 @@ class Subscription:
             return
         newer, self.pending = self.pending, dict(taken)
         for id, event in newer.items():
-            self.pending[id] = _merged(self.pending.get(id), event)
+            self.pending[id] = _merged(self.pending[id], event) if id in self.pending else event
         self._fanout.held += len(self.pending) - len(newer)
 
     def close(self) -> None:
@@ -83,7 +88,8 @@ class Fanout:
     def __init__(self) -> None:
         self._by_key: dict[Key, dict[Subscription, None]] = {}
         self._all: dict[Subscription, None] = {}
-        self._due: dict[Subscription, None] = {}
+        self._due: deque[Subscription] = deque()
+        self._telling = False
         self.held = 0
         """How many ids wait for all streams together."""
 
@@ -113,19 +119,27 @@ class Fanout:
 
     def note(self, subscription: Subscription) -> None:
         """Call `told` of this subscription soon."""
-        if subscription.told is not None:
-            if not self._due:
-                asyncio.get_running_loop().call_soon(self._tell_all)
-            self._due[subscription] = None
+        if subscription.told is not None and not subscription.due:
+            subscription.due = True
+            self._due.append(subscription)
+            if not self._telling:
+                self._telling = True
+                asyncio.get_running_loop().call_soon(self._tell_some)
 
-    def _tell_all(self) -> None:
-        due, self._due = self._due, {}
-        for subscription in due:
+    def _tell_some(self) -> None:
+        """Call `told` of those that have waited longest, and of the others later: what these begin runs meanwhile."""
+        due = self._due
+        for _ in range(min(len(due), TOLD_AT_ONCE)):
+            subscription = due.popleft()
+            subscription.due = False
             try:
                 if subscription.told is not None:
                     subscription.told()
             except Exception as error:  # a failure of one stream is not the others'
                 log_failure("a change could not be passed on", error)
+        self._telling = bool(due)
+        if due:
+            asyncio.get_running_loop().call_soon(self._tell_some)
 
     def heard(self, payload: str) -> None:
         """Pass on a message of gatepost_changed (schema.sql). After an unknown one, every stream must load everything again."""
@@ -154,6 +168,6 @@ class Fanout:
             subscription.tell_resync()
 
 
-def _merged(before: str | None, event: str) -> str:
+def _merged(before: str, event: str) -> str:
     """Returns the event of two in a row: created and then updated is created; otherwise the later one counts."""
     return "created" if before == "created" and event == "updated" else event

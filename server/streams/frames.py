@@ -20,10 +20,10 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     Line ends and NUL in `event` and `id`, which would begin another field, are removed. Raises TypeError for data that has
     no JSON form, and for bytes.
     """
-    if isinstance(data, bytes | bytearray | memoryview):
-        raise TypeError("send takes text, or anything that has a JSON form, not bytes")
     if type(data) is RowJson:
         return _frame_of_row(data, event, id)
+    if isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError("send takes text, or anything that has a JSON form, not bytes")
     text = data if isinstance(data, str) else encode_json(data).decode()
     lines = [f"event: {_NOT_IN_A_FIELD.sub('', str(event))}"] if event is not None else []
     if id is not None:

@@ -213,6 +213,30 @@ async def test_both_locks_together(app: asyncpg.Connection) -> None:
                 assert rows_of(await app.fetchval(read, f"user_{n + 1}", *someone(n))) == []
 
 
+async def test_one_row(app: asyncpg.Connection) -> None:
+    """The form for at most one row: the row of its own user alone, with every plan; a second row is an error."""
+    by_id = "SELECT id, user_id AS who, name FROM data WHERE id = $1"
+    read = statements.one_statement(by_id, 1, single=True)
+    ids = [(await truth(app, "SELECT id FROM data ORDER BY id LIMIT 1", someone(n)))[0]["id"] for n in range(6)]
+    for plan in PLANS:
+        async with app.transaction():
+            for name, value in plan.items():
+                if name != "parallel":
+                    await app.execute(f"SET LOCAL {name} = '{value}'")
+            for n in range(6):
+                for m, id in enumerate(ids):
+                    found = await app.fetchval(read, id, *someone(n))
+                    assert ([json.loads(found)] if found else []) == (await truth(app, by_id, someone(n), id)), (plan, n, m)
+                    assert bool(found) is (n == m)
+                assert await app.fetchval(read, ids[n], "", "", "") == ""
+                assert await app.fetchval(read, ids[n], None, None, None) in ("", None)
+    with pytest.raises(asyncpg.CardinalityViolationError):
+        await app.fetchval(statements.one_statement("SELECT id FROM data", 0, single=True), *someone(1))
+    with pytest.raises(ValueError, match="several rows"):
+        statements.one_statement(by_id, 1, page_bytes=1024, single=True)
+    await nothing_left(app)
+
+
 async def test_nobody_sees_nothing(app: asyncpg.Connection) -> None:
     """Without an identity, as NULL and as an empty text, in every form of the query; also over another caller's settings."""
     for nobody in (("", "", ""), (None, None, None)):

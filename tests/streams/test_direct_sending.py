@@ -203,7 +203,7 @@ async def test_nothing_comes_after_the_end(client: Client, own: TestDatabase) ->
             assert len({(await stream.next())["id"] for _ in range(200)}) == 200
     live = client.app[CHANGES]
     await until(lambda: len(live.fanout) == 0)
-    assert (live.fanout.held, dict(live.reader._waiting), live.fanout._due) == (0, {}, {})
+    assert (live.fanout.held, dict(live.reader._waiting), list(live.fanout._due)) == (0, {}, [])
 
 
 async def test_a_drain_in_the_middle_of_a_batch(client: Client, own: TestDatabase) -> None:  # noqa: F811

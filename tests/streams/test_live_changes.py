@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -310,6 +312,25 @@ def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
         fanout.heard(json.dumps([*KEY, what, ["1"]]))
     assert subscription.take(10) == {"1": expected}
     assert fanout.held == 0
+
+
+async def test_many_streams_are_told_a_few_at_a_time() -> None:
+    """The first rows are read while the other streams are told: the last one hears of a change earlier."""
+    fanout, order = Fanout(), list[int]()
+    subscriptions = [fanout.subscribe((KEY,)) for _ in range(200)]
+    for number, one in enumerate(subscriptions):
+        one.told = partial(order.append, number)
+    fanout.heard(json.dumps([*KEY, "i", ["1"]]))
+    asyncio.get_running_loop().call_soon(order.append, -1)
+    subscriptions[150].close()
+    await asyncio.sleep(0)
+    assert order == [*range(64), -1]
+    fanout.heard(json.dumps([*KEY, "u", ["1"]]))
+    while len(order) < 199 + 64 + 1:  # those that had been told before the second change are told of it
+        await asyncio.sleep(0)
+    assert [number for number in order if number >= 0] == [*range(150), *range(151, 200), *range(64)]
+    await asyncio.sleep(0)
+    assert len(order) == 264
 
 
 def test_the_changes_held_for_all_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from server.http.errors import Unprocessable
 from server.http.pagination import RowLimit
 from server.schema.migrate import apply
 from server.streams.change_tables import ChangeTables
-from server.streams.row_reader import IDS, Read, RowReader
+from server.streams.row_reader import IDS, RowReader
+from server.streams.rows_read import Read
 
 TABLES = """
 CREATE TABLE notes (id bigint PRIMARY KEY DEFAULT 0, user_id text NOT NULL, org_id text, body text);
@@ -111,6 +112,30 @@ async def test_many_scopes_and_ids(filled: Any) -> None:
             own |= {"0", "1", "2"}
         assert own & set(ids) <= set(read.rows) <= own, (scope, ids)
     assert (dict(reader._waiting), len(reader._workers)) in [({}, 0), ({}, 1), ({}, 2)]
+    await reader.close()
+
+
+async def test_one_id_under_many_scopes(filled: Any) -> None:
+    """The statement for one id returns for each scope what the one for several ids does."""
+    db, table = filled
+    for id in ("0", "2", "5", "1000"):
+        alone = [await db.read(scope, table.sql, ([id], MOST)) for scope in SCOPES]
+        together = await read_for_each(db, table.one, [(scope, (id,)) for scope in SCOPES], "streams", single=True)
+        assert [[json.loads(one)] if one else [] for one in together] == [[row["row"] for row in json.loads(rows)] for rows in alone]
+    assert sum(map(bool, together)) == 0
+    async with db.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM notes") == 0
+
+
+async def test_what_is_asked_for_when_the_last_read_ends_is_read(filled: Any) -> None:
+    """A stream may ask between the end of the last read and the end of its task."""
+    db, table = filled
+    reader = RowReader(db.read, partial(read_for_each, db), at_once=1)
+    loop = asyncio.get_running_loop()
+    second: asyncio.Future[Any] = loop.create_future()
+    reader.ask(table, SCOPES[1], ["1"], lambda _: loop.call_soon(reader.ask, table, SCOPES[2], ["2"], second.set_result) and None)
+    async with asyncio.timeout(30):
+        assert list((await second).rows) == ["2"]
     await reader.close()
 
 
