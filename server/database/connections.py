@@ -6,7 +6,6 @@ Every statement of a handler runs under its caller's scope, which is set for tha
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
@@ -17,14 +16,15 @@ from ..settings.setting import ConfigError
 from . import driver
 from .hosts import Hosts
 from .pool import Pool
-from .statements import IN_UTC, Scoped, leave, set_scope_and_limits, set_scope_and_lock_limit, statement_of
+from .statements import IN_UTC, Scoped, call_of, leave, set_scope_and_limits, set_scope_and_lock_limit, statement_of
+from .together import Together
+from .turns import Read
 
 Scope: TypeAlias = tuple[str, str, str]
 NO_SCOPE: Final[Scope] = ("", "", "")
 Writer: TypeAlias = tuple[str, str]
 """(actor, request id): what the audit log records about a write; empty texts if there is none."""
 NO_WRITER: Final[Writer] = ("", "")
-_FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 _IDLE_MORE: Final = 30.0
 _RESET_SECONDS: Final = 1.0
 _IGNORED: Final = "the server at this URL ignores start-up parameters, as a pooler does; see database.pooler"
@@ -42,6 +42,7 @@ class Database:
         self._set_scope = set_scope_and_limits(statement_seconds, idle, lock) if pooled else set_scope_and_lock_limit(lock)
         self._set_time_zone = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
+        self._together: Together | None = None  # not behind a pooler, where nothing stays prepared
         self._resets, self._uncertain = set[asyncio.Task[None]](), set[Any]()
         self._hosts: Hosts[Any] | None = None
 
@@ -67,6 +68,8 @@ class Database:
             driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do, renewed=renewed
         )
         self._pool, self._hosts = Pool(hosts.open, self._size, must_discard=driver.must_discard), hosts
+        if not self._pooled:
+            self._together = Together(self._pool, self._wait_for_one, self._release, self._release_after)
         async with self.connection() as connection:
             if settings and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
@@ -83,7 +86,7 @@ class Database:
 
     @property
     def pooled(self) -> bool:
-        """Is a transaction pooler between, so that nothing stays prepared?"""
+        """Whether a transaction pooler is between, so that nothing stays prepared."""
         return self._pooled
 
     @property
@@ -97,7 +100,7 @@ class Database:
 
         `caller` is who it is counted for, as in `caller_key`; None: the server itself.
         """
-        connection = await self._take(caller)
+        connection = self._opened.take(caller) or await self._wait_for_one(caller)
         try:
             yield connection
         except BaseException as error:
@@ -111,7 +114,10 @@ class Database:
     async def read(self, scope: Scope, sql: str, args: tuple[Any, ...], caller: str | None = None) -> Rows:
         """Run one SELECT in one round trip; returns its rows as a JSON array. `caller`: as in `connection`."""
         statement = self.statement(sql, args)
-        connection = self._opened.take(caller) or await self._wait_for_one(caller)
+        if (connection := self._opened.take(caller)) is None:
+            if self._together is not None:
+                return Rows(await self._together.read(statement, (*args, *scope), caller))
+            connection = await self._wait_for_one(caller)
         try:
             # Behind a pooler a prepared statement may belong to another server connection.
             fetch = connection.fetchval if self._pooled else connection.read
@@ -121,12 +127,9 @@ class Database:
         self._release(connection)
         return rows
 
-    async def _take(self, caller: str | None) -> Any:
-        return self._opened.take(caller) or await self._wait_for_one(caller)
-
-    async def _wait_for_one(self, caller: str | None) -> Any:
+    async def _wait_for_one(self, caller: str | None, read: Read | None = None) -> Any:
         try:
-            return await self._opened.acquire(caller, self._acquire)
+            return await self._opened.acquire_for(read, caller, self._acquire)
         except Exception as error:
             raise driver.connection_error(error) from None
 
@@ -188,7 +191,7 @@ class Database:
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
         """A transaction under this scope, for this caller: committed at the end of the block, rolled back when it raises."""
-        block = Scoped(connection := await self._take(caller))
+        block = Scoped(connection := self._opened.take(caller) or await self._wait_for_one(caller))
         try:
             await connection.execute("BEGIN")
             await connection.execute(self._set_scope, *scope, *writer)
@@ -209,11 +212,9 @@ class Database:
 
     async def call(self, function: str, *args: Any) -> list[Mapping[str, Any]]:
         """Call a listed definer function, which works without an identity; returns its rows. Raises ValueError, Unavailable."""
-        if not _FUNCTION.match(function):
-            raise ValueError("not the name of a function")
-        numbers = ", ".join(f"${n}" for n in range(1, len(args) + 1))
+        statement = call_of(function, len(args))
         async with self.connection() as connection:
             connection.unfinished = 0.0  # it commits at its end
-            rows = await connection.fetch(f"SELECT * FROM public.{function}({numbers})", *args)  # noqa: S608 - checked above
+            rows = await connection.fetch(statement, *args)
             connection.unfinished = None
         return [dict(row) for row in rows]

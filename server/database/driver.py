@@ -65,16 +65,19 @@ class Connection(asyncpg.Connection):
             self._kept.clear()
             return await (await self._keep(sql)).fetchval(*args)
 
-    async def read_many(self, sql: str, args: Sequence[Sequence[Any]]) -> list[Any]:
-        """The rows of the same statement for each of these arguments, which are sent together; as `read` otherwise."""
+    async def read_many(self, sql: str, args: Sequence[Sequence[Any]], seconds: float | None = None) -> list[Any]:
+        """The rows of the same statement for each of these arguments, which are sent together; as `read` otherwise.
+
+        Raises TimeoutError after `seconds`.
+        """
         statement = self._kept.get(sql)
         if statement is None:
             statement = await self._keep(sql)
         try:
-            return await statement.fetchmany(args)  # type: ignore[no-any-return]
+            return await statement.fetchmany(args, timeout=seconds)  # type: ignore[no-any-return]
         except asyncpg.InvalidCachedStatementError:
             self._kept.clear()
-            return await (await self._keep(sql)).fetchmany(args)  # type: ignore[no-any-return]
+            return await (await self._keep(sql)).fetchmany(args, timeout=seconds)  # type: ignore[no-any-return]
 
     async def _keep(self, sql: str) -> Any:
         if len(self._kept) >= _MOST_KEPT:

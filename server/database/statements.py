@@ -40,6 +40,7 @@ _TEXTS: Final = re.compile(
 )
 _PLACES: Final = re.compile(r"(?<![\w$])\$(\d{1,5})\b(?!\$)")
 
+_FUNCTION: Final = re.compile(r"[a-z_]+\Z")
 _UNIT: Final = 1024
 _ROW_END: Final = "E'\\x1e'"
 
@@ -56,6 +57,14 @@ def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_sec
         f" set_config('statement_timeout', '{round(statement_seconds * 1000)}', true),"
         f" set_config('idle_in_transaction_session_timeout', '{round(idle_seconds * 1000)}', true)"
     )
+
+
+def call_of(function: str, arguments: int) -> str:
+    """The SQL that calls one of our functions. Raises ValueError for what is not the name of one."""
+    if not _FUNCTION.match(function):
+        raise ValueError("not the name of a function")
+    numbers = ", ".join(f"${number}" for number in range(1, arguments + 1))
+    return f"SELECT * FROM public.{function}({numbers})"  # noqa: S608 - checked above
 
 
 def statement_of(sql: str, args: tuple[Any, ...], first: str = "", *, single: bool = False) -> str:

@@ -6,9 +6,19 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 C = TypeVar("C")
+_LOOKED_AT: Final = 16
+"""Callers among whom `take_along` looks for a read, so that its price does not grow with the number of callers."""
+
+
+class Read(NamedTuple):
+    """A SELECT that waits, and may be sent together with others of the same statement."""
+
+    statement: str
+    values: tuple[Any, ...]
 
 
 class Shares:
@@ -50,15 +60,20 @@ class Shares:
 class Waiter(Generic[C]):
     """One waiting request.
 
-    turn    its result is a connection, or None: the request may take or open one itself
+    turn    its result is a connection, or None: the request may take or open one itself; or the text that its read returned
+    read    what it would read; None: something else
+    taken   another request's connection reads for it, so it is in no queue
     since, deadline   when it began to wait, and when its wait ends with TimeoutError, on the event loop's clock
     caller  whose request it is; None for one of the server itself
     """
 
-    __slots__ = ("caller", "deadline", "since", "turn")
+    __slots__ = ("caller", "deadline", "read", "since", "taken", "turn")
 
-    def __init__(self, turn: asyncio.Future[C | None], since: float, caller: str | None, deadline: float) -> None:
-        self.turn, self.since, self.caller, self.deadline = turn, since, caller, deadline
+    def __init__(
+        self, turn: asyncio.Future[C | str | None], since: float, caller: str | None, deadline: float, read: Read | None = None
+    ) -> None:
+        self.turn, self.since, self.caller, self.deadline, self.read = turn, since, caller, deadline, read
+        self.taken = False
 
 
 class Turns(Generic[C]):
@@ -92,6 +107,26 @@ class Turns(Generic[C]):
                     continue  # it was cancelled, and will be removed
                 if self._is_at_bound(waiter.caller):
                     break
+                return waiter
+        return None
+
+    def take_along(self, statement: str, most: int) -> list[Waiter[C]]:
+        """Remove at most `most` requests that wait to read with this statement, and return them.
+
+        Callers take turns here, too, and a caller's first request is still its first to be served.
+        """
+        found: list[Waiter[C]] = []
+        while len(found) < most and (waiter := self._first_with(statement)) is not None:
+            self.remove(waiter, served=True)
+            waiter.taken = True
+            found.append(waiter)
+        return found
+
+    def _first_with(self, statement: str) -> Waiter[C] | None:
+        for queue in islice(self.queues.values(), _LOOKED_AT):
+            waiter = next((one for one in queue if not one.turn.done()), None)
+            read = None if waiter is None or self._is_at_bound(waiter.caller) else waiter.read
+            if read is not None and read.statement == statement:
                 return waiter
         return None
 
