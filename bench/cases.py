@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from issuer import Issuer, garbage, request, user
 from stats import Ratio, ratio
+from writes import UNAUDITED
 
 from providers.api_key.key_format import Key
 
@@ -16,7 +17,7 @@ VERIFY = "one RSA-2048 verification"
 
 
 class Case(NamedTuple):
-    """`against` is the same case of the bare server (`limit`), or another case of Gatepost's.
+    """`against` is the same case of the bare server (`limit`) or of Gatepost without its audit, or another case of Gatepost's.
 
     With `base` the cost is what this case costs more than that one, in units of one bare RSA-2048 verification.
     """
@@ -26,13 +27,22 @@ class Case(NamedTuple):
     expect: str
     against: str = "limit"
     base: str | None = None
+    body: bytes = b""  # of a POST
+
+    @property
+    def servers(self) -> list[str]:
+        """Those that it is measured on."""
+        return [self.against, "gatepost"] if self.against in ("limit", UNAUDITED) else ["gatepost"]
 
 
+ROW = b'{"name": "item 1", "payload": {"kind": "note", "n": 1, "done": false, "tags": ["a", "b"]}}'
 CASES: Mapping[str, Case] = {
     "data": Case("/api/data", "token", "200"),
     "me": Case("/api/me", "token", "200"),
     "no token": Case("/api/data", "nobody", "401"),
     "health": Case("/api/health", "nobody", "200"),
+    "post": Case("/api/data", "writer", "201", body=ROW),
+    "audit of a post": Case("/api/data", "writer", "201", UNAUDITED, body=ROW),
     "static key": Case("/api/me", "static", "200", "me"),
     "managed key": Case("/api/me", "managed", "200", "me"),
     "new token": Case("/api/me", "new", "200", VERIFY, "me"),
@@ -51,9 +61,11 @@ class Requests:
     """The bytes of each case, made once; those of `new token` anew for each round."""
 
     def __init__(self, issuer: Issuer, users: int, static: Sequence[Key], managed: Sequence[Key], new: int) -> None:
-        self._issuer, self._new = issuer, new
+        self._issuer, self._new, self.users = issuer, new, users
         self._shown: dict[str, list[dict[str, Any]]] = {
             "token": [{"token": issuer.token(n), "number": n} for n in range(users)],
+            # Users of their own, so that the pages of the others stay as they are.
+            "writer": [{"token": issuer.token(n), "number": n} for n in range(users, users + 100)],
             "nobody": [{}],
             "static": [{"key": key.text, "number": n} for n, key in enumerate(static)],
             "managed": [{"key": key.text, "number": n} for n, key in enumerate(managed)],
@@ -65,19 +77,21 @@ class Requests:
         case = CASES[name]
         if case.credential == "new":
             return [request(case.path, self._issuer.token(n), n) for n in range(self._new)]
-        return [request(case.path, **shown) for shown in self._shown[case.credential]]
+        return [request(case.path, body=case.body, **shown) for shown in self._shown[case.credential]]
 
 
 def verify_answers(port: int, requests: Requests, cases: Sequence[str], rows: int, locked: bool) -> None:
     """Right answers come before speed. Raises AssertionError for a wrong one; `locked`: this one knows its callers."""
     for name in cases:
         case, sent = CASES[name], requests.of(name)
-        if not locked and case.against != "limit":
+        if not locked and "limit" not in case.servers:
             continue
         for number in sorted({0, len(sent) // 2, len(sent) - 1}):
             status, body = exchange(port, sent[number])
             assert str(status) == case.expect, (name, status, body[:200])
-            if name == "data":
+            if case.body:
+                _check_written(json.loads(body), user(requests.users + number))
+            elif name == "data":
                 _check_rows(json.loads(body), user(number), rows)
             elif case.path == "/api/me" and case.expect == "200":
                 assert json.loads(body)["user_id"] == user(number), (name, body[:200])
@@ -92,6 +106,11 @@ def _check_rows(got: list[dict[str, Any]], owner: str, rows: int) -> None:
     assert [row["created_at"] for row in got] == sorted((row["created_at"] for row in got), reverse=True), (
         "not the newest first"
     )
+
+
+def _check_written(row: dict[str, Any], owner: str) -> None:
+    assert {name: row[name] for name in ("name", "payload")} == json.loads(ROW), row
+    assert (row["user_id"], len(row)) == (owner, 7), row
 
 
 def exchange(port: int, sent: bytes) -> tuple[int, bytes]:
@@ -121,7 +140,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Ratio]]:
             pairs = [(o["server_us"] - b["server_us"], o["verify_us"]) for o, b in zip(ours, bases, strict=True)]
             found[name] = {"verify": ratio(pairs)}
             continue
-        reference = (name, "limit") if case.against == "limit" else (case.against, "gatepost")
+        reference = (name, case.against) if case.against in case.servers else (case.against, "gatepost")
         theirs = [at[*reference, round] for round in rounds]
         both = [(_both(o), _both(t)) for o, t in zip(ours, theirs, strict=True)]
         found[name] = {

@@ -21,7 +21,19 @@ QUERY = """SELECT id, user_id, org_id, name, payload, created_at, updated_at FRO
            WHERE user_id = $1 ORDER BY created_at DESC, id DESC LIMIT 20"""
 HEADERS = {"Content-Type": "application/json"}
 POOL = web.AppKey("pool", asyncpg.Pool)
+INSERT = """INSERT INTO data (user_id, org_id, name, payload) VALUES ($1, $2, $3, $4)
+            RETURNING id, user_id, org_id, name, payload, created_at, updated_at"""
+
+
+class New(msgspec.Struct, forbid_unknown_fields=True):
+    """A row as the client sends it."""
+
+    name: str
+    payload: msgspec.Raw
+
+
 encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(New).decode
 
 
 def respond(body: bytes, status: int = 200) -> web.Response:
@@ -48,6 +60,16 @@ async def data(request: web.Request) -> web.Response:
     return respond(encode([dict(row) for row in rows]))
 
 
+async def add(request: web.Request) -> web.Response:
+    user = request.headers.get("X-User-Id")
+    if user is None:
+        return respond(b'{"error": "Unauthorized"}', 401)
+    new = decode(await request.read())
+    async with request.app[POOL].acquire() as connection:
+        row = await connection.fetchrow(INSERT, user, request.headers.get("X-Org-Id"), new.name, bytes(new.payload).decode())
+    return respond(encode(dict(row)), 201)
+
+
 async def prepare(connection: asyncpg.Connection) -> None:
     """jsonb goes through as it is, and a uuid as its text."""
     await connection.set_type_codec(
@@ -65,7 +87,7 @@ async def main() -> None:
     app[POOL] = await asyncpg.create_pool(
         os.environ["LIMIT_DATABASE"], min_size=size, max_size=size, init=prepare, reset=no_reset
     )
-    app.add_routes([web.get("/api/health", health), web.get("/api/me", me), web.get("/api/data", data)])
+    app.add_routes([web.get("/api/health", health), web.get("/api/me", me), web.get("/api/data", data), web.post("/api/data", add)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -85,6 +85,11 @@ class Postgres:
         query = f"?{self._url.query}" if self._url.query else ""
         return f"postgresql://{role}:{self._password}@{self._url.netloc.rpartition('@')[2]}/{database}{query}"
 
+    @property
+    def way(self) -> str:
+        """How it is reached."""
+        return "by its Unix socket" if self._embedded is not None or str(self._host()["host"]).startswith("/") else "by TCP"
+
     @contextlib.asynccontextmanager
     async def admin(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
         """A connection of the superuser, whom row-level security does not bind."""

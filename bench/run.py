@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -17,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from cases import CASES, Requests, needed, summary, verify_answers
+import stream_stage
+from cases import CASES, Requests, exchange, needed, summary, verify_answers
+from issuer import request, user
 from machine import Child
 from stage import Stage, add_keys, arguments, fill
 from stats import ratio
+from stream_measure import beside
 from tables import run_tables
+from writes import UNAUDITED, audited, writing
 
 from providers.api_key.key_format import make
 
@@ -43,6 +48,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=100, help="API keys of either kind")
     parser.add_argument("--new-tokens", type=int, default=1500, help="used once each, in each round")
     parser.add_argument("--only", metavar="CASES", help=f"separated by commas; of {', '.join(CASES)}")
+    parser.add_argument("--streams", type=int, default=1000, help="idle ones, beside which rows are read; 0: leave that out")
     parser.add_argument("--workers", type=int, default=2, help="beside one worker; 0: leave that out")
     parser.add_argument("--starts", type=int, default=3, help="how often the start is timed; 0: leave that out")
     args = parser.parse_args(words)
@@ -61,9 +67,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         static = [make("production") for _ in range(args.keys)]
         requests = Requests(stage.issuer, args.users, static, managed, args.new_tokens)
         with stage.limit() as limit, stage.gatepost(keys=static) as gatepost:
-            verify_answers(limit.port, requests, args.cases, args.rows, locked=False)
-            verify_answers(gatepost.port, requests, args.cases, args.rows, locked=True)
-            servers = {"limit": limit, "gatepost": gatepost}
+            verify(stage, limit, gatepost, requests)
+            servers = {"limit": limit, "gatepost": gatepost, UNAUDITED: gatepost}
             warm(stage, servers, requests)
             memory = {name: machine.memory_mib(child.pid) for name, child in servers.items()}
             rows = rounds(stage, servers, requests)
@@ -76,6 +81,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             "summary": summary(rows),
             "memory": memory,
         }
+        if args.streams:
+            result["streams"] = beside_streams(stage, args.rows)
         if args.workers > 1:
             result["workers"] = several_workers(stage, requests)
         if args.starts:
@@ -83,13 +90,34 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         return result
 
 
+def verify(stage: Stage, limit: Child, gatepost: Child, requests: Requests) -> None:
+    """Right answers of both; and a row is audited exactly where it should be. Raises AssertionError."""
+    args, postgres = stage.args, stage.postgres
+    first = user(requests.users)
+    for server, child in (("limit", limit), (UNAUDITED, gatepost), ("gatepost", gatepost)):
+        with writing(postgres, server, first):
+            before = audited(postgres)
+            verify_answers(child.port, requests, args.cases, args.rows, locked=child is gatepost)
+            written = 3 * sum(bool(CASES[name].body) for name in args.cases)
+            noted = audited(postgres) - before
+            assert noted == (written if server == "gatepost" else 0), (server, noted)
+
+
+def _around(stage: Stage, case: str, server: str, requests: Requests) -> contextlib.AbstractContextManager[None]:
+    """What is around a measurement of this case."""
+    if not CASES[case].body:
+        return contextlib.nullcontext()
+    return writing(stage.postgres, server, user(requests.users))
+
+
 def warm(stage: Stage, servers: dict[str, Child], requests: Requests) -> None:
     """Every token is known afterwards, every connection open, every statement prepared."""
     for name in stage.args.cases:
         for which, child in servers.items():
-            if name != "new token" and (which == "gatepost" or CASES[name].against == "limit"):
+            if name != "new token" and which in CASES[name].servers:
                 sent = requests.of(name)
-                stage.load(child, sent, count=max(1000, 2 * len(sent)), expect=CASES[name].expect)
+                with _around(stage, name, which, requests):
+                    stage.load(child, sent, count=max(1000, 2 * len(sent)), expect=CASES[name].expect)
 
 
 def rounds(stage: Stage, servers: dict[str, Child], requests: Requests) -> list[dict[str, Any]]:
@@ -100,10 +128,11 @@ def rounds(stage: Stage, servers: dict[str, Child], requests: Requests) -> list[
         order = args.cases[number % len(args.cases) :] + args.cases[: number % len(args.cases)]
         for name in order:
             case, sent = CASES[name], requests.of(name)
-            names = ["limit", "gatepost"] if case.against == "limit" else ["gatepost"]
+            names = case.servers
             for which in names[number % len(names) :] + names[: number % len(names)]:
                 how = {"count": len(sent)} if case.credential == "new" else {"seconds": args.seconds}
-                got = stage.measure(servers[which], sent, expect=case.expect, **how)
+                with _around(stage, name, which, requests):
+                    got = stage.measure(servers[which], sent, expect=case.expect, **how)
                 rows.append({"case": name, "server": which, "round": number, "verify_us": verify, **got})
                 _progress(f"round {number + 1}/{args.rounds}: {name}, {which}")
     return rows
@@ -117,6 +146,19 @@ def verify_us(stage: Stage) -> float:
         return stage.issuer.verify_us()
     finally:
         os.sched_setaffinity(0, before)
+
+
+def beside_streams(stage: Stage, rows: int) -> dict[str, Any]:
+    """`GET /api/data` on a server that holds idle streams, each of another caller, and on one that holds none."""
+    args = stage.args
+    if (problem := stream_stage.files(2 * args.streams + 500)) is not None:
+        raise RuntimeError(problem)
+    opening = stream_stage.requests(stage, "gatepost", args.streams)
+    with stream_stage.gatepost(stage) as quiet, stream_stage.gatepost(stage) as held:
+        for child in (quiet, held):
+            status, body = exchange(child.port, request("/api/data", stage.issuer.token(0)))
+            assert (status, len(json.loads(body))) == (200, rows), (status, body[:200])
+        return beside(stage, quiet, held, opening, args.rounds, args.seconds, "/api/data")
 
 
 def several_workers(stage: Stage, requests: Requests) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def facts(self) -> dict[str, str]:
-        return machine.facts() | {"Postgres": self.postgres.version, "limits": "on" if FAR else "not in this version"}
+        return machine.facts() | {"Postgres": f"{self.postgres.version} {self.postgres.way}", "limits": "on" if FAR else "not in this version"}
 
     @contextlib.contextmanager
     def limit(self) -> Iterator[Child]:

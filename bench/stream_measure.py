@@ -112,10 +112,12 @@ def ended(stage: Stage, child: Child, writer: DirectWriter, number: int, first: 
     return {"streams": len(opening), **told}
 
 
-def beside(stage: Stage, quiet: Child, held: Child, opening: Sequence[bytes], rounds: int, seconds: float) -> dict[str, Any]:
-    """What `GET /api/me` costs on a server that holds idle streams, as a ratio to one that holds none."""
-    sent = [request("/api/me", stage.issuer.token(at)) for at in range(200)]
-    found: dict[str, list[tuple[float, float]]] = {"server_us": [], "p99_ms": []}
+def beside(
+    stage: Stage, quiet: Child, held: Child, opening: Sequence[bytes], rounds: int, seconds: float, path: str = "/api/me"
+) -> dict[str, Any]:
+    """What a GET costs on a server that holds idle streams, as a ratio to one that holds none."""
+    sent = [request(path, stage.issuer.token(at)) for at in range(200)]
+    found: dict[str, list[tuple[float, float]]] = {"server_us": [], "p99_ms": [], "both_us": []}
     with watching(stage, held, opening) as client:
         client.open(len(opening))
         for child in (quiet, held):
@@ -123,8 +125,13 @@ def beside(stage: Stage, quiet: Child, held: Child, opening: Sequence[bytes], ro
         for number in range(rounds):
             order = [quiet, held] if number % 2 else [held, quiet]
             got = {child.port: stage.measure(child, sent, seconds=seconds) for child in order}
+            for one in got.values():
+                one["both_us"] = one["server_us"] + (one["postgres_us"] if stage.postgres.pid is not None else 0.0)
             for name, pairs in found.items():
                 pairs.append((got[held.port][name], got[quiet.port][name]))
+        still = client.ask("ends", 0)["open"]
+    if still != len(opening):
+        raise RuntimeError(f"of {len(opening)} streams {still} are still open")
     return {
         "streams": len(opening),
         **{name: ratio(pairs) for name, pairs in found.items()},

@@ -9,6 +9,7 @@ from typing import Any
 from cases import CASES
 from stats import RULE, Ratio, table
 from stream_tables import streams_tables
+from writes import UNAUDITED
 
 
 def text_of(result: Mapping[str, Any]) -> str:
@@ -21,6 +22,8 @@ def run_tables(result: Mapping[str, Any]) -> str:
     args, facts = result["args"], _facts(result["facts"])
     how = f"{args['rounds']} rounds of {args['seconds']:g} s, {args['connections']} connections, {args['users']} callers, {args['rows']} rows each."
     parts = [facts, how, _ratios(result), _absolute(result["rows"])]
+    if "streams" in result:
+        parts.append(_beside(result["streams"]))
     if "workers" in result:
         parts.append(_workers(result["workers"]))
     memory = result["memory"]
@@ -41,7 +44,7 @@ def _ratios(result: Mapping[str, Any]) -> str:
     rows = []
     for name, found in result["summary"].items():
         case = CASES[name]
-        against = {"limit": "`limit`", "me": "a cached token"}.get(case.against, case.against)
+        against = {"limit": "`limit`", "me": "a cached token", UNAUDITED: "the same without audit"}.get(case.against, case.against)
         if case.base is not None:
             rows.append([name, f"{against}, beyond “{case.base}”", _said(found["verify"]), "", ""])
         else:
@@ -63,6 +66,13 @@ def _absolute(rows: Sequence[Mapping[str, Any]]) -> str:
     verify = statistics.median(row["verify_us"] for row in rows)
     head = ["case: server", "req/s", "p50 ms", "p99 ms", "server µs", "Postgres µs", "others"]
     return f"{table(head, lines)}\n\nOne bare RSA-2048 verification: {verify:.1f} µs."
+
+
+def _beside(found: Mapping[str, Any]) -> str:
+    return (
+        f"`GET /api/data` while {found['streams']:,} streams are idle, against the same server without: server CPU "
+        f"{_said(found['server_us'])}, server + Postgres {_said(found['both_us'])}, p99 {_said(found['p99_ms'])}."
+    )
 
 
 def _workers(found: Mapping[str, Any]) -> str:
