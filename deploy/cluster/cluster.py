@@ -128,7 +128,10 @@ class Cluster:
 
     def run(self, name: str) -> None:
         """Start the program of a machine."""
-        self.down.discard(name)
+        self._start(name)
+        self.down.discard(name)  # not before: `watch`, in another thread, would start it a second time
+
+    def _start(self, name: str) -> None:
         machine, kind = self[name], name.rstrip("123")
         config = machine.folder / "config"
         if kind == "gatepost":
