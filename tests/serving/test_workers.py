@@ -46,7 +46,7 @@ async def running(db: Any, folder: Path, *words: str, **environment: str) -> Asy
 
 async def url_of(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+    line = (await asyncio.wait_for(process.stdout.readline(), 120)).decode()
     assert line.startswith("Gatepost serves on "), line
     return line.split()[-1]
 
