@@ -272,12 +272,14 @@ async def test_a_tools_response_that_is_the_handlers_own_has_each_header_once(se
         return await call_tool(request, "rarely", {})
 
     plugins = {"product": PRODUCT, "outer": routes_plugin(web.get("/api/outer", outer))}
-    client = await serve({**SETTINGS, "limits.caller": "20/minute"}, extra=plugins)
-    for status in (200, 200, 200, 429):
+    client = await serve({**SETTINGS, "limits.caller": "100/minute"}, extra=plugins)
+    seen_statuses: set[int] = set()
+    while 429 not in seen_statuses:  # the fourth, unless a minute ends meanwhile
         got = await client.get("/api/outer", {**ALICE, "Origin": "http://localhost:3000"})
-        assert got.status == status
+        seen_statuses.add(got.status)
         assert sorted(got.headers) == sorted(set(got.headers)), "a header is there twice"
-        assert got.headers["RateLimit-Policy"] == '"caller";q=20;w=60, "route";q=3;w=60'
+        assert got.headers["RateLimit-Policy"] == '"caller";q=100;w=60, "route";q=3;w=60'
+    assert seen_statuses == {200, 429}
 
 
 async def test_a_call_counts_once_for_the_caller_and_once_for_the_route(serve: Serve) -> None:
@@ -297,7 +299,7 @@ async def test_a_call_counts_once_for_the_caller_and_once_for_the_route(serve: S
 
 
 async def test_a_thousand_calls(serve: Serve) -> None:
-    client = await serve({**SETTINGS, "limits.caller": "100/minute"}, extra={"product": PRODUCT})
+    client = await serve({**SETTINGS, "limits.caller": "100/day"}, extra={"product": PRODUCT})
     agent = Agent(client, ALICE)
     done: list[int] = []
     for _ in range(20):
