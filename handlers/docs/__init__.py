@@ -46,14 +46,20 @@ class Asset:
         return self.etag.strip('"')
 
 
-def asset(content: bytes | mmap, content_type: str) -> Asset:
+def asset(content: bytes, content_type: str) -> Asset:
     """Returns an Asset with a strong entity tag: 16 hexadecimal digits of the content's SHA-256."""
-    return Asset(memoryview(content), content_type, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+    return Asset(memoryview(content), content_type, _tag(hashlib.sha256(content).hexdigest()))
 
 
 def _read(name: str) -> Asset:
     with (_FOLDER / name).open("rb") as file:
-        return asset(mmap(file.fileno(), 0, access=ACCESS_READ), _TYPES[Path(name).suffix])
+        # Not from the mapping: that would make all of it resident, in a process that may never serve the page.
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Asset(memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)), _TYPES[Path(name).suffix], _tag(digest))
+
+
+def _tag(digest: str) -> str:
+    return f'"{digest[:16]}"'
 
 
 def page_of(assets: Mapping[str, Asset]) -> Asset:
