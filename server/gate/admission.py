@@ -92,7 +92,7 @@ class Gate:
                 raise NoCredential
             if live and has_ticket(request):
                 identity = await self._by_ticket(request, shown, self._check_address)
-            elif limit is None or not limit.refusals:
+            elif limit is None or not limit.full:
                 identity = self._recall(request)
             else:
                 identity = limit.recall(request, self._addresses.of(request), self._recall)
@@ -151,7 +151,7 @@ class Gate:
 
     def _check_address(self, request: web.Request) -> None:
         """Raise the 429 for an address with too many refused credentials: a ticket is good once, so none is known to be."""
-        if self._address_limit is not None and self._address_limit.refusals:
+        if self._address_limit is not None and self._address_limit.full:
             self._address_limit.demand(self._addresses.of(request))
 
     async def _wait_for_turn(self, turns: Concurrency | Turns, identity: Identity, caller: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from aiohttp import hdrs, web
-from multidict import MultiMapping
+from multidict import MultiMapping, istr
 
 from ..bounded import BoundedDict
 from ..http.client_address import network_of
@@ -29,10 +29,10 @@ T = TypeVar("T")
 class _Refusals:
     """Refused credentials of one address in one window: all that are known, and those not yet sent to the storage."""
 
-    __slots__ = ("count", "end", "key", "unsent")
+    __slots__ = ("count", "end", "key", "network", "unsent")
 
-    def __init__(self, key: str, end: float) -> None:
-        self.key, self.end = key, end
+    def __init__(self, network: str, key: str, end: float) -> None:
+        self.network, self.key, self.end = network, key, end
         self.count = self.unsent = 0
 
 
@@ -53,20 +53,22 @@ class AddressLimit:
         be a proxy's: its refusals are not counted. None: all are.
         """
         self._rate, self._counters, self._clock, self._ticks = rate, counters, clock, ticks
-        self._credentials, self._is_known = tuple(credentials), is_known
+        self._credentials, self._is_known = tuple(map(istr, credentials)), is_known
         self._accepted: BoundedDict[int, None] = BoundedDict(MOST_KEYS)
         self.refusals: BoundedDict[str, _Refusals] = BoundedDict(MOST_KEYS)
-        """By network. Empty until a credential is refused: until then no request's address is looked up."""
+        """By network."""
+        self.full: BoundedDict[str, _Refusals] = BoundedDict(MOST_KEYS)
+        """Those of the networks with too many. While there are none, no request needs to look up its client's address."""
         self._unsent: dict[str, _Refusals] = {}
         self._sender: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     def blocked(self, address: str) -> int | None:
         """How many seconds this address must wait; None: it need not."""
-        if not self.refusals:
+        if not self.full:
             return None
-        refused = self.refusals.get(network_of(address))
-        if refused is None or refused.count < self._rate.amount:
+        refused = self.full.get(network_of(address))
+        if refused is None:
             return None
         left = refused.end - self._ticks()
         return math.ceil(left) if left > 0 else None
@@ -92,7 +94,7 @@ class AddressLimit:
         Raises TooManyRequests.
         """
         wait, headers = self.blocked(address), request.headers
-        if wait is None or not (hdrs.COOKIE in headers or self._shown(headers)):
+        if wait is None or not (hdrs.COOKIE in headers or any(map(headers.get, self._credentials))):
             return recall(request)
         with suppress(Unauthorized):
             caller = recall(request)
@@ -115,9 +117,9 @@ class AddressLimit:
         if refused is None or refused.end <= now:
             window = self._rate.window(network, self._clock())
             key = f"address/{self._rate.amount}/{self._rate.seconds}/{window.number}/{network}"
-            refused = _Refusals(key, now + window.seconds_left)
+            refused = _Refusals(network, key, now + window.seconds_left)
             self.refusals.put(network, refused)
-        refused.count += 1
+        self._count(refused, refused.count + 1)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._rate.seconds, self._sweep)
         if self._counters.shared:
@@ -125,6 +127,11 @@ class AddressLimit:
             self._unsent[refused.key] = refused
             if self._sender is None:
                 self._sender = asyncio.create_task(self._send())
+
+    def _count(self, refused: _Refusals, count: int) -> None:
+        refused.count = count
+        if count >= self._rate.amount:
+            self.full.put(refused.network, refused)
 
     async def close(self) -> None:
         """Stop the background work."""
@@ -136,10 +143,10 @@ class AddressLimit:
 
     def _hash(self, headers: MultiMapping[str]) -> int:
         # Python's keyed hash is enough: a credential with the hash of another one is still verified.
-        return hash(self._shown(headers) or (hdrs.COOKIE, *headers.getall(hdrs.COOKIE, ())))
-
-    def _shown(self, headers: MultiMapping[str]) -> tuple[tuple[str, str], ...]:
-        return tuple((name, value) for name in self._credentials if (value := headers.get(name, "")))
+        shown = tuple(map(headers.get, self._credentials))
+        if "" in shown:  # as if it were not there
+            shown = tuple(value or None for value in shown)
+        return hash(shown if any(shown) else (hdrs.COOKIE, *headers.getall(hdrs.COOKIE, ())))
 
     async def _send(self) -> None:
         """Send the counts to the storage, one address after the other: a flood of hits becomes few calls."""
@@ -148,13 +155,14 @@ class AddressLimit:
                 key, refused = self._unsent.popitem()
                 sent, refused.unsent = refused.unsent, 0
                 total = await self._counters.add(key, sent, self._rate.seconds)
-                refused.count = max(refused.count, total + refused.unsent)
+                self._count(refused, max(refused.count, total + refused.unsent))
         finally:
             self._sender = None
 
     def _sweep(self) -> None:
         now = self._ticks()
-        for network in [network for network, refused in self.refusals.items() if refused.end <= now]:
-            del self.refusals[network]
+        for kept in (self.refusals, self.full):
+            for network in [network for network, refused in kept.items() if refused.end <= now]:
+                del kept[network]
         again = asyncio.get_running_loop().call_later
-        self._sweeper = again(self._rate.seconds, self._sweep) if self.refusals else None
+        self._sweeper = again(self._rate.seconds, self._sweep) if self.refusals or self.full else None

@@ -19,6 +19,7 @@ from kits import tokens as kit
 from kits.app import ask, build_app, provider_plugin, serving
 from kits.redis import PASSWORD, Redis
 from limits import parse
+from multidict import CIMultiDict
 
 from server import CredentialRejected, Identity
 from server.app import LIMITS
@@ -217,8 +218,9 @@ async def test_many_callers_take_bounded_memory(monkeypatch: pytest.MonkeyPatch)
     addresses = AddressLimit(Rate("address", 5, 86400), counters)
     for number in range(200):
         assert await admitted(callers, Identity(provider="p", user_id=str(number)))
-        addresses.charge(f"203.0.113.{number}")
-    assert len(callers._leases) == len(addresses.refusals) == len(counters._local._counts) == 50
+        for _ in range(5):
+            addresses.charge(f"203.0.113.{number}")
+    assert len(callers._leases) == len(addresses.refusals) == len(addresses.full) == len(counters._local._counts) == 50
     await addresses.close()
 
 
@@ -513,6 +515,7 @@ async def test_an_address_is_free_again_with_its_window() -> None:
     assert limit.blocked("203.0.113.9") is None
     for _ in range(3):
         assert limit.blocked("203.0.113.9") is None
+        assert not limit.full, "no request needs to look up its client's address"
         limit.charge("203.0.113.9")
     wait = limit.blocked("203.0.113.9")
     assert wait is not None
@@ -521,7 +524,16 @@ async def test_an_address_is_free_again_with_its_window() -> None:
     assert limit.blocked("203.0.113.9") is None
     limit._sweep()
     assert not limit.refusals
+    assert not limit.full
     await limit.close()
+
+
+def test_the_hash_of_a_credential_knows_its_header_and_no_empty_one() -> None:
+    limit = AddressLimit(Rate("address", 3, 60), Counters(), credentials=("Authorization", "X-API-Key"))
+    key = CIMultiDict({"X-API-Key": "a"})
+    assert limit._hash(key) == limit._hash(CIMultiDict({"Authorization": "", "x-api-key": "a"}))
+    assert limit._hash(key) != limit._hash(CIMultiDict({"Authorization": "a"}))
+    assert limit._hash(CIMultiDict({"Cookie": "a"})) != limit._hash(CIMultiDict({"Cookie": "b", "X-API-Key": ""}))
 
 
 # Logs ------------------------------------------------------------------------------------------------------------------
