@@ -38,6 +38,7 @@ _API_KEY: Final = "X-API-Key"
 class ClerkProvider:
     """Session tokens in the header or in a cookie, and machine tokens in the header."""
 
+    security_schemes: Mapping[str, Mapping[str, Any]] = SECURITY_SCHEMES
     namespaces = ("",)  # Clerk's ids have no prefix; the server refuses another provider without one
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
@@ -66,11 +67,6 @@ class ClerkProvider:
     def authorized_parties(self) -> frozenset[str]:
         """The origins whose pages sign in here; by default the server allows cross-origin requests from them (CORS)."""
         return self._settings.authorized_parties
-
-    @property
-    def security_schemes(self) -> Mapping[str, Mapping[str, Any]]:
-        """For the OpenAPI document: the header, and the cookie of a browser that is signed in."""
-        return SECURITY_SCHEMES
 
     def check(self, env: str) -> None:
         """Raises ValueError for settings that do not suit `env`."""
@@ -127,7 +123,7 @@ class ClerkProvider:
         known = self._machine_cache.recall(digest, generation, now) if self._has_machines else None
         if known is not None:
             return self._admitted(request, known)
-        keep_digest(request, token, digest)
+        keep_digest(request, token, digest, self)
         return None
 
     async def authenticate(self, request: web.Request) -> Identity | None:
@@ -143,9 +139,14 @@ class ClerkProvider:
         kind = self._machine.kind_of(token)
         if kind is not None:
             return await self._machine.identify(token, kind, accepted_types(request))
-        digest = digest_in(request, token)
+        digest, missed_by = digest_in(request, token)
+        if missed_by is self:  # `recall` has just looked for it
+            self._cache.miss(digest)
+            return await self._by_token(request, token, digest, self._keys)
         known = self._machine_cache.recall(digest, self._keys.generation(), self._clock())
-        return self._admitted(request, known) if known is not None else await self._by_token(request, token, digest, self._keys)
+        if known is not None:
+            return self._admitted(request, known)
+        return self._known(request, digest, self._keys) or await self._by_token(request, token, digest, self._keys)
 
     async def _by_cookie(self, request: web.Request, keys: Keys) -> Identity | None:
         headers = request.headers
@@ -156,26 +157,35 @@ class ClerkProvider:
         cookie = self._cookies.read(request, self._clock())
         if cookie is None:
             return None
-        identity = await self._by_token(request, cookie.token, digest_of(cookie.token), keys, in_cookie=True)
+        digest = digest_of(cookie.token)
+        identity = self._known(request, digest, keys) or await self._by_token(
+            request, cookie.token, digest, keys, in_cookie=True
+        )
         if identity is not None:
             self._cookies.check(cookie, identity)
         elif jws.split(cookie.token) is None:
             raise CredentialRejected("credential-rejected", "the session cookie holds no JWT")
         return identity
 
-    async def _by_token(
-        self, request: web.Request, token: str, digest: bytes, keys: Keys, *, in_cookie: bool = False
-    ) -> Identity | None:
+    def _known(self, request: web.Request, digest: bytes, keys: Keys) -> Identity | None:
         known = self._cache.get(digest, keys.generation(), self._clock())
         if known is not None:
             self._check_peer(request)
-            return known
+        return known
+
+    async def _by_token(
+        self, request: web.Request, token: str, digest: bytes, keys: Keys, *, in_cookie: bool = False
+    ) -> Identity | None:
         segments = jws.split(token)
         if segments is None:
             return None
         try:
             # The issuer matters only if another provider has issuers too; otherwise nothing is read before verification.
-            if self._is_anothers(segments):
+            if (
+                self._house is not None
+                and self._house.has_issuers_beside(NAME)
+                and foreign.is_anothers(segments, self._house, NAME)
+            ):
                 return None
             self._check_peer(request)
             header, generation = await verify(segments, keys, self._headers)
@@ -196,22 +206,13 @@ class ClerkProvider:
         return identity if kind is None else self._admitted(request, identity)
 
     def _admitted(self, request: web.Request, identity: Identity) -> Identity:
-        """Check what can change during a machine token's life, or differs between routes; returns the identity.
-
-        Raises CredentialRejected, or Unavailable while the revocations are unknown.
-        """
+        """Check what can change during a machine token's life, or differs between routes. Raises as `authenticate`."""
         self._check_peer(request)
         check_accepted(request, identity.token_type)
         subject = identity.user_id or identity.key_id
         if self._house is None or subject is None or self._house.revoked("user", subject, identity.issued_at):
             raise CredentialRejected("session-revoked", "the tokens of this user or machine were revoked")
         return identity
-
-    def _is_anothers(self, segments: jws.Segments) -> bool:
-        if self._house is None or not self._house.has_issuers_beside(NAME):
-            return False
-        issuer = jws.unverified_issuer(jws.decode(segments.payload))
-        return isinstance(issuer, str) and self._house.issuer_of(issuer) not in (None, NAME)
 
     def _check_peer(self, request: web.Request) -> None:
         # On every request, cached or not: the same token can come from another peer.

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-_SHOWN: Final = web.RequestKey("jwt.shown", tuple[str, bytes])
+_SHOWN: Final = web.RequestKey("jwt.shown", tuple[str, bytes, object])
 
 
 def bearer(request: web.Request) -> str | None:
@@ -28,15 +28,19 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def digest_in(request: web.Request, token: str) -> bytes:
-    """As `digest_of`, for the token of `request`. Uses the digest that `keep_digest` stored, and removes it."""
-    shown = request.pop(_SHOWN, None)
-    return shown[1] if shown is not None and shown[0] == token else digest_of(token)
+def digest_in(request: web.Request, token: str) -> tuple[bytes, object]:
+    """As `digest_of`, for the token of `request`. Uses the digest that `keep_digest` stored, and removes it.
+
+    The second value is the `by` of `keep_digest`; None where nothing was stored for this token.
+    """
+    shown = request._state.pop(_SHOWN, None)
+    return shown[1:] if shown is not None and shown[0] == token else (digest_of(token), None)
 
 
-def keep_digest(request: web.Request, token: str, digest: bytes) -> None:
+def keep_digest(request: web.Request, token: str, digest: bytes, by: object = None) -> None:
     """Store the token's digest on the request for the next provider that is asked about the token.
 
-    `digest_in` removes it, so that it is gone before a handler runs.
+    `by` is the provider that has just looked the digest up in its caches, and not found it. `digest_in` removes both, so that
+    they are gone before a handler runs.
     """
-    request[_SHOWN] = (token, digest)
+    request._state[_SHOWN] = (token, digest, by)

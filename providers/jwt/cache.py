@@ -60,7 +60,7 @@ class TokenCache(Generic[T]):
         return {"cache_hits_total": self.hits, "cache_misses_total": self.misses, "cache_tokens": len(self)}
 
     def recall(self, digest: bytes, generation: int, now: float) -> T | None:
-        """As `get`, for a caller that calls `get` after a miss: a miss is not counted here."""
+        """As `get`, for a caller that calls `get` or `miss` after a miss: a miss is not counted here."""
         if generation != self._generation:
             self._follow(generation)
         entry = self._entries.get(digest)
@@ -68,6 +68,11 @@ class TokenCache(Generic[T]):
             return None
         self.hits += 1
         return entry.value
+
+    def miss(self, digest: bytes) -> None:
+        """Count a miss, in place of `get`, for a digest that `recall` has just not found; what has expired is dropped."""
+        self.misses += 1
+        self._entries.pop(digest, None)
 
     def put(self, digest: bytes, generation: int, entry: Verified[T]) -> None:
         """Store a verified token. `generation` is the key set's at the time when its key was looked up."""

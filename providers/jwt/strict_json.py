@@ -87,11 +87,14 @@ def freeze(value: Any) -> Any:
     It also changes `value`. One verified payload serves many requests, so no handler must be able to change it.
     """
     if type(value) is dict:
-        for name, member in value.items():
-            if type(member) in _CONTAINERS:
-                value[name] = freeze(member)
+        if not _CONTAINERS.isdisjoint(map(type, value.values())):
+            for name, member in value.items():
+                if type(member) in _CONTAINERS:
+                    value[name] = freeze(member)
         return FrozenDict(value)
-    return tuple(freeze(member) for member in value) if type(value) is list else value
+    if type(value) is not list:
+        return value
+    return tuple(value) if _CONTAINERS.isdisjoint(map(type, value)) else tuple(freeze(member) for member in value)
 
 
 def _text(raw: bytes) -> str:

@@ -135,7 +135,7 @@ class OidcProvider:
         token = bearer(request)
         if token is None:
             return await self._with_proof(request, self._dpop) if self._dpop is not None else None
-        digest = digest_in(request, token)
+        digest, _ = digest_in(request, token)
         for one in self._issuers.values():
             if (identity := one.known(digest)) is not None:
                 return identity

@@ -10,7 +10,7 @@ _PREFIX: Final = "org:"
 def is_plain_text(value: object) -> TypeGuard[str]:
     """Is this a str of 1 to 255 printable characters, not only spaces? The rule for user and organisation ids."""
     # isprintable refuses NUL, newlines and lone surrogates: they cannot be stored, and must not appear in a log line.
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() and not value.isspace()
+    return isinstance(value, str) and value != "" and len(value) <= 255 and value.isprintable() and not value.isspace()
 
 
 def with_org_prefix(name: str) -> str:

@@ -40,6 +40,23 @@ class NoCredential(Unauthorized):
         super().__init__("credential-missing")
 
 
+class _Rejected(Unauthorized):
+    """A provider has rejected the credential. The text for the log is made when it is asked for: few refusals are logged."""
+
+    def __init__(self, provider: str, rejected: CredentialRejected) -> None:
+        self._provider, self._rejected = provider, rejected
+        super().__init__(_slug(rejected.reason), own=rejected.challenge, headers=rejected.headers)
+
+    @property
+    def for_log(self) -> str:
+        """The provider, and the cause."""
+        return f"{self._provider}: {self._rejected.detail}"
+
+    @for_log.setter
+    def for_log(self, text: str) -> None:
+        """It follows from the rejection."""
+
+
 class Identification:
     """Asks the providers. `shown`, then `recall`, then `identify` make one identification."""
 
@@ -164,8 +181,7 @@ class Identification:
 
     def _rejected(self, name: str, rejected: CredentialRejected) -> Unauthorized:
         self._authentications[name, "rejected"] += 1
-        why = f"{name}: {rejected.detail}"
-        return Unauthorized(_slug(rejected.reason), why, own=rejected.challenge, headers=rejected.headers)
+        return _Rejected(name, rejected)
 
     async def _ask(self, one: LoadedProvider, ask: Callable[[Any], Coroutine[Any, Any, Any]], what: object) -> Identity | None:
         """One provider's answer. Anything but the three results is an outage, after which no other provider is asked."""

@@ -23,6 +23,9 @@ class ApiError(Exception):
     """
 
     status = 500
+    detail: str | None = None
+    fields: list[dict[str, str]] | None = None
+    more: Mapping[str, Any] | None = None
 
     def __init_subclass__(cls) -> None:
         if not 400 <= cls.status <= 599:
@@ -84,9 +87,13 @@ class Unauthorized(ApiError):
         own: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(reason, headers={"WWW-Authenticate": own or challenge(reason), **(headers or {})}, for_log=for_log)
-        self.has_own_challenge = own is not None
+        # Not by ApiError's constructor, whose other arguments an Unauthorized does not have: most refusals are made here.
+        Exception.__init__(self, reason or phrase(self.status))
+        self.reason, self.for_log, self.has_own_challenge = reason, for_log, own is not None
         self._usual = own is None and not headers
+        self.headers = {"WWW-Authenticate": own or challenge(reason)}
+        if headers:
+            self.headers |= headers
 
     def add_challenge(self, challenge: str) -> None:
         """Add a challenge after the one that it has (RFC 9110 11.6.1)."""

@@ -35,11 +35,17 @@ class RequestTasks(RequestHandler):
         """Serve the requests that have arrived, if none is in progress."""
         if self._task_handler is None and self._messages and not self._force_close:
             # Not in the current context: asyncio's transport has that of the handler that last read from a paused connection.
-            context = self._context.copy()
-            if sys.version_info >= (3, 12):
-                asyncio.Task(self.start(), loop=self._loop, context=context, eager_start=True)
-            else:
-                self._task_handler = self._loop.create_task(self.start(), context=context)
+            self._begin_task(self._context.copy())
+
+    if sys.version_info >= (3, 12):  # decided once: comparing versions costs as much as some checks
+
+        def _begin_task(self, context: Context) -> None:
+            asyncio.Task(self.start(), loop=self._loop, context=context, eager_start=True)
+
+    else:
+
+        def _begin_task(self, context: Context) -> None:
+            self._task_handler = self._loop.create_task(self.start(), context=context)
 
     async def start(self) -> None:
         """Serve one request."""

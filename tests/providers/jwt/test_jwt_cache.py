@@ -42,16 +42,26 @@ def test_another_generation_empties_it_whichever_way_it_is_seen() -> None:
     assert (cache.get(digest_of("t"), 2, 1), cache.get(digest_of("u"), 2, 1)) == (None, "me")
 
 
+def test_a_miss_that_is_counted_later_drops_what_has_expired() -> None:
+    cache: TokenCache[str] = TokenCache()
+    cache.put(digest_of("t"), 0, Verified("me", 0, 10))
+    assert cache.recall(digest_of("t"), 0, 10) is None
+    cache.miss(digest_of("t"))
+    assert (len(cache), cache.hits, cache.misses) == (0, 0, 1)
+    cache.miss(digest_of("t"))
+    assert cache.misses == 2
+
+
 def test_any_text_can_be_looked_up() -> None:
     assert TokenCache().get(digest_of("\udc80\x00é"), 0, 1) is None
 
 
 def test_a_digest_that_is_kept_with_a_request_stands_for_its_own_token_alone() -> None:
     request = make_mocked_request("GET", "/")
-    assert digest_in(request, "t") == digest_of("t")
-    keep_digest(request, "t", b"kept")
-    assert digest_in(request, "T") == digest_of("T")
-    keep_digest(request, "t", b"kept")
-    assert digest_in(request, "t") == b"kept"
-    assert digest_in(request, "t") == digest_of("t")
+    assert digest_in(request, "t") == (digest_of("t"), None)
+    keep_digest(request, "t", b"kept", "provider")
+    assert digest_in(request, "T") == (digest_of("T"), None), "another token: nobody has looked for it"
+    keep_digest(request, "t", b"kept", "provider")
+    assert digest_in(request, "t") == (b"kept", "provider")
+    assert digest_in(request, "t") == (digest_of("t"), None)
     assert not dict(request)  # nothing of a token is left for a handler, or for who logs a request
