@@ -33,7 +33,7 @@ def digest_in(request: web.Request, token: str) -> tuple[bytes, object]:
 
     The second value is the `by` of `keep_digest`; None where nothing was stored for this token.
     """
-    shown = request._state.pop(_SHOWN, None)
+    shown = request.pop(_SHOWN, None)
     return shown[1:] if shown is not None and shown[0] == token else (digest_of(token), None)
 
 
@@ -43,4 +43,4 @@ def keep_digest(request: web.Request, token: str, digest: bytes, by: object = No
     `by` is the provider that has just looked the digest up in its caches, and not found it. `digest_in` removes both, so that
     they are gone before a handler runs.
     """
-    request._state[_SHOWN] = (token, digest, by)
+    request[_SHOWN] = (token, digest, by)

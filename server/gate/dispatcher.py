@@ -72,7 +72,7 @@ class Dispatcher:
             if backlog.bodies + backlog.responses > backlog.most:
                 raise ServiceUnavailable(for_log="overload")
             match = self._lookup.at_once(request)
-            if match is None or request.version not in _VERSIONS:
+            if match is None or request._version not in _VERSIONS:
                 response = await self._resolve_and_admit(request)
             else:
                 request._match_info = match
@@ -83,7 +83,7 @@ class Dispatcher:
             response = self._sendable(response, request)
         match = request._match_info
         rule = self._rules.get(match._route) if match is not None else None
-        status = response.status
+        status = response._status
         if status >= 400:
             self._log_error(request, rule, response, started)
         if type(response) is JsonResponse or not response.prepared:
@@ -96,11 +96,12 @@ class Dispatcher:
 
     def _response_to(self, request: web.Request, error: Exception, started: float) -> web.StreamResponse:
         """The response to whatever was raised further in. `started`: when the request was received, by time.perf_counter."""
-        if isinstance(error, ApiError | web.HTTPException):
-            self._gate.report(request, error, started)
         if isinstance(error, ApiError):
+            if error.status == 403:
+                self._gate.report(request, error, started)
             return self._refusal(request, error)
         if isinstance(error, web.HTTPException):
+            self._gate.report(request, error, started)
             return self._challenged(request, self._errors.of_http(error))
         if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
             return self._refusal(request, BadRequest(for_log="body-malformed"))

@@ -10,11 +10,14 @@ import asyncio
 import sys
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, RequestHandler, _ErrInfo
+
+_EAGER: Final = sys.version_info >= (3, 12)
+_TASK: Final[Any] = asyncio.Task  # eager tasks are unknown to the types of Python 3.11
 
 
 class RequestTasks(RequestHandler):
@@ -35,17 +38,11 @@ class RequestTasks(RequestHandler):
         """Serve the requests that have arrived, if none is in progress."""
         if self._task_handler is None and self._messages and not self._force_close:
             # Not in the current context: asyncio's transport has that of the handler that last read from a paused connection.
-            self._begin_task(self._context.copy())
-
-    if sys.version_info >= (3, 12):  # decided once: comparing versions costs as much as some checks
-
-        def _begin_task(self, context: Context) -> None:
-            asyncio.Task(self.start(), loop=self._loop, context=context, eager_start=True)
-
-    else:
-
-        def _begin_task(self, context: Context) -> None:
-            self._task_handler = self._loop.create_task(self.start(), context=context)
+            context = self._context.copy()
+            if _EAGER:
+                _TASK(self.start(), loop=self._loop, context=context, eager_start=True)  # which sets _task_handler
+            else:
+                self._task_handler = self._loop.create_task(self.start(), context=context)
 
     async def start(self) -> None:
         """Serve one request."""
@@ -82,7 +79,7 @@ class RequestTasks(RequestHandler):
             else:
                 lost = not sent or (self._paused and await self.is_lost(request))
             if not lost:
-                self._keepalive = bool(response.keep_alive)
+                self._keepalive = bool(response._keep_alive)
                 if payload is not EMPTY_PAYLOAD:
                     await self._drop(payload)
                 keeps = True

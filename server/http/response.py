@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict
 
 from .header_lines import DATE, line_of, put
@@ -182,7 +182,7 @@ class JsonResponse(web.Response):
             return None
         if len(self._body) > PART_BYTES:
             return None
-        if message.version != (1, 1) or message.method == "HEAD" or self._status in _BODILESS:
+        if message.version is not HttpVersion11 or message.method == "HEAD" or self._status in _BODILESS:
             return None
         keep_alive = self._keep_alive
         if keep_alive is None:

@@ -18,7 +18,7 @@ from kits.app import ask
 from server.http.aiohttp_private import PRIVATE_NAMES
 
 SERVER = ROOT / "server"
-ALLOWED = ("http/", "serving/", "gate/dispatcher.py", "gate/admission.py", "gate/nested.py", "tools/calls.py", "routing/resolver.py")
+ALLOWED = ("http/", "serving/", "gate/dispatcher.py", "gate/admission.py", "gate/idempotency.py", "gate/nested.py", "tools/calls.py", "routing/resolver.py")
 """Where a private attribute of aiohttp may be used. A tool's call is a request that is made here. The resolver reads the method and the path of every request."""
 NAMES = {name for names in PRIVATE_NAMES.values() for name in names}
 OF_TUPLES = {"_asdict", "_replace"}

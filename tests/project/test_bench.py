@@ -293,6 +293,16 @@ def test_run_from_end_to_end(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.long
+def test_opcodes_from_end_to_end(postgres: Server) -> None:
+    out = ran("opcodes.py", "--top", "1", "--database-url", admin_url(postgres))
+    found = re.findall(r"^(.+): ([\d,]+) bytecode instructions, \d+ calls$", out, re.MULTILINE)
+    counted = {name: int(number.replace(",", "")) for name, number in found}
+    assert list(counted) == ["me", "no token", "health", "forged token", "garbage", "new token"]
+    assert 500 < counted["health"] < counted["me"] < counted["new token"]
+
+
+@linux
+@pytest.mark.long
 def test_scale_from_end_to_end(postgres: Server, tmp_path: Path) -> None:
     sizes = ("--most", "100", "--most-routes", "10", "--most-connections", "8", "--most-tokens", "10", "--slow-clients", "3")
     parts = ("--only", ",".join(part for part in scale.PARTS if part != "large"))
