@@ -16,13 +16,14 @@ LONGEST: Final = 0.25
 SLOW: Final = 0.05
 """A round trip of more seconds: the next reads of that statement are not sent together for `PAUSE` seconds."""
 PAUSE: Final = 2.0
+"""Seconds, also after a failure: a client that sends what fails, or is slow, delays few others."""
 _MOST_PAUSED: Final = 1024
 
 
 class Together:
     """Reads for the requests that wait for a connection of one pool.
 
-    The round trip is a fifth of what a page costs Postgres, and most of the server's system calls; it is the same for four
+    The round trip is a fifth of what a page costs Postgres, and two of the server's system calls; it is the same for four
     reads as for one. So a request that gets a connection after waiting reads for others that still wait, if their statement
     is the same. Each is a statement of its own, which sets its own scope before it reads, as in `read_for_each`. They share a
     transaction, so if one fails none has a result: each is then run again by itself.

@@ -115,6 +115,16 @@ def test_where_postgres_is_elsewhere_its_part_is_left_out() -> None:
     assert set(cases.summary(rows)["me"]) == {"server", "p99"}
 
 
+def test_the_audit_is_held_against_the_same_request_without_it() -> None:
+    case = "audit of a post"
+    rows = [measured(case, "no audit", 0, 40), measured(case, "gatepost", 0, 50), measured("post", "gatepost", 0, 90)]
+    assert cases.summary([*rows, measured("post", "limit", 0, 30)]) == {
+        "post": {name: pytest.approx((3.0 if name != "p99" else 1.0, 0.0)) for name in ("server", "both", "p99")},
+        case: {name: pytest.approx((1.25 if name != "p99" else 1.0, 0.0)) for name in ("server", "both", "p99")},
+    }
+    assert cases.needed([case]) == [case]
+
+
 def test_a_case_brings_along_what_it_is_held_against() -> None:
     assert cases.needed(["forged token"]) == ["no token", "forged token"]
     assert cases.needed(["static key", "data"]) == ["data", "me", "static key"]
@@ -276,13 +286,17 @@ TINY = ("--rounds", "1", "--seconds", "0.2", "--connections", "4")
 @pytest.mark.long
 def test_run_from_end_to_end(tmp_path: Path) -> None:
     """With a throwaway Postgres of its own, the start with the embedded one, and the page that is made of it."""
-    out = ran("run.py", *TINY, "--users", "20", "--keys", "5", "--new-tokens", "20", "--starts", "1", "--json", str(tmp_path / "r"))
+    sizes = ("--users", "20", "--keys", "5", "--new-tokens", "20", "--starts", "1", "--streams", "5")
+    out = ran("run.py", *TINY, *sizes, "--json", str(tmp_path / "r"))
     result = json.loads((tmp_path / "r").read_text())
     assert set(result["summary"]) == set(cases.CASES)
     assert all(row["requests"] > 0 and row["server_us"] > 0 for row in result["rows"])
     assert all(row["postgres_us"] > 0 for row in result["rows"] if row["case"] == "data")
     assert sum(result["workers"]["shares"]) == pytest.approx(1)
     assert result["start"]["warm"] > 0
+    assert (result["streams"]["streams"], len(result["streams"]["both_us"])) == (5, 2)
+    assert {row["server"] for row in result["rows"] if row["case"] == "audit of a post"} == {"no audit", "gatepost"}
+    assert "by its Unix socket" in result["facts"]["Postgres"]
     assert 10 < result["memory"]["gatepost"] < 1000
     assert tables.text_of(result) == out.rstrip("\n")
     page = tmp_path / "page.md"
