@@ -7,13 +7,12 @@ import contextlib
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
 
 if TYPE_CHECKING:
     from cluster_canary import Canary
-    from cluster_load import Load
 
 FAILED = (aiohttp.ClientError, ConnectionError, OSError, TimeoutError)
 
@@ -30,6 +29,14 @@ class Ended:
     feeds: list[str] = field(default_factory=list)
     """How old the revocations of a server were that accepted it more than a second later, as its metrics say."""
     refused: bool = False
+
+
+class Load(Protocol):
+    """What is read of the drill's load: the servers, what has ended, and whether the drill is over."""
+
+    servers: list[str]
+    ended: list[Ended]
+    stopping: bool
 
 
 async def use(session: aiohttp.ClientSession, server: str, credential: str) -> int:
