@@ -86,7 +86,7 @@ def exchanges() -> list[tuple[str, str, Mapping[str, str], bytes, int]]:
         ("GET", "/api/data", bearer("gp_canary-canary-canary"), b"", 401),
         ("GET", "/api/data", bearer(tokens.encode(tokens.claims(now - 600))), b"", 401),
         ("GET", "/api/data", bearer(tokens.encode(tokens.claims(iss="https://clerk.other.example"))), b"", 401),
-        ("GET", "/api/data", bearer(tokens.encode(tokens.claims(azp="https://canary.example"))), b"", 401),
+        ("GET", "/api/data", bearer(tokens.encode(tokens.claims(azp="https://other.example"))), b"", 401),
         ("GET", "/api/data", {**ALICE, "X-API-Key": "gp_canary-canary"}, b"", 400),
         ("GET", "/api/data?ticket=st_canary", ALICE, b"", 200),
         ("GET", "/nowhere", ALICE, b"", 404),
