@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from server import (
     answer,
+    answer_row,
     body,
     check_if_match,
     describe,
@@ -118,11 +119,11 @@ async def create_data(request: web.Request) -> web.Response:
 
 @routes.get("/api/data/{id}")
 @requires(user=True)
-@describe(returns=DataRow, headers=["ETag"], summary="Get one of the caller's rows")
+@describe(returns=DataRow, if_none_match=True, headers=["ETag"], summary="Get one of the caller's rows")
 async def get_data(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         row = found(await db.row(ONE, identity_of(request).user_id, row_id(request)))
-    return answer(row, headers={"ETag": entity_tag(row)})
+    return answer_row(request, row)
 
 
 @routes.patch("/api/data/{id}")

@@ -11,7 +11,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, row_id, scoped
+from server import answer, answer_row, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, row_id, scoped
 
 routes = web.RouteTableDef()
 
@@ -66,13 +66,13 @@ async def list_invoices(request: web.Request) -> web.Response:
 
 @routes.get("/api/invoices/{id}")
 @requires(permission="org:invoices:read")
-@describe(returns=Invoice, headers=["ETag"], summary="Get an invoice")
+@describe(returns=Invoice, if_none_match=True, headers=["ETag"], summary="Get an invoice")
 async def get_invoice(request: web.Request) -> web.Response:
     async with scoped(request) as db:
         row = await db.row(ONE, identity_of(request).org_id, row_id(request))
     if row is None:
         raise web.HTTPNotFound
-    return answer(row, headers={"ETag": entity_tag(row)})
+    return answer_row(request, row)
 
 
 @routes.post("/api/invoices")

@@ -17,7 +17,7 @@ from .database.scope import read, scoped
 from .database.violations import CheckViolation, ForeignKeyViolation, UniqueViolation
 from .gate.access_table import access_table
 from .gate.idempotency import answers_secret
-from .http.answers import answer, check_if_match, entity_tag
+from .http.answers import answer, answer_row, check_if_match, entity_tag
 from .http.bodies import body
 from .http.body_bytes import raw_body
 from .http.body_stream import body_stream
@@ -43,6 +43,7 @@ from .http.origins import is_foreign_origin
 from .http.pagination import page
 from .http.query import query
 from .http.row_id import row_id
+from .messages import nearest_name
 from .openapi.document import openapi_document
 from .plugins.hookspecs import Answer, Command, CommandContext, House, Provider, hookimpl
 from .plugins.services import service
@@ -58,10 +59,10 @@ __all__ = [
     "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext",
     "Conflict", "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
     "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answers_secret", "body",
-    "body_stream", "call_tool", "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address",
+    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answer_row", "answers_secret",
+    "body", "body_stream", "call_tool", "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address",
     "client_network", "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of",
-    "is_foreign_origin", "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query",
+    "is_foreign_origin", "is_local", "is_plain_text", "limited", "nearest_name", "openapi_document", "page", "public", "query",
     "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of",
     "with_org_prefix",
 ]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Unavailable, client_network
 
+from ..jwt.variables import unread
 from .key_format import PREFIX, digest_of, parse
 from .lookup import DIGEST, ManagedKeys
 from .owners import StaticKeys
@@ -34,6 +37,8 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
         "x-gatepost-token-types": ["api_key"],
     },
 }
+_VARIABLES = ("GATEPOST_API_KEY_SCOPES", "GATEPOST_API_KEY_MAX_PER_USER", "GATEPOST_API_KEY_MAX_PER_ORGANIZATION")
+_LOG = logging.getLogger("gatepost.api_key")
 _KEY = re.compile(r"gp_[!-~]{13,509}\Z")
 
 
@@ -54,6 +59,9 @@ class ApiKeyProvider:
         return SECURITY_SCHEMES
 
     async def open(self, house: House) -> None:
+        for name, near in unread(os.environ, "API_KEY_", _VARIABLES):
+            if near:  # others begin like this that have nothing to do with this server
+                _LOG.warning(f"{name} is set and not read: the variable is {near}")
         self._statics = StaticKeys(house, self._static.values())
         self._managed = ManagedKeys(house, self._statics)
         self._usage = Usage(house.query)

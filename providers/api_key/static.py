@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-from server import Identity
+from server import Identity, nearest_name
 
 _HASH = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -44,8 +44,9 @@ def static_keys(tables: Iterable[Mapping[str, Any]] | None) -> dict[bytes, Stati
 
 def _static_key(number: int, table: Mapping[str, Any]) -> StaticKey:
     where = f"api_key.keys[{number}]"
-    if unknown := set(table) - _MEMBERS:
-        raise ValueError(f"{where}: unknown member {sorted(unknown)[0]!r}")
+    if unknown := sorted(set(table) - _MEMBERS):
+        near = nearest_name(unknown[0], sorted(_MEMBERS))
+        raise ValueError(f"{where}: unknown member {unknown[0]!r}" + (f"; the nearest known one is {near!r}" if near else ""))
     if not isinstance(table.get("id"), str) or not _ID.match(table["id"]):
         raise ValueError(f"{where}: id must be 1 to 64 letters, digits, '.', '_' or '-'")
     where = f"api_key.keys {table['id']!r}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Final
 
+from ..jwt.variables import unread
 from .audience import MachineAudience
 from .settings import TABLE, ClerkSettings
 
@@ -19,7 +21,14 @@ _OTHER_NAMES: Final = {
     "CLERK_JWT_VERIFICATION_KEY": "jwt_key",
 }
 """Names that Clerk's samples and older libraries use."""
+_FOR_FRONT_ENDS: Final = re.compile(
+    r"CLERK_(?:SIGN_(?:IN|UP)_|AFTER_SIGN_|WAITLIST_|JS\Z|JS_|UI_|PREFETCH_UI|TELEMETRY_|KEYLESS_|ENABLE_KEYLESS|PROXY_URL|DOMAIN"
+    r"|IS_SATELLITE|SATELLITE_|ALLOWED_REDIRECT_|API_VERSION|ENCRYPTION_KEY|FAPI|FRONTEND_API_URL|JWT_ISSUER_DOMAIN|TESTING_TOKEN"
+    r"|USER_AGENT|PROXY_SECRET|PLATFORM_)"
+)
+"""Variables of Clerk's front ends, tools and samples, which share an environment file with this server."""
 _LOG: Final = logging.getLogger("gatepost.clerk")
+_KNOWN: Final = frozenset(setting.env for setting in TABLE.values() if setting.env)
 _ENDING: Final = "_CLERK_PUBLISHABLE_KEY"
 """How a bundler's variable ends: NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY, VITE_CLERK_PUBLISHABLE_KEY."""
 
@@ -37,6 +46,7 @@ def advice(given: frozenset[str], settings: ClerkSettings, env: str, environ: Ma
     `given` names the keys of the table [clerk] that have a value; `environ` is the environment of this process.
     """
     found = [_unread(name, key) for name, key in _other_names(environ) if key not in given]
+    found += [f"{name} is set and not read{near and f'; the nearest known one is {near}'}" for name, near in _misspelt(environ)]
     publishable = settings.publishable_key
     if publishable is not None and settings.frontend not in settings.issuers:
         found.append(
@@ -59,10 +69,20 @@ def _other_names(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return names + [(name, "publishable_key") for name in sorted(environ) if name.endswith(_ENDING) and environ[name]]
 
 
+def _misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(variable, the nearest known one or "") of the variables `CLERK_...` that are set and known neither here nor to Clerk."""
+    return [
+        (name, near)
+        for name, near in unread(environ, "CLERK_", _KNOWN, _FOR_FRONT_ENDS)
+        if name.removesuffix("_FILE") not in _OTHER_NAMES
+    ]
+
+
 def keys_elsewhere(environ: Mapping[str, str]) -> str:
-    """The end of a sentence on missing keys: the variables that hold one under a name that is not read; "" if there is none."""
+    """The end of a sentence on missing settings: the variables that hold one under a name that is not read; "" if none does."""
     keys = {"secret_key", "publishable_key", "jwt_key"}
     names = [f"{name} is not read: this server calls it {TABLE[key].env}" for name, key in _other_names(environ) if key in keys]
+    names += [f"{name} is not read: this server calls it {near}" for name, near in _misspelt(environ) if near]
     return f" ({'; '.join(names)})" if names else ""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Final
 
 from server import CredentialRejected, House
 
 from ..jwt import jws
+from ..jwt.signature import NO_SUCH_KEY
 from ..jwt.strict_json import Malformed
+from .settings import ClerkSettings
 
+_OURS: Final = "; the token names the issuer of clerk.publishable_key or clerk.issuer: is the secret key of the same instance?"
 _MOST: Final = 200  # characters of an issuer that go into the log: nothing has verified them
 
 
@@ -19,34 +21,40 @@ def is_anothers(segments: jws.Segments, house: House, ours: str) -> bool:
     return isinstance(issuer, str) and house.issuer_of(issuer) not in (None, ours)
 
 
-def rejected(error: Malformed | CredentialRejected, payload: str, issuers: Collection[str]) -> CredentialRejected:
+def rejected(error: Malformed | CredentialRejected, payload: str, settings: ClerkSettings) -> CredentialRejected:
     """Returns the refusal of a token that failed before or at its signature. `payload` is its encoded payload.
 
-    The detail, which only the log has, ends with the issuer that the token names if that is none of `issuers`.
+    The detail, which only the log has, ends with the issuer that the token names if that is not accepted. An unknown key of an
+    issuer that is accepted can mean that the secret key, with which the keys are fetched, is of another instance.
     """
     if isinstance(error, Malformed):
         return CredentialRejected("credential-rejected", error.detail)
-    return _OfNoKey(error, payload, issuers)
+    return _OfNoKey(error, payload, settings)
 
 
 class _OfNoKey(CredentialRejected):
     """The refusal of a token that none of our keys signed. Its payload is read when the detail is: few refusals are logged."""
 
-    def __init__(self, error: CredentialRejected, payload: str, issuers: Collection[str]) -> None:
-        self._payload, self._issuers = payload, issuers
+    def __init__(self, error: CredentialRejected, payload: str, settings: ClerkSettings) -> None:
+        self._payload, self._settings = payload, settings
         super().__init__(error.reason, error.detail)
 
     @property
     def detail(self) -> str:
         """What failed, and the issuer that the token names if that is none of ours."""
+        issuers = self._settings.issuers
         try:
             issuer = jws.unverified_issuer(jws.decode(self._payload))
         except Malformed:
             return self._failed
-        if not isinstance(issuer, str) or issuer in self._issuers or not 0 < len(issuer) <= _MOST:
+        if not isinstance(issuer, str) or not issuer:
             return self._failed
-        ours = f"takes those of {', '.join(sorted(self._issuers))}" if self._issuers else "names no issuer"
-        return f"{self._failed}; the token names the issuer {issuer!r}, and this server {ours}"
+        if issuer in issuers:
+            by_secret_key = self._settings.secret_key is not None and self._settings.jwt_key is None
+            return self._failed + (_OURS if by_secret_key and self._failed == NO_SUCH_KEY else "")
+        shown = issuer if len(issuer) <= _MOST else f"{issuer[: _MOST - 1]}…"
+        ours = f"takes those of {', '.join(sorted(issuers))}" if issuers else "names no issuer"
+        return f"{self._failed}; the token names the issuer {shown!r}, and this server {ours}"
 
     @detail.setter
     def detail(self, failed: str) -> None:

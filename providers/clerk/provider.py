@@ -191,7 +191,7 @@ class ClerkProvider:
             header, generation = await verify(segments, keys, self._headers)
             claims = jws.claims(jws.decode(segments.payload))
         except (Malformed, CredentialRejected) as error:
-            raise foreign.rejected(error, segments.payload, self.issuers) from None
+            raise foreign.rejected(error, segments.payload, self._settings) from None
         now, kind = self._clock(), token_type(header.members, claims)
         if kind is None:
             identity, times = session.identity(header.members, claims, self._settings, now)

@@ -132,16 +132,16 @@ class ClerkSettings:
     def check(self, env: str, hint: str = "") -> None:
         """Raises ValueError that names what is missing if these settings are not sufficient to start in `env`.
 
-        `hint` ends the sentence on missing keys: where they may be instead.
+        `hint` ends the sentence on what is missing: where they may be instead.
         """
         has_keys = self.jwt_key is not None or self.jwks_url is not None
         if not has_keys and (self.configured or env == "production"):
             names = "CLERK_SECRET_KEY, CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY"
             raise ValueError(f"clerk has no keys to verify tokens with: set {names}{hint}")
         if env == "production" and not self.issuers:
-            raise ValueError("clerk needs an issuer in production: set CLERK_PUBLISHABLE_KEY or CLERK_ISSUER")
+            raise ValueError(f"clerk needs an issuer in production: set CLERK_PUBLISHABLE_KEY or CLERK_ISSUER{hint}")
         if env == "production" and not self.authorized_parties:
-            raise ValueError("clerk needs authorized parties in production: set CLERK_AUTHORIZED_PARTIES")
+            raise ValueError(f"clerk needs authorized parties in production: set CLERK_AUTHORIZED_PARTIES{hint}")
 
 
 def _text(table: Mapping[str, Any], name: str, form: re.Pattern[str], rule: str) -> str | None:

@@ -16,6 +16,7 @@ from ..jwt import jws
 from ..jwt.bearer import bearer, digest_in, digest_of, keep_digest
 from ..jwt.strict_json import Malformed
 from . import settings
+from .advice import announce
 from .dpop import HEADER, DpopGuard, bound_token
 from .issuer import Issuer
 from .mapping import NAME
@@ -95,6 +96,7 @@ class OidcProvider:
 
     async def open(self, house: House) -> None:
         """Fetch all issuers' keys concurrently; a failed fetch is repeated in the background."""
+        announce()
         _issuers_in[house] = self._issuers
         if self._dpop is not None:
             await self._dpop.open(house)

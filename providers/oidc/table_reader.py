@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from server import nearest_name
 
 from ..jwt.texts import is_safe_url
 
@@ -26,8 +27,8 @@ class Members:
         names = list(known)
         for name in self.given:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                nearest = f"; the nearest known one is {close[0]!r}" if close else f"; known: {', '.join(names)}"
+                near = nearest_name(name, names)
+                nearest = f"; the nearest known one is {near!r}" if near else f"; known: {', '.join(names)}"
                 raise ValueError(f"{self.where}: unknown member {name!r}{nearest}")
 
     def text(self, name: str, *, empty: bool = False) -> str | None:

@@ -14,7 +14,7 @@ from aiohttp import web
 from ..app import LIMITS, TABLE, build, open_providers
 from ..database.hosts import split
 from ..http.errors import Unavailable
-from ..plugins.providers import PROVIDERS, not_ready
+from ..plugins.providers import NOT_READY, PROVIDERS, not_ready
 from ..schema import leaks as oracles
 from ..schema import pooler
 from ..schema.capacity import Capacity, capacity
@@ -25,6 +25,7 @@ from ..schema.session_sql import session_faults
 from ..schema.startup import beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
+from ..telemetry.collected import collected_warnings
 from .colours import paint
 
 
@@ -48,9 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the effective settings with their sources, then warnings and problems. Returns 0, or 2 if there is a problem."""
-    app = build(settings)
-    found, unready = asyncio.run(_look(app, settings))
-    found.warnings[:0] = app[LIMITS].warnings
+    with collected_warnings() as logged:
+        app = build(settings)
+        found, unready = asyncio.run(_look(app, settings))
+    found.warnings[:0] = [*app[TABLE].warnings, *app[LIMITS].warnings]
+    found.warnings.extend(line for line in logged if line not in found.warnings and not _says_unready(line, unready))
     rows = settings.explain()
     if args.json:
         print(json.dumps(_as_json(rows, found, unready)))
@@ -65,12 +68,18 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print("database: not checked, because database.url is not set and no embedded Postgres has been created here yet")
     for line in found.public_rows:
         print(f"public rows: {line}")
-    for line in [*app[TABLE].warnings, *found.warnings, *unready]:
+    for line in [*found.warnings, *unready]:
         print(f"{paint('warning:', 'yellow')} {line}")
     for line in found.problems:
         print(f"{paint('problem:', 'red')} {line}")
     print("problems: " + (paint(str(len(found.problems)), "red") if found.problems else paint("none", "green")))
     return 2 if found.problems else 0
+
+
+def _says_unready(logged: str, unready: list[str]) -> bool:
+    """Whether the line of the log tells what one of `unready` does: why a provider cannot verify credentials now."""
+    name, _, why = logged.partition(": the keys cannot be refreshed: ")
+    return any(line.endswith(f"{name}: {why}") for line in unready) or (bool(unready) and logged.startswith(NOT_READY))
 
 
 def _as_json(rows: list[tuple[str, str, str]], found: _Findings, unready: list[str]) -> dict[str, object]:

@@ -16,6 +16,7 @@ from ..auth.identity import Identity
 from ..gate.verdict import GATE, ROWS, verdict
 from ..http.path_prefix import path_prefix_of
 from ..http.targets import malformed
+from ..messages import nearest_name
 from ..routing.matching import matched
 from ..routing.patterns import Pattern
 from ..routing.table import RouteRule
@@ -99,18 +100,26 @@ async def _with_row(
 async def explain(app: web.Application, method: str, target: str) -> dict[str, str]:
     """Returns the answer to this request without a credential: `route`, `answer`, `why`, and `access` where a route matches."""
     if malformed(target):
-        return {"route": "none", "answer": "400", "why": "the target is malformed: parsers could read it in different ways"}
+        why = "parsers could read it in different ways" if target.startswith("/") else "a path begins with /"
+        return {"route": "none", "answer": "400", "why": f"the target is malformed: {why}"}
     if (match := await matched(app.router, method, target)) is None:
         return {"route": "none", "answer": "400", "why": "the target cannot be parsed"}
     rule = app[TABLE].rules.get(match.route)
     if rule is None:
-        status = match.http_exception.status if match.http_exception else 404
-        return {
-            "route": "none",
-            "answer": "401",
-            "why": f"no route matches: without a credential the answer is 401, with one it is {status}",
-        }
+        return _no_route(app, match.http_exception, target)
     return _access_of(app, method, rule)
+
+
+def _no_route(app: web.Application, missing: web.HTTPException | None, target: str) -> dict[str, str]:
+    """Returns the answer where no route matches: with the methods that the path has, or with the nearest path."""
+    answers = "without a credential the answer is 401, with one it is"
+    if isinstance(missing, web.HTTPMethodNotAllowed):
+        methods = ", ".join(sorted(missing.allowed_methods))
+        why = f"no route of this path has this method, only {methods}: {answers} 405"
+        return {"route": "none", "answer": "401", "methods": methods, "why": why}
+    near = nearest_name(target.partition("?")[0], [rule.template for rule in app[TABLE].rules.values()])
+    why = f"no route matches{(near and f' (the nearest path is {near})') or ''}: {answers} 404"
+    return {"route": "none", "answer": "401", "why": why}
 
 
 def _access_of(app: web.Application, method: str, rule: RouteRule) -> dict[str, str]:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps(_as_json(args, outcome)))
     else:
         print(*outcome.by_hand, *(f"applied {name}" for name in outcome.applied), "migrated", sep="\n")
+    for line in outcome.ungranted:
+        print(f"gatepost: warning: {line}", file=sys.stderr)
     for line in outcome.unsafe:
         print(f"gatepost: the database is not safe to serve from: {line}", file=sys.stderr)
     return 2 if outcome.unsafe else 0
@@ -60,6 +62,7 @@ def _as_json(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
         "applied": outcome.applied,
         "by_hand": outcome.by_hand,
         "unsafe": outcome.unsafe,
+        "warnings": outcome.ungranted,
     }
 
 
@@ -86,7 +89,7 @@ async def _plan(settings: Settings, own: Sequence[Own]) -> list[str]:
 
 async def _migrate(settings: Settings, own: Sequence[Own]) -> Outcome:
     if len(own) > 1:
-        _progress("schema.sql")
+        _progress("Gatepost's own schema")
     migration = Migration({"dsn": settings.get("database.owner_url")}, _role(settings), _progress, wait_seconds(settings))
     return await migration.run(own, schema=partial(_schema, settings))
 

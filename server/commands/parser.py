@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from ..installation import DISTRIBUTION
+from ..messages import nearest_name
 from .colours import complaint
 
 
@@ -20,6 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
+        if message.startswith("the following arguments are required") and (commands := subcommands(self)):
+            message = f"a command is missing: one of {', '.join(commands)}"
         self.exit(2, complaint(f"{message}; see `{self.prog} --help`\n"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -29,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             chosen = self._chosen(words)
             options = (option for action in chosen._actions for option in action.option_strings)
-            hint = nearest(next((word for word in unknown if word.startswith("-")), "").partition("=")[0], options)
+            hint = meant(next((word for word in unknown if word.startswith("-")), "").partition("=")[0], options)
             chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
@@ -47,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             self.error(unknown_command(value, action.choices))
         known = [str(choice) for choice in action.choices]
-        raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
+        raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(known)}{meant(str(value), known)}")
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -59,13 +61,13 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def unknown_command(name: str, known: Iterable[str]) -> str:
     """The message about a name that no command has: with the nearest one, else with all."""
     names = list(known)
-    return f"no command is named {name!r}" + (nearest(name, names) or f": it is one of {', '.join(names)}")
+    return f"no command is named {name!r}" + (meant(name, names) or f": it is one of {', '.join(names)}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known word that is nearest; "" if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest_name(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def common(parser: Parser, *, serving: bool = True, default: Any = None) -> Parser:

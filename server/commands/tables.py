@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import difflib
 import json
 
+from ..messages import nearest_name
 from ..schema.connection_mistakes import DIRECT_URL, URL, connected
 from ..schema.startup import StartFailed, beside_running_server
 from ..schema.tables import Table, tables
@@ -50,8 +50,8 @@ async def _look(settings: Settings, name: str | None) -> list[Table]:
             raise ConfigError(f"tables: {name!r} is the name of several tables: {', '.join(table.name for table in found)}")
         if not found:
             names = [table.name for table in await tables(connection)]
-            near = difflib.get_close_matches(name, [*names, *(one.removeprefix("public.") for one in names)], n=1)
-            raise ConfigError(f"tables: there is no table {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = nearest_name(name, [*names, *(one.removeprefix("public.") for one in names)])
+            raise ConfigError(f"tables: there is no table {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     return found
 
 

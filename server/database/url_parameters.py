@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Final
 from urllib.parse import quote, unquote, unquote_plus, urlencode
+
+from ..messages import nearest_name
 
 
 class UrlMistake(ValueError):
@@ -105,8 +106,8 @@ def _unknown(name: str) -> str:
         return "unknown parameter"
     if name.lower() in _MEANT:
         return f"unknown parameter {name!r}: {_MEANT[name.lower()]}"
-    near = difflib.get_close_matches(name.lower(), sorted(_KNOWN | _DROPPED), n=1, cutoff=0.75)
-    return f"unknown parameter {name!r}" + (f"; the nearest known one is {near[0]!r}" if near else "")
+    near = nearest_name(name, sorted(_KNOWN | _DROPPED), cutoff=0.75)  # among so many names a looser one would mislead
+    return f"unknown parameter {name!r}" + (f"; the nearest known one is {near!r}" if near else "")
 
 
 def _check_roots(kept: dict[str, str], mode: str | None) -> None:

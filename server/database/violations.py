@@ -15,6 +15,7 @@ _RAISED: Final = "exec_stmt_raise"
 _SCANNER: Final = "scanner_yyerror"
 """The function that a syntax error comes from: its message quotes the SQL, which can have a value written into it."""
 _MOST_TEXT: Final = 300
+_GRANT: Final = "; a GRANT to the serving role is missing: `python -m server tables NAME` shows what it has"
 
 
 class UniqueViolation(Conflict):
@@ -104,7 +105,7 @@ def _words(state: str, message: str, function: str | None, position: str | None)
     if function == _SCANNER:
         return f"syntax error at character {position}"
     if state.startswith(_NAMES_ONLY) and function not in (None, _RAISED):
-        return message[:_MOST_TEXT]
+        return message[:_MOST_TEXT] + (_GRANT if state == "42501" else "")
     return ""
 
 

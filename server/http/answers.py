@@ -88,12 +88,39 @@ def check_if_match(request: web.Request, text: str) -> None:
 
     Tags are compared strongly: a weak one (`W/"..."`) never matches. `*` matches any row, but not as one of several tags.
 
-    RFC 9110 13.1.1. Raises TypeError if the handler is described (`describe`) without `if_match`.
+    An `If-None-Match` that matches is a 412 as well: the request is to be done only if the client does not have this version.
+
+    RFC 9110 13.1.1, 13.1.2. Raises TypeError if the handler is described (`describe`) without `if_match`.
     """
     hold_to(request, "if_match", True)
-    lines = request.headers.getall("If-Match", ())
-    if not lines:
-        return
-    tags = {tag.strip() for line in lines for tag in line.split(",")}
-    if tags != {"*"} and entity_tag(text) not in tags:
+    tags = _tags(request, "If-Match")
+    if tags and tags != {"*"} and entity_tag(text) not in tags:
         raise PreconditionFailed
+    if _has(request, entity_tag(text)):
+        raise PreconditionFailed
+
+
+def answer_row(request: web.Request, row: str) -> JsonResponse:
+    """The response to a GET of one row, given as JSON text: 200 with the row and its `ETag`.
+
+    304 without a body if `If-None-Match` has the tag, or is `*`: the client has this version. Tags are compared weakly
+    (`W/"..."` matches), because a proxy that compresses a response makes its tag weak.
+
+    RFC 9110 13.1.2. Raises TypeError if the handler is described (`describe`) without `if_none_match`.
+    """
+    hold_to(request, "if_none_match", True)
+    tag = entity_tag(row)
+    if _has(request, tag):
+        return JsonResponse(b"", 304, {"ETag": tag})
+    return answer(row, headers={"ETag": tag})
+
+
+def _has(request: web.Request, tag: str) -> bool:
+    """Does `If-None-Match` say that the client has the version with this tag?"""
+    tags = _tags(request, "If-None-Match")
+    return tags == {"*"} or tag in {one.removeprefix("W/") for one in tags}
+
+
+def _tags(request: web.Request, name: str) -> set[str]:
+    """The entity tags of a header field, which may have several lines; empty without the field."""
+    return {tag.strip() for line in request.headers.getall(name, ()) for tag in line.split(",")}

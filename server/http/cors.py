@@ -55,6 +55,8 @@ def checked_origins(text: str) -> str:
     """
     if "*" not in text:
         return checked_origin(text)
+    if text == "*":
+        raise ValueError("'*': any origin cannot be allowed where credentials are sent: name the origins of your front ends")
     parts = _PATTERN.fullmatch(text)
     labels = parts[2].split(".")[1:] if parts is not None else []
     if parts is None or labels[-1].isdigit() or (len(labels) < 2 and labels != ["localhost"]) or int(parts[3] or 1) > 65535:

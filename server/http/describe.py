@@ -33,6 +33,7 @@ class Description:
     refusals: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
     page: bool = False
     if_match: bool = False
+    if_none_match: bool = False
     headers: tuple[str, ...] = ()
     content_type: str = "application/json"
     summary: str | None = None
@@ -64,6 +65,7 @@ def describe(
     refusals: Mapping[int, str] | None = None,
     page: bool = False,
     if_match: bool = False,
+    if_none_match: bool = False,
     headers: Iterable[str] = (),
     content_type: str = "application/json",
     summary: str | None = None,
@@ -89,6 +91,7 @@ def describe(
     query          the model that the handler passes to `query`: a pydantic model of scalars and lists of scalars
     page           the handler calls `page`: `?limit`, `?cursor` and a `Link` to the next page
     if_match       the handler calls `check_if_match`
+    if_none_match  the handler calls `answer_row`: a 304 is added
     headers        headers of a success: `ETag`, `Location`, or others by name
     content_type   the content type of the successes' bodies
     summary, text, tags   for readers; `text` may be Markdown. Docstrings are not shown.
@@ -96,14 +99,16 @@ def describe(
     tool           the name under which agents may call this route (see the guide on agents): 1 to 128 letters, digits and
                    `_.-`, unique in the server. Needs `summary`, which the agent reads, and a response of JSON or text
 
-    The description is enforced: `body`, `body_stream`, `query`, `page` and `check_if_match` raise TypeError in a handler that
-    is described otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a model that
-    cannot be read from query parameters.
+    The description is enforced: `body`, `body_stream`, `query`, `page`, `check_if_match` and `answer_row` raise TypeError in
+    a handler that is described otherwise. Raises TypeError at import for a contradictory or incomplete description, and for a
+    model that cannot be read from query parameters.
     """
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
     given = dict(answers) if answers is not None else {200: returns} if returns is not None else {}
     _live(events, given, page, content_type)
+    if if_none_match:
+        given.setdefault(304, None)
     _statuses("answers", [status for status in given if status != _SWITCHING], range(200, 400))
     _statuses("refusals", refusals or {}, range(400, 600))
     if not all(refusals.values() if refusals else ()):
@@ -119,8 +124,8 @@ def describe(
         raise TypeError("@describe: operation_id= is a name of letters, digits and '_'")
     made = Description(
         body, body_optional, _content_types(body, body_stream), MappingProxyType(given), MappingProxyType(dict(refusals or {})),
-        page, if_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id, events,
-        tool,
+        page, if_match, if_none_match, tuple(headers), content_type, summary, text, tuple(tags), query, operation_id,
+        events, tool,
     )  # fmt: skip
     if tool is not None:
         _tool(made)

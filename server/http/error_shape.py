@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import pydantic
 
+from ..messages import error_line
 from ..settings.setting import ConfigError
 from .response import phrase
 
@@ -50,7 +51,7 @@ def checked(plugin: str, shape: Any) -> tuple[Any, Callable[[ErrorDetails], byte
     try:
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(model)
     except pydantic.PydanticUserError as error:
-        raise ConfigError(f"{where}: {model!r} has no JSON Schema: {_first_line(error)}") from error
+        raise ConfigError(f"{where}: {model!r} has no JSON Schema: {error_line(error)}") from error
 
     def make(details: ErrorDetails) -> bytes:
         body = adapter.dump_json(adapter.validate_python(shape(details)), by_alias=True)
@@ -63,7 +64,7 @@ def checked(plugin: str, shape: Any) -> tuple[Any, Callable[[ErrorDetails], byte
             try:
                 make(example)
             except Exception as error:
-                raise ConfigError(f"{where}: the shape fails for a {status}: {_first_line(error)}") from error
+                raise ConfigError(f"{where}: the shape fails for a {status}: {error_line(error)}") from error
     return model, make
 
 
@@ -73,7 +74,7 @@ def _annotated(where: str, shape: Any) -> Any:
         scope = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
         model = typing.get_type_hints(function, localns=dict(scope), include_extras=True).get("return")
     except Exception as error:
-        raise ConfigError(f"{where}: the annotation of the shape cannot be read: {_first_line(error)}") from error
+        raise ConfigError(f"{where}: the annotation of the shape cannot be read: {error_line(error)}") from error
     if model in (None, type(None), Any):
         raise ConfigError(f"{where}: annotate what the shape returns, `def shape(error) -> Model`, for the OpenAPI document")
     return model
@@ -83,7 +84,3 @@ def _examples(status: int) -> tuple[ErrorDetails, ErrorDetails]:
     fields = [{"field": "example.name", "message": "an example"}]
     bare = ErrorDetails(status, phrase(status), None, None, (), {})
     return bare, ErrorDetails(status, phrase(status), "example", "An example.", fields, {"example": True})
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -34,7 +34,7 @@ WORDS: Final = {
 _HEADERS_OF: Final = {401: ["WWW-Authenticate"], 426: ["Upgrade"], 429: ["Retry-After"], 503: ["Retry-After"]}
 
 HEADERS: Final = {
-    "ETag": "Identifies the current version of the row, for `If-Match`.",
+    "ETag": "Identifies the current version of the row, for `If-Match` and `If-None-Match`.",
     "Link": 'The next page: `<...>; rel="next"`. Absent on the last page.',
     "Location": "The URL of the new row.",
     "Retry-After": "Seconds to wait before retrying.",
@@ -55,6 +55,11 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     },
     "If-Match": {
         "name": "If-Match", "in": "header", "description": "Change the row only if its `ETag` still has this value.",
+        "schema": {"type": "string"},
+    },
+    "If-None-Match": {
+        "name": "If-None-Match", "in": "header",
+        "description": "The `ETag` of the version that the client has: if it is still the current one, the response is a 304.",
         "schema": {"type": "string"},
     },
     "Idempotency-Key": {

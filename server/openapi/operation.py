@@ -20,6 +20,7 @@ ACCESS: Final = "x-gatepost-access"
 LIMITS: Final = "x-gatepost-limits"
 _WITH_BODY: Final = (408, 411, 413, 415, 422)
 PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}")  # aiohttp's: {name} or {name:regex}
+_UNCHANGED: Final = "The client has the current version: `If-None-Match` matches its `ETag`."
 _ONE_OF: Final = ("role", "permission", "feature", "plan", "organization", "reverification")
 
 
@@ -113,6 +114,8 @@ def _parameters(said: Description, again: bool) -> Iterable[str]:
         yield from ("limit", "cursor")
     if said.if_match:
         yield "If-Match"
+    if said.if_none_match:
+        yield "If-None-Match"
     if again:
         yield "Idempotency-Key"
 
@@ -123,7 +126,7 @@ def _responses(
     said = description or Description()
     found = live_responses(said, schemas, rule.plugin)
     given = sorted((status, kind) for status, kind in said.answers.items() if str(status) not in found)
-    found |= {str(status): _success(said, kind, schemas, rule.plugin) for status, kind in given}
+    found |= {str(status): _success(said, status, kind, schemas, rule.plugin) for status, kind in given}
     for status in sorted(_refusals(rule, said, again) | ({422} | _unsaid(method) if description is None else set())):
         words = said.refusals.get(status)
         found[str(status)] = refusal(status, errors, words) if words else response_ref(status)
@@ -132,9 +135,10 @@ def _responses(
     return found
 
 
-def _success(said: Description, kind: Any, schemas: Schemas, plugin: str) -> dict[str, Any]:
+def _success(said: Description, status: int, kind: Any, schemas: Schemas, plugin: str) -> dict[str, Any]:
     headers = [*said.headers, *(["Link"] if said.page else [])]
-    made: dict[str, Any] = {"description": "Done." if kind is None else "Success.", "headers": header_refs(*headers)}
+    words = _UNCHANGED if status == 304 else "Done." if kind is None else "Success."
+    made: dict[str, Any] = {"description": words, "headers": header_refs(*headers)}
     if kind is not None:
         made["content"] = {said.content_type: {"schema": schemas.of(kind, "serialization", plugin)}}
     return made

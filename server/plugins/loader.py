@@ -5,9 +5,8 @@ Nothing runs merely because it is installed: only the server's own plugins and t
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Final
@@ -15,18 +14,20 @@ from typing import Any, Final
 import pluggy
 from aiohttp import web
 
+from ..messages import error_line, one_line
 from ..settings.core import OPTIONAL, SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .failures import explained, one_line
+from .failures import explained, unknown_hook, where_raised
 from .hookspecs import Command, House, ProviderFactory, ServiceOffer
+from .imports import load, load_module, not_installed
 from .providers import LoadedProvider
 from .services import is_context_manager
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
-_NOT_ON_PATH: Final = ": `python -m server` finds modules of the working folder, `gatepost` only installed ones and PYTHONPATH"
+_NAME_IT: Final = ". What is not built in comes with a plugin, which 'plugins' must name"
 
 
 @dataclass(slots=True)
@@ -70,7 +71,8 @@ class Plugins:
                 _put(offers.providers, provider, (name, factory), "provider")
         served = self._settings.words("handlers") or [name for name in self.builtin if name not in OPTIONAL]
         for unknown in set(served) - set(self.builtin):
-            raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {', '.join(sorted(self.builtin))}")
+            known = ", ".join(sorted(self.builtin))
+            raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {known}{_NAME_IT}")
         for name, given in self._each("register_handlers"):
             if name not in self.builtin or name in served:
                 offers.routes += [(name, route) for route in _routes(name, given)]
@@ -86,7 +88,8 @@ class Plugins:
     def provider(self, name: str, offers: Offers) -> LoadedProvider:
         """Create the provider `name` with the settings of its plugin. Raises ConfigError."""
         if name not in offers.providers:
-            raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {', '.join(sorted(offers.providers))}")
+            offered = ", ".join(sorted(offers.providers))
+            raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {offered}{_NAME_IT}")
         plugin, factory = offers.providers[name]
         try:
             provider = factory(self._settings.table(self._tables[plugin]))
@@ -126,7 +129,7 @@ class Plugins:
         self.builtin = [entry.name for entry in own]
         if not own:
             raise ConfigError("gatepost is not installed: run `make install` (or `pip install -e .`)")
-        loaded = [(entry.name, _load(entry.name, entry.load)) for entry in own]
+        loaded = [(entry.name, load(entry.name, entry.load)) for entry in own]
         for name in self._settings.words("plugins"):
             loaded.append((name, self._find(name, [entry for entry in entries if entry.name == name])))
         return loaded
@@ -135,12 +138,12 @@ class Plugins:
         if name in self.builtin:
             raise ConfigError(f"plugins: {name!r} is built in and always loaded; remove it")
         if name.startswith("module:"):
-            return _load(name, lambda: importlib.import_module(name.removeprefix("module:")))
+            return load_module(name)
         if not entries:
-            raise ConfigError(f"plugins: {name!r} is not installed (no entry point of that name in the group {GROUP!r})")
+            raise not_installed(name, GROUP)
         if len(entries) > 1:
             raise ConfigError(f"plugins: {name!r} is offered by {len(entries)} installed packages")
-        return _load(name, entries[0].load)
+        return load(name, entries[0].load)
 
     def _register(self, name: str, plugin: object) -> None:
         table = name.removeprefix("module:").partition(".")[0]
@@ -151,16 +154,19 @@ class Plugins:
         try:
             self._manager.register(plugin, name=name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise ConfigError(f"plugin {name!r}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"plugin {name!r}: {one_line(error)}") from error
         if not self._manager.get_hookcallers(plugin):
-            raise ConfigError(f"plugin {name!r}: it has no hook marked with @hookimpl")
+            raise ConfigError(
+                f"plugin {name!r}: it has no hook marked with @hookimpl, which goes above `def register_handlers()`"
+            )
         self._tables[name] = table
 
     def _pending(self) -> None:
         try:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise ConfigError(f"plugins: no such hook: {' '.join(str(error).split())}") from error
+            known = [name for name in vars(hookspecs) if name.startswith("register_")]
+            raise ConfigError(f"plugins: no such hook: {unknown_hook(error, known)}") from error
 
     def _each(self, hook: str, **more: object) -> Iterable[tuple[str, Any]]:
         """(plugin, result) of each implementation, in loading order. Called without pluggy, to know whose result it is.
@@ -180,15 +186,9 @@ class Plugins:
                     raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
                 except Exception as error:
                     why = explained(error, self._settings.declared())
-                    raise ConfigError(f"plugin {name!r}: {hook} failed: {why}") from error
-
-
-def _load(name: str, load: Callable[[], object]) -> object:
-    try:
-        return load()
-    except Exception as error:
-        hint = _NOT_ON_PATH if name.startswith("module:") and isinstance(error, ModuleNotFoundError) else ""
-        raise ConfigError(f"plugin {name!r} cannot be imported: {one_line(error)}{hint}") from error
+                    raise ConfigError(
+                        f"plugin {name!r}: {hook} failed: {why}{where_raised(error, self._settings.declared())}"
+                    ) from error
 
 
 def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, Any]:
@@ -201,7 +201,7 @@ def _routes(plugin: str, given: object) -> list[web.RouteDef]:
     try:
         routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
     except Exception as error:  # a generator runs only now
-        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {one_line(error)}") from error
+        raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {error_line(error)}{where_raised(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
         raise ConfigError(f"plugin {plugin!r}: register_handlers must return web.RouteDefs: no static routes, no applications")
     return routes  # type: ignore[return-value]

@@ -16,6 +16,8 @@ from ..telemetry.log import LOG
 from .hookspecs import Provider
 from .house import ServerHouse
 
+NOT_READY: Final = "provider is not ready"
+"""The log line of a provider that could not be opened."""
 _OPEN_SECONDS: Final = 30
 _CLOSE_SECONDS: Final = 5
 
@@ -93,7 +95,7 @@ class LoadedProvider:
         except ValueError as error:
             raise ConfigError(f"provider {self.name!r}: {error}") from error
         except (Unavailable, TimeoutError) as error:
-            LOG.warning("provider is not ready", extra={"fields": {"provider": self.name, "error": type(error).__name__}})
+            LOG.warning(NOT_READY, extra={"fields": {"provider": self.name, "error": type(error).__name__}})
         except Exception as error:
             raise ConfigError(f"provider {self.name!r} failed at start: {type(error).__name__}: {error}") from error
 

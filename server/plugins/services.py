@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
+from ..messages import error_line, one_line
 from ..settings.setting import ConfigError, StartFailed
 from ..telemetry.log import LOG, log_failure
 
@@ -18,8 +18,6 @@ CLOSE_SECONDS: Final = 5.0
 """How long all services together may take to close."""
 LAST_SECONDS: Final = 0.5
 """How long a service may take to end after it was cancelled, or to close when the others have used up the time."""
-_CREDENTIALS: Final = re.compile(r"://[^/\s@]*@")
-_MOST_TEXT: Final = 300
 
 
 def is_context_manager(offered: object) -> bool:
@@ -48,8 +46,8 @@ class _Service:
         if isinstance(error, ConfigError):
             raise error
         if isinstance(error, ValueError):
-            raise ConfigError(f"{self}: {_one_line(error)}") from error
-        reason = "it was cancelled" if error is None else f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
+            raise ConfigError(f"{self}: {one_line(error)}") from error
+        reason = "it was cancelled" if error is None else error_line(error)
         raise StartFailed(f"{self} failed to open: {reason}") from error
 
     async def close(self, seconds: float) -> None:
@@ -135,8 +133,3 @@ def service(request: web.Request, name: str) -> Any:
     Raises LookupError where no loaded plugin offers it (a 500, and the log names it).
     """
     return request.app[SERVICES].get(name)
-
-
-def _one_line(error: BaseException) -> str:
-    """The text of an exception for one line of output, without the credentials of a URL."""
-    return _CREDENTIALS.sub("://***@", " ".join(str(error).split()))[:_MOST_TEXT]

@@ -15,7 +15,7 @@ from .migrate import LOCK, mark_in
 from .numbered import Numbered, applied, create_record, pending, read_folder
 from .own_files import OwnFiles, failed, one_per_line
 from .plan import schema_plan
-from .safety import problems
+from .safety import problems, ungranted
 from .sql_file import SqlFile, read_file
 
 # Held during a whole run. Not LOCK, which each transaction of a run takes for itself.
@@ -39,11 +39,13 @@ class Outcome:
     by_hand    sentences for the operator
     applied    the numbered files applied, by name
     unsafe     what makes the database unsafe to serve from, and did so before the run
+    ungranted  the tables that the serving role cannot use although their policies are for it, with the statement to run
     """
 
     by_hand: list[str] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     unsafe: list[str] = field(default_factory=list)
+    ungranted: list[str] = field(default_factory=list)
 
 
 def read_own(paths: Sequence[Path]) -> list[Own]:
@@ -90,6 +92,7 @@ class Migration:
                 else:
                     await self._folder(connection, files, one, outcome.applied)
             outcome.unsafe = await files.problems()
+            outcome.ungranted = await ungranted(connection, self._role)
         return outcome
 
     async def plan(self, own: Sequence[Own]) -> list[str]:
@@ -112,7 +115,7 @@ class Migration:
         except ConfigError:
             raise
         except Exception as error:
-            raise failed("schema.sql", error) from None
+            raise failed("Gatepost's own schema", error, is_ours=True) from None
 
     async def _schema_in_transaction(self, connection: Any, schema: Callable[[Any], Any]) -> list[str]:
         async with connection.transaction():

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
 from ..database.driver import translate_error
+from ..messages import one_line
 from ..settings.setting import ConfigError
 from .migrate import LOCK
 from .numbered import Numbered, record
@@ -18,6 +19,19 @@ Judge: TypeAlias = Callable[[Any], Awaitable[list[str]]]
 
 # What a file may have changed in its session, back to what the session began with. Within the file's transaction, so that
 # behind a pooler no other client gets it.
+_EXISTS: Final = "a file runs at every migrate unless it is numbered: write IF NOT EXISTS, or OR REPLACE"
+_ROWS: Final = "rows that exist break this rule: change them first"
+_LOCKED: Final = "another session has the lock: run migrate again when it is free"
+_RIGHTS_AND_LOCKS: Final = frozenset({"42501", "55P03", "40P01"})
+# What to do about an error, by its SQLSTATE, where the message does not say it.
+_TODO: Final = {
+    "42501": "migrate runs as the role of DATABASE_OWNER_URL, which must own what it changes and have CREATEROLE",
+    "42P07": _EXISTS, "42710": _EXISTS, "42701": _EXISTS, "42723": _EXISTS, "42P06": _EXISTS,
+    "42P01": "what a file uses must exist before it: files run in the order given",
+    "42703": "a table that exists is not changed by CREATE TABLE IF NOT EXISTS: write ALTER TABLE … ADD COLUMN IF NOT EXISTS",
+    "23505": _ROWS, "23502": _ROWS, "23514": _ROWS, "23503": _ROWS,
+    "55P03": _LOCKED, "40P01": _LOCKED,
+}  # fmt: skip
 _RESET: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 _FORGET: Final = f"{_RESET}; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP"
 
@@ -99,8 +113,7 @@ class OwnFiles:
         try:
             await self._connection.execute(statement.text)
         except Exception as error:
-            position = getattr(error, "position", None)  # in characters, from 1
-            line = statement.line + (statement.text.count("\n", 0, int(position) - 1) if position else 0)
+            line = line_of(statement.text, error, statement.line) or statement.line
             raise failed(f"{file.name}, line {line}", error, after) from None
 
     async def _refuse_new(self, file: SqlFile, known: list[str]) -> None:
@@ -123,9 +136,21 @@ def one_per_line(what: str, problems: Sequence[str]) -> str:
     return "\ngatepost: ".join(f"{what}: {line}" for line in problems)
 
 
-def failed(where: str, error: Exception, after: str = "; rolled back") -> Exception:
-    """The exception for an error of Postgres, in one line. Another one is translated as everywhere."""
-    if getattr(error, "sqlstate", None) is None:
+def failed(where: str, error: Exception, after: str = "; rolled back", *, is_ours: bool = False) -> Exception:
+    """The exception for an error of Postgres: the place, its message, what became of the file, and what to do, in one line.
+
+    is_ours  the file is the server's own schema
+    An error that is not Postgres's is translated as everywhere.
+    """
+    state = getattr(error, "sqlstate", None)
+    if state is None:
         return translate_error(error)
     # The operator's own SQL and rights: here, and only here, Postgres's own message is shown.
-    return StartFailed(f"migrate: {where}: {' '.join(str(error).split())}{after}")
+    todo = _TODO.get(state) if not is_ours or state in _RIGHTS_AND_LOCKS else None
+    return StartFailed(f"migrate: {where}: {one_line(error)}{after}{f': {todo}' if todo else ''}")
+
+
+def line_of(text: str, error: Exception, first: int = 1) -> int | None:
+    """The line that Postgres's error points at, in a text that begins on the line `first`; None if it points at none."""
+    position = getattr(error, "position", None)  # in characters, from 1
+    return first + text.count("\n", 0, int(position) - 1) if position else None

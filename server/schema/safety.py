@@ -8,10 +8,12 @@ from typing import Final
 from ..database.statements import SET_SCOPE, SETTINGS
 from .inventory import DEFINER_FUNCTIONS, HELPER_ROLES, SEARCH_PATH
 from .migrate import Connection, is_newer, mark_in, mark_of, schema_text, trouble_with
+from .missing_grants import missing_grants
 from .public_rows import declared, unproven
 from .safety_sql import COMMON, FUNCTIONS, QUESTIONS, READABLE, USES_ARGUMENTS
 from .session_sql import session_faults
 
+EMPTY: Final = "the database has no Gatepost schema: run `python -m server migrate`"
 TENANT_COLUMNS: Final = ("user_id", "org_id", "organization_id")
 
 
@@ -25,6 +27,8 @@ async def problems(connection: Connection, role: str | None = None) -> list[str]
         return faults  # nothing else can be read as it will be
     mark, mine = await mark_in(connection), mark_of(schema_text())
     trouble = trouble_with(mark, mine)
+    if await connection.fetchval("SELECT to_regclass('public.gatepost_meta') IS NULL"):
+        return [EMPTY]  # everything else that is missing, or too much, follows from this
     async with connection.transaction():
         # Behind a pooler an earlier client may have left a setting; what counts is the value that a connection begins with.
         await connection.execute("".join(f"SET LOCAL {name} TO DEFAULT;" for name in SETTINGS))
@@ -41,6 +45,8 @@ def refusal(found: list[str]) -> str | None:
     """Returns in one line why a database with these problems is refused; None if there are none."""
     if not found:
         return None
+    if found == [EMPTY]:
+        return EMPTY
     more = f" (and {len(found) - 1} more; see `python -m server check`)" if len(found) > 1 else ""
     return f"the database is not safe to serve from: {found[0]}{more}"
 
@@ -48,9 +54,15 @@ def refusal(found: list[str]) -> str | None:
 async def warnings(connection: Connection) -> list[str]:
     """Returns what an operator should know and is not a problem, a sentence each."""
     mark, mine = await mark_in(connection), mark_of(schema_text())
-    if mark is None or mark == mine or trouble_with(mark, mine):
-        return []
-    return [f"the schema is a newer version's: revision {mark.revision}, where this server knows {mine.revision}"]
+    found = await ungranted(connection)
+    if mark is not None and mark != mine and not trouble_with(mark, mine):
+        found.append(f"the schema is a newer version's: revision {mark.revision}, where this server knows {mine.revision}")
+    return found
+
+
+async def ungranted(connection: Connection, role: str | None = None) -> list[str]:
+    """Returns a sentence for each table that policies are for, and that `role` (by default the connection's) cannot use."""
+    return await missing_grants(connection, role or await connection.fetchval("SELECT current_user::text"), TENANT_COLUMNS)
 
 
 async def public_rows(connection: Connection) -> list[str]:

@@ -22,11 +22,11 @@ from ..http.error_bodies import STANDARD
 from ..http.errors import Unavailable
 from ..http.stamp import new_request_id, stamp
 from ..plugins.providers import PROVIDERS, not_ready
-from ..settings.setting import ConfigError
 from ..streams.events import STREAMS
 from ..streams.setup import families_of as streams_families
 from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
+from .ports import cannot_bind
 
 _LIMITS: Final = {
     "head_bytes": 16_384,
@@ -55,7 +55,7 @@ class Operations:
         try:
             await web.TCPSite(await self._serve(), host, port).start()
         except OSError as error:
-            raise ConfigError(f"ops.port: cannot listen on {host}:{port} ({error.strerror or error})") from error
+            raise cannot_bind("ops.port: cannot listen", host, port, error, "GATEPOST_OPS_PORT (0: none)") from error
 
     async def start_unix(self, path: Path) -> None:
         """Listen on a unix socket: how the parent asks a worker."""

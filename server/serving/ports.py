@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -23,8 +24,23 @@ def hold_port(host: str, port: int) -> socket.socket:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
+        raise cannot_bind("port: cannot serve", host, port, error) from error
     return holder
+
+
+def cannot_bind(what: str, host: str, port: int, error: OSError, setting: str = "--port or GATEPOST_PORT") -> ConfigError:
+    """Returns the error for an address that cannot be listened on: what failed, the address, why, and what to do.
+
+    what     the key of the setting and what it is for
+    setting  how another port is chosen
+    """
+    why = os.strerror(error.errno) if error.errno else str(error)
+    todo = {
+        errno.EADDRINUSE: f": another program has this port; choose another with {setting}",
+        errno.EACCES: f": ports below 1024 need privileges; choose another with {setting}",
+        errno.EADDRNOTAVAIL: ": this machine has no such address",
+    }.get(error.errno or 0, "")
+    return ConfigError(f"{what} on {host}:{port} ({why}){todo}")
 
 
 class Listening(Protocol):

@@ -15,13 +15,12 @@ from aiohttp import web
 from ..app import DISPATCHER, SERVER_DATABASE
 from ..http.connection_server import ConnectionServer
 from ..plugins.providers import not_ready
-from ..settings.setting import ConfigError
 from ..settings.sources import Settings
 from ..streams.events import STREAMS
 from ..telemetry.log import LOG
 from .balancing import ConnectionBalancer
 from .operations import Operations, families_of, reasons_of
-from .ports import take_waiting
+from .ports import cannot_bind, take_waiting
 from .reload import restart_on_changes
 from .signals import ended_first, ignore_hangup, stop_signal
 from .supervisor import Supervisor
@@ -189,4 +188,4 @@ async def _bind(site: web.TCPSite, host: str, port: int) -> None:
     try:
         await site.start()
     except OSError as error:
-        raise ConfigError(f"port: cannot serve on {host}:{port} ({error.strerror or error})") from error
+        raise cannot_bind("port: cannot serve", host, port, error) from error

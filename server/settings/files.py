@@ -72,6 +72,14 @@ def _hint(complaint: str) -> str:
         return ": a text needs quotes, and true and false are lower case"
     if complaint.startswith("Cannot overwrite a value"):
         return ": the key is given twice"
+    if complaint.startswith("Cannot declare"):
+        return ": the table is given twice: put its keys under one heading"
+    if complaint.startswith(("Expected '=' after a key", "Invalid statement")):
+        return ': write key = "value", and the tables as [name] (TOML, not JSON or YAML)'
+    if complaint.startswith("Illegal character '\\n'"):
+        return ": a text needs a closing quote on its line"
+    if complaint.startswith(("Invalid hex value", "Unescaped '\\'")):
+        return ": in \"quotes\" a backslash begins an escape: write a path in 'single quotes'"
     return ""
 
 

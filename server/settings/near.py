@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from ..messages import nearest_name
 from .setting import Setting, env_name
 
 _PREFIX: Final = "GATEPOST_"
@@ -17,8 +17,11 @@ def near_key(key: str, known: Mapping[str, Setting]) -> str:
 
     A table like none that is known is taken for that of a plugin that is not loaded.
     """
-    table, dot, _ = key.partition(".")
-    if dot and not difflib.get_close_matches(table, {one.partition(".")[0] for one in known}, n=1, cutoff=0.7):
+    table, dot, rest = key.partition(".")
+    tables = {one.partition(".")[0] for one in known if "." in one}
+    if table in tables and rest in known:  # in TOML, what follows a heading belongs to its table
+        return f": {rest!r} belongs above the first [table] of the file"
+    if dot and nearest_name(table, tables, cutoff=0.7) is None:
         return f": no plugin that is loaded has a table [{table}]. Is its plugin named in 'plugins'?"
     names = {env_name(one, setting): one for one, setting in known.items()}
     return _nearest(names.get(key, key), known)
@@ -42,5 +45,7 @@ def with_variables(text: str, known: Mapping[str, Setting]) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    close = [name] if name in known else difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest known one is '{close[0]}'" if close else ""
+    # Without the prefix, which nearly all variables have: it would make any two of them alike.
+    bare = {one.removeprefix(_PREFIX) if name.startswith(_PREFIX) else one: one for one in known}
+    near = nearest_name(name.removeprefix(_PREFIX), sorted(bare), cutoff=0.5)
+    return f"; the nearest known one is '{bare[near]}'" if near else ""

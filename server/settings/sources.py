@@ -172,6 +172,8 @@ def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Coll
 def _check_core(settings: Settings) -> None:
     """The rules that one setting's bounds and choices cannot express. Production must name what development can do without."""
     env = settings.get("env")
+    if "/" in (host := settings.get("host")) or (":" in host and host.count(":") == 1):
+        raise ConfigError(f"host: must be an address or a name, without scheme, path and port, not {host!r}")
     if settings.get("data_folder").startswith("~"):
         raise ConfigError("data_folder: begins with ~, which only a shell replaces: give the whole path")
     if not settings.words("providers"):

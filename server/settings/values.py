@@ -23,11 +23,13 @@ def convert(value: Any, setting: Setting, where: str) -> Any:
         return [word for word in words if word]
     if kind in ("table", "tables"):
         if not (isinstance(value, dict) if kind == "table" else _are_tables(value)):
-            raise ConfigError(f"{where}: must be {'a table' if kind == 'table' else 'an array of tables'}")
+            key = where.rpartition(" ")[2]
+            shape = f"a table: [{key}]" if kind == "table" else f"an array of tables: [[{key}]]"
+            raise ConfigError(f"{where}: must be {shape}")
         return value
     if kind == "str":
         if not isinstance(value, str):
-            raise ConfigError(f"{where}: must be a string")
+            raise ConfigError(f"{where}: must be a string" + (", not a list" if isinstance(value, list) else ""))
         return value
     return _scalar(value, kind, where, setting.secret)
 

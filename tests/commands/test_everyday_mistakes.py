@@ -141,4 +141,7 @@ async def test_a_port_that_is_taken_is_named(setting: str, db: Any, postgres: An
         port = str(taken.getsockname()[1])
         status, lines = await run(tmp_path, **{"DATABASE_URL": url_of(postgres, db.server.serving_role, db.name), setting: port})
     assert (status, len(lines)) == (2, 1), lines
-    assert f"127.0.0.1:{port}" in lines[0]
+    asked, option = ("port: cannot serve", "--port or GATEPOST_PORT") if setting == "GATEPOST_PORT" else (
+        "ops.port: cannot listen", "GATEPOST_OPS_PORT (0: none)")
+    assert lines[0] == (f"gatepost: {asked} on 127.0.0.1:{port} (Address already in use): "
+                        f"another program has this port; choose another with {option}")  # fmt: skip

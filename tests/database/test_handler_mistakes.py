@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "no such function": ("SELECT nothing(1)", (), "UndefinedFunctionError (42883): function nothing(integer) does not exist"),
     "no SQL": (f"SELECT FROM WHERE '{VALUE}'", (), "PostgresSyntaxError (42601): syntax error at character"),
     "a type that does not fit": ("SELECT 1 WHERE 'a'::text = 1", (), "operator does not exist: text = integer"),
-    "a table without a grant": ("SELECT * FROM webhook_inbox", (), "InsufficientPrivilegeError (42501): permission denied for table webhook_inbox"),
+    "a table without a grant": ("SELECT * FROM webhook_inbox", (), "InsufficientPrivilegeError (42501): permission denied for table webhook_inbox; a GRANT to the serving role is missing: `python -m server tables NAME` shows what it has"),
 }
 
 WORDS_OF_READ = {

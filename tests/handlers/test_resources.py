@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.conftest import ADMIN_A, ADMIN_B, ALICE, ALICE_ALONE, BOB, CLERK_A, ROBOT_A, Client, Got, TestDatabase
+from tests.conftest import ADMIN_A, ADMIN_B, ALICE, ALICE_ALONE, BOB, CLERK_A, CLERK_B, ROBOT_A, Client, Got, TestDatabase
 
 INVOICE = {"customer": "Acme", "amount": "12.50", "currency": "EUR"}
 ORG = "/api/orgs/org_a/data"
@@ -157,6 +157,47 @@ async def test_a_deletion_of_what_has_changed_is_a_412_and_deletes_nothing(clien
     assert (await client.delete(path, {**anna, "If-Match": "*"})).status == 404
     path = (await client.post("/api/data", anna, {"name": "one"})).headers["Location"]
     assert (await client.delete(path, {**anna, "If-Match": "*"})).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/data", "/api/invoices"])
+async def test_a_row_that_the_client_has_is_a_304(client: Client, path: str) -> None:
+    caller, stranger = (CLERK_A, CLERK_B) if path == "/api/invoices" else (ALICE, BOB)
+    got = await made(client, path)
+    path, tag, name = got.headers["Location"], got.headers["ETag"], got.headers["X-Request-Id"]
+    for known in (tag, f"W/{tag}", f'"never", W/{tag}', f'"a,b",{tag} ', "*"):
+        for method in ("GET", "HEAD"):
+            again = await client.send(method, path, {**caller, "If-None-Match": known})
+            assert (again.status, again.raw, again.headers["ETag"]) == (304, b"", tag), (method, known)
+            assert (again.headers["Cache-Control"], again.headers["X-Request-Id"] == name) == ("no-store", False)
+            assert "Authorization" in again.headers["Vary"]
+            assert "Content-Length" not in again.headers
+    for other in ('"never"', tag.strip('"'), f"w/{tag}", '*, "never"', tag[:-2] + '"', "", f"W/W/{tag}"):
+        again = await client.get(path, {**caller, "If-None-Match": other})
+        assert (again.status, again.raw, again.headers["ETag"]) == (200, got.raw, tag), other
+    # The caller is asked first, and a row of another tenant is not there, whatever the tag.
+    assert (await client.get(path, {"If-None-Match": "*"})).status == 401
+    assert (await client.get(path, {**stranger, "If-None-Match": tag})).status == 404
+
+
+async def test_a_row_that_has_changed_is_sent_again(client: Client) -> None:
+    got = await made(client)
+    path, tag = got.headers["Location"], got.headers["ETag"]
+    assert (await client.patch(path, {**ALICE, "If-None-Match": f"W/{tag}"}, {"name": "lost"})).status == 412
+    assert (await client.patch(path, {**ALICE, "If-None-Match": "*"}, {"name": "lost"})).status == 412
+    assert (await client.get(path, {**ALICE, "If-None-Match": tag})).status == 304
+    assert (await client.patch(path, {**ALICE, "If-None-Match": '"never"'}, {"name": "two"})).status == 200
+    assert (await client.get(path, {**ALICE, "If-None-Match": tag})).json()["name"] == "two"
+
+
+async def test_a_304_leaves_the_connection_usable(client: Client) -> None:
+    got = await made(client)
+    path, tag = got.headers["Location"], got.headers["ETag"]
+    async with client.wire() as wire:
+        for _ in range(2):
+            await wire.send(f"GET {path}", {**ALICE, "If-None-Match": tag})
+            assert (await wire.answer())[0] == 304
+            await wire.send(f"GET {path}", ALICE)
+            assert (await wire.answer())[0] == 200
 
 
 async def test_a_star_among_tags_is_none(client: Client) -> None:

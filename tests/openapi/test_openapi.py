@@ -21,7 +21,7 @@ from kits import ROOT
 from kits.app import build_app, provider_plugin, routes_plugin
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from server import answer, answers_secret, body, check_if_match, describe, page, requires, signed_in
+from server import answer, answer_row, answers_secret, body, check_if_match, describe, page, requires, signed_in
 from server.app import TABLE
 from server.http.describe import description_of
 from server.openapi.document import DOCUMENT
@@ -114,6 +114,11 @@ def test_parameters_and_headers() -> None:
     names = {key: {p.get("$ref", "").rpartition("/")[2] or p["name"] for p in one.get("parameters", ())} for key, one in told.items()}
     assert names["GET", "/api/data"] == {"limit", "cursor"}
     assert names["PATCH", "/api/data/{id}"] == {"id", "If-Match"}
+    for path in ("/api/data/{id}", "/api/invoices/{id}"):
+        assert names["GET", path] == {"id", "If-None-Match"}
+        unchanged = told["GET", path]["responses"]["304"]
+        assert set(unchanged["headers"]) == {"ETag", "X-Request-Id"}
+        assert "content" not in unchanged
     assert {key for key, found in names.items() if "Idempotency-Key" in found} == {
         ("POST", "/api/data"), ("POST", "/api/orgs/{org_id}/data"), ("POST", "/api/invoices"),
     }  # fmt: skip
@@ -370,6 +375,10 @@ async def takes_if_match(request: web.Request) -> web.Response:
     return answer([])
 
 
+async def answers_a_row(request: web.Request) -> web.Response:
+    return answer_row(request, "{}")
+
+
 def copy(handler: Any) -> Any:
     async def same(request: web.Request) -> web.Response:
         return await handler(request)  # type: ignore[no-any-return]
@@ -380,7 +389,7 @@ def copy(handler: Any) -> Any:
 @pytest.mark.parametrize(
     ("handler", "honest", "lie"),
     [(takes_new_row, {"body": NewRow}, {"body": Other}), (takes_new_row, {"body": NewRow}, {}), (takes_a_page, {"page": True}, {}),
-     (takes_if_match, {"if_match": True}, {"page": True})],
+     (takes_if_match, {"if_match": True}, {"page": True}), (answers_a_row, {"if_none_match": True}, {"if_match": True})],
 )  # fmt: skip
 async def test_a_handler_that_does_another_thing_than_it_says_fails(
     serve: Serve, caplog: pytest.LogCaptureFixture, handler: Any, honest: dict[str, Any], lie: dict[str, Any]
@@ -477,6 +486,12 @@ async def test_a_row_that_has_changed_is_in_the_document(client: Client, rows: N
     got = await client.patch(f"/api/data/{ROW}", {**ALICE, "If-Match": '"x"'}, {"name": "new"})
     assert got.status == 412
     held(document(client.app), "PATCH", "/api/data/{id}", got)
+
+
+async def test_a_row_that_has_not_changed_is_in_the_document(client: Client, rows: None) -> None:  # noqa: F811
+    got = await client.get(f"/api/data/{ROW}", {**ALICE, "If-None-Match": "*"})
+    assert got.status == 304
+    held(document(client.app), "GET", "/api/data/{id}", got)
 
 
 async def test_it_is_served_as_it_is_printed(client: Client) -> None:

@@ -64,10 +64,10 @@ PUBLIC_INTERFACE = {
     "Answer", "ApiError", "BadRequest", "BoundedDict", "Change", "CheckViolation", "Command", "CommandContext", "Conflict",
     "CredentialRejected", "ErrorDetails", "Forbidden", "ForeignKeyViolation", "House", "Identity", "NotFound",
     "PreconditionFailed", "Provider", "Setting", "SingleFlight", "Stream", "TooManyRequests", "Tool", "Unavailable",
-    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answers_secret", "body", "body_stream", "call_tool",
+    "UniqueViolation", "Unprocessable", "accepted_types", "access_table", "answer", "answer_row", "answers_secret", "body", "body_stream", "call_tool",
     "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
     "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
-    "is_local", "is_plain_text", "limited", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
+    "is_local", "is_plain_text", "limited", "nearest_name", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
     "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix",
 }  # fmt: skip
 
@@ -212,8 +212,8 @@ FOLDERS = {
     "settings", "streams", "telemetry", "testing", "tools",
 }  # fmt: skip
 LOOSE = {
-    "__init__.py", "__main__.py", "app.py", "bounded.py", "composition.py", "installation.py", "py.typed", "single_flight.py",
-    "testing_provider.py",
+    "__init__.py", "__main__.py", "app.py", "bounded.py", "composition.py", "installation.py", "messages.py", "py.typed",
+    "single_flight.py", "testing_provider.py",
 }  # fmt: skip
 
 

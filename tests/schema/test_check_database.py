@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,61 @@ async def test_rows_without_a_caller_are_a_problem(spoilt: TestDatabase, capsys:
     status, problems, _ = await check(capsys)
     assert status == 2
     assert "without a caller there are rows in public.notes" in problems
+
+
+NO_GRANT = {
+    "of one policy": (
+        NOTES.replace("GRANT SELECT, INSERT, DELETE ON notes TO @APP;", ""),
+        "GRANT SELECT, INSERT, UPDATE (name, part), DELETE ON public.notes TO {role}"),
+    "of a policy for each command": (
+        f"""CREATE TABLE "my Notes" (id uuid PRIMARY KEY, n int GENERATED ALWAYS AS (1) STORED, user_id text, "a b" text, updated_at timestamptz);
+            ALTER TABLE "my Notes" {LOCKED}; CREATE POLICY s ON "my Notes" FOR SELECT USING (user_id = {OWN});
+            CREATE POLICY u ON "my Notes" FOR UPDATE USING (user_id = {OWN})""",
+        'GRANT SELECT, UPDATE ("a b") ON public."my Notes" TO {role}'),
+    "in a schema of its own": (
+        f"""CREATE SCHEMA shop; CREATE TABLE shop.notes (user_id text); ALTER TABLE shop.notes {LOCKED};
+            CREATE POLICY s ON shop.notes FOR SELECT TO @APP USING (user_id = {OWN})""",
+        "GRANT USAGE ON SCHEMA shop TO {role}; GRANT SELECT ON shop.notes TO {role}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("done", "statement"), NO_GRANT.values(), ids=NO_GRANT)
+async def test_a_table_without_its_grant_is_a_warning_with_the_statement_to_run(
+    spoilt: TestDatabase, tmp_path: Path, capsys: Any, done: str, statement: str
+) -> None:
+    await execute(spoilt, done)
+    status, problems, [line] = await check(capsys)
+    run_this = statement.replace("{role}", spoilt.server.serving_role)
+    assert (status, problems) == (0, [])
+    assert line.endswith(f"every request that uses it is a 500; run {run_this}"), line
+    await start(spoilt, tmp_path)
+    assert line in capsys.readouterr().err
+    await execute(spoilt, run_this)
+    assert (await check(capsys))[1:] == ([], [])
+
+
+async def test_a_table_that_is_not_meant_for_the_server_needs_no_grant(spoilt: TestDatabase, capsys: Any) -> None:
+    await execute(spoilt, f"""
+        CREATE TABLE plain (user_id text); CREATE TABLE theirs (user_id text);
+        ALTER TABLE theirs {LOCKED}; CREATE POLICY s ON theirs TO @GUEST USING (user_id = {OWN});
+        CREATE TABLE open (x text); ALTER TABLE open {LOCKED}; CREATE POLICY s ON open USING (true)""")  # fmt: skip
+    assert await check(capsys) == (0, [], [])
+
+
+async def test_a_database_without_a_schema_is_one_line(postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    name = await postgres.create_database(f"empty_{secrets.token_hex(6)}", owner=postgres.owner_role)
+    empty = TestDatabase(postgres, name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GATEPOST_PROVIDERS", "stub")
+    monkeypatch.setenv("DATABASE_URL", empty.url)
+    try:
+        line = "the database has no Gatepost schema: run `python -m server migrate`"
+        assert await check(capsys) == (2, [line], [])
+        with pytest.raises(ConfigError) as caught:
+            await start(empty, tmp_path)
+        assert str(caught.value) == line
+    finally:
+        await postgres.drop_database(name)
 
 
 async def test_what_is_in_order_is_neither(spoilt: TestDatabase, capsys: Any) -> None:

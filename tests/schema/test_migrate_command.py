@@ -66,6 +66,39 @@ async def test_sql_that_fails_changes_nothing_and_is_one_line(
         assert await admin.fetchval("SELECT to_regclass('half')") is None
 
 
+@pytest.mark.parametrize(("sql", "line"), [
+    ("\nCREATE TABLE plain (id int);", 'line 2: relation "plain" already exists; rolled back: a file runs at every migrate unless it is numbered: write IF NOT EXISTS'),
+    ("CREATE POLICY own ON nowhere USING (true);", 'line 1: relation "nowhere" does not exist; rolled back: what a file uses must exist before it'),
+    ("COMMENT ON COLUMN plain.done IS 'x';", 'rolled back: a table that exists is not changed by CREATE TABLE IF NOT EXISTS: write ALTER TABLE'),
+    ("INSERT INTO plain VALUES (1), (1);\nCREATE UNIQUE INDEX ON plain (id);", "line 2: could not create unique index"),
+    ("SET ROLE NONE;\nSET LOCAL lock_timeout = '1ms'; SELECT pg_advisory_xact_lock(4711);", "rolled back: another session has the lock: run migrate again"),
+])  # fmt: skip
+async def test_sql_that_fails_says_where_and_what_to_do(
+    settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], sql: str, line: str
+) -> None:
+    (tmp_path / "own.sql").write_text("CREATE TABLE plain (id int);")
+    assert await command("migrate", "--schema", "own.sql") == 0
+    (tmp_path / "own.sql").write_text(sql)
+    capsys.readouterr()
+    async with postgres.as_admin(settings) as other:
+        await other.execute("SELECT pg_advisory_lock(4711)")
+        assert await command("migrate", "--schema", "own.sql") == 1
+    [said] = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("gatepost: migrate: own.sql, ")
+    assert line in said
+
+
+async def test_an_owner_without_rights_is_told_what_it_needs(settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    guest = f"guest_{postgres.run}"
+    if guest not in postgres.roles:
+        await postgres.create_role(guest)
+    monkeypatch.setenv("DATABASE_OWNER_URL", url_of(postgres, guest, settings))
+    assert await command("migrate") == 1
+    [said] = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("gatepost: migrate: Gatepost's own schema: permission denied ")
+    assert said.endswith("; rolled back: migrate runs as the role of DATABASE_OWNER_URL, which must own what it changes and have CREATEROLE")
+
+
 async def test_a_missing_file_is_a_mistake(settings: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await command("migrate", "--schema", "nowhere.sql") == 2
     assert capsys.readouterr().err == "gatepost: --schema nowhere.sql: cannot be read (No such file or directory)\n"
@@ -88,7 +121,7 @@ async def test_the_result_is_json_and_progress_goes_to_standard_error(settings: 
     told = json.loads(said.out)
     assert (told["migrated"], told["schemas"]) == (True, ["own.sql", "more.sql"])
     assert any("BYPASSRLS" in line for line in told["by_hand"])
-    assert said.err.splitlines() == ["migrate: schema.sql", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
+    assert said.err.splitlines() == ["migrate: Gatepost's own schema", "migrate: own.sql (1 of 2)", "migrate: more.sql (2 of 2)"]
 
 
 async def test_only_what_is_still_to_do_by_hand_is_printed(settings: str, postgres: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ async def test_frontend_key_set_without_a_secret(house) -> None:
 @pytest.mark.parametrize(("iss", "named"), [
     ("https://other-cat-99.clerk.accounts.dev", "'https://other-cat-99.clerk.accounts.dev', and this server takes those of https://"),
     ("https://evil.example/\n\x1b[31m", r"'https://evil.example/\n\x1b[31m'"),
-    (kit.ISSUER, None), ("x" * 201, None), ("", None),
+    (kit.ISSUER, None), ("x" * 201, f"'{'x' * 199}…'"), ("", None),
 ])  # fmt: skip
 async def test_a_token_of_another_instance_is_named_in_the_log_alone(house, iss: object, named: str | None) -> None:
     provider = ClerkProvider({**FULL, "jwt_key": kit.pem(kit.rsa_key())})
@@ -81,6 +81,21 @@ async def test_a_token_of_another_instance_is_named_in_the_log_alone(house, iss:
     slug, detail = await reason(provider, kit.encode(kit.claims(iss=iss), kit.rsa_key("attacker")))
     assert (slug, detail.startswith("bad signature")) == ("credential-rejected", True)
     assert detail == "bad signature" if named is None else named in detail
+
+
+OF_ANOTHER_INSTANCE = "; the token names the issuer of clerk.publishable_key or clerk.issuer: is the secret key of the same instance?"
+
+
+async def test_the_secret_key_of_another_instance_shows_in_the_log(house) -> None:
+    """Both keys are of the same kind, so nothing can be seen at startup. The key set is that of the secret key's instance."""
+    async with kit.serve(kit.jwk(kit.rsa_key("theirs"), "theirs")) as service:
+        provider = ClerkProvider({**FULL, "api_url": service.url})
+        await provider.open(house)
+        assert await reason(provider, kit.encode(kit.claims())) == ("credential-rejected", f"no such key{OF_ANOTHER_INSTANCE}")
+        theirs = kit.encode(kit.claims(iss="https://clerk.theirs.example"), kit.rsa_key("theirs"), "theirs")
+        slug, detail = await reason(provider, theirs)
+        assert (slug, "iss is not one of ours: 'https://clerk.theirs.example'" in detail) == ("token-issuer", True)
+        await provider.close()
 
 
 @pytest.mark.long
@@ -98,9 +113,10 @@ async def test_floods_bad_signatures_and_rotation_over_the_wire(house) -> None:
         service.delay = 0.05
         unknown = [kit.encode({**kit.claims(), "n": n}, kid=f"x{n}") for n in range(20)] * 50
         answers = await asyncio.gather(*(reason(provider, token) for token in unknown))
-        assert set(answers) == {("credential-rejected", "no such key")}
+        unknown_key = ("credential-rejected", f"no such key{OF_ANOTHER_INSTANCE}")
+        assert set(answers) == {unknown_key}
         assert service.fetches == 2
-        assert await reason(provider, good) == ("credential-rejected", "no such key")  # its key left, the cache knows
+        assert await reason(provider, good) == unknown_key  # its key left, the cache knows
         assert isinstance(await reason(provider, kit.encode(kit.claims(), kit.rsa_key("k2"), "k2")), Identity)
         assert await reason(provider, kit.mint(kit.claims(), kit.header(kid=kit.DROP))) == (
             "credential-rejected",

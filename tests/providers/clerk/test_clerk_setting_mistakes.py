@@ -115,6 +115,43 @@ def test_missing_keys_name_the_variable_that_holds_them(name: str, read: str, tm
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "meant"), [
+    ("CLERK_AUTHORISED_PARTIES", "CLERK_AUTHORIZED_PARTIES"), ("CLERK_PUBLISHABLEKEY", "CLERK_PUBLISHABLE_KEY"),
+    ("CLERK_ISSUER_URL", "CLERK_ISSUER"), ("CLERK_SECRETKEY_FILE", "CLERK_SECRET_KEY_FILE"), ("CLERK_PARTIES", "CLERK_AUTHORIZED_PARTIES"),
+])  # fmt: skip
+def test_a_misspelt_variable_is_warned_about_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    [line] = advised(KEY, "development", **{name: "s3cret"})
+    assert line == f"{name} is set and not read; the nearest known one is {meant}"
+    assert advised(KEY, "development", **{name: " "}) == []
+
+
+def test_a_variable_of_nobody_is_warned_about() -> None:
+    assert advised(KEY, "development", CLERK_WHATEVER="x") == ["CLERK_WHATEVER is set and not read"]
+
+
+# The variables of Clerk's front ends, tools and samples, and what Kubernetes sets for a service named clerk.
+@pytest.mark.parametrize("name", [
+    "CLERK_SIGN_IN_URL", "CLERK_SIGN_UP_URL", "CLERK_SIGN_IN_FALLBACK_REDIRECT_URL", "CLERK_SIGN_UP_FORCE_REDIRECT_URL", "CLERK_AFTER_SIGN_IN_URL",
+    "CLERK_JS", "CLERK_JS_URL", "CLERK_JS_VERSION", "CLERK_UI_URL", "CLERK_TELEMETRY_DISABLED", "CLERK_TELEMETRY_DEBUG", "CLERK_KEYLESS_DISABLED",
+    "CLERK_PROXY_URL", "CLERK_DOMAIN", "CLERK_IS_SATELLITE", "CLERK_API_VERSION", "CLERK_ENCRYPTION_KEY", "CLERK_FAPI", "CLERK_JWT_ISSUER_DOMAIN",
+    "CLERK_TESTING_TOKEN", "NEXT_PUBLIC_CLERK_SIGN_IN_URL", "VITE_CLERK_JS_URL", "CLERKS", "CLERK_SECRET_KEY", "CLERK_JWT_KEY_FILE",
+    "CLERK_SERVICE_HOST", "CLERK_SERVICE_PORT_HTTP", "CLERK_PORT", "CLERK_PORT_80_TCP_ADDR", "MY_CLERK_SECRETKEY",
+])  # fmt: skip
+def test_a_variable_that_is_clerks_own_or_anothers_is_not(name: str) -> None:
+    assert advised(KEY, "development", **{name: "x"}) == []
+
+
+@pytest.mark.parametrize(("table", "name", "meant"), [
+    ({}, "CLERK_SECRETKEY", "CLERK_SECRET_KEY"), (KEY, "CLERK_AUTHORISED_PARTIES", "CLERK_AUTHORIZED_PARTIES"),
+    ({"secret_key": "sk_live_0123456789"}, "CLERK_ISSUER_URL", "CLERK_ISSUER"),
+])  # fmt: skip
+def test_a_refusal_names_the_misspelt_variable(table: dict[str, str], name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    with pytest.raises(ValueError, match=f"{name} is not read: this server calls it {meant}") as caught:
+        ClerkProvider(table).check("production")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_an_issuer_of_another_instance_is_warned_about() -> None:
     [line] = advised(KEY | {"issuer": ["https://clerk.other.example"]}, "development")
     assert "https://clerk.example.com" in line
