@@ -34,10 +34,10 @@ class DirectOutlet:
     def pass_on(self, ready: deque[Change]) -> bool:
         """Send these changes, oldest first, and remove each that is sent. Returns False if the client is or falls behind."""
         protocol, lease = self._protocol, self._lease
-        while ready and not protocol._paused and lease.end is None:
+        while ready and not protocol.writing_paused and lease.end is None:
             frame = frame_of(ready.popleft())
             self._write(in_a_chunk(frame) if self._chunked else frame)
-        return not protocol._paused
+        return not protocol.writing_paused
 
     def _write(self, data: bytes) -> None:
         lease = self._lease
