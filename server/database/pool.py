@@ -39,14 +39,14 @@ class Pool(Generic[C]):
         self._shares = Shares(max(1, size // 2))
         self._waiting: Turns[C] = Turns(self._shares.is_at_bound)
         self._lent: dict[C, str | None] = {}
-        self._opening, self._closed = 0, False
+        self.opening, self._closed = 0, False  # `opening`: connections that are being opened
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
     def open(self) -> int:
         """Connections that are open, or being opened."""
-        return len(self._idle) + len(self._lent) + self._opening
+        return len(self._idle) + len(self._lent) + self.opening
 
     @property
     def idle(self) -> int:
@@ -57,18 +57,13 @@ class Pool(Generic[C]):
         return len(self._lent)
 
     @property
-    def opening(self) -> int:
-        return self._opening
-
-    @property
     def waiting(self) -> int:
         """How many requests have waited for longer than `PATIENCE`: there are too few connections, or the queries are slow."""
-        late = self._loop.time() - PATIENCE
-        return sum(waiter.since <= late for waiter in self._waiting)
+        return sum(map(self._is_late, self._waiting))
 
     def take(self, caller: str | None = None) -> C | None:
         """Returns an idle connection without waiting; None: call `acquire`."""
-        return self._take(caller) if len(self._lent) + self._opening < PROMPT else None
+        return self._take(caller) if len(self._lent) + self.opening < PROMPT else None
 
     def _take(self, caller: str | None) -> C | None:
         if self._idle and self._shares.take(caller):
@@ -81,15 +76,12 @@ class Pool(Generic[C]):
         return None
 
     async def acquire(self, caller: str | None = None, seconds: float = math.inf) -> C:
-        """Returns a connection, after `seconds` of waiting at the most.
-
-        Raises TimeoutError, what `connect` raises, and ConnectionError once closed.
-        """
+        """Returns a connection within `seconds`. Raises TimeoutError, what `connect` raises, and ConnectionError if closed."""
         return cast("C", await self.acquire_for(None, caller, seconds))
 
     async def acquire_for(self, read: Read | None, caller: str | None, seconds: float) -> C | str:
         """As `acquire`; or returns what `read` returned, if another request has read it meanwhile (`take_along`)."""
-        prompt = len(self._lent) + self._opening < PROMPT
+        prompt = len(self._lent) + self.opening < PROMPT
         deadline = self._loop.time() + seconds
         while not self._closed:
             if prompt:
@@ -112,16 +104,21 @@ class Pool(Generic[C]):
         raise ConnectionError("the pool is closed")
 
     def take_along(self, statement: str, most: int) -> list[Waiter[C]]:
-        """Requests that wait to read with this statement: the holder of a connection reads for them, or sets `turn` to None."""
+        """Requests that wait to read with this statement: the holder of a connection reads for them, or puts them back."""
         return self._waiting.take_along(statement, most) if self._waiting.queues else []
+
+    def put_back(self, waiters: list[Waiter[C]], seconds: float) -> None:
+        """Let requests wait again that were taken along for so many seconds: as the next ones to get a connection."""
+        for waiter in self._waiting.put_back(waiters, seconds):
+            if self._closed:
+                self._wake(waiter, None)
+        self._start_timer()
 
     def release(self, connection: C) -> None:
         """Take a connection back, for a waiting request or as an idle one. One with unfinished work is closed."""
         if connection not in self._lent:
             return
-        if self._closed or self._must_discard(connection) or connection.is_in_transaction():
-            connection.terminate()
-        if connection.is_closed():
+        if self._closed or self._must_discard(connection) or connection.is_in_transaction() or connection.is_closed():
             self.discard(connection)
             return
         self._shares.remove(self._lent[connection])
@@ -159,25 +156,23 @@ class Pool(Generic[C]):
             self._wake(waiter, None)
 
     async def _open_one(self, caller: str | None) -> C:
-        self._opening += 1
+        self.opening += 1
         self._shares.add(caller)
         try:
             connection = await self._connect()
         except BaseException:
-            self._opening -= 1
+            self.opening -= 1
             self._shares.remove(caller)
             self._wake_one()
             raise
-        self._opening -= 1
+        self.opening -= 1
         self._lent[connection] = caller
         return connection
 
     async def _wait(self, caller: str | None, deadline: float, read: Read | None) -> C | str | None:
-        loop = self._loop
-        waiter: Waiter[C] = Waiter(loop.create_future(), loop.time(), caller, deadline, read)
-        self._waiting.add(waiter)
-        if self._timer is None:
-            self._timer = loop.call_later(PATIENCE, self._serve_late_waiters)
+        waiter: Waiter[C] = Waiter(self._loop.create_future(), self._loop.time(), caller, deadline, read)
+        self._waiting.add(waiter, first=read is not None and read.again)
+        self._start_timer()
         try:
             handed = await waiter.turn
         except BaseException:
@@ -191,7 +186,7 @@ class Pool(Generic[C]):
                 self._shares.remove(caller)
                 self._wake_one()
             raise
-        if handed is None and not waiter.taken:
+        if handed is None:
             self._shares.remove(caller)  # the promised share is counted again when one is taken or opened
         return handed
 
@@ -203,7 +198,10 @@ class Pool(Generic[C]):
         while spare > 0 and (first := self._waiting.first()) is not None and self._is_late(first):
             self._wake(first, None)
             spare -= 1
-        if self._waiting.queues and not self._closed:
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer is None and self._waiting.queues and not self._closed:
             self._timer = self._loop.call_later(PATIENCE, self._serve_late_waiters)
 
     def _wake_one(self) -> None:

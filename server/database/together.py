@@ -26,7 +26,7 @@ class Together:
     The round trip is a fifth of what a page costs Postgres, and two of the server's system calls; it is the same for four
     reads as for one. So a request that gets a connection after waiting reads for others that still wait, if their statement
     is the same. Each is a statement of its own, which sets its own scope before it reads, as in `read_for_each`. They share a
-    transaction, so if one fails none has a result: each is then run again by itself.
+    transaction, so if one fails none has a result: each is then run again by itself, before requests that came later.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Together:
                 text = await self._read_for(connection, own, others)
             except Exception as error:
                 self._release_after(connection, error)  # it may be another's error, so it is not raised
-                connection = await self._wait(caller, None)
+                connection = await self._wait(caller, own._replace(again=True))
             except BaseException as error:
                 raise self._release_after(connection, error) from None
             else:
@@ -74,29 +74,23 @@ class Together:
         return self._pool.take_along(statement, MOST - 1)
 
     async def _read_for(self, connection: Any, own: Read, others: list[Waiter[Any]]) -> str:
-        """Read for all of them; returns what `own` reads. If that raises, the others wait again, and read by themselves."""
+        """Read for all of them; returns what `own` reads. If that raises, the others are next, and read by themselves."""
         began = self._loop.time()
         values = [own.values, *(one.read.values for one in others if one.read is not None)]
         try:
             rows = await connection.read_many(own.statement, values, LONGEST)
         except BaseException:
             self._pause(own.statement)
-            for one in others:
-                _finish(one, None)
+            self._pool.put_back(others, self._loop.time() - began)
             raise
         if self._loop.time() - began > SLOW:
             self._pause(own.statement)
         for one, row in zip(others, rows[1:], strict=True):
-            _finish(one, row[0])
+            if not one.turn.done():  # otherwise it was cancelled
+                one.turn.set_result(row[0])
         return rows[0][0]  # type: ignore[no-any-return]
 
     def _pause(self, statement: str) -> None:
         if len(self._paused) >= _MOST_PAUSED:
             self._paused.clear()
         self._paused[statement] = self._loop.time() + PAUSE
-
-
-def _finish(waiter: Waiter[Any], text: str | None) -> None:
-    """Give a request what was read for it, unless it was cancelled; None: it reads by itself."""
-    if not waiter.turn.done():
-        waiter.turn.set_result(text)

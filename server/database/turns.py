@@ -15,10 +15,14 @@ _LOOKED_AT: Final = 16
 
 
 class Read(NamedTuple):
-    """A SELECT that waits, and may be sent together with others of the same statement."""
+    """A SELECT that waits, and may be sent together with others of the same statement.
+
+    again   it was sent together with others, and that failed: it is served before all others, and sent by itself
+    """
 
     statement: str
     values: tuple[Any, ...]
+    again: bool = False
 
 
 class Shares:
@@ -90,9 +94,18 @@ class Turns(Generic[C]):
         """The waiting requests, queue after queue."""
         return (waiter for queue in self.queues.values() for waiter in queue if not waiter.turn.done())
 
-    def add(self, waiter: Waiter[C]) -> None:
-        """Let a request wait behind the others of its caller. One of the server itself has a queue of its own."""
-        self.queues.setdefault(waiter.caller or waiter, deque()).append(waiter)
+    def add(self, waiter: Waiter[C], *, first: bool = False) -> None:
+        """Let a request wait behind the others of its caller. One of the server itself has a queue of its own.
+
+        first   before all others instead, its caller's and those of other callers
+        """
+        key = waiter.caller or waiter
+        queue = self.queues.setdefault(key, deque())
+        if first:
+            queue.appendleft(waiter)
+            self.queues.move_to_end(key, last=False)
+        else:
+            queue.append(waiter)
         if waiter.deadline < self._next_deadline:
             self._next_deadline = waiter.deadline
 
@@ -126,9 +139,22 @@ class Turns(Generic[C]):
         for queue in islice(self.queues.values(), _LOOKED_AT):
             waiter = next((one for one in queue if not one.turn.done()), None)
             read = None if waiter is None or self._is_at_bound(waiter.caller) else waiter.read
-            if read is not None and read.statement == statement:
+            if read is not None and read.statement == statement and not read.again:
                 return waiter
         return None
+
+    def put_back(self, waiters: list[Waiter[C]], seconds: float) -> list[Waiter[C]]:
+        """Let requests that were taken along wait again, where they were: before all others. Returns them without those that
+        were cancelled meanwhile.
+
+        `seconds` is for how long they were taken: it does not count towards their wait. They are not taken along again.
+        """
+        back = [waiter for waiter in waiters if not waiter.turn.done()]
+        for waiter in reversed(back):
+            waiter.taken, waiter.read = False, None
+            waiter.deadline += seconds
+            self.add(waiter, first=True)
+        return back
 
     def end_expired(self, now: float) -> None:
         """Raise TimeoutError in the requests whose deadline has passed. A timer for each would cost more than most waits."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
@@ -206,3 +207,97 @@ async def test_callers_take_turns_and_one_at_its_bound_is_left() -> None:
     assert all(one.taken for one in found)
     assert len(list(turns)) == 5
     assert turns.take_along("z", 4) == []
+
+
+def moment(text: str) -> str:
+    return str(json.loads(text)[0]["at"])
+
+
+async def test_after_a_failure_they_are_before_those_that_came_later(database: Database) -> None:
+    """They had their turn. A failure of one does not put the others behind every request that came after them."""
+    sql, later = "SELECT clock_timestamp()::text AS at, 12 / $1::int AS n", "SELECT clock_timestamp()::text AS at, $1::int AS n"
+    asked = [database.read((user, "", ""), sql, (by,), user) for user, by in (("a", 1), ("b", 0), ("c", 3), ("d", 4))]
+    asked += [database.read((user, "", ""), later, (1,), user) for user in "aefgh"]
+    found = await asyncio.gather(*await all_waiting(database, asked), return_exceptions=True)
+    assert isinstance(found.pop(1), Exception)
+    moments = [moment(str(text)) for text in found]
+    assert max(moments[:3]) < min(moments[3:])
+
+
+async def test_the_time_of_a_failure_does_not_count_as_waiting(database: Database) -> None:
+    """Otherwise a read that had its turn, and failed because of another, would be a 503."""
+    pool = database.pool
+    assert pool is not None
+    async with database.connection():
+        waiting = [asyncio.ensure_future(pool.acquire_for(Read("x", ()), user, 60)) for user in "abc"]
+        await queued(database, 3)
+        before = {waiter: waiter.deadline for waiter in pool._waiting}
+        taken = pool.take_along("x", 3)
+        waiting[1].cancel()
+        await asyncio.gather(waiting[1], return_exceptions=True)
+        pool.put_back(taken, 7.0)
+        assert [(one.caller, one.deadline - before[one]) for one in pool._waiting] == [("a", 7.0), ("c", 7.0)]
+        assert pool.take_along("x", 3) == []
+    for one in (waiting[0], waiting[2]):
+        pool.release(await one)  # type: ignore[arg-type]
+
+
+async def test_put_back_when_the_server_ends(database: Database) -> None:
+    pool = database.pool
+    assert pool is not None
+    async with database.connection():
+        waiting = asyncio.ensure_future(pool.acquire_for(Read("x", ()), "a", 60))
+        await queued(database, 1)
+        taken = pool.take_along("x", 3)
+        pool.close()
+        pool.put_back(taken, 0.0)
+        with pytest.raises(ConnectionError):
+            await waiting
+
+
+async def test_random_reads_return_their_own_callers_rows_and_leave_nothing(db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them reads that fail, that cannot be sent, that are slow, that are cancelled, and that have a large argument."""
+    monkeypatch.setattr(together, "PAUSE", 0.0)
+    monkeypatch.setattr(together, "LONGEST", 0.1)
+    rng, users, made = random.Random(7), [f"user_{number}" for number in range(12)], 0
+    await add(db, users)
+    kinds = {"": 80, "zero": 2, "slow": 1, "no\x00": 2, "x" * 100_000: 1}
+    sql = (
+        "SELECT user_id, $1::int AS n, length($2) AS length, 12 / (CASE WHEN $2 = 'zero' THEN 0 ELSE 1 END) AS d,"
+        " CASE WHEN $2 = 'slow' THEN pg_sleep(0.2)::text END AS s FROM data"
+    )
+
+    async def one(database: Database, number: int) -> int:
+        user, kind = rng.choice(users), rng.choices([*kinds], [*kinds.values()])[0]
+        if number % 20 == 0:
+            async with database.scoped((user, "", ""), caller=user) as block:
+                assert [row["user_id"] for row in await block.fetch("SELECT user_id FROM data")] == [user]
+            return 1
+        try:
+            rows = json.loads(await database.read((user, "", ""), sql, (number, kind), user))
+        except Exception:
+            assert kind in ("zero", "no\x00")
+            return 0
+        assert [(row["user_id"], row["n"], row["length"]) for row in rows] == [(user, number, len(kind))]
+        return 1
+
+    database = Database(size=3, acquire_seconds=60, statement_seconds=60, pooled=False)
+    await database.open({"dsn": db.url})
+    running: set[asyncio.Task[int]] = set()
+    results: list[int | BaseException] = []
+    while made < 800:
+        running |= {asyncio.create_task(one(database, number)) for number in range(made, made + 40)}
+        made += 40
+        for _ in range(rng.randrange(20)):
+            await asyncio.sleep(0)
+        for task in rng.sample(sorted(running, key=id), 3):
+            task.cancel()
+        results += await asyncio.gather(*running, return_exceptions=True)
+        running.clear()
+    assert not [one for one in results if isinstance(one, Exception)]
+    assert results.count(1) > 600
+    await asyncio.gather(*database._resets)
+    pool = database.pool
+    assert pool is not None
+    assert (pool.lent, pool.opening, len(pool._waiting.queues), pool._shares._counts) == (0, 0, 0, {})
+    await database.close()
