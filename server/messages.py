@@ -9,7 +9,8 @@ from typing import Final
 
 LONGEST: Final = 500
 """How many characters of a text from elsewhere a message includes, unless told otherwise."""
-_CREDENTIALS: Final = re.compile(r"://[^/\s@]*@")
+# Up to the last `@`: a password that is not percent-encoded may have `@` and `/` in it, and is then what the text is about.
+_CREDENTIALS: Final = re.compile(r"://(?:[^/\s:]*:\S*|[^/\s@]*)@")
 
 
 def one_line(text: object, most: int = LONGEST) -> str:

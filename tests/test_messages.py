@@ -10,6 +10,10 @@ from server.messages import error_line, nearest_name, one_line
     ("no \x1b[31mred\x07", "no \\x1b[31mred\\x07"),
     ("right\u202eleft \ud800", "right\\u202eleft \\ud800"),
     ("postgres://me:secret@db/x failed", "postgres://***@db/x failed"),
+    ("amqp://me:se/cr@et@db/x failed", "amqp://***@db/x failed"),
+    ("amqp://me@acme.org:secret@db/x failed", "amqp://***@db/x failed"),
+    ("redis://secret@db failed", "redis://***@db failed"),
+    ("see https://acme.org/@scope/x", "see https://acme.org/@scope/x"),
     ("", ""),
 ])  # fmt: skip
 def test_a_text_is_one_line_that_a_terminal_does_not_obey(text: str, line: str) -> None:

@@ -82,4 +82,4 @@ def shown(value: Any) -> str:
         return "(none)"
     if isinstance(value, list):
         return ", ".join(shown(v) if not isinstance(v, dict) else "{" + ", ".join(v) + "}" for v in value) or "(none)"
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", str(value))
+    return re.sub(r"(//[^/:\s]*):\S*@", r"\1:***@", str(value))

@@ -166,7 +166,7 @@ def test_two_plugins_with_one_name(make_app: MakeApp) -> None:
         (RuntimeError(), StartFailed, "plugin 'acme': service 'b' failed to open: RuntimeError"),
         (OSError("amqp://app:hunter2@host/x refused"), StartFailed, "plugin 'acme': service 'b' failed to open: OSError: amqp://***@host/x refused"),
         (asyncio.CancelledError(), StartFailed, "plugin 'acme': service 'b' failed to open: it was cancelled"),
-        (LookupError("x" * 5000), StartFailed, "plugin 'acme': service 'b' failed to open: LookupError: " + "x" * 300),
+        (LookupError("x" * 5000), StartFailed, "plugin 'acme': service 'b' failed to open: LookupError: " + "x" * 499 + "…"),
     ],
 )
 async def test_one_that_does_not_open_closes_those_that_are(make_app: MakeApp, error: BaseException, kind: Any, line: str) -> None:

@@ -467,3 +467,10 @@ def test_a_required_setting_of_a_plugin_that_has_no_value_stops_the_start() -> N
     settings.declare("acme", {"name": Setting(required=True)})
     with pytest.raises(ConfigError, match=r"plugin 'acme': the setting 'acme.url' \(GATEPOST_ACME_URL\) is missing"):
         settings.declare("acme", {"url": Setting(required=True)})
+
+
+@pytest.mark.parametrize("password", [CANARY, f"p@{CANARY}", f"p/{CANARY}", f"p@{CANARY}@/{CANARY}", f"p:{CANARY}?"])
+def test_a_password_in_a_setting_that_is_no_secret_is_not_shown(password: str) -> None:
+    """Nor its end, where it is not percent-encoded."""
+    settings = made(**{"acme.a_str": f"amqp://me:{password}@queue:5672/x"})
+    assert {name: value for name, value, _ in settings.explain()}["acme.a_str"] == "amqp://me:***@queue:5672/x"
