@@ -446,7 +446,7 @@ SABOTAGE = {
     "another text of the same revision": ("INSERT INTO gatepost_meta (checksum, generation, revision)"
                                           " SELECT 'other', generation, revision FROM gatepost_meta", "not this version's"),
     "a newer generation": ("INSERT INTO gatepost_meta (checksum, generation, revision) VALUES ('newer', 1000, 1)", "run a newer version"),
-    "no mark": ("DROP TABLE gatepost_meta", "not this version's"),
+    "no mark": ("DROP TABLE gatepost_meta", "the database has no Gatepost schema: run `python -m server migrate`"),
     "superuser": ("ALTER ROLE @APP SUPERUSER", "has the attribute SUPERUSER"),
     "bypassrls": ("ALTER ROLE @APP BYPASSRLS", "has the attribute BYPASSRLS"),
     "createrole": ("ALTER ROLE @APP CREATEROLE", "has the attribute CREATEROLE"),
