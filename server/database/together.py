@@ -75,13 +75,16 @@ class Together:
 
     async def _read_for(self, connection: Any, own: Read, others: list[Waiter[Any]]) -> str:
         """Read for all of them; returns what `own` reads. If that raises, the others are next, and read by themselves."""
-        began = self._loop.time()
+        began, task = self._loop.time(), asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         values = [own.values, *(one.read.values for one in others if one.read is not None)]
         try:
             rows = await connection.read_many(own.statement, values, LONGEST)
-        except BaseException:
+        except BaseException as error:
             self._pause(own.statement)
             self._pool.put_back(others, self._loop.time() - began)
+            if task is not None and task.cancelling() > cancels:
+                raise asyncio.CancelledError from error  # asyncpg loses one that comes while it waits to send large arguments
             raise
         if self._loop.time() - began > SLOW:
             self._pause(own.statement)

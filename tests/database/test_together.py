@@ -255,6 +255,26 @@ async def test_put_back_when_the_server_ends(database: Database) -> None:
             await waiting
 
 
+async def test_a_cancellation_while_large_arguments_are_sent_is_not_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg catches it while it waits for Postgres to take more; the request would go on after its time."""
+    monkeypatch.setattr(together, "LONGEST", 2.0)
+    sql = "SELECT length($2), pg_sleep($1::float8)::text"
+    values = [(30.0 if user == "a" else 0.0, "x" * 4_000_000) for user in "abcd"]
+    asked = [database.read((user, "", ""), sql, value, user) for user, value in zip("abcd", values, strict=True)]
+    first, *others = await all_waiting(database, asked)
+    await queued(database, 0)
+    assert database.pool is not None
+    (connection,) = database.pool._lent
+    while connection._transport.get_write_buffer_size() == 0:
+        await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert [json.loads(await one)[0]["length"] for one in others] == [4_000_000] * 3
+
+
 async def test_random_reads_return_their_own_callers_rows_and_leave_nothing(db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Among them reads that fail, that cannot be sent, that are slow, that are cancelled, and that have a large argument."""
     monkeypatch.setattr(together, "PAUSE", 0.0)
