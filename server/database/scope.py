@@ -60,8 +60,9 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     """Run one SELECT under the caller's scope in one round trip; returns its rows as a JSON array that Postgres makes.
 
     `sql` uses `$1`, `$2`, … for `args`. Take identities from `identity_of(request)`, never from what the client sends.
-    With the arguments of a `page` it stops reading at `limits.page_bytes` bytes. It must change nothing: under load it may be
-    run twice. `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.
+    With the arguments of a `page` it stops reading at `limits.page_bytes` bytes. The SELECT must change nothing: under load it
+    may be run twice.
+    `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return await database.read(scope_of(request, admin=admin), sql, args, caller_key_of(request))
