@@ -16,6 +16,8 @@ from .response import JsonResponse
 ROW_END: Final = "\x1e"
 """Separates the rows' JSON as Postgres sends it: a control character, which JSON cannot contain unescaped."""
 
+_READING: Final = frozenset({"GET", "HEAD"})
+
 
 class Rows(str):
     """A JSON array made by Postgres, as text. `number` is the number of its rows."""
@@ -104,13 +106,14 @@ def answer_row(request: web.Request, row: str) -> JsonResponse:
     """The response to a GET of one row, given as JSON text: 200 with the row and its `ETag`.
 
     304 without a body if `If-None-Match` has the tag, or is `*`: the client has this version. Tags are compared weakly
-    (`W/"..."` matches), because a proxy that compresses a response makes its tag weak.
+    (`W/"..."` matches), because a proxy that compresses a response makes its tag weak. With any other method than
+    GET and HEAD the row is sent: the request has taken effect by then, and a condition is for `check_if_match`, before that.
 
     RFC 9110 13.1.2. Raises TypeError if the handler is described (`describe`) without `if_none_match`.
     """
     hold_to(request, "if_none_match", True)
     tag = entity_tag(row)
-    if _has(request, tag):
+    if _has(request, tag) and request.method in _READING:
         return JsonResponse(b"", 304, {"ETag": tag})
     return answer(row, headers={"ETag": tag})
 

@@ -21,7 +21,7 @@ from kits import ROOT
 from kits.app import build_app, provider_plugin, routes_plugin
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from server import answer, answer_row, answers_secret, body, check_if_match, describe, page, requires, signed_in
+from server import answer, answer_row, answers_secret, body, check_if_match, describe, entity_tag, page, requires, signed_in
 from server.app import TABLE
 from server.http.describe import description_of
 from server.openapi.document import DOCUMENT
@@ -403,6 +403,18 @@ async def test_a_handler_that_does_another_thing_than_it_says_fails(
     for path, status in (("/api/honest", 200), ("/api/silent", 200), ("/api/lie", 500)):
         assert (await client.post(path, ALICE, {"colour": "red"})).status == status
     assert [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("known", ["*", entity_tag("{}")])
+async def test_only_a_read_can_be_a_304(serve: Serve, known: str) -> None:
+    """RFC 9110 13.1.2: after another method the request has taken effect, and its response is what the client needs."""
+    client = await serve(extra={"acme": plugin(web.post("/api/row", signed_in(answers_a_row)), web.get("/api/row", signed_in(copy(answers_a_row))))})
+    headers = {**ALICE, "If-None-Match": known}
+    for more in ({}, {"Idempotency-Key": "one"}, {"Idempotency-Key": "one"}):
+        made = await client.post("/api/row", {**headers, **more}, {})
+        assert (made.status, made.raw) == (200, b"{}")
+    for method in ("GET", "HEAD"):
+        assert (await client.send(method, "/api/row", headers)).status == 304
 
 
 # Real answers ----------------------------------------------------------------------------------------------------------
