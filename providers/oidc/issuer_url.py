@@ -12,7 +12,7 @@ _PLACEHOLDER: Final = re.compile(r"[{}<>$]|YOUR|your[-_]|\.\.\.")
 # What follows the issuer in the addresses of endpoints and key sets: OpenID providers in general, Okta, Keycloak, Entra ID.
 _ENDPOINT: Final = re.compile(
     r"/(\.well-known/.*|jwks|jwks\.json|v1/(keys|token|authorize)|oauth/token|oauth2/v2\.0/(token|authorize)"
-    r"|discovery/(v2\.0/)?keys|protocol/openid-connect(/.*)?)/?"
+    r"|discovery/(v2\.0/)?keys|protocol/openid-connect(/.*)?)/?\Z"
 )
 _ENTRA: Final = ("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn", "sts.windows.net")
 _SHARED: Final = ("common", "organizations", "consumers")

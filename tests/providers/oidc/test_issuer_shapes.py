@@ -198,6 +198,7 @@ NEVER: dict[str, str] = {
     "https://login.acme.example/realms/$REALM": "placeholder",
     "https://login.acme.example/.well-known/openid-configuration": "the issuer ends before /.well-known",
     "https://acme.eu.auth0.com/.well-known/jwks.json": "the issuer ends before /.well-known",
+    "https://login.acme.example/jwks.json": "the issuer ends before /jwks.json",
     "https://acme.eu.auth0.com/oauth/token": "the issuer ends before /oauth/token",
     "https://acme.okta.com/oauth2/default/v1/keys": "the issuer ends before /v1/keys",
     "https://login.acme.example/realms/acme/protocol/openid-connect/certs": "the issuer ends before /protocol/openid-connect/certs",
@@ -220,6 +221,7 @@ def test_an_issuer_that_no_token_names_prevents_startup(issuer: str) -> None:
     "https://acme.b2clogin.com/33333333-3333-3333-3333-333333333333/v2.0/", "https://yourcompany.okta.com", "https://acme.okta.com/oauth2/default",
     "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Example1", "https://securetoken.google.com/acme", "https://a.supabase.co/auth/v1",
     "https://login.acme.example/realms/acme", "https://login.acme.example/keys", "https://login.acme.example/oauth2",
+    "https://login.acme.example/v1/tokens", "https://login.acme.example/jwks-prod", "https://login.acme.example/v1/token/acme",
 ])  # fmt: skip
 def test_issuers_that_exist_are_taken_as_they_are(issuer: str) -> None:
     assert OidcProvider({"issuers": [{"issuer": issuer, "audience": "x"}]}).issuers == {issuer}
