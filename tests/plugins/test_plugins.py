@@ -73,11 +73,15 @@ def test_what_is_built_in_need_not_be_named() -> None:
     assert "'health' is built in" in refusal(plugins=["health"])
 
 
-@pytest.mark.parametrize("name", ["module:", "module:no_such_module_of_ours", "module:json.nothing"])
+@pytest.mark.parametrize("name", ["module:no_such_module_of_ours", "module:json.nothing"])
 def test_a_module_that_is_not_there_is_named(name: str) -> None:
     said = refusal(plugins=[name])
     assert repr(name) in said
     assert "cannot be imported" in said
+
+
+def test_a_module_without_a_path_is_named() -> None:
+    assert refusal(plugins=["module:"]) == "plugins: 'module:' is not an import path: write module:<import path>"
 
 
 def test_a_module_that_raises_at_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
