@@ -31,6 +31,8 @@ from tests.conftest import KEYS, TestDatabase
 
 pytestmark = pytest.mark.long
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
+EXAMPLES = 300
+"""Of one round; at least one round is made, however slow the machine is."""
 SLUGS = {
     "credential-rejected", "token-expired", "token-not-active-yet", "token-issuer", "token-audience", "token-authorized-party", "token-type", "token-claims", "session-pending",
     "session-revoked", "key-expired", "key-revoked",
@@ -127,7 +129,7 @@ def fuzz(name: str, strategy: st.SearchStrategy[Any], check: Callable[[Any], obj
     counts: collections.Counter[object] = collections.Counter()
     end = time.monotonic() + SECONDS
 
-    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def some(value: Any) -> None:
         counts[check(value)] += 1
@@ -137,7 +139,7 @@ def fuzz(name: str, strategy: st.SearchStrategy[Any], check: Callable[[Any], obj
             warnings.simplefilter("ignore")
             some()
     print(f"drill: fuzzing {name}: {SECONDS:.0f} s, {counts.total()} requests, answers {dict(counts.most_common(12))}")
-    assert counts.total() > 20 * SECONDS
+    assert counts.total() >= EXAMPLES
     assert len(counts) > 1, "only one answer: nothing interesting was asked"
 
 
