@@ -104,6 +104,7 @@ async def gone(process: asyncio.subprocess.Process) -> int:
     return await asyncio.wait_for(process.wait(), 40)
 
 
+@pytest.mark.alone
 async def test_sigterm_at_full_load_loses_no_request(db: TestDatabase, tmp_path: Path) -> None:
     """Readiness ends first; each connection ends with its answer; later requests are refused and can be sent elsewhere."""
     ops = free_port()
@@ -131,6 +132,7 @@ async def test_sigterm_at_full_load_loses_no_request(db: TestDatabase, tmp_path:
     assert load.ends[200] > 500
 
 
+@pytest.mark.alone
 async def test_replacing_the_workers_at_full_load_loses_and_refuses_nothing(db: TestDatabase, tmp_path: Path) -> None:
     """SIGHUP while half of the callers open a connection for each request: the kernel gives some to a worker that stops."""
     async with running(db, tmp_path, "--workers", "2") as process:
@@ -151,6 +153,7 @@ async def test_replacing_the_workers_at_full_load_loses_and_refuses_nothing(db: 
     assert set(kept.ends) == set(new.ends) == {200}
 
 
+@pytest.mark.alone
 async def test_a_killed_worker_costs_what_it_had_in_hand(db: TestDatabase, tmp_path: Path) -> None:
     async with running(db, tmp_path, "--workers", "2") as process:
         port = int((await url_of(process)).rpartition(":")[2])
