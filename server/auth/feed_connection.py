@@ -48,17 +48,16 @@ async def _first(attempts: set[Attempt], patient: Attempt, connect: Connect) -> 
     loop = asyncio.get_running_loop()
     next_at = loop.time() + SHORT_SECONDS
     while True:
-        waiting = None if patient.done() else max(0.0, next_at - loop.time())
-        done, _ = await asyncio.wait(
-            {one for one in attempts if not one.done()}, timeout=waiting, return_when=asyncio.FIRST_COMPLETED
-        )
+        pending = {one for one in attempts if not one.done()}
+        waiting = max(0.0, next_at - loop.time()) if pending == {patient} else None  # a short one ends in time by itself
+        done, _ = await asyncio.wait(pending, timeout=waiting, return_when=asyncio.FIRST_COMPLETED)
         for one in done:
             if not one.cancelled() and one.exception() is None:
                 return one
-        if patient.done() and all(one.done() for one in attempts):
+        if not pending - done:
             patient.result()
-        if not patient.done() and loop.time() >= next_at:
-            attempts.intersection_update({one for one in attempts if not one.done()})
+        if pending - done == {patient} and loop.time() >= next_at:
+            attempts.intersection_update({patient})
             attempts.add(asyncio.create_task(_short_attempt(connect)))
             next_at = loop.time() + SHORT_SECONDS
 
