@@ -86,10 +86,10 @@ def _client(claims: Mapping[str, Any], opaque: bool) -> str | None:
 
     The issuer's answer about an opaque token may leave out `sub` (RFC 7662 2.2).
     """
-    subject = _text(claims, "sub") if opaque or is_clients_own(claims) else None
-    if subject is None:
-        return (_text(claims, "client_id") or _text(claims, "azp")) if opaque else None
-    return subject if is_clients_own(claims) else None
+    own = is_clients_own(claims)
+    if (subject := _text(claims, "sub") if own or opaque else None) is not None:
+        return subject if own else None
+    return (_text(claims, "client_id") or _text(claims, "azp")) if opaque else None
 
 
 def _impersonator(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:
