@@ -14,14 +14,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 from crowd import cursor_in, load_audit
-from growth import on_cpu
+from growth import session_cost
 from issuer import org, user
 from postgres import Postgres
 from stats import table
@@ -88,7 +86,7 @@ async def _pages(postgres: Postgres, app: asyncpg.Connection, found: dict[str, s
         page = await app.prepare(PAGE)
         for _ in range(20):
             await page.fetch(whose, *place, 20)
-        cost = min([await _cost(app, 100, lambda one=page, args=(whose, *place, 20): one.fetch(*args)) for _ in range(10)])
+        cost = min([await session_cost(app, 100, lambda one=page, args=(whose, *place, 20): one.fetch(*args)) for _ in range(10)])
         found[name] = f"{cost:.0f} ({await _blocks(app, whose, place)})"
 
 
@@ -104,7 +102,7 @@ async def _writes(app: asyncpg.Connection, found: dict[str, str]) -> None:
     """A row of `data` with its entry in the log."""
     await app.execute(f"SELECT set_config('gatepost.user_id', '{user(0)}', false), set_config('gatepost.actor', '{user(0)}', false)")
     sql = f"INSERT INTO data (user_id, name) VALUES ('{user(0)}', 'x')"
-    found["a row of `data` with its entry, µs"] = f"{min([await _cost(app, 300, lambda: app.execute(sql)) for _ in range(5)]):.0f}"
+    found["a row of `data` with its entry, µs"] = f"{min([await session_cost(app, 300, lambda: app.execute(sql)) for _ in range(5)]):.0f}"
 
 
 async def _month(admin: asyncpg.Connection, app: asyncpg.Connection, found: dict[str, str]) -> None:
@@ -116,7 +114,7 @@ async def _month(admin: asyncpg.Connection, app: asyncpg.Connection, found: dict
         async def prune(into: list[int] = counted) -> None:
             into.append(await app.fetchval("SELECT audit_prune($1, $2)", 390 - MONTH, PRUNE_BATCH))
 
-        cost = await _cost(app, 1, prune)
+        cost = await session_cost(app, 1, prune)
         gone += counted[0]
         costs.append(cost / max(counted[0], 1))
         if counted[0] < PRUNE_BATCH:
@@ -129,17 +127,8 @@ async def _month(admin: asyncpg.Connection, app: asyncpg.Connection, found: dict
     )
     found["… elapsed, s"] = f"{seconds:.0f}"
     began = time.monotonic()
-    cost = await _cost(admin, 1, lambda: admin.execute("VACUUM (ANALYZE, PARALLEL 0) audit_log"))
+    cost = await session_cost(admin, 1, lambda: admin.execute("VACUUM (ANALYZE, PARALLEL 0) audit_log"))
     found["VACUUM afterwards, s of CPU, elapsed"] = f"{cost / 1e6:.1f}, {time.monotonic() - began:.0f}"
-
-
-async def _cost(connection: asyncpg.Connection, times: int, work: Callable[[], Awaitable[Any]]) -> float:
-    """CPU microseconds of this session's process for one of so many times."""
-    process = Path(f"/proc/{connection.get_server_pid()}/schedstat")
-    began = on_cpu(process)
-    for _ in range(times):
-        await work()
-    return (on_cpu(process) - began) / times * 1e6
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 from crowd import AUDIT, cursor_in
-from growth import on_cpu
+from growth import session_cost
 from issuer import org, user
 from postgres import OPTIONS, Postgres
 from stats import table
@@ -153,7 +152,7 @@ async def partitions(postgres: Postgres, args: argparse.Namespace) -> str:
             await admin.execute("VACUUM ANALYZE")
             relation = "audit_log" if ahead is None else "parts"
             insert = min(
-                [await _cost(admin, 1, lambda r=relation: admin.execute(_INSERTS.format(table=r))) for _ in range(args.rounds)]
+                [await session_cost(admin, 1, lambda r=relation: admin.execute(_INSERTS.format(table=r))) for _ in range(args.rounds)]
             )
             newest, deep = await _pages(postgres, app, relation, args.rounds)
             found[name] += [f"{insert / 5000:.0f}", f"{newest:.0f}", f"{deep:.0f}"]
@@ -162,9 +161,9 @@ async def partitions(postgres: Postgres, args: argparse.Namespace) -> str:
         async def prune() -> None:
             gone.append(await app.fetchval("SELECT audit_prune(370, 10000)"))
 
-        deleted = await _cost(app, 1, prune)
+        deleted = await session_cost(app, 1, prune)
         number = await admin.fetchval("SELECT count(*) FROM parts_1")
-        truncated = await _cost(admin, 1, lambda: admin.execute("TRUNCATE parts_1"))
+        truncated = await session_cost(admin, 1, lambda: admin.execute("TRUNCATE parts_1"))
     found["one table"].append(f"{deleted / gone[0]:.2f}")
     found["26 partitions"].append(f"{truncated / number:.2f}")
     found["14 partitions"].append("")
@@ -181,7 +180,7 @@ async def _pages(postgres: Postgres, app: asyncpg.Connection, relation: str, rou
     for place in places:
         for _ in range(20):
             assert len(await page.fetch(org(0), *place, 20)) == 20
-        costs.append(min([await _cost(app, 100, lambda p=place: page.fetch(org(0), *p, 20)) for _ in range(rounds)]))
+        costs.append(min([await session_cost(app, 100, lambda p=place: page.fetch(org(0), *p, 20)) for _ in range(rounds)]))
     return costs[0], costs[1]
 
 
@@ -190,18 +189,9 @@ async def _serving(postgres: Postgres) -> AsyncIterator[tuple[asyncpg.Connection
     """A connection of the serving role, and what measures work on it."""
     app = await asyncpg.connect(postgres.url(postgres.serving, postgres.locked))
     try:
-        yield app, lambda times, work: _cost(app, times, work)
+        yield app, lambda times, work: session_cost(app, times, work)
     finally:
         await app.close()
-
-
-async def _cost(connection: asyncpg.Connection, times: int, work: Callable[[], Awaitable[Any]]) -> float:
-    """CPU microseconds of this session's process for one of so many times."""
-    process = Path(f"/proc/{connection.get_server_pid()}/schedstat")
-    began = on_cpu(process)
-    for _ in range(times):
-        await work()
-    return (on_cpu(process) - began) / times * 1e6
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from book import Book
@@ -137,3 +139,12 @@ async def _look(stage: Stage, digests: list[bytes], number: int) -> dict[str, fl
 def on_cpu(schedstat: Path) -> float:
     """Seconds; 0 where Postgres is on another machine."""
     return int(schedstat.read_text().split()[0]) / 1e9 if schedstat.exists() else 0.0
+
+
+async def session_cost(connection: asyncpg.Connection, times: int, work: Callable[[], Awaitable[Any]]) -> float:
+    """CPU microseconds of this connection's process in Postgres for one of so many times."""
+    process = Path(f"/proc/{connection.get_server_pid()}/schedstat")
+    began = on_cpu(process)
+    for _ in range(times):
+        await work()
+    return (on_cpu(process) - began) / times * 1e6
