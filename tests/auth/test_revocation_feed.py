@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from kits.faults import Fragile, Link, Standby, link
+from kits.faults import Fragile, Link, Standby, fragile_server, link, with_standby
 from kits.live import until
-from kits.postgres import bin_folders
 
 from server import Unavailable
 from server.auth.feed_connection import SHORT_SECONDS, soonest
@@ -29,14 +28,8 @@ ENDED = "INSERT INTO revocations (kind, subject, expires_at) VALUES ('session', 
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Fragile]:
     """A Postgres of this module's own."""
-    if not bin_folders():
-        pytest.skip("no Postgres to kill is installed")
-    server = Fragile(next(iter(bin_folders().values())))
-    server.start()
-    try:
+    with fragile_server() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -166,12 +159,7 @@ async def test_what_the_body_raises_closes_the_connection(fragile: Fragile, own:
 
 async def test_a_standby_is_not_read_from(serve: Serve) -> None:
     """It has what the primary had at some time. Not even the first reading may come from there."""
-    if not bin_folders():
-        pytest.skip("no Postgres to kill is installed")
-    primary = Fragile(next(iter(bin_folders().values())))
-    primary.start()
-    standby = Standby(primary)
-    try:
+    with with_standby() as (primary, standby):
         found = TestDatabase(primary, await primary.fresh())
         await asyncio.to_thread(standby.start)
         known = Revocations(max_staleness=10)
@@ -180,11 +168,6 @@ async def test_a_standby_is_not_read_from(serve: Serve) -> None:
             await feed.open()
         assert known.age == math.inf
         await _and_of_two_hosts_the_primary(serve, found, primary, standby)
-    finally:
-        standby.stop()
-        with contextlib.suppress(Exception):
-            primary.up()
-        primary.stop()
 
 
 async def _and_of_two_hosts_the_primary(serve: Serve, found: TestDatabase, primary: Fragile, standby: Standby) -> None:

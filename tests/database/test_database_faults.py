@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from kits.faults import Fragile
-from kits.postgres import bin_folders
+from kits.faults import Fragile, fragile_server
 
 from server import answer, body, read, scoped, signed_in
 from server.schema.startup import StartFailed
@@ -26,22 +25,14 @@ BRIEF = {"database.acquire_seconds": 0.5, "database.statement_seconds": 0.5}
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Fragile]:
     """A Postgres server for this file alone."""
-    if not bin_folders():
-        pytest.skip("no Postgres here that may be killed")
-    server = Fragile(next(iter(bin_folders().values())))
-    server.start()
-    try:
+    with fragile_server() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
 def fragile_database(fragile: Fragile) -> TestDatabase:
     async def make() -> TestDatabase:
-        db = TestDatabase(fragile, await fragile.fresh())
-        await db.rows(f'ALTER DATABASE "{db.name}" SET synchronous_commit = on')  # what was answered survives a kill
-        return db
+        return TestDatabase(fragile, await fragile.fresh())
 
     return asyncio.run(make())
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kits.faults import Fragile, Standby, Traffic, link
-from kits.postgres import bin_folders
+from kits.faults import Fragile, Standby, Traffic, link, with_standby
 
 from server.app import SERVER_DATABASE
 from tests.conftest import ALICE, BOB, Client, MakeApp, Serve, TestDatabase, plugin
@@ -204,29 +203,17 @@ async def test_migrations_between_two_tenants_requests(serve_usual: Any, db: Tes
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[TestDatabase, Fragile, Standby]]:
     """A primary with one synchronous standby: every answered write is on both."""
-    if not bin_folders():
-        pytest.skip("no Postgres here that may be killed")
-    primary = Fragile(next(iter(bin_folders().values())))
-    primary.start()
-    standby = Standby(primary)
-    try:
+    with with_standby() as (primary, standby):
         found = TestDatabase(primary, await primary.fresh())
         await asyncio.to_thread(standby.start)
         async with primary.as_admin() as admin:
             await admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            await admin.execute("ALTER SYSTEM SET synchronous_commit = on")
             await admin.fetch("SELECT pg_reload_conf()")
-            await admin.execute(f'ALTER DATABASE "{found.name}" SET synchronous_commit = on')
             for _ in range(200):
                 if await admin.fetchval("SELECT sync_state FROM pg_stat_replication") == "sync":
                     break
                 await asyncio.sleep(0.05)
         yield found, primary, standby
-    finally:
-        standby.stop()
-        with contextlib.suppress(Exception):
-            primary.up()
-        primary.stop()
 
 
 @pytest.mark.parametrize("how", ["killed", "swallowed"])

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import pytest
 
-from kits.postgres import FAST, Cluster
+from kits.postgres import FAST, Cluster, bin_folders
 from tests.conftest import Client, TestDatabase, stub
 
 
@@ -62,6 +63,19 @@ class Fragile(Cluster):
         self._wait(data / "postmaster.pid")
 
 
+@contextlib.contextmanager
+def fragile_server() -> Iterator[Fragile]:
+    """A Fragile that runs until the block ends. The test is skipped where no Postgres is installed."""
+    if not bin_folders():
+        pytest.skip("no Postgres to kill is installed")
+    server = Fragile(next(iter(bin_folders().values())))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 class Standby(Fragile):
     """A streaming copy of another server, made by pg_basebackup; can be promoted."""
 
@@ -98,6 +112,19 @@ class Standby(Fragile):
     async def promote(self) -> None:
         async with self.as_admin() as admin:
             await admin.fetchval("SELECT pg_promote()")
+
+
+@contextlib.contextmanager
+def with_standby() -> Iterator[tuple[Fragile, Standby]]:
+    """A running primary, and a standby of it that is still to be started."""
+    with fragile_server() as primary:
+        standby = Standby(primary)
+        try:
+            yield primary, standby
+        finally:
+            standby.stop()
+            with contextlib.suppress(Exception):
+                primary.up()
 
 
 class Link:

@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from kits.faults import Fragile, link
+from kits.faults import Fragile, fragile_server, link
 from kits.live import events, until
 from kits.pgbouncer import pgbouncer
-from kits.postgres import bin_folders
 
 from server.schema.migrate import apply
 from server.streams.live_changes import CHANGES
@@ -25,14 +24,8 @@ INSERT = "INSERT INTO todos (organization_id, title) VALUES ('red', $1)"
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Fragile]:
     """A Postgres of this module's own, to be killed."""
-    if not bin_folders():
-        pytest.skip("no Postgres to kill is installed")
-    server = Fragile(next(iter(bin_folders().values())))
-    server.start()
-    try:
+    with fragile_server() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
