@@ -1206,7 +1206,7 @@ $$;
 -- Tidy up after the oldest end that no other session is processing, at most `at_most` rows of it. Returns the number of ends that
 -- are left. Access does not wait for this. After an interruption the next call continues with the remaining rows.
 CREATE OR REPLACE FUNCTION public.sweep_ended(at_most integer) RETURNS bigint
-LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on SET lock_timeout = '1s' AS $$
 DECLARE
     next  public.endings;
     these text[] := '{}';
@@ -1240,17 +1240,31 @@ BEGIN
     RETURN (SELECT count(*) FROM public.endings);
 END $$;
 
--- Delete events and revocations that have expired; returns the number of rows.
+-- Delete events and revocations that have expired, at most 1000 of each (BATCH_ROWS of server/auth/cleanup.py); returns the number
+-- of rows. One call runs at a time; a second one does nothing.
 CREATE OR REPLACE FUNCTION public.prune_sync() RETURNS bigint
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-    WITH events AS (DELETE FROM public.webhook_inbox AS i WHERE i.expires_at <= now() RETURNING 1),
-         expired AS (DELETE FROM public.revocations AS r WHERE r.expires_at <= now() RETURNING 1)
-    SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM expired)
-$$;
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on SET lock_timeout = '1s' AS $$
+DECLARE
+    events  bigint;
+    expired bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(4716, 4) THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM public.webhook_inbox AS i
+     WHERE i.id = ANY (ARRAY(SELECT o.id FROM public.webhook_inbox AS o WHERE o.expires_at <= now() ORDER BY o.expires_at LIMIT 1000))
+       AND i.expires_at <= now();
+    GET DIAGNOSTICS events = ROW_COUNT;
+    DELETE FROM public.revocations AS r
+     USING (SELECT o.kind, o.subject FROM public.revocations AS o WHERE o.expires_at <= now() ORDER BY o.expires_at LIMIT 1000) AS old
+     WHERE r.kind = old.kind AND r.subject = old.subject AND r.expires_at <= now();
+    GET DIAGNOSTICS expired = ROW_COUNT;
+    RETURN events + expired;
+END $$;
 
 -- Delete at most `at_most` expired responses; returns their number. Locked rows are skipped.
 CREATE OR REPLACE FUNCTION public.prune_idempotency(at_most integer) RETURNS bigint
-LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+LANGUAGE sql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on SET lock_timeout = '1s' AS $$
     WITH expired AS (SELECT i.hash FROM public.idempotency_keys AS i WHERE i.expires_at <= now()
                       ORDER BY i.expires_at LIMIT at_most FOR UPDATE SKIP LOCKED),
          gone AS (DELETE FROM public.idempotency_keys AS i USING expired WHERE i.hash = expired.hash RETURNING 1)

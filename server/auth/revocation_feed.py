@@ -1,4 +1,4 @@
-"""Keeps the revocations of a process fresh, and cleans up after accesses that have ended.
+"""Keeps the revocations of a process fresh.
 
 Each reading fetches the rows that were written since the last one, by transaction id: a transaction that was still in
 progress is read the next time, however late it commits. NOTIFY is a hint to read at once, at most ten times a second.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from ..http.errors import Unavailable
-from ..telemetry.log import LOG, log_failure
+from ..telemetry.log import LOG
 from .feed_connection import soonest
 from .revocation import Revocations
 
@@ -23,10 +23,6 @@ CHANNEL: Final = "gatepost_revocations"
 INTERVAL_SECONDS: Final = 0.5
 SHORTEST_SECONDS: Final = 0.1
 """The shortest time between two readings, however many hints arrive."""
-PRUNE_SECONDS: Final = 600.0
-PRUNE_ROWS: Final = 1000  # at a time: pruning must not keep the feed from reading
-SWEEP_ROWS: Final = 200
-SWEEP_SECONDS: Final = 0.2  # at a time: sweeping must not keep the feed from reading either
 REPEAT_SECONDS: Final = 60.0
 """How often an outage that lasts is logged again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
@@ -45,7 +41,7 @@ _READ: Final = """SELECT h.horizon, h.at, h.standby, r.expires_at > h.at AS live
 
 
 class Feed:
-    """Keeps a Revocations fresh, on a separate connection, and cleans up after ended accesses."""
+    """Keeps a Revocations fresh, on a connection that does nothing else."""
 
     def __init__(
         self, revocations: Revocations, connect: Callable[[], AbstractAsyncContextManager[Any]], *, page_rows: int = PAGE_ROWS
@@ -57,23 +53,21 @@ class Feed:
         self._hint = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._first: tuple[AsyncExitStack, Any] | None = None  # the connection that `open` has opened, with what closes it
         self._forget_at = time.monotonic() + FORGET_SECONDS
         self._since, self._now = "0", 0.0
         self._silent_until = 0.0  # 0: the feed is not interrupted
         self._pause = FIRST_PAUSE
-        self._sweep = True
-        self.pending = 0
-        """The number of ended accesses that still need cleaning up. They are refused already."""
 
     async def open(self) -> None:
         """Read the table once before anything is served, then keep reading. After a failure it can be called again.
 
         Raises Unavailable where no connection can be opened, and the driver's errors where it fails later.
         """
-        async with self._connect() as connection:
-            self._since = "0"
-            await self._read(connection)
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(self._connect())
+            await self._begin(connection)
+            self._first = stack.pop_all(), connection
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -82,11 +76,13 @@ class Feed:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        if self._first is not None:  # the task was cancelled before it began
+            await self._first[0].aclose()
 
     async def _run(self) -> None:
         while True:
             try:
-                async with soonest(self._connect) as connection:
+                async with self._connected() as connection:
                     await self._keep_reading(connection)
             except Exception as error:
                 if self._closing:  # an outage during the cancellation, which wait_for of Python 3.11 then loses
@@ -95,21 +91,41 @@ class Feed:
                 await asyncio.sleep(self._pause)
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        """A connection on which everything has been read: the one of `open` first, then new ones."""
+        async with AsyncExitStack() as stack:
+            if self._first is not None:
+                (opened, first), self._first = self._first, None
+                await stack.enter_async_context(opened)
+            else:
+                first = None
+            connection = first or await stack.enter_async_context(soonest(self._connect))
+            try:
+                if first is None:
+                    await self._begin(connection)
+                    self._resumed()
+                yield connection
+            except Exception:
+                connection.terminate()  # closing it in order would take a second where the server has vanished
+                raise
+
+    async def _begin(self, connection: Any) -> None:
+        """Read all revocations, then listen: it may be another server, with rows that the last one had lost."""
+        self._since = "0"
+        await self._read(connection)
+        await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
+        self._hint.set()  # what was written before it listened is read at once
+
     async def _keep_reading(self, connection: Any) -> None:
-        """Read until that fails."""
-        self._since = "0"  # it may be another server, with rows that the last one had lost
-        try:
-            await connection.add_listener(CHANNEL, lambda *_: self._hint.set())
-            while True:
-                begun = time.monotonic()
-                await self._read(connection)
-                self._resumed()
-                await self._tidy(connection)
-                self._pause = FIRST_PAUSE
-                await self._wait(begun)
-        except Exception:
-            connection.terminate()  # closing it in order would take a second where the server has vanished
-            raise
+        """Read what is new until that fails."""
+        begun = time.monotonic()
+        while True:
+            self._pause = FIRST_PAUSE
+            self._forget_sometimes()
+            await self._wait(begun)
+            begun = time.monotonic()
+            await self._read(connection)
 
     def _interrupted(self, error: Exception) -> None:
         """Log an outage when it begins, and then once a minute."""
@@ -131,34 +147,11 @@ class Feed:
         await asyncio.sleep(max(0.0, begun + SHORTEST_SECONDS - time.monotonic()))
         self._hint.clear()
 
-    async def _tidy(self, connection: Any) -> None:
-        """Delete expired rows from time to time; every worker does, in any order."""
-        now = time.monotonic()
-        if self._sweep:
-            await self._swept(connection)
-        if now >= self._forget_at:
+    def _forget_sometimes(self) -> None:
+        """Remove expired entries from memory, if it is time."""
+        if (now := time.monotonic()) >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
             self._revocations.forget(self._now)
-            self._sweep = True
-        if now >= self._prune_at:
-            self._prune_at = now + PRUNE_SECONDS
-            await connection.execute("SELECT prune_sync()", timeout=30)
-            if await connection.fetchval("SELECT prune_idempotency($1)", PRUNE_ROWS, timeout=5) >= PRUNE_ROWS:
-                self._prune_at = now  # there are more: continue after the next reading
-
-    async def _swept(self, connection: Any) -> None:
-        """Clean up after ended accesses in batches, for at most SWEEP_SECONDS. After a failure it is tried again later."""
-        until = time.monotonic() + SWEEP_SECONDS
-        try:
-            self._sweep = True
-            while self._sweep and time.monotonic() < until:
-                self.pending = await connection.fetchval("SELECT sweep_ended($1)", SWEEP_ROWS, timeout=5)
-                self._sweep = self.pending > 0
-        except Exception as error:
-            if connection.is_closed():
-                raise
-            log_failure("ended keys and memberships could not be cleaned up", error)
-            self._sweep = False  # until the next revocation, or the next minute
 
     async def _read(self, connection: Any) -> None:
         if self._since != "0":
@@ -187,6 +180,5 @@ class Feed:
             live = [row for row in rows if row["live"]]
             self._now = at.timestamp()
             into.add(live, begun if place is None else None, self._now)
-            self._sweep = self._sweep or bool(live)
         self._since = horizon
         return pages

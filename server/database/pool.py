@@ -1,8 +1,8 @@
 """A connection pool that hands a released connection straight to a waiting request, caller by caller.
 
 In asyncpg's own pool a newcomer can overtake a woken waiter (at 32 requests on 10 connections its slowest 1 % waited thirty
-times the median), and each release makes a task. Here callers that wait take turns, and of one caller's requests the first to
-wait is the first to be served. This module imports no database library.
+times the median), and each release makes a task. Here callers that wait take turns, and a caller's first request is its first
+to be served. This module imports no database library.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Pool(Generic[C]):
     do, because they evict each other from the processor's caches. So no more than `PROMPT` are lent at once, and other requests
     wait for these. A request that has waited for `PATIENCE` seconds, for example behind slow queries, gets one more.
 
-    No caller holds more than half of the connections: its other requests wait, even while connections are idle. The caller None
-    is the server itself, which has no such bound.
+    No caller holds more than half of the connections (another caller's counts while it reads for this one): its other requests
+    wait, even while connections are idle. The caller None is the server itself, which has no such bound.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[C]], size: int, *, must_discard: Callable[[C], bool]) -> None:
@@ -37,7 +37,8 @@ class Pool(Generic[C]):
         self._connect, self._size, self._must_discard = connect, size, must_discard
         self._idle: list[C] = []
         self._shares = Shares(max(1, size // 2))
-        self._waiting: Turns[C] = Turns(self._shares.is_at_bound)
+        self._waiting: Turns[C] = Turns(self._shares)
+        self.carried = self._waiting.end_carrying
         self._lent: dict[C, str | None] = {}
         self.opening, self._closed = 0, False  # `opening`: connections that are being opened
         self._timer: asyncio.TimerHandle | None = None
@@ -103,9 +104,9 @@ class Pool(Generic[C]):
             prompt = True  # it was woken to take or open one itself
         raise ConnectionError("the pool is closed")
 
-    def take_along(self, statement: str, most: int) -> list[Waiter[C]]:
-        """Requests that wait to read with this statement: the holder of a connection reads for them, or puts them back."""
-        return self._waiting.take_along(statement, most) if self._waiting.queues else []
+    def take_along(self, statement: str, most: int, connection: C) -> list[Waiter[C]]:
+        """Requests that wait to read with this statement. `connection` reads for them; then call `carried` or `put_back`."""
+        return self._waiting.take_along(statement, most, self._lent.get(connection)) if self._waiting.queues else []
 
     def put_back(self, waiters: list[Waiter[C]], seconds: float) -> None:
         """Let requests wait again that were taken along for so many seconds: as the next ones to get a connection."""

@@ -47,7 +47,7 @@ class Together:
         connection = await self._wait(caller, own)
         if isinstance(connection, str):  # another request has read it
             return connection
-        if others := self._others(statement):
+        if others := self._others(statement, connection):
             try:
                 text = await self._read_for(connection, own, others)
             except Exception as error:
@@ -65,13 +65,13 @@ class Together:
         self._release(connection)
         return text  # type: ignore[no-any-return]
 
-    def _others(self, statement: str) -> list[Waiter[Any]]:
+    def _others(self, statement: str, connection: Any) -> list[Waiter[Any]]:
         """The requests to read for, beside the one that has a connection."""
         if self._paused and (until := self._paused.get(statement)) is not None:
             if self._loop.time() < until:
                 return []
             del self._paused[statement]
-        return self._pool.take_along(statement, MOST - 1)
+        return self._pool.take_along(statement, MOST - 1, connection)
 
     async def _read_for(self, connection: Any, own: Read, others: list[Waiter[Any]]) -> str:
         """Read for all of them; returns what `own` reads. If that raises, the others are next, and read by themselves."""
@@ -88,6 +88,7 @@ class Together:
             raise
         if self._loop.time() - began > SLOW:
             self._pause(own.statement)
+        self._pool.carried(others)
         for one, row in zip(others, rows[1:], strict=True):
             if not one.turn.done():  # otherwise it was cancelled
                 one.turn.set_result(row[0])

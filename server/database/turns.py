@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -67,25 +67,26 @@ class Waiter(Generic[C]):
     turn    its result is a connection, or None: the request may take or open one itself; or the text that its read returned
     read    what it would read; None: something else
     taken   another request's connection reads for it, so it is in no queue
+    counted that connection is another caller's, so the read counts as one of this caller's connections
     since, deadline   when it began to wait, and when its wait ends with TimeoutError, on the event loop's clock
     caller  whose request it is; None for one of the server itself
     """
 
-    __slots__ = ("caller", "deadline", "read", "since", "taken", "turn")
+    __slots__ = ("caller", "counted", "deadline", "read", "since", "taken", "turn")
 
     def __init__(
         self, turn: asyncio.Future[C | str | None], since: float, caller: str | None, deadline: float, read: Read | None = None
     ) -> None:
         self.turn, self.since, self.caller, self.deadline, self.read = turn, since, caller, deadline, read
-        self.taken = False
+        self.taken = self.counted = False
 
 
 class Turns(Generic[C]):
     """A caller with many waiting requests does not delay one with a single request by more than its own turn."""
 
-    def __init__(self, is_at_bound: Callable[[str | None], bool]) -> None:
-        """`is_at_bound(caller)`: whether this caller must not have another connection now."""
-        self._is_at_bound = is_at_bound
+    def __init__(self, shares: Shares) -> None:
+        """`shares` says which callers must not have another connection now."""
+        self._shares = shares
         self.queues: OrderedDict[object, deque[Waiter[C]]] = OrderedDict()
         """A queue for each waiting caller, the next caller's first; empty: no request waits."""
         self._next_deadline = math.inf
@@ -118,27 +119,38 @@ class Turns(Generic[C]):
             for waiter in queue:
                 if waiter.turn.done():
                     continue  # it was cancelled, and will be removed
-                if self._is_at_bound(waiter.caller):
+                if self._shares.is_at_bound(waiter.caller):
                     break
                 return waiter
         return None
 
-    def take_along(self, statement: str, most: int) -> list[Waiter[C]]:
+    def take_along(self, statement: str, most: int, holder: str | None) -> list[Waiter[C]]:
         """Remove at most `most` requests that wait to read with this statement, and return them.
 
-        Callers take turns here, too, and a caller's first request is still its first to be served.
+        Callers take turns here, too, and a caller's first request is still its first to be served. `holder` is the caller whose
+        connection reads for them: each read for another caller counts as one of that caller's connections until `end_carrying`.
         """
         found: list[Waiter[C]] = []
         while len(found) < most and (waiter := self._first_with(statement)) is not None:
             self.remove(waiter, served=True)
             waiter.taken = True
+            if waiter.caller != holder:
+                self._shares.add(waiter.caller)
+                waiter.counted = True
             found.append(waiter)
         return found
+
+    def end_carrying(self, waiters: list[Waiter[C]]) -> None:
+        """Count the reads of these requests, which were taken along, no longer."""
+        for waiter in waiters:
+            if waiter.counted:
+                waiter.counted = False
+                self._shares.remove(waiter.caller)
 
     def _first_with(self, statement: str) -> Waiter[C] | None:
         for queue in islice(self.queues.values(), _LOOKED_AT):
             waiter = next((one for one in queue if not one.turn.done()), None)
-            read = None if waiter is None or self._is_at_bound(waiter.caller) else waiter.read
+            read = None if waiter is None or self._shares.is_at_bound(waiter.caller) else waiter.read
             if read is not None and read.statement == statement and not read.again:
                 return waiter
         return None
@@ -149,6 +161,7 @@ class Turns(Generic[C]):
 
         `seconds` is for how long they were taken: it does not count towards their wait. They are not taken along again.
         """
+        self.end_carrying(waiters)
         back = [waiter for waiter in waiters if not waiter.turn.done()]
         for waiter in reversed(back):
             waiter.taken, waiter.read = False, None

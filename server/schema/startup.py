@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from ..auth.cleanup import Cleanup
 from ..auth.revocation import Revocations
 from ..auth.revocation_feed import READ_SECONDS, Feed
 from ..database.connections import Database
@@ -46,12 +47,13 @@ class ServerDatabase:
         )
         self.revocations = Revocations(max_staleness=settings.get("revocation.max_staleness"))
         self._feed: Feed | None = None
+        self._cleanup = Cleanup(self.revocations, self.database.call)
         self._place: Mapping[str, Any] | None = None
 
     @property
     def pending(self) -> int:
         """The number of ended accesses whose keys and memberships still have to be cleaned up."""
-        return 0 if self._feed is None else self._feed.pending
+        return self._cleanup.pending
 
     async def open(self) -> None:
         """Start the embedded Postgres if no URL is set, connect, and refuse an unsafe database.
@@ -66,6 +68,7 @@ class ServerDatabase:
                 await self._refuse_another_database(of_primary(direct))
             self._feed = Feed(self.revocations, self.straight)
             await until_reachable(self._feed_opened, wait_seconds(self._settings))
+            self._cleanup.open()
         except Unavailable as error:
             pooler = "; is a pooler in between? see database.pooler" if "08P01" in str(error) else ""
             raise StartFailed(f"{unreachable(error)}{pooler}") from error
@@ -130,6 +133,7 @@ class ServerDatabase:
         return await self._start_embedded()
 
     async def close(self) -> None:
+        await self._cleanup.close()
         if self._feed is not None:
             await self._feed.close()
         if self._watch is not None:

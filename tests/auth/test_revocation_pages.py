@@ -176,12 +176,12 @@ async def test_a_transaction_that_stays_open_does_not_make_the_next_reading_one_
 async def test_a_page_that_fails_begins_anew_and_what_was_known_goes_on_until_it_is_stale(db: Any) -> None:
     await fill(db, 10 * PAGE, 500)
     known = Revocations(max_staleness=1e-6)  # whatever is older than the last page is stale
-    opened, again = 0, asyncio.Event()
+    opened, first, again = 0, 0, asyncio.Event()
     freshness: list[tuple[int, bool]] = []
 
     @contextlib.asynccontextmanager
     async def connect() -> AsyncIterator[Any]:
-        nonlocal opened
+        nonlocal opened, first
         opened += 1
         mine = opened
         if mine == 3:
@@ -193,12 +193,15 @@ async def test_a_page_that_fails_begins_anew_and_what_was_known_goes_on_until_it
                 await db.rows("SELECT pg_terminate_backend($1)", connection._connection.get_server_pid())
 
         async with paused(db, between) as connection:
+            first = first or connection._connection.get_server_pid()
             yield connection
 
     feed = Feed(known, connect, page_rows=PAGE)
     await feed.open()
     assert len(known) == 10 * PAGE
     try:
+        assert opened == 1
+        await db.rows("SELECT pg_terminate_backend($1)", first)
         async with asyncio.timeout(300):
             while opened < 3:
                 await asyncio.sleep(0.02)

@@ -189,8 +189,8 @@ async def test_behind_a_pooler_each_is_sent_alone(db: TestDatabase) -> None:
 
 
 async def test_callers_take_turns_and_one_at_its_bound_is_left() -> None:
-    shares = Shares(1)
-    turns: Turns[Any] = Turns(shares.is_at_bound)
+    shares = Shares(2)
+    turns: Turns[Any] = Turns(shares)
     loop = asyncio.get_running_loop()
     waiting: dict[tuple[str, int], Waiter[Any]] = {}
     for caller, statements in (("a", "xxx"), ("b", "yx"), ("c", "x"), ("d", "xx")):
@@ -199,14 +199,15 @@ async def test_callers_take_turns_and_one_at_its_bound_is_left() -> None:
             waiting[caller, number] = waiter
             turns.add(waiter)
     turns.add(Waiter(loop.create_future(), 0.0, None, 1.0))  # the server's own, which reads nothing
-    shares.take("c")
-    found = turns.take_along("x", 4)
+    assert shares.take("c")
+    assert shares.take("c")
+    found = turns.take_along("x", 4, None)
     names = {waiter: name for name, waiter in waiting.items()}
     # b's first waits for another statement, and c is at its bound.
     assert [names[one] for one in found] == [("a", 0), ("d", 0), ("a", 1), ("d", 1)]
     assert all(one.taken for one in found)
     assert len(list(turns)) == 5
-    assert turns.take_along("z", 4) == []
+    assert turns.take_along("z", 4, None) == []
 
 
 def moment(text: str) -> str:
@@ -228,27 +229,73 @@ async def test_the_time_of_a_failure_does_not_count_as_waiting(database: Databas
     """Otherwise a read that had its turn, and failed because of another, would be a 503."""
     pool = database.pool
     assert pool is not None
-    async with database.connection():
+    async with database.connection() as connection:
         waiting = [asyncio.ensure_future(pool.acquire_for(Read("x", ()), user, 60)) for user in "abc"]
         await queued(database, 3)
         before = {waiter: waiter.deadline for waiter in pool._waiting}
-        taken = pool.take_along("x", 3)
+        taken = pool.take_along("x", 3, connection)
         waiting[1].cancel()
         await asyncio.gather(waiting[1], return_exceptions=True)
         pool.put_back(taken, 7.0)
         assert [(one.caller, one.deadline - before[one]) for one in pool._waiting] == [("a", 7.0), ("c", 7.0)]
-        assert pool.take_along("x", 3) == []
+        assert pool.take_along("x", 3, connection) == []
+        assert pool._shares._counts == {}
     for one in (waiting[0], waiting[2]):
         pool.release(await one)  # type: ignore[arg-type]
+
+
+async def test_what_others_read_for_a_caller_counts_towards_its_half(db: TestDatabase) -> None:
+    """Otherwise one caller's reads are on every connection at once: its own half, and carried along on the others' half."""
+    database = Database(size=6, acquire_seconds=60, statement_seconds=60, pooled=False)
+    await database.open({"dsn": db.url})
+    pool = database.pool
+    assert pool is not None
+    others = [await pool.acquire(user) for user in "bcde"]
+    own = [await pool.acquire("a") for _ in range(2)]
+    reads = [asyncio.ensure_future(pool.acquire_for(Read("x", ()), "a", 60)) for _ in range(6)]
+    await queued(database, 6)
+    taken = pool.take_along("x", 3, others[0])
+    assert len(taken) == 1, "a has two connections, and this is its third of three"
+    assert [pool.take_along("x", 3, one) for one in (*others, *own)] == [[]] * 6
+    pool.put_back(taken, 0.0)
+    pool.release(own.pop())
+    assert await reads[0] in pool._lent, "what was put back is served first"
+    assert pool.take_along("x", 3, others[1]) != []
+    pool.carried(list(pool._waiting))  # counts nothing that was not taken along
+    for one in reads:
+        one.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+    await database.close()
+
+
+async def test_a_caller_that_reads_for_itself_is_one_connection(db: TestDatabase) -> None:
+    database = Database(size=4, acquire_seconds=60, statement_seconds=60, pooled=False)
+    await database.open({"dsn": db.url})
+    pool = database.pool
+    assert pool is not None
+    held = [await pool.acquire() for _ in range(3)]
+    own = await pool.acquire("a")
+    reads = [asyncio.ensure_future(pool.acquire_for(Read("x", ()), "a", 60)) for _ in range(5)]
+    await queued(database, 5)
+    taken = pool.take_along("x", 3, own)
+    assert (len(taken), pool._shares._counts) == (3, {"a": 1})
+    pool.carried(taken)
+    assert pool._shares._counts == {"a": 1}
+    for one in (*held, own):
+        pool.release(one)
+    for read in reads:
+        read.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+    await database.close()
 
 
 async def test_put_back_when_the_server_ends(database: Database) -> None:
     pool = database.pool
     assert pool is not None
-    async with database.connection():
+    async with database.connection() as connection:
         waiting = asyncio.ensure_future(pool.acquire_for(Read("x", ()), "a", 60))
         await queued(database, 1)
-        taken = pool.take_along("x", 3)
+        taken = pool.take_along("x", 3, connection)
         pool.close()
         pool.put_back(taken, 0.0)
         with pytest.raises(ConnectionError):
