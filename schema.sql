@@ -1368,14 +1368,15 @@ DECLARE
     after   jsonb;
     before  jsonb;
     columns text[];
+    name    text;
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        before := to_jsonb(OLD);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
+    IF TG_OP = 'INSERT' THEN
         after := to_jsonb(NEW);
-    END IF;
-    IF TG_OP = 'UPDATE' THEN
+    ELSIF TG_OP = 'DELETE' THEN
+        before := to_jsonb(OLD);
+    ELSE
+        before := to_jsonb(OLD);
+        after := to_jsonb(NEW);
         columns := ARRAY(SELECT a.key FROM jsonb_each(after) AS a WHERE a.value IS DISTINCT FROM before->a.key ORDER BY a.key);
     END IF;
     IF who IS NULL THEN
@@ -1385,13 +1386,18 @@ BEGIN
                                     AND r.rolname = session_user) THEN 'system'
                     ELSE 'operator' END;
     END IF;
+    -- Not in the INSERT: with a subquery in it, Postgres would plan it again for every row.
+    IF TG_NARGS > 2 THEN
+        SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname INTO name
+          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.oid = coalesce(pg_partition_root(TG_RELID), TG_RELID);
+    ELSIF TG_TABLE_SCHEMA <> 'public' THEN
+        name := TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME;
+    END IF;
     INSERT INTO public.audit_log (org_id, user_id, actor, impersonator, action, target, row_id, changed, request_id)
     VALUES (NULLIF(coalesce(after->>TG_ARGV[0], before->>TG_ARGV[0]), ''),
             CASE WHEN request IS NOT NULL THEN NULLIF(current_setting('gatepost.user_id', true), '') END, who, behind, lower(TG_OP),
-            CASE WHEN TG_NARGS > 2 THEN (SELECT CASE WHEN n.nspname = 'public' THEN '' ELSE n.nspname || '.' END || c.relname
-                                           FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-                                          WHERE c.oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))
-                 WHEN TG_TABLE_SCHEMA = 'public' THEN TG_TABLE_NAME ELSE TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME END,
+            coalesce(name, TG_TABLE_NAME),
             coalesce(after, before)->>TG_ARGV[1], columns, request);
     RETURN NULL;
 END $$;

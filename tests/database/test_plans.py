@@ -133,3 +133,27 @@ async def test_an_administrator_finds_the_organisations_rows_by_its_index(servin
     found = "\n".join(row[0] for row in rows)
     assert "Index Scan using" in found, found
     assert await serving.fetchval("SELECT count(*) FROM data WHERE org_id = $1", HEAVY) == MANY
+
+
+async def test_an_audited_write_is_planned_for_good(cluster: Server, filled: str) -> None:  # noqa: F811
+    """The trigger of the audit log runs for each row: after the first rows of a connection Postgres plans nothing any more."""
+    planned: list[str] = []
+    async with cluster.as_admin(filled) as admin:
+        insert = await admin.prepare("INSERT INTO data (user_id, name) VALUES ($1, 'x') RETURNING id")
+        update = await admin.prepare("UPDATE data SET name = $2 WHERE id = $1")
+        delete = await admin.prepare("DELETE FROM data WHERE id = $1")
+        admin.add_log_listener(lambda _, message: planned.append(message.message))
+        counts = []
+        for n in range(24):
+            if n == 12:
+                await admin.execute("SET client_min_messages = log; SET log_planner_stats = on")
+                await admin.execute("SELECT 1")
+                assert "PLANNER STATISTICS" in planned  # so that these are seen at all
+            planned.clear()
+            row = await insert.fetchval("auditor")
+            await update.fetch(row, f"y {n}")
+            await delete.fetch(row)
+            counts.append(planned.count("PLANNER STATISTICS"))
+        noted = await admin.fetch("SELECT action, target, changed FROM audit_log WHERE row_id = $1 ORDER BY id", str(row))
+    assert counts[12:] == [0] * 12
+    assert [tuple(one) for one in noted] == [("insert", "data", None), ("update", "data", ["name", "updated_at"]), ("delete", "data", None)]
