@@ -14,6 +14,7 @@ from ..database.direct import direct_connection
 from ..database.urls import UrlMistake, complaint
 from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
+from .tls_files import complaint_about_file, trusted_by
 from .waiting import until_reachable
 
 URL: Final = "database.url (DATABASE_URL)"
@@ -83,9 +84,12 @@ def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose:
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return ConfigError(f"{setting}: the host is not known ({place})")
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConfigError(f"{setting}: the server's certificate is not trusted: {cause.verify_message} ({place})")
+        by = trusted_by(connect.get("dsn", ""))
+        return ConfigError(f"{setting}: the server's certificate is not trusted: {cause.verify_message} ({place}; by {by})")
     if isinstance(cause, ConnectionError) and "rejected SSL upgrade" in str(cause):
         return ConfigError(f"{setting}: the server does not offer TLS, which sslmode asks for ({place})")
+    if (of_file := complaint_about_file(cause, connect.get("dsn", ""))) is not None:
+        return ConfigError(f"{setting}: {of_file} ({place})")
     if isinstance(cause, OSError) and isinstance(cause.filename, str):  # a certificate or key that sslmode needs
         return ConfigError(f"{setting}: {cause.filename}: {cause.strerror} ({place})")
     if isinstance(error, Unavailable):

@@ -1,0 +1,74 @@
+"""Says which file of certificates or keys prevents a TLS connection to Postgres, where the error itself does not name it."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+_DEFAULTS: Final = {
+    "sslrootcert": "root.crt",
+    "sslcrl": "root.crl",
+    "sslcert": "postgresql.crt",
+    "sslkey": "postgresql.key",
+}
+"""The URL's parameters that name a file, and the file in `~/.postgresql` that asyncpg and libpq take otherwise."""
+_ROOTS: Final = ("sslrootcert", "sslcrl")
+_OWN: Final = ("sslcert", "sslkey")
+_ELSEWHERE: Final = "HOME is {home}: if that is another user's, set it to your own (sudo -H)"
+
+
+def complaint_about_file(error: BaseException | None, dsn: str) -> str | None:
+    """The file that the TLS settings of `dsn` name and why it cannot be used, in one line; None for any other error."""
+    if isinstance(error, PermissionError):
+        unreadable = [error.filename] if isinstance(error.filename, str) else list(filter(_is_locked, _files(dsn).values()))
+        return f"{unreadable[0]}: {error.strerror}{_whose(unreadable[0])}" if unreadable else None
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLCertVerificationError):
+        return None
+    words = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", error.strerror or "")
+    if error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
+        return f"{_names(dsn, _ROOTS)}: {words}"
+    if "PEM lib" in words or error.library in ("X509", "PEM"):
+        return f"{_names(dsn, _OWN)}: not a certificate and its key in PEM format"
+    return None
+
+
+def trusted_by(dsn: str) -> str:
+    """Which certificates the server's own is compared with."""
+    roots = _files(dsn)["sslrootcert"]
+    return "this system's certificates" if roots == "system" else roots
+
+
+def _files(dsn: str) -> dict[str, str]:
+    """The file of each parameter."""
+    query = parse_qs(urlsplit(dsn).query)
+    home = Path(os.path.expanduser("~")) / ".postgresql"
+    return {
+        name: (query.get(name) or [os.environ.get(f"PG{name.upper()}") or str(home / file)])[-1]
+        for name, file in _DEFAULTS.items()
+    }
+
+
+def _names(dsn: str, parameters: tuple[str, ...]) -> str:
+    """Those of the files that are there."""
+    files = _files(dsn)
+    return " and ".join(files[name] for name in parameters if os.path.exists(files[name])) or files[parameters[0]]
+
+
+def _is_locked(file: str) -> bool:
+    """Whether this user must not read the file, or not even see whether it is there."""
+    try:
+        os.stat(file)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(file, os.R_OK)
+
+
+def _whose(file: str) -> str:
+    home = os.path.expanduser("~")
+    return f"; {_ELSEWHERE.format(home=home)}" if file.startswith(f"{home}/") else ""
