@@ -11,6 +11,9 @@ from aiohttp.web_protocol import _ErrInfo
 
 from .parser_errors import END_OF_HEAD, OrderedErrors
 
+_LINE_EXTRA = len("  HTTP/1.1\r\n") + len("\r\n")
+"""What a head has beside method, path and header lines: the rest of the request line, and the empty line at its end."""
+
 
 class BoundedHeads(OrderedErrors):
     """Limits the size and the duration of an incomplete request head: 431 or 408, and the connection is closed."""
@@ -46,8 +49,9 @@ class BoundedHeads(OrderedErrors):
         received = len(self._messages) - waiting
         size = self._head_bytes + self._busy_bytes + len(data)
         if received > 0 and (size > self._head_limit or not data):  # without data they come from what was kept: not counted
+            sent = self._size_sent(data) if idle else 0
             for number in range(waiting, waiting + received):
-                self._weigh_head(number)
+                self._weigh_head(number, sent if number == waiting else 0)
         if not idle:
             # Part of the current request's body or of the next head: counted now, checked when the head is complete.
             self._busy_bytes = len(data) if received > 0 else self._busy_bytes + len(data)
@@ -65,12 +69,21 @@ class BoundedHeads(OrderedErrors):
         elif self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_seconds, self.refuse, 408)
 
-    def _weigh_head(self, number: int) -> None:
-        """Refuse a complete head that is over the limit; the bytes counted so far can include bodies."""
+    def _size_sent(self, data: bytes) -> int:
+        """The bytes of a head that ends in `data`, blanks around values included; 0 where its end may have begun earlier."""
+        end = -1 if data.startswith((b"\n", b"\r\n")) else data.find(END_OF_HEAD)
+        return 0 if end < 0 else self._head_bytes + end + len(END_OF_HEAD)
+
+    def _weigh_head(self, number: int, sent: int) -> None:
+        """Refuse a complete head that is over the limit: one of `sent` bytes, or else of the size of its parts.
+
+        The bytes counted so far can include bodies.
+        """
         message = self._messages[number][0]
         if not isinstance(message, _ErrInfo):  # the C parser has its own class of messages
-            total = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-            if total > self._head_limit:
+            line = len(message.method) + len(message.path) + _LINE_EXTRA
+            parts = line + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if max(parts, sent) > self._head_limit:
                 self._messages[number] = (_ErrInfo(status=431, exc=LineTooLong(b""), message=""), EMPTY_PAYLOAD)
 
     def head_done(self) -> None:

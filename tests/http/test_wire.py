@@ -216,6 +216,30 @@ async def test_a_head_over_the_limit_is_431(pieces: list[bytes]) -> None:
         check_shape(reply, 431)
 
 
+def head_of(size: int, blanks: int = 0) -> bytes:
+    """A head of `size` bytes from the request line to the empty line, `blanks` of them spaces before a value."""
+    start = START + b"X-Long: " + b" " * blanks
+    return start + b"v" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(("pieces", "status"), [
+    ([head_of(16_384)], 200),
+    ([head_of(16_385)], 431),
+    ([head_of(16_384, 10_000)], 200),
+    ([head_of(16_385, 10_000)], 431),
+    ([head_of(30_000, 29_000)], 431),
+    ([head_of(16_385)[:-1], b"\n"], 431),
+    ([head_of(16_384)[:-1], b"\n"], 200),
+    ([head_of(16_384)[:-2], b"\r\n"], 200),
+    ([head_of(16_384)[:9_000], head_of(16_384)[9_000:]], 200),
+    ([head_of(16_384)[:9_000], head_of(16_384)[9_000:-4] + b" \r\n\r\n"], 431),
+], ids=["16384", "16385", "16384 with blanks", "16385 with blanks", "blanks", "split before its end", "16384, split before its end",
+        "16384, split in its end", "16384 in two", "16385 in two"])  # fmt: skip
+async def test_the_limit_of_a_head_is_exact(pieces: list[bytes], status: int) -> None:
+    async with probe() as port:
+        assert (await raw(port, *pieces, pause=0.02)).status == status
+
+
 async def test_a_second_head_over_the_limit_is_431_too() -> None:
     async with probe() as port, Client(port) as client:
         await client.send(HEALTH)
