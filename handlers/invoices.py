@@ -20,8 +20,9 @@ COLUMNS = "id, organization_id, created_by, customer, amount::text AS amount, cu
 PAGE = f"""SELECT {COLUMNS} FROM invoices
            WHERE organization_id = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"""
 ONE = f"SELECT {COLUMNS} FROM invoices WHERE organization_id = $1 AND id = $2"
+# The date is passed as text: asyncpg takes the first and the last date of Python for -infinity and infinity.
 INSERT = f"""INSERT INTO invoices (organization_id, created_by, customer, amount, currency, due_on, memo)
-             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {COLUMNS}"""
+             VALUES ($1, $2, $3, $4, $5, $6::text::date, $7) RETURNING {COLUMNS}"""
 
 
 def _a_date(text: str) -> str:
@@ -80,8 +81,7 @@ async def get_invoice(request: web.Request) -> web.Response:
 @describe(body=NewInvoice, answers={201: Invoice}, headers=["Location", "ETag"], summary="Create an invoice")
 async def create_invoice(request: web.Request) -> web.Response:
     new, caller = await body(request, NewInvoice), identity_of(request)
-    due_on = date.fromisoformat(new.due_on) if new.due_on else None
-    values = (new.customer, Decimal(new.amount), new.currency, due_on, new.memo)
+    values = (new.customer, Decimal(new.amount), new.currency, new.due_on, new.memo)
     async with scoped(request) as db:
         row = await db.row(INSERT, caller.org_id, caller.actor, *values)
     return answer(row, 201, {"Location": f"/api/invoices/{json.loads(row)['id']}", "ETag": entity_tag(row)})

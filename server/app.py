@@ -41,7 +41,7 @@ from .telemetry.metrics import Metrics
 
 __all__ = [
     "AUDIT", "DISPATCHER", "DOCUMENT", "HOUSE", "LIMITS", "METRICS", "SERVER_DATABASE", "SETTINGS", "TABLE", "build",
-    "create_app", "open_providers",
+    "create_app", "open_providers", "warn",
 ]  # fmt: skip
 
 
@@ -103,10 +103,21 @@ def build(settings: Settings, extra: Mapping[str, object] | None = None, *, besi
     add_services(app, plugins)
     add_connections(app)
     show_in_development(app, app[TABLE], settings.get("env"))
-    for warning in [*app[TABLE].warnings, *([] if beside_parent else app[LIMITS].warnings)]:
-        LOG.warning(warning)
     app.cleanup_ctx.extend([_open_database, app[AUDIT].running, _open_limits, open_providers, app[SERVICES].running])
+    if not beside_parent:
+        app.cleanup_ctx.append(_warned)
     return app
+
+
+def warn(app: web.Application) -> None:
+    """Log the warnings about settings and routes, at the end of startup: a mistake that prevents it must be the only line."""
+    for warning in [*app[TABLE].warnings, *app[LIMITS].warnings]:
+        LOG.warning(warning)
+
+
+async def _warned(app: web.Application) -> AsyncIterator[None]:
+    warn(app)
+    yield
 
 
 async def _open_database(app: web.Application) -> AsyncIterator[None]:

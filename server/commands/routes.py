@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 
 from ..app import TABLE, build
 from ..routing.table import Row
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return 0
     print(as_text(rows))
+    for line in table.warnings:
+        print(f"gatepost: warning: {line}", file=sys.stderr)
     for pattern in table.unused:
         print(f"# the default public pattern {pattern} covers no route")
     return 0

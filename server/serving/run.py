@@ -12,9 +12,9 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
-from ..app import DISPATCHER, SERVER_DATABASE
+from ..app import DISPATCHER, HOUSE, SERVER_DATABASE, warn
 from ..http.connection_server import ConnectionServer
-from ..plugins.providers import not_ready
+from ..plugins.providers import PROVIDERS, judge, not_ready
 from ..settings.sources import Settings
 from ..streams.events import STREAMS
 from ..telemetry.log import LOG
@@ -166,7 +166,9 @@ async def supervise(app: web.Application, settings: Settings, announce: Announce
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.restart_soon)
     try:
+        judge(app[PROVIDERS], app[HOUSE])  # before a database is waited for
         await storage.provide()
+        warn(app)
         await operations.start(settings.get("ops.host"), settings.get("ops.port"))
         return await supervisor.run(stop, announced)
     finally:

@@ -145,3 +145,13 @@ async def test_a_port_that_is_taken_is_named(setting: str, db: Any, postgres: An
         "ops.port: cannot listen", "GATEPOST_OPS_PORT (0: none)")
     assert lines[0] == (f"gatepost: {asked} on 127.0.0.1:{port} (Address already in use): "
                         f"another program has this port; choose another with {option}")  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_mistake_is_one_line_where_startup_would_warn_too(tmp_path: Path, workers: str) -> None:
+    """In production without trusted_proxies there is a warning about limits: it comes after what prevents startup."""
+    unused = {"DATABASE_URL": "postgresql://gatepost_app@127.0.0.1:9/gatepost", "GATEPOST_WORKERS": workers}
+    status, lines = await run(tmp_path, GATEPOST_ENV="production", GATEPOST_PROVIDERS="stub", **unused)
+    assert (status, lines) == (2, [
+        "gatepost: provider 'stub': the stub provider accepts any caller: it is for development and test, not for production"
+    ])  # fmt: skip

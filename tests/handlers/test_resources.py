@@ -94,6 +94,12 @@ async def test_an_invoice(client: Client) -> None:
         assert again.headers["ETag"] == got.headers["ETag"]
 
 
+async def test_a_due_date_is_any_date_of_four_digits(client: Client) -> None:
+    for day in ("0001-01-01", "0004-02-29", "9999-12-31"):  # the first and the last are infinite to the driver
+        got = await made(client, "/api/invoices", due_on=day)
+        assert (got.status, got.json()["due_on"]) == (201, day)
+
+
 async def test_an_amount_is_a_decimal_text_from_end_to_end(client: Client) -> None:
     sent = ["0", "0.1", "7", "0.01", "9999999999.99", "0000000012.50"]
     kept = ["0.00", "0.10", "7.00", "0.01", "9999999999.99", "12.50"]

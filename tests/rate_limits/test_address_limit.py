@@ -20,7 +20,7 @@ from kits.app import Client, ask, build_app, provider_plugin, serving
 from multidict import CIMultiDict
 
 from server import CredentialRejected, Identity
-from server.app import LIMITS, build
+from server.app import LIMITS, build, warn
 from server.http.client_address import UNIX, UNKNOWN, ClientAddress
 from server.http.errors import TooManyRequests
 from server.rate_limits.addresses import AddressLimit
@@ -97,7 +97,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_the_start_warns_once(caplog: pytest.LogCaptureFixture) -> None:
-    build_app(**PRODUCTION)
+    warn(build_app(**PRODUCTION))
     (line,) = warned(caplog)
     assert line.startswith("limits.address: auto does not count")
     assert "GATEPOST_TRUSTED_PROXIES" in line
@@ -114,7 +114,7 @@ def test_workers_leave_the_warning_to_their_parent(caplog: pytest.LogCaptureFixt
     {"env": "test"}, {"env": "development"},
 ], ids=str)  # fmt: skip
 def test_nothing_to_warn_of(given: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    build_app(**{**PRODUCTION, **given})
+    warn(build_app(**{**PRODUCTION, **given}))
     assert warned(caplog) == []
 
 
