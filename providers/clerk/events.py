@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from server import with_org_prefix
 
 _TYPE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
-_ID: Final = re.compile(r"[!-~]{1,255}")
+_ID: Final = re.compile(r"[!-{}~]{1,255}")  # no id of Clerk's has a "|", which ends the namespace of another issuer's
 _LONGEST_TEXT: Final = 2000
 _DEPTH: Final = 16
 # Seconds. Clocks may differ; a time further in the future would prevent all later events from being applied.

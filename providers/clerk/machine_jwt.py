@@ -17,7 +17,7 @@ from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze
 from ..jwt.times import Times, read_times
 from .audience import MachineAudience
-from .session import check_issuer, optional_text, text
+from .session import check_issuer, optional_text, own_id, text
 from .settings import ClerkSettings
 
 ACCESS_TOKEN_TYPES: Final = ("at+jwt", "application/at+jwt")
@@ -57,7 +57,7 @@ class MachineJwt:
         _check_header(kind, header)
         if "cnf" in claims:  # RFC 7800 3: it is valid only with a proof of its key, which a bearer does not send
             raise _reject("token-type", "cnf binds the token to a key")
-        subject, token_id = text(claims, "sub"), text(claims, "jti")
+        subject, token_id = own_id(text(claims, "sub")), text(claims, "jti")
         if subject is None:
             raise _reject("token-claims", "sub is missing")
         trouble = self._audience.check(claims)
@@ -74,7 +74,7 @@ class MachineJwt:
             claims=freeze(claims),
             issued_at=times.issued,
             expires_at=times.expires + settings.leeway,
-            impersonator=actor.subject if actor is not None else None,
+            impersonator=own_id(actor.subject) if actor is not None else None,
             **found,
         )
         self._audience.observe(trouble, now)
@@ -111,7 +111,7 @@ def _user(subject: str, claims: Mapping[str, Any], token_id: str | None) -> dict
         raise _reject("token-claims", "sub is not a user")
     return {
         "user_id": subject,
-        "org_id": optional_text(claims, "org_id"),
+        "org_id": own_id(optional_text(claims, "org_id")),
         "key_id": token_id,
         "scopes": _granted(claims),
     }

@@ -40,12 +40,12 @@ def identity(header: Mapping[str, Any], claims: dict[str, Any], settings: ClerkS
         provider="clerk",
         token_type="session_token",
         user_id=subject,
-        session_id=text(claims, "sid"),
+        session_id=own_id(text(claims, "sid")),
         token_id=token_id_of(claims),
         claims=freeze(claims),
         issued_at=times.issued,
         expires_at=times.expires + leeway,
-        impersonator=actor.subject if actor is not None else None,
+        impersonator=own_id(actor.subject) if actor is not None else None,
         **found,
     )
     return made, times
@@ -68,10 +68,17 @@ def _check_kind(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
 
 
 def _subject(claims: Mapping[str, Any]) -> str:
-    subject = text(claims, "sub")
+    subject = own_id(text(claims, "sub"))
     if subject is None:
         raise _reject("token-claims", "sub is missing")
     return subject
+
+
+def own_id(id: str | None) -> str | None:
+    """Returns an id of Clerk's, or None. Raises CredentialRejected for one like `<namespace>|<id>`, another issuer's."""
+    if id is not None and "|" in id:
+        raise _reject("token-claims", "an id of Clerk's has no '|', which ends the namespace of another issuer's ids")
+    return id
 
 
 def text(members: Mapping[str, Any], name: str) -> str | None:
@@ -124,7 +131,7 @@ def _organisation(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version_1(claims: Mapping[str, Any]) -> dict[str, Any]:
-    org_id = optional_text(claims, "org_id")
+    org_id = own_id(optional_text(claims, "org_id"))
     permissions = claims.get("org_permissions")
     if permissions is not None and not (isinstance(permissions, list) and all(isinstance(p, str) for p in permissions)):
         raise _reject("token-claims", "org_permissions is not a list of strings")
@@ -140,7 +147,7 @@ def _version_2(claims: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(org, dict):
         raise _reject("token-claims", "o is not an object")
-    org_id, role = text(org, "id"), optional_text(org, "rol")
+    org_id, role = own_id(text(org, "id")), optional_text(org, "rol")
     if org_id is None:
         raise _reject("token-claims", "o has no id")
     packed = [members.get(name, "") for members, name in ((claims, "fea"), (org, "per"), (org, "fpm"))]

@@ -89,7 +89,7 @@ class Receiver:
                 proven |= hmac.compare_digest(expected, signature.encode())
         if not proven:
             raise _Refused("webhook-signature")
-        return normalise(json.loads(text, parse_constant=_refuse), sent)
+        return normalise(json.loads(text, object_pairs_hook=_members, parse_constant=_refuse), sent)
 
     async def _apply(self, request: web.Request, message: str, event: Event) -> str:
         payload = json.dumps(event.payload)
@@ -158,6 +158,12 @@ def _one(request: web.Request, name: str) -> str:
     if len(values) > 1:
         raise _Refused("webhook-headers")
     return values[0].strip() if values else ""
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(members := dict(pairs)) != len(pairs):
+        raise ValueError("duplicate members")  # readers take different ones of them
+    return members
 
 
 def _refuse(text: str) -> Any:

@@ -56,6 +56,16 @@ for name, cat in [
     ("number", 1),
 ]:
     add(f"category {name}", {}, (KIND, "cat is not a session token's"), cat=cat)
+# An id that looks like another issuer's with its namespace.
+FOREIGN = (CLAIMS, "an id of Clerk's has no '|', which ends the namespace of another issuer's ids")
+for name, changes in {
+    "sub": {"sub": "acme|alice"},
+    "sid": {"sid": "acme|s"},
+    "org_id": {**V1, "org_id": "acme|org_1"},
+    "o.id": {**V2, "o": o(id="acme|org_1")},
+    "act.sub": {"act": {"sub": "acme|alice"}},
+}.items():
+    add(f"another issuer's {name}", changes, FOREIGN)
 add("machine's sub", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"))
 add("machine's sub without category", {"sub": "mch_1"}, (KIND, "the route does not accept m2m_token"), cat=DROP)
 add("organisation's sub", {"sub": "org_1"}, (KIND, "sub is not a user"))

@@ -270,7 +270,9 @@ async def test_each_refusal_says_in_the_log_what_to_mend(hooks: Client, caplog: 
 NOT_EVENTS = [b"", b"{", b"null", b"[]", b'"text"', b"{}", b'{"type": "user.created"}', b'{"type": 5, "data": {}}', b"\xff\xfe", b"\xef\xbb\xbf{}",
               b'{"type": "user.created", "data": []}', b'{"type": "../x", "data": {}}', b'{"type": "", "data": {}}', b"[" * 100_000,
               b'{"type": "x", "data": {"a": NaN}}', b'{"type": "x", "data": ' + b'{"a":' * 40_000 + b"1" + b"}" * 40_001,
-              b'{"type": "x", "data": {"a": ' + b"9" * 5000 + b"}}", b'{"type": "' + b"x" * 101 + b'", "data": {}}']  # fmt: skip
+              b'{"type": "x", "data": {"a": ' + b"9" * 5000 + b"}}", b'{"type": "' + b"x" * 101 + b'", "data": {}}',
+              b'{"type": "user.created", "type": "user.deleted", "data": {"id": "user_1"}}',
+              b'{"type": "user.deleted", "data": {"id": "user_1", "\\u0069d": "user_2"}}']  # fmt: skip
 
 
 @pytest.mark.parametrize("raw", NOT_EVENTS, ids=range(len(NOT_EVENTS)))
@@ -291,7 +293,8 @@ ODD: list[dict[str, Any]] = [
     event("user.created", 0), event("user.created", 0, id=5), event("user.created", 0, id=""), event("user.created", 0, id="a b"),
     event("user.created", 0, id="x" * 256), event("user.deleted", 0, id=None), event("organizationMembership.created", 0, id="orgmem_1"),
     event("organizationMembership.deleted", 0, id="orgmem_1", organization="org_a", public_user_data=[]), event("role.updated", 0, id="role_1"),
-    event("session.ended", 0, id={}), event("organization.updated", 0, id=["org"]),
+    event("session.ended", 0, id={}), event("organization.updated", 0, id=["org"]), event("user.deleted", 0, id="acme|alice"),
+    event("session.revoked", 0, id="acme|s"),
 ]  # fmt: skip
 STRANGE: list[dict[str, Any]] = [
     user("created", 0, first_name=5, last_name={}, username=["x"], email_addresses="none", public_metadata=7, banned="yes", locked=1),
