@@ -13,9 +13,10 @@ from aiohttp import hdrs, web
 
 from server import CredentialRejected, House, Identity, Provider, Setting, hookimpl, is_local
 
-# RFC 9110 11.2: auth-param = token "=" ( token / quoted-string ), separated by commas.
+# RFC 9110 11.2: auth-param = token "=" ( token / quoted-string ), with names in any case, separated by commas; 5.6.1: elements
+# of the list may be empty.
 _PARAM = re.compile(
-    r"""\s*([a-z_]+)\s*=\s*(?:"((?:[^"\\\x00-\x1f\x7f]|\\[ -~])*)"|([!#$%&'*+.^_`|~0-9A-Za-z:-]+))\s*(?:,|\Z)"""
+    r"""[\s,]*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\\x00-\x1f\x7f]|\\[ -~])*)"|([!#$%&'*+.^_`|~0-9A-Za-z:-]+))\s*(?:,|\Z)"""
 )
 _KNOWN = ("user_id", "org_id", "org_slug", "org_role", "org_permissions", "session_id", "impersonator")
 
@@ -70,12 +71,13 @@ class StubProvider:
 
 def _parse(text: str) -> dict[str, str]:
     fields: dict[str, str] = {}
-    at = 0
+    at, text = 0, text.rstrip(" \t,")
     while at < len(text):
         match = _PARAM.match(text, at)
-        if match is None or match[1] not in _KNOWN or match[1] in fields:
+        name = match[1].lower() if match is not None else ""
+        if match is None or name not in _KNOWN or name in fields:
             raise CredentialRejected("credential-rejected", "malformed auth-params, or an unknown or repeated one")
-        fields[match[1]] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+        fields[name] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
         at = match.end()
     if "user_id" not in fields:
         raise CredentialRejected("credential-rejected", "user_id is missing")
