@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from kits.app import ask
 from kits.webhooks import (
     OTHER,
     PATH,
@@ -263,6 +264,15 @@ async def test_each_refusal_says_in_the_log_what_to_mend(hooks: Client, caplog: 
         assert (await hooks.post(PATH, sent, data=raw)).status in (400, 415)
         (line,) = [record.fields for record in caplog.records if record.getMessage() == "refused"]  # type: ignore[attr-defined]
         assert line["reason"] == reason
+
+
+async def test_the_size_of_an_unsigned_body_is_judged_first(hooks: Client, db: TestDatabase) -> None:
+    """256 KiB for a sender that has proven nothing, whatever else is wrong with the delivery."""
+    for sent in ({}, headers(RAW, "msg_1", now() - 3600), headers(RAW, "msg_1", now(), secret=OTHER)):
+        for size, status in ((262_144, 400), (262_145, 413)):
+            assert (await hooks.post(PATH, sent, data=io.BytesIO(b" " * size))).status == status
+    assert (await ask(hooks.port, "POST", PATH)).status == 411
+    assert await db.count("webhook_inbox") == 0
 
 
 # Bodies ------------------------------------------------------------------------------------------------------------------
