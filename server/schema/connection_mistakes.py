@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -143,7 +144,9 @@ def _place(connect: Mapping[str, Any]) -> str:
     try:
         parts = urlsplit(connect["dsn"])
         query = parse_qs(parts.query)
-        where = parts.netloc.rpartition("@")[2] or f"{query.get('host', ['?'])[0]}:{query.get('port', ['5432'])[0]}"
+        port = query.get("port", [os.environ.get("PGPORT", "5432")])[0]
+        hosts = parts.netloc.rpartition("@")[2] or query.get("host", ["?"])[0]
     except ValueError:
         return "?"
+    where = ",".join(one if re.search(r":\d+$", one) else f"{one}:{port}" for one in hosts.split(","))
     return f"{where}/{unquote(parts.path.lstrip('/'))}"

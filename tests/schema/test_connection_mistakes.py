@@ -19,6 +19,7 @@ MISTAKES = [
     ("postgresql://gp_no_login:s3cret@{place}", 2, 'role "gp_no_login" is not permitted to log in ('),
     ("postgresql://postgres:s3cret@{nowhere}", 2, 'database "nowhere" does not exist ('),
     ("postgresql://gatepost_app:s3cret@no-such-host.invalid:5433/gatepost", 2, "the host is not known (no-such-host.invalid:5433/gatepost)"),
+    ("postgresql://gatepost_app:s3cret@no-such-host.invalid/gatepost", 2, "the host is not known (no-such-host.invalid:5432/gatepost)"),
     ("postgresql://gatepost_app:s3cret@127.0.0.1:port/gatepost", 2, "database.url (DATABASE_URL)"),
     ("mysql://gatepost_app:s3cret@127.0.0.1:1/gatepost", 2, "database.url (DATABASE_URL)"),
     ("postgresql://gatepost_app:s3cret@127.0.0.1:1/gatepost", 1, "the database cannot be reached: database: ConnectionRefusedError (127.0.0.1:1/gatepost)"),
