@@ -8,6 +8,8 @@ import os
 import socket
 import stat
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -17,10 +19,13 @@ from weakref import WeakKeyDictionary
 from . import sock_diag
 
 _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
+_BURST_SECONDS: Final = 0.25
 _LISTEN: Final = "0A"
 _MAPPED: Final = "00000000" * 2 + ("FFFF0000" if sys.byteorder == "little" else "0000FFFF")
 """How the tables write the first twelve bytes of an IPv4-mapped IPv6 address."""
 _verdicts: Final[WeakKeyDictionary[asyncio.BaseTransport, bool]] = WeakKeyDictionary()
+_clients: Final[deque[int]] = deque(maxlen=4)
+"""The processes whose connections were judged last: the next connection is probably from one of them."""
 
 
 class _Sockets(NamedTuple):
@@ -30,6 +35,29 @@ class _Sockets(NamedTuple):
     """By local and remote address."""
     listening: list[tuple[str, int]]
     """Address and inode."""
+
+
+class _Burst:
+    """The sockets of the program that was found to be no proxy a moment ago.
+
+    A program may open hundreds of connections at once, and judging one takes milliseconds. Those that were already open when
+    the first was judged are not judged again: they belonged to a program that served no other.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: set[int] = set()
+        self._until = 0.0
+
+    def keep(self, sockets: set[int]) -> None:
+        """Remember the sockets of a program that has just been judged."""
+        self._sockets, self._until = sockets, time.monotonic() + _BURST_SECONDS
+
+    def has(self, inode: int) -> bool:
+        """Was this socket among them, a moment ago? The kernel gives no inode to a second socket so soon."""
+        return inode in self._sockets and time.monotonic() < self._until
+
+
+_burst: Final = _Burst()
 
 
 def is_direct(transport: asyncio.BaseTransport) -> bool:
@@ -62,24 +90,33 @@ def public_listeners() -> list[str]:
 def _judge(server: Any, client: Any) -> bool:
     """`server` and `client` are the names of the two ends, as the socket module has them."""
     ours, theirs = _written(server), _written(client)
-    if ours is None or theirs is None or _is_ours(theirs, ours):
+    if ours is None or theirs is None:
         return True
-    end, sockets, own = sock_diag.end(client, server), None, _held("self")
+    end, sockets = sock_diag.end(client, server), None
+    if end is not None and end.uid == os.geteuid() and _burst.has(end.inode):
+        return True
+    own = _held("self")
     if end is None:
+        if _is_ours(theirs, ours):
+            return True
         sockets = _read()
         end = sockets.ends.get((theirs, ours))
         if end is None:
             # Gone already. Where not even our own sockets are shown, nothing is.
             return own.isdisjoint([one.inode for one in sockets.ends.values()] + [inode for _, inode in sockets.listening])
+    if end.inode in own:  # a client within the server, as in tests
+        return True
     if end.uid != os.geteuid():
         return False
-    held = next((held for held in _other_processes() if end.inode in held), None)
+    held = _held_with(end.inode)
     if held is None:
         return False
     serving = sock_diag.serving()
-    if serving is not None and held.isdisjoint(serving):
-        return True
-    return not _is_proxy(held, own, sockets or _read())
+    simple = serving is not None and held.isdisjoint(serving)
+    direct = simple or not _is_proxy(held, own, sockets or _read())
+    if direct:
+        _burst.keep(held)
+    return direct
 
 
 def _is_proxy(held: set[int], own: set[int], sockets: _Sockets) -> bool:
@@ -130,16 +167,19 @@ def _own_sockets() -> Iterator[socket.socket]:
                     yield one
 
 
-def _other_processes() -> Iterator[set[int]]:
-    """The sockets of each other process of this user, newest process first.
+def _held_with(inode: int) -> set[int] | None:
+    """The sockets of the other process of this user that holds `inode`; None if none does. Recent clients are tried first.
 
     A process that has changed its user belongs to root in /proc, and its sockets cannot be read.
     """
     user, me = os.geteuid(), os.getpid()
-    for pid in sorted(_numbers("/proc"), reverse=True):
+    for pid in [*_clients, *sorted(_numbers("/proc"), reverse=True)]:
         with suppress(OSError):
-            if pid != me and os.stat(f"/proc/{pid}").st_uid == user:
-                yield _held(str(pid))
+            if pid != me and os.stat(f"/proc/{pid}").st_uid == user and inode in (held := _held(str(pid))):
+                if pid not in _clients:
+                    _clients.appendleft(pid)
+                return held
+    return None
 
 
 def _held(pid: str) -> set[int]:

@@ -321,3 +321,44 @@ async def test_a_connection_is_judged_once(tmp_path: Path, monkeypatch: pytest.M
     async with serving(made(tmp_path)) as port:
         await ask(port, "GET", "/api/me", stub())
     assert len(judged) == 2
+
+
+OPENS_MANY = """
+import socket, sys
+port, credential, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+opened = [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]
+for one in opened:
+    one.sendall(f"GET /api/me HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nAuthorization: {credential}\\r\\n\\r\\n".encode())
+print(*(one.recv(65536).split()[1].decode() for one in opened))
+"""
+
+
+async def test_connections_that_a_program_opens_at_once_are_judged_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each took milliseconds of the event loop: hundreds of them held it up until the revocations were too old (503)."""
+    looks: list[int] = []
+    look = this_machine._held_with
+    monkeypatch.setattr(this_machine, "_held_with", lambda inode: looks.append(inode) or look(inode))
+    monkeypatch.setattr(this_machine, "_burst", this_machine._Burst())
+    monkeypatch.setattr(this_machine, "_BURST_SECONDS", 60.0)
+    async with serving(made(tmp_path)) as port:
+        words = [sys.executable, "-I", "-S", "-c", OPENS_MANY, str(port), stub()[1], "50"]
+        process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert said.split() == [b"200"] * 50
+        assert len(looks) == 1
+        # Nobody else gains by it.
+        front = free_port()
+        async with program(front, sys.executable, "-I", "-S", "-c", FORKS, "127.0.0.1", str(front), str(port)):
+            assert await status(front, stub()) == 401
+        assert await status(port, stub()) == 200
+        assert len(looks) == 3
+
+
+def test_a_burst_is_over_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    burst = this_machine._Burst()
+    monkeypatch.setattr(this_machine, "_BURST_SECONDS", 60.0)
+    burst.keep({1, 2})
+    assert (burst.has(1), burst.has(3)) == (True, False)
+    monkeypatch.setattr(this_machine, "_BURST_SECONDS", 0.0)
+    burst.keep({1, 2})
+    assert not burst.has(1)
