@@ -141,10 +141,15 @@ def on_cpu(schedstat: Path) -> float:
     return int(schedstat.read_text().split()[0]) / 1e9 if schedstat.exists() else 0.0
 
 
+def session_clock(connection: asyncpg.Connection) -> Callable[[], float]:
+    """Returns a clock: the CPU seconds that this connection's process in Postgres has used."""
+    return partial(on_cpu, Path(f"/proc/{connection.get_server_pid()}/schedstat"))
+
+
 async def session_cost(connection: asyncpg.Connection, times: int, work: Callable[[], Awaitable[Any]]) -> float:
     """CPU microseconds of this connection's process in Postgres for one of so many times."""
-    process = Path(f"/proc/{connection.get_server_pid()}/schedstat")
-    began = on_cpu(process)
+    clock = session_clock(connection)
+    began = clock()
     for _ in range(times):
         await work()
-    return (on_cpu(process) - began) / times * 1e6
+    return (clock() - began) / times * 1e6

@@ -11,13 +11,12 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 from book import Book, Point
 from crowd import crowd, cursor_in, expire, grow
-from growth import CALLERS, on_cpu
+from growth import CALLERS, session_clock
 from issuer import org, request, user
 from machine import Child
 from stage import Stage
@@ -154,10 +153,10 @@ async def _beside(stage: Stage) -> dict[str, float]:
 @contextlib.asynccontextmanager
 async def _spent(connection: asyncpg.Connection, found: dict[str, float], name: str, times: int = 1) -> AsyncIterator[None]:
     """Put the CPU time of this session's process into `found`, of one of so many times."""
-    process = Path(f"/proc/{connection.get_server_pid()}/schedstat")
-    began = on_cpu(process)
+    clock = session_clock(connection)
+    began = clock()
     yield
-    found[name] = (on_cpu(process) - began) / times
+    found[name] = (clock() - began) / times
 
 
 async def _bytes(stage: Stage) -> Any:

@@ -29,33 +29,36 @@ def rejected(error: Malformed | CredentialRejected, payload: str, settings: Cler
     """
     if isinstance(error, Malformed):
         return CredentialRejected("credential-rejected", error.detail)
-    return _OfNoKey(error, payload, settings)
+    return _WithIssuer(error, payload, settings)
 
 
-class _OfNoKey(CredentialRejected):
-    """The refusal of a token that none of our keys signed. Its payload is read when the detail is: few refusals are logged."""
+class _WithIssuer(CredentialRejected):
+    """A refusal whose detail names the token's issuer. The payload is read only if the detail is: few refusals are logged."""
 
     def __init__(self, error: CredentialRejected, payload: str, settings: ClerkSettings) -> None:
-        self._payload, self._settings = payload, settings
         super().__init__(error.reason, error.detail)
+        self._payload, self._settings = payload, settings
 
     @property
     def detail(self) -> str:
-        """What failed, and the issuer that the token names if that is none of ours."""
-        issuers = self._settings.issuers
-        try:
-            issuer = jws.unverified_issuer(jws.decode(self._payload))
-        except Malformed:
-            return self._failed
-        if not isinstance(issuer, str) or not issuer:
-            return self._failed
-        if issuer in issuers:
-            by_secret_key = self._settings.secret_key is not None and self._settings.jwt_key is None
-            return self._failed + (_OURS if by_secret_key and self._failed == NO_SUCH_KEY else "")
-        shown = issuer if len(issuer) <= _MOST else f"{issuer[: _MOST - 1]}…"
-        ours = f"takes those of {', '.join(sorted(issuers))}" if issuers else "names no issuer"
-        return f"{self._failed}; the token names the issuer {shown!r}, and this server {ours}"
+        return self._failure + _about_issuer(self._failure, self._payload, self._settings)
 
     @detail.setter
-    def detail(self, failed: str) -> None:
-        self._failed = failed
+    def detail(self, failure: str) -> None:  # the constructor sets it
+        self._failure = failure
+
+
+def _about_issuer(failure: str, payload: str, settings: ClerkSettings) -> str:
+    """What the log adds to a failure: the issuer that the token names, if it is not accepted. Else mostly an empty text."""
+    try:
+        issuer = jws.unverified_issuer(jws.decode(payload))
+    except Malformed:
+        return ""
+    if not isinstance(issuer, str) or not issuer:
+        return ""
+    if issuer in settings.issuers:
+        by_secret_key = settings.secret_key is not None and settings.jwt_key is None
+        return _OURS if by_secret_key and failure == NO_SUCH_KEY else ""
+    shown = issuer if len(issuer) <= _MOST else f"{issuer[: _MOST - 1]}…"
+    ours = f"takes those of {', '.join(sorted(settings.issuers))}" if settings.issuers else "names no issuer"
+    return f"; the token names the issuer {shown!r}, and this server {ours}"

@@ -5,27 +5,19 @@ Its connections are of the same class as the main port's: what the parser refuse
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from aiohttp import hdrs, web
 
-from ..app import AUDIT, LIMITS, METRICS, SERVER_DATABASE
-from ..auth.revocation import REVOCATION_FAILURES
-from ..database.scope import DATABASE
 from ..http.answers import answer
-from ..http.backlog import BACKLOG, Backlog
+from ..http.backlog import Backlog
 from ..http.connection_server import install
 from ..http.error_bodies import STANDARD
-from ..http.errors import Unavailable
 from ..http.stamp import new_request_id, stamp
-from ..plugins.providers import PROVIDERS, not_ready
-from ..streams.events import STREAMS
-from ..streams.setup import families_of as streams_families
 from ..telemetry.log import LOG, log_failure
-from ..telemetry.metrics import Family, Labels, as_json, counter, gauge
+from ..telemetry.metrics import Family, as_json
 from .ports import cannot_bind
 
 _LIMITS: Final = {
@@ -105,81 +97,10 @@ class Operations:
         return answer({"status": "not ready", "reasons": reasons}, 503, for_log="; ".join(reasons))
 
     async def _metrics(self) -> web.Response:
-        from ..telemetry.prometheus import (
-            CONTENT_TYPE,
-            as_text,  # imported when needed: it takes a megabyte
-        )
+        from ..telemetry.prometheus import CONTENT_TYPE, as_text  # imported when needed: it takes a megabyte
 
         return web.Response(body=as_text(await self._families()), headers={"Content-Type": CONTENT_TYPE})
 
     async def _metrics_json(self) -> web.Response:
         """For the parent of several workers, which adds them up."""
         return answer(as_json(await self._families()))
-
-
-async def families_of(app: web.Application) -> list[Family]:
-    """The metrics of this process: its counters, its providers' figures, its pool and the age of its revocations."""
-    pool, age = app[DATABASE].pool, app[SERVER_DATABASE].revocations.age
-    families = [*app[METRICS].families(), *_figures(app)]
-    if pool is not None:
-        states: dict[Labels, list[float]] = {
-            ("idle",): [float(pool.idle)],
-            ("lent",): [float(pool.lent)],
-            ("opening",): [float(pool.opening)],
-        }
-        families.append(Family("gatepost_pool_connections", "gauge", "Connections to Postgres.", ("state",), states))
-        families.append(
-            gauge("gatepost_pool_waiting", "Requests that have waited for a connection for more than 5 ms.", pool.waiting)
-        )
-    waiting = app[LIMITS].concurrency.waiting
-    families.append(gauge("gatepost_concurrency_waiting", "Requests that wait for others of their caller to end.", waiting))
-    dropped: dict[Labels, list[float]] = {(): [float(app[AUDIT].dropped)]}
-    families.append(
-        Family("gatepost_audit_dropped_total", "counter", "Denials that were not written to the audit log.", (), dropped)
-    )
-    families.append(gauge("gatepost_revocation_lag_seconds", "Seconds since the revocations were last read.", age, merge="max"))
-    known, pending = app[SERVER_DATABASE].revocations, app[SERVER_DATABASE].pending
-    families.append(gauge("gatepost_revocations", "Revocations held in memory.", len(known), merge="max"))
-    families.append(gauge("gatepost_endings_pending", "Ends of access to tidy up after.", pending, merge="max"))
-    backlog, failures = app[BACKLOG], app[REVOCATION_FAILURES]
-    held: dict[Labels, list[float]] = {("bodies",): [float(backlog.bodies)], ("responses",): [float(backlog.responses)]}
-    families.append(Family("gatepost_held_bytes", "gauge", "Bytes held for slow clients.", ("kind",), held))
-    slow: dict[Labels, list[float]] = {(): [float(backlog.cut)]}
-    families.append(Family("gatepost_slow_clients_total", "counter", "Connections closed: response not taken.", (), slow))
-    families.append(counter("gatepost_revocation_failures_total", "Ends of access not recorded.", "kind", failures))
-    families += streams_families(app[STREAMS])
-    families.append(gauge("gatepost_workers", "Worker processes.", 1))
-    families.append(gauge("gatepost_up", "1 while at least one process serves.", 1, merge="max"))
-    return families
-
-
-def _figures(app: web.Application) -> list[Family]:
-    """The providers' own `figures`. A provider whose `figures` fails is left out, and the failure is logged."""
-    samples_of: dict[str, dict[Labels, list[float]]] = {}
-    for one in app[PROVIDERS]:
-        try:
-            figures = {str(figure): float(value) for figure, value in one.figures().items()}
-        except Exception as error:
-            log_failure("provider's figures failed", error, provider=one.name)
-            continue
-        for figure, value in figures.items():
-            if figure.isidentifier() and figure.isascii():
-                samples_of.setdefault(figure, {})[(one.name,)] = [value]
-    return [
-        Family(
-            f"gatepost_provider_{figure}", "counter" if figure.endswith("_total") else "gauge", "Reported by the provider.",
-            ("provider",), samples, "sum" if figure.endswith("_total") else "max",
-        )
-        for figure, samples in samples_of.items()
-    ]  # fmt: skip
-
-
-async def reasons_of(app: web.Application) -> list[str]:
-    """Why this process should get no requests now: what its providers report, and whether the database answers in 2 seconds."""
-    reasons = not_ready(app)
-    try:
-        async with asyncio.timeout(2), app[DATABASE].connection() as connection:
-            await connection.fetchval("SELECT 1")
-    except (Unavailable, TimeoutError):
-        reasons.append("the database is unavailable")
-    return reasons

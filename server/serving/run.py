@@ -19,8 +19,9 @@ from ..settings.sources import Settings
 from ..streams.events import STREAMS
 from ..telemetry.log import LOG
 from .balancing import ConnectionBalancer
-from .operations import Operations, families_of, reasons_of
+from .operations import Operations
 from .ports import cannot_bind, take_waiting
+from .process_metrics import families_of, reasons_of
 from .reload import restart_on_changes
 from .signals import ended_first, ignore_hangup, stop_signal
 from .supervisor import Supervisor

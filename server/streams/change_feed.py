@@ -121,12 +121,12 @@ class ChangeFeed:
         """Listen until the connection ends, or its server turns out to be a standby; returns which of the two."""
         connection.add_termination_listener(lambda _: self._wake.set())
         await connection.execute(_KEEPALIVE, timeout=_ANSWER_SECONDS)
-        await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.heard(payload))
+        await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: self._fanout.receive(payload))
         await self._load(connection)
         self.process_id = connection.get_server_pid()
         self.connections += 1
         if self.connections > 1:
-            self._fanout.lost()
+            self._fanout.resync_all()
         self._listening.set()
         self._log_resumption()
         while True:

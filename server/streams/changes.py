@@ -96,7 +96,7 @@ class Changes:
         self._table = table
         keys: list[Key] = [(table.name, kind, tenant) for kind in table.kinds if (tenant := self._tenants[kind]) is not None]
         self._subscription = self._live.fanout.subscribe(tuple(keys))
-        self._subscription.told = self._go_on
+        self._subscription.notify = self._go_on
 
     async def _wait(self) -> None:
         """Read, and wait until there is something to do for this task."""
@@ -147,7 +147,7 @@ class Changes:
         if self._closed or subscription is None:
             return
         if isinstance(outcome, Unprocessable):  # an id that no row of this table can have: it is not from gatepost_changed
-            subscription.tell_resync()
+            subscription.require_resync()
             return
         if isinstance(outcome, BaseException):
             subscription.put_back(taken)

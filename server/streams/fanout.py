@@ -11,9 +11,9 @@ from typing import Final
 from ..telemetry.log import LOG, log_failure
 
 PENDING: Final = 256
-"""The most ids that wait for one stream; beyond it the stream is told to load everything again."""
-TOLD_AT_ONCE: Final = 64
-"""How many streams are told before the event loop does anything else: the rows of the first are read while others are told."""
+"""The most ids that wait for one stream; beyond it the client must load everything again."""
+NOTIFIED_AT_ONCE: Final = 64
+"""How many streams are notified before the event loop does anything else: the rows of the first are read meanwhile."""
 PENDING_IN_ALL: Final = 100_000
 """The most ids that wait for all streams of a process."""
 _EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
@@ -25,19 +25,19 @@ Key = tuple[str, str, str]
 class Subscription:
     """The changes that wait for one stream: ids with their events, or `resync` if there are too many.
 
-    `told` is called soon after there is something to take: once for all messages that arrived together, such as the two of
+    `notify` is called soon after there is something to take: once for all messages that arrived together, such as the two of
     one row that has a user and an organisation.
     """
 
-    __slots__ = ("_fanout", "due", "keys", "pending", "resync", "told")
+    __slots__ = ("_fanout", "due", "keys", "notify", "pending", "resync")
 
     def __init__(self, fanout: Fanout, keys: tuple[Key, ...]) -> None:
         self._fanout, self.keys = fanout, keys
         self.pending: dict[str, str] = {}
         self.due = self.resync = False
-        self.told: Callable[[], None] | None = None
+        self.notify: Callable[[], None] | None = None
 
-    def tell(self, ids: Iterable[str], event: str) -> None:
+    def add(self, ids: Iterable[str], event: str) -> None:
         """Note that these rows were `created`, `updated` or `deleted`. Waiting changes of one row are merged."""
         if self.resync:  # the client will load everything after this
             return
@@ -47,16 +47,16 @@ class Subscription:
             pending[id] = _merged(pending[id], event) if id in pending else event
         fanout.held += len(pending) - before
         if len(pending) > PENDING or fanout.held > PENDING_IN_ALL:
-            self.tell_resync()
+            self.require_resync()
         elif not self.due:
-            fanout.note(self)
+            fanout.schedule(self)
 
-    def tell_resync(self) -> None:
-        """Note that changes cannot be reported one by one."""
+    def require_resync(self) -> None:
+        """Drop what waits: the client must load everything again."""
         self._fanout.held -= len(self.pending)
         self.pending.clear()
         self.resync = True
-        self._fanout.note(self)
+        self._fanout.schedule(self)
 
     def take(self, most: int) -> dict[str, str]:
         """Remove and return at most `most` ids with their events, oldest first."""
@@ -78,7 +78,7 @@ class Subscription:
 
     def close(self) -> None:
         """Unsubscribe."""
-        self.told = None
+        self.notify = None
         self._fanout.remove(self)
 
 
@@ -89,7 +89,7 @@ class Fanout:
         self._by_key: dict[Key, dict[Subscription, None]] = {}
         self._all: dict[Subscription, None] = {}
         self._due: deque[Subscription] = deque()
-        self._telling = False
+        self._scheduled = False
         self.held = 0
         """How many ids wait for all streams together."""
 
@@ -117,31 +117,31 @@ class Fanout:
             if not others:
                 del self._by_key[key]
 
-    def note(self, subscription: Subscription) -> None:
-        """Call `told` of this subscription soon."""
-        if subscription.told is not None and not subscription.due:
+    def schedule(self, subscription: Subscription) -> None:
+        """Call `notify` of this subscription soon."""
+        if subscription.notify is not None and not subscription.due:
             subscription.due = True
             self._due.append(subscription)
-            if not self._telling:
-                self._telling = True
-                asyncio.get_running_loop().call_soon(self._tell_some)
+            if not self._scheduled:
+                self._scheduled = True
+                asyncio.get_running_loop().call_soon(self._notify_some)
 
-    def _tell_some(self) -> None:
-        """Call `told` of those that have waited longest, and of the others later: what these begin runs meanwhile."""
+    def _notify_some(self) -> None:
+        """Call `notify` of those that have waited longest, and of the others later: what these begin runs meanwhile."""
         due = self._due
-        for _ in range(min(len(due), TOLD_AT_ONCE)):
+        for _ in range(min(len(due), NOTIFIED_AT_ONCE)):
             subscription = due.popleft()
             subscription.due = False
             try:
-                if subscription.told is not None:
-                    subscription.told()
+                if subscription.notify is not None:
+                    subscription.notify()
             except Exception as error:  # a failure of one stream is not the others'
                 log_failure("a change could not be passed on", error)
-        self._telling = bool(due)
+        self._scheduled = bool(due)
         if due:
-            asyncio.get_running_loop().call_soon(self._tell_some)
+            asyncio.get_running_loop().call_soon(self._notify_some)
 
-    def heard(self, payload: str) -> None:
+    def receive(self, payload: str) -> None:
         """Pass on a message of gatepost_changed (schema.sql). After an unknown one, every stream must load everything again."""
         try:
             match json.loads(payload):
@@ -149,23 +149,23 @@ class Fanout:
                     type(id) is str for id in ids
                 ):
                     for subscription in list(self._by_key.get((table, kind, tenant), ())):
-                        subscription.tell(ids, _EVENTS[what])
+                        subscription.add(ids, _EVENTS[what])
                 case [str(table), str(kind), str(tenant)]:
                     for subscription in list(self._by_key.get((table, kind, tenant), ())):
-                        subscription.tell_resync()
+                        subscription.require_resync()
                 case [str(table)]:
                     for subscription in [one for one in self._all if any(key[0] == table for key in one.keys)]:
-                        subscription.tell_resync()
+                        subscription.require_resync()
                 case _:
                     raise ValueError
         except (ValueError, RecursionError):
             LOG.warning("a change was announced in a form that is not known", extra={"fields": {"bytes": len(payload)}})
-            self.lost()
+            self.resync_all()
 
-    def lost(self) -> None:
-        """Tell every stream to load everything again: any change may have been missed."""
+    def resync_all(self) -> None:
+        """Have every client load everything again: any change may have been missed."""
         for subscription in list(self._all):
-            subscription.tell_resync()
+            subscription.require_resync()
 
 
 def _merged(before: str, event: str) -> str:

@@ -76,6 +76,8 @@ async def slow_read(request: web.Request) -> web.Response:
 
 
 SLOW = ["INSERT INTO data (user_id, name) VALUES ('alice', 'half')", "SELECT pg_sleep(10)"]
+# It has the connection until the advisory lock 77 is free, and waits for it without a lock's time-out.
+UNTIL_UNLOCKED = "DO $$ BEGIN WHILE NOT pg_try_advisory_xact_lock(77) LOOP PERFORM pg_sleep(0.05); END LOOP; END $$"
 LONG = {"database.acquire_seconds": 2.0, "database.statement_seconds": 20.0}
 
 
@@ -238,14 +240,17 @@ async def test_a_start_without_a_database_stops_in_one_line(make_app: MakeApp, f
 
 
 async def test_an_exhausted_pool_is_a_503_after_the_wait_that_was_set(serve_sql: Any, db: TestDatabase) -> None:
-    client = await serve_sql(**{"database.pool_size": 1, "database.acquire_seconds": 0.3, "database.statement_seconds": 5.0})
-    slow = asyncio.ensure_future(client.post("/sql", ALICE, ["SELECT pg_sleep(1.2)"]))
-    await running(db, "pg_sleep")
-    started = time.perf_counter()
-    for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(5))):
-        unavailable(got)
-    assert 0.25 < time.perf_counter() - started < 1.1
-    await without_database(client)
+    client = await serve_sql(**{"database.pool_size": 1, "database.acquire_seconds": 0.3, "database.statement_seconds": 300.0})
+    async with db.server.as_admin(db.name) as admin:
+        await admin.execute("SELECT pg_advisory_lock(77)")
+        slow = asyncio.ensure_future(client.post("/sql", ALICE, [UNTIL_UNLOCKED]))
+        await running(db, "pg_sleep")
+        started = time.perf_counter()
+        for got in await asyncio.gather(*(client.get("/api/data", ALICE) for _ in range(5))):
+            unavailable(got)
+        assert time.perf_counter() - started > 0.25
+        await without_database(client)
+        assert not slow.done(), "the others did not wait for it"
     assert (await slow).status == 200
     assert (await client.get("/api/data", ALICE)).status == 200
 

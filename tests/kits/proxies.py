@@ -19,7 +19,8 @@ from aiohttp import web
 from yarl import URL
 
 from kits.deploy import DEPLOY
-from server.serving.operations import Operations, families_of, reasons_of
+from server.serving.operations import Operations
+from server.serving.process_metrics import families_of, reasons_of
 from tests.conftest import Got
 from tests.kits.pages import free_port
 

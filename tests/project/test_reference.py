@@ -18,7 +18,7 @@ import server
 from server import Setting
 from server.commands import run
 from server.plugins.loader import GROUP, Plugins
-from server.serving.operations import families_of
+from server.serving.process_metrics import families_of
 from server.settings.core import BUILT_IN, OPTIONAL
 from server.settings.sample import sample
 from server.settings.sources import Settings

@@ -16,7 +16,7 @@ from server.app import LIMITS, METRICS, SERVER_DATABASE
 from server.http.errors import TooManyRequests
 from server.rate_limits import concurrency as module
 from server.rate_limits.concurrency import Concurrency
-from server.serving.operations import families_of
+from server.serving.process_metrics import families_of
 from tests.conftest import ADMIN_A, ALICE, ALICE_ALONE, BOB, ROBOT_A, Client, Serve, plugin, stub
 
 routes = web.RouteTableDef()

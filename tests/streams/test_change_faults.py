@@ -199,9 +199,8 @@ async def test_reads_for_streams_leave_connections_to_requests(serve: Serve, own
                 await asyncio.sleep(0.2)
                 pool = client.app[CHANGES].reader
                 assert len(pool._workers) <= 2
-                began = time.monotonic()
+                # Without a free connection it would be a 503: the lock is kept until this has an answer.
                 assert (await client.get("/api/data", ANN)).status == 200
-                assert time.monotonic() - began < 1
         finally:
             for stream in streams:
                 await stream.__aexit__(None, None, None)

@@ -309,7 +309,7 @@ def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
     fanout = Fanout()
     subscription = fanout.subscribe((KEY,))
     for what in heard:
-        fanout.heard(json.dumps([*KEY, what, ["1"]]))
+        fanout.receive(json.dumps([*KEY, what, ["1"]]))
     assert subscription.take(10) == {"1": expected}
     assert fanout.held == 0
 
@@ -319,13 +319,13 @@ async def test_many_streams_are_told_a_few_at_a_time() -> None:
     fanout, order = Fanout(), list[int]()
     subscriptions = [fanout.subscribe((KEY,)) for _ in range(200)]
     for number, one in enumerate(subscriptions):
-        one.told = partial(order.append, number)
-    fanout.heard(json.dumps([*KEY, "i", ["1"]]))
+        one.notify = partial(order.append, number)
+    fanout.receive(json.dumps([*KEY, "i", ["1"]]))
     asyncio.get_running_loop().call_soon(order.append, -1)
     subscriptions[150].close()
     await asyncio.sleep(0)
     assert order == [*range(64), -1]
-    fanout.heard(json.dumps([*KEY, "u", ["1"]]))
+    fanout.receive(json.dumps([*KEY, "u", ["1"]]))
     while len(order) < 199 + 64 + 1:  # those that had been told before the second change are told of it
         await asyncio.sleep(0)
     assert [number for number in order if number >= 0] == [*range(150), *range(151, 200), *range(64)]
@@ -338,7 +338,7 @@ def test_the_changes_held_for_all_streams_are_bounded(monkeypatch: pytest.Monkey
     fanout = Fanout()
     subscriptions = [fanout.subscribe((("public.todos", "organization", f"org_{n}"),)) for n in range(10)]
     for n in range(10):
-        fanout.heard(json.dumps(["public.todos", "organization", f"org_{n}", "i", [str(id) for id in range(100)]]))
+        fanout.receive(json.dumps(["public.todos", "organization", f"org_{n}", "i", [str(id) for id in range(100)]]))
     assert fanout.held == 500
     assert [one.resync for one in subscriptions] == [False] * 5 + [True] * 5
     taken = subscriptions[0].take(60)

@@ -24,7 +24,7 @@ from kits.app import build_app, provider_plugin, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import Identity
-from server.serving.operations import families_of
+from server.serving.process_metrics import families_of
 from server.telemetry.metrics import BUCKETS, Counts, Family, Metrics, as_json, counter, from_json, gauge, merged
 from server.telemetry.prometheus import as_text
 from tests.conftest import ALICE, CLERK_A, Serve, stub

@@ -22,7 +22,7 @@ from providers.jwt.jwks import KeySet
 from server.app import SERVER_DATABASE
 from server.database.pool import Pool
 from server.plugins.providers import PROVIDERS
-from server.serving.operations import families_of
+from server.serving.process_metrics import families_of
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "gatepost.json").read_text("utf-8"))
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8"))
