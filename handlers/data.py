@@ -121,9 +121,8 @@ async def create_data(request: web.Request) -> web.Response:
 @requires(user=True)
 @describe(returns=DataRow, if_none_match=True, headers=["ETag"], summary="Get one of the caller's rows")
 async def get_data(request: web.Request) -> web.Response:
-    async with scoped(request) as db:
-        row = found(await db.row(ONE, identity_of(request).user_id, row_id(request)))
-    return answer_row(request, row)
+    rows = await read(request, ONE, identity_of(request).user_id, row_id(request))
+    return answer_row(request, found(rows.only()))
 
 
 @routes.patch("/api/data/{id}")

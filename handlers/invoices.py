@@ -69,8 +69,7 @@ async def list_invoices(request: web.Request) -> web.Response:
 @requires(permission="org:invoices:read")
 @describe(returns=Invoice, if_none_match=True, headers=["ETag"], summary="Get an invoice")
 async def get_invoice(request: web.Request) -> web.Response:
-    async with scoped(request) as db:
-        row = await db.row(ONE, identity_of(request).org_id, row_id(request))
+    row = (await read(request, ONE, identity_of(request).org_id, row_id(request))).only()
     if row is None:
         raise web.HTTPNotFound
     return answer_row(request, row)

@@ -60,6 +60,7 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     """Run one SELECT under the caller's scope in one round trip; returns its rows as a JSON array that Postgres makes.
 
     `sql` uses `$1`, `$2`, … for `args`. Take identities from `identity_of(request)`, never from what the client sends.
+    `.only()` on what it returns is the JSON of the row, for a SELECT of at most one; None without a row.
     With the arguments of a `page` it stops reading at `limits.page_bytes` bytes. The SELECT must change nothing: under load it
     may be run twice.
     `admin`: as in `scoped`. Raises ValueError for SQL that is no SELECT, Unavailable (503) without a database, Forbidden.

@@ -32,6 +32,12 @@ class Rows(str):
         self.number = separated.count(ROW_END) + 1 if separated else 0
         return self
 
+    def only(self) -> str | None:
+        """The JSON of the row, for a SELECT of at most one; None without a row. Raises ValueError if there are several."""
+        if self.number > 1:
+            raise ValueError(f"the SELECT returned {self.number} rows; only() is for at most one")
+        return self._separated or None
+
     def separate(self) -> list[str]:
         """The rows' JSON, one by one."""
         return self._separated.split(ROW_END) if self._separated else []
