@@ -200,6 +200,10 @@ CREATE TABLE IF NOT EXISTS api_keys (
 CREATE INDEX IF NOT EXISTS api_keys_by_user ON api_keys (user_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_org ON api_keys (org_id, created_at DESC, id DESC);
 CREATE INDEX IF NOT EXISTS api_keys_by_maker ON api_keys (created_by_key) WHERE created_by_key IS NOT NULL;
+-- The live keys, for the functions that end them in batches and for the bound on their number. All indexes of columns that older
+-- schemas have are built before the first ALTER TABLE: until then keys can be looked up.
+CREATE INDEX IF NOT EXISTS api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL;
+CREATE INDEX IF NOT EXISTS api_keys_live_by_org ON api_keys (org_id) WHERE revoked_at IS NULL;
 -- What a key depends on, recorded when it is created and checked when it is looked up: the keys that it descends from, and
 -- those that requested its secrets. The end of one of them ends it, so that ending a key never has to find its descendants.
 -- The trigger that fills in these columns (gatepost_key_lineage) bounds them.
@@ -208,9 +212,6 @@ ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS depends_on          text[]   NOT N
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS secret_depends_on   text[]   NOT NULL DEFAULT '{}';
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS previous_depends_on text[]   NOT NULL DEFAULT '{}';
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS rotated_by_key      text     CHECK (char_length(rotated_by_key) BETWEEN 1 AND 255);
--- The live keys, for the functions that end them in batches and for the bound on their number.
-CREATE INDEX IF NOT EXISTS api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL;
-CREATE INDEX IF NOT EXISTS api_keys_live_by_org ON api_keys (org_id) WHERE revoked_at IS NULL;
 CREATE INDEX IF NOT EXISTS api_keys_live_by_ancestor ON api_keys USING gin (depends_on) WHERE revoked_at IS NULL;
 -- Keys from before these columns: what they depend on follows from which key created them. A key that is deeper than the bound
 -- is revoked. The owner sees rows for this moment only; FORCE is set again below, in the same transaction.
