@@ -198,3 +198,25 @@ async def test_a_mistake_in_the_owners_url_is_one_line_without_a_secret(
     assert err.count("\n") == 1
     assert said in err
     assert "s3cret" not in err
+
+
+async def test_migrate_does_not_wait_behind_a_long_transaction_if_its_role_has_a_lock_timeout(
+    settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every request for that table would wait behind it. And an index that was built beforehand is not built again."""
+    assert await command("migrate") == 0
+    async with postgres.as_admin(settings) as admin:
+        await admin.execute("DROP INDEX api_keys_live_by_user")
+        await admin.execute("CREATE INDEX CONCURRENTLY api_keys_live_by_user ON api_keys (user_id) WHERE revoked_at IS NULL")
+        index = await admin.fetchval("SELECT 'api_keys_live_by_user'::regclass::oid")
+        url = url_of(postgres, postgres.admin, settings)
+        monkeypatch.setenv("DATABASE_OWNER_URL", f"{url}{'&' if '?' in url else '?'}options=-c%20lock_timeout%3D300")
+        capsys.readouterr()
+        async with admin.transaction():
+            await admin.execute("SELECT count(*) FROM data")
+            assert await command("migrate") == 1
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1, said.err
+        assert "canceling statement due to lock timeout" in said.err, said.err
+        assert await command("migrate") == 0
+        assert await admin.fetchval("SELECT 'api_keys_live_by_user'::regclass::oid") == index
