@@ -53,9 +53,9 @@ class RouteLimit:
         self._name, self._bounds, self._shared = name, bounds, shared
         self._callers = self._clients = None
         if bounds.rate is not None:
-            rate, of = Rate("route", *amount_and_seconds(bounds.rate)), shared
-            self._callers = CallerLimit(rate, of.counters, reason="rate", leases=of.leases)
-            self._clients = CallerLimit(rate, of.counters, reason="rate", leases=of.leases_of_clients, local=of.clients)
+            rate, counters = Rate("route", *amount_and_seconds(bounds.rate)), shared.counters
+            self._callers = CallerLimit(rate, counters, reason="rate", leases=shared.leases)
+            self._clients = CallerLimit(rate, counters, reason="rate", leases=shared.leases_of_clients, local=shared.clients)
         self._own = Concurrency(bounds.concurrency) if bounds.concurrency is not None else None
         self._turns = Turns(self._own, shared.concurrency) if self._own is not None else shared.concurrency
 
