@@ -26,6 +26,7 @@ from server import (
     requires,
     row_id,
     scoped,
+    write,
 )  # fmt: skip
 
 from .live import WATCH, DeletedRow, send_changes
@@ -112,8 +113,7 @@ async def watch_data(request: web.Request) -> web.StreamResponse:
 @describe(body=NewRow, answers={201: DataRow}, headers=["Location", "ETag"], summary="Create a row")
 async def create_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewRow), identity_of(request)
-    async with scoped(request) as db:
-        row = found(await db.row(INSERT, caller.user_id, caller.org_id, new.name, new.payload))
+    row = found(await write(request, INSERT, caller.user_id, caller.org_id, new.name, new.payload))
     return answer(row, 201, {"Location": f"/api/data/{json.loads(row)['id']}", "ETag": entity_tag(row)})
 
 

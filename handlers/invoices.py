@@ -11,7 +11,21 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, answer_row, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, row_id, scoped
+from server import (
+    answer,
+    answer_row,
+    body,
+    describe,
+    entity_tag,
+    hookimpl,
+    identity_of,
+    page,
+    read,
+    requires,
+    row_id,
+    scoped,
+    write,
+)
 
 routes = web.RouteTableDef()
 
@@ -81,8 +95,9 @@ async def get_invoice(request: web.Request) -> web.Response:
 async def create_invoice(request: web.Request) -> web.Response:
     new, caller = await body(request, NewInvoice), identity_of(request)
     values = (new.customer, Decimal(new.amount), new.currency, new.due_on, new.memo)
-    async with scoped(request) as db:
-        row = await db.row(INSERT, caller.org_id, caller.actor, *values)
+    row = await write(request, INSERT, caller.org_id, caller.actor, *values)
+    if row is None:  # a trigger has dropped it
+        raise web.HTTPNotFound
     return answer(row, 201, {"Location": f"/api/invoices/{json.loads(row)['id']}", "ETag": entity_tag(row)})
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, scoped
+from server import answer, body, describe, entity_tag, hookimpl, identity_of, page, read, requires, write
 
 from .live import WATCH, DeletedRow, send_changes
 
@@ -61,8 +61,9 @@ async def watch_org_data(request: web.Request) -> web.StreamResponse:
 @describe(body=NewOrgRow, answers={201: OrgRow}, headers=["ETag"], summary="Create a row of the organisation")
 async def create_org_data(request: web.Request) -> web.Response:
     new, caller = await body(request, NewOrgRow), identity_of(request)
-    async with scoped(request) as db:
-        row = await db.row(INSERT, caller.org_id, caller.actor, new.name, new.payload)
+    row = await write(request, INSERT, caller.org_id, caller.actor, new.name, new.payload)
+    if row is None:  # a trigger has dropped it
+        raise web.HTTPNotFound
     return answer(row, 201, {"ETag": entity_tag(row)})
 
 

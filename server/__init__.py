@@ -13,7 +13,7 @@ from .auth.names import is_plain_text, with_org_prefix
 from .auth.rejected import CredentialRejected
 from .auth.revocation import revocation_failed
 from .bounded import BoundedDict
-from .database.scope import read, scoped
+from .database.scope import read, scoped, write
 from .database.violations import CheckViolation, ForeignKeyViolation, UniqueViolation
 from .gate.access_table import access_table
 from .gate.idempotency import answers_secret
@@ -64,5 +64,5 @@ __all__ = [
     "client_network", "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of",
     "is_foreign_origin", "is_local", "is_plain_text", "limited", "nearest_name", "openapi_document", "page", "public", "query",
     "raw_body", "read", "requires", "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of",
-    "with_org_prefix",
+    "with_org_prefix", "write",
 ]  # fmt: skip

@@ -44,7 +44,7 @@ Everything that a plugin may import from `server`, with signatures and docstring
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Declare a handler's access": ("public", "signed_in", "requires", "limited", "describe", "answers_secret"),
     "The caller": ("identity_of", "caller_of", "Identity", "accepted_types", "client_address", "client_network", "is_local", "is_plain_text", "with_org_prefix"),
-    "Rows": ("read", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
+    "Rows": ("read", "write", "scoped", "UniqueViolation", "ForeignKeyViolation", "CheckViolation"),
     "Requests and responses": ("body", "raw_body", "body_stream", "row_id", "query", "page", "answer", "answer_row", "entity_tag", "check_if_match", "openapi_document", "access_table"),
     "Live answers": ("event_stream", "Stream", "Change", "socket"),
     "Tools for agents": ("tools_of", "Tool", "call_tool", "calls_tools", "is_foreign_origin"),

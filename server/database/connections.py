@@ -15,8 +15,11 @@ from ..http.errors import Unavailable
 from ..settings.setting import ConfigError
 from . import driver
 from .hosts import Hosts
+from .limits import Limits
+from .one_write import one_write, one_write_in_transaction
 from .pool import Pool
-from .statements import IN_UTC, Scoped, call_of, leave, set_scope_and_limits, set_scope_and_lock_limit, statement_of
+from .scoped_block import Scoped, leave
+from .statements import IN_UTC, call_of, statement_of
 from .together import Together
 from .turns import Read
 
@@ -25,7 +28,6 @@ NO_SCOPE: Final[Scope] = ("", "", "")
 Writer: TypeAlias = tuple[str, str]
 """(actor, request id): what the audit log records about a write; empty texts if there is none."""
 NO_WRITER: Final[Writer] = ("", "")
-_IDLE_MORE: Final = 30.0
 _RESET_SECONDS: Final = 1.0
 _IGNORED: Final = "the server at this URL ignores start-up parameters, as a pooler does; see database.pooler"
 
@@ -35,11 +37,10 @@ class Database:
 
     def __init__(self, *, size: int, acquire_seconds: float, statement_seconds: float, pooled: bool) -> None:
         """`size`: the most connections; `pooled`: they go through a transaction pooler."""
-        self._size, self._acquire, self._statement, self._pooled = size, acquire_seconds, statement_seconds, pooled
-        idle = statement_seconds + _IDLE_MORE
-        # A request that waits for a lock holds a connection, so it gives up before those that wait for a connection do.
-        lock = min(acquire_seconds / 2, statement_seconds)
-        self._set_scope = set_scope_and_limits(statement_seconds, idle, lock) if pooled else set_scope_and_lock_limit(lock)
+        self._size, self._acquire, self.pooled = size, acquire_seconds, pooled
+        self._limits = Limits(acquire_seconds, statement_seconds, pooled=pooled)
+        self.set_scope = self._limits.set_scope()
+        """The SQL that sets a scope ($1 to $3), a writer ($4, $5) and the limits of one transaction."""
         self._set_time_zone = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
         self._together: Together | None = None  # not behind a pooler, where nothing stays prepared
@@ -51,27 +52,15 @@ class Database:
 
         `renewed()` returns the URL as it is now, after Postgres has refused its role or password.
         """
-        settings = {} if self._pooled else {
-            "timezone": "UTC",
-            "statement_timeout": str(round(self._statement * 1000)),
-            "idle_in_transaction_session_timeout": str(round((self._statement + _IDLE_MORE) * 1000)),
-            "application_name": "gatepost",
-        }  # fmt: skip
-        arguments = {
-            **connect,
-            "server_settings": settings,
-            "statement_cache_size": 0 if self._pooled else 1024,
-            "max_cached_statement_lifetime": 0,  # a statement stays prepared; asyncpg notices a change of the schema
-            "command_timeout": self._statement + 1,  # the client's own limit, for a Postgres that does not respond at all
-        }
+        arguments = {**connect, **self._limits.arguments()}
         hosts = Hosts(
             driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do, renewed=renewed
         )
         self._pool, self._hosts = Pool(hosts.open, self._size, must_discard=driver.must_discard), hosts
-        if not self._pooled:
+        if not self.pooled:
             self._together = Together(self._pool, self._wait_for_one, self._release, self._release_after)
         async with self.connection() as connection:
-            if settings and await connection.fetchval("SHOW statement_timeout") == "0":
+            if not self.pooled and await connection.fetchval("SHOW statement_timeout") == "0":
                 raise ConfigError(f"database.url (DATABASE_URL): {_IGNORED}")
 
     async def close(self) -> None:
@@ -83,16 +72,6 @@ class Database:
     def pool(self) -> Pool[Any] | None:
         """The connections; None before `open`."""
         return self._pool
-
-    @property
-    def pooled(self) -> bool:
-        """Whether a transaction pooler is between, so that nothing stays prepared."""
-        return self._pooled
-
-    @property
-    def set_scope(self) -> str:
-        """The SQL that sets a scope ($1 to $3), a writer ($4, $5) and the limits of one transaction."""
-        return self._set_scope
 
     @asynccontextmanager
     async def connection(self, caller: str | None = None) -> AsyncIterator[Any]:
@@ -120,12 +99,33 @@ class Database:
             connection = await self._wait_for_one(caller)
         try:
             # Behind a pooler a prepared statement may belong to another server connection.
-            fetch = connection.fetchval if self._pooled else connection.read
+            fetch = connection.fetchval if self.pooled else connection.read
             rows = Rows(await fetch(statement, *args, *scope))
         except BaseException as error:
             raise self._release_after(connection, error) from None
         self._release(connection)
         return rows
+
+    async def write(
+        self, scope: Scope, writer: Writer, sql: str, args: tuple[Any, ...], caller: str | None = None
+    ) -> str | None:
+        """Run one write with RETURNING of at most one row, in one round trip; returns the row's JSON, or None.
+
+        It is committed before this returns; if this raises Unavailable, all of it was committed or nothing.
+        """
+        if self.pooled:  # a time-out that is set in a statement does not apply to it, and here the connection has none
+            async with self.scoped(scope, writer, caller) as db:
+                return await db.fetchval(one_write_in_transaction(sql, len(args)), *args)  # type: ignore[no-any-return]
+        statement = one_write(sql, len(args), self._limits.lock)
+        connection = self._opened.take(caller) or await self._wait_for_one(caller)
+        try:
+            connection.unfinished = driver.COMMIT_SECONDS  # it commits at its end
+            row = await connection.read(statement, *args, *scope, *writer)
+            connection.unfinished = None
+        except BaseException as error:
+            raise self._release_after(connection, error) from None
+        self._release(connection)
+        return row  # type: ignore[no-any-return]
 
     async def _wait_for_one(self, caller: str | None, read: Read | None = None) -> Any:
         try:
@@ -194,7 +194,7 @@ class Database:
         block = Scoped(connection := self._opened.take(caller) or await self._wait_for_one(caller))
         try:
             await connection.execute("BEGIN")
-            await connection.execute(self._set_scope, *scope, *writer)
+            await connection.execute(self.set_scope, *scope, *writer)
             yield block
             leave(block, whole=True)
             connection.unfinished = driver.COMMIT_SECONDS

@@ -55,7 +55,7 @@ class Connection(asyncpg.Connection):
             asyncio.get_running_loop().call_soon(self.terminate)
 
     async def read(self, sql: str, *args: Any) -> Any:
-        """The first column of the first row of a statement that changes nothing; prepared once for this connection."""
+        """The first column of the first row of a statement, which is a transaction; prepared once for this connection."""
         statement = self._kept.get(sql)
         if statement is None:
             statement = await self._keep(sql)

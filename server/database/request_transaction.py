@@ -1,6 +1,6 @@
 """One transaction for everything that one request does in the database.
 
-Each `scoped` and `read` of its handler becomes a savepoint under its own scope: it can fail alone, and takes
+Each `scoped`, `read` and `write` of its handler becomes a savepoint under its own scope: it can fail alone, and takes
 effect only when the whole transaction is committed. So an effect and its record are committed together or not at all.
 """
 
@@ -17,8 +17,10 @@ from aiohttp import web
 from ..http.answers import Rows
 from .connections import NO_WRITER, Database, Scope, Writer
 from .driver import COMMIT_SECONDS
+from .one_write import one_write_in_transaction
 from .savepoint import Savepoint
-from .statements import SET_SCOPE, Scoped
+from .scoped_block import Scoped
+from .statements import SET_SCOPE
 
 _PATIENCE_SECONDS: Final = 2.0
 _innermost: ContextVar[Savepoint | None] = ContextVar("innermost savepoint", default=None)
@@ -57,6 +59,14 @@ class RequestTransaction:
         async with self._savepoint(scope) as block:
             self._current_scope = scope  # the statement sets it itself
             return Rows(await self.run(block, "fetchval", statement, *args, *scope))
+
+    async def write(
+        self, scope: Scope, writer: Writer, sql: str, args: tuple[Any, ...], caller: str | None = None
+    ) -> str | None:
+        """One write of at most one row, in a savepoint; committed with the whole transaction. As `Database.write`."""
+        statement = one_write_in_transaction(sql, len(args))
+        async with self._savepoint(scope) as block:
+            return await self.run(block, "fetchval", statement, *args)  # type: ignore[no-any-return]
 
     @asynccontextmanager
     async def savepoint(self, block: Savepoint) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""The caller's database scope, and the functions `read` and `scoped`, with which handlers use it."""
+"""The caller's database scope, and the functions `read`, `write` and `scoped`, with which handlers use it."""
 
 from __future__ import annotations
 
@@ -67,6 +67,18 @@ async def read(request: web.Request, sql: str, *args: Any, admin: bool = False) 
     """
     database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
     return await database.read(scope_of(request, admin=admin), sql, args, caller_key_of(request))
+
+
+async def write(request: web.Request, sql: str, *args: Any, admin: bool = False) -> str | None:
+    """Run one write under the caller's scope in one round trip; returns its row as JSON that Postgres makes, or None.
+
+    `sql` is one INSERT, UPDATE, DELETE or MERGE with RETURNING, of at most one row; None means that it wrote no row. A second
+    row raises StatementError (a 500), and nothing is written. The row is committed when this returns, so use `scoped` if
+    something after it may still refuse the request, and for more than one statement. `args`, `admin` and what it raises are as
+    in `scoped` and its `db.row`; ValueError for SQL that is no write.
+    """
+    database: Database | RequestTransaction = request.get(JOINED) or request.app[DATABASE]
+    return await database.write(scope_of(request, admin=admin), writer_of(request), sql, args, caller_key_of(request))
 
 
 def scoped(request: web.Request, *, admin: bool = False) -> Any:

@@ -1,15 +1,12 @@
-"""The SQL that sets a caller's scope for a handler's SQL, and the transaction in which a handler runs it."""
+"""The SQL that sets a caller's scope for a handler's SQL."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from ..http.pagination import LARGEST_LIMIT, page_bytes_of
-from .driver import refusal
 from .violations import StatementError
 
 SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
@@ -24,6 +21,22 @@ def _set_local(names: tuple[str, ...], first: int = 1) -> list[str]:
     return [f"set_config('{name}', ${number}, true)" for number, name in enumerate(names, first)]
 
 
+def are_set(names: tuple[str, ...], first: int) -> list[str]:
+    """Returns for each setting the condition that sets it, and is true then; otherwise as `_set_local`."""
+    return [f"{one} IS NOT NULL" for one in _set_local(names, first)]
+
+
+def without_texts(sql: str) -> str:
+    """The SQL with a blank in place of each text, quoted name and comment."""
+    return _TEXTS.sub(" ", sql)
+
+
+def check_places(sql: str, arguments: int) -> None:
+    """Raise StatementError if the SQL, without its texts, names an argument beyond its own: it would be a scope's value."""
+    if (named := max(map(int, _PLACES.findall(sql)), default=0)) > arguments:
+        raise StatementError(f"the statement names ${named}, and is given {arguments} arguments")
+
+
 # Always all three, so that no value of an earlier transaction is ever in effect.
 SET_SCOPE: Final = f"SELECT {', '.join(_set_local(SCOPE_SETTINGS))}"
 # The same with the writer for the audit log, for transactions that may write.
@@ -32,7 +45,7 @@ SET_SCOPE_AND_WRITER: Final = f"SELECT {', '.join(_set_local(SETTINGS))}"
 # connection is opened.
 IN_UTC: Final = "set_config('timezone', 'UTC', true)"
 _READ_ONLY: Final = re.compile(r"\s*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
-_WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
+WRITES: Final = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s*OF\b)", re.IGNORECASE)
 _QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
 # Texts of all kinds and comments: what is in them is no argument.
 _TEXTS: Final = re.compile(
@@ -47,7 +60,12 @@ _ROW_END: Final = "E'\\x1e'"
 
 def set_scope_and_lock_limit(lock_seconds: float) -> str:
     """As SET_SCOPE_AND_WRITER, and with the longest wait for a lock (most often of a row) in this transaction."""
-    return f"{SET_SCOPE_AND_WRITER}, set_config('lock_timeout', '{max(1, round(lock_seconds * 1000))}', true)"
+    return f"{SET_SCOPE_AND_WRITER}, {lock_limit(lock_seconds)}"
+
+
+def lock_limit(seconds: float) -> str:
+    """The expression that limits waits for locks in this transaction."""
+    return f"set_config('lock_timeout', '{max(1, round(seconds * 1000))}', true)"
 
 
 def set_scope_and_limits(statement_seconds: float, idle_seconds: float, lock_seconds: float) -> str:
@@ -87,11 +105,10 @@ def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0
     the scope (set_config is volatile: it is never evaluated early). If the condition were ever NULL there would be no rows at
     all. tests/database/test_read_soundness.py tests it with every plan shape that could be forced.
     """
-    if not _READ_ONLY.match(sql) or _WRITES.search(_QUOTED.sub("", sql)):
-        raise ValueError("read() runs one SELECT; writes go through scoped()")
-    if (named := max(map(int, _PLACES.findall(_TEXTS.sub(" ", sql))), default=0)) > arguments:
-        raise StatementError(f"the statement names ${named}, and is given {arguments} arguments")  # it would be a scope's value
-    scope = " AND ".join(f"{one} IS NOT NULL" for one in _set_local(SCOPE_SETTINGS, arguments + 1))
+    if not _READ_ONLY.match(sql) or WRITES.search(_QUOTED.sub("", sql)):
+        raise ValueError("read() runs one SELECT; writes go through write() or scoped()")
+    check_places(without_texts(sql), arguments)
+    scope = " AND ".join(are_set(SCOPE_SETTINGS, arguments + 1))
     if single and page_bytes:
         raise ValueError("a page may have several rows")
     # No column has the name of the alias (row_to_json would use the column); the line break ends a comment in the SQL.
@@ -127,92 +144,3 @@ def _up_to(page_bytes: int, rows: str) -> str:
         f" FROM (SELECT row_to_json(gatepost_row)::text AS gatepost_json FROM {rows} OFFSET 0) AS gatepost_rows"
         f" LIMIT {units + 1}) AS gatepost_units"
     )
-
-
-class Scoped:
-    """One transaction under one caller's scope. SQL is plain, arguments are `$1`, `$2`, ...
-
-    A statement that Postgres refuses raises at once: `UniqueViolation` and its like, or the exception of a 403 or 422. The
-    transaction is then over, unless the statement was in a `savepoint`.
-    """
-
-    __slots__ = ("_connection", "_savepoints")
-
-    def __init__(self, connection: Any) -> None:
-        self._connection, self._savepoints = connection, 0
-
-    async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
-        """Run a statement; returns all rows."""
-        try:
-            return await self._connection.fetch(sql, *args)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise(error)
-
-    async def fetchrow(self, sql: str, *args: Any) -> Mapping[str, Any] | None:
-        """Run a statement; returns the first row, or None."""
-        try:
-            return await self._connection.fetchrow(sql, *args)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise(error)
-
-    async def fetchval(self, sql: str, *args: Any) -> Any:
-        """Run a statement; returns the first column of the first row, or None."""
-        try:
-            return await self._connection.fetchval(sql, *args)
-        except Exception as error:
-            _raise(error)
-
-    async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement; returns its command tag, such as `DELETE 1`."""
-        try:
-            return await self._connection.execute(sql, *args)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise(error)
-
-    async def row(self, sql: str, *args: Any) -> str | None:
-        """Run a SELECT, or a write with RETURNING, of at most one row; returns it as JSON made by Postgres, or None."""
-        one = f"WITH gatepost_row AS (\n{sql}\n) SELECT row_to_json(gatepost_row)::text FROM gatepost_row"  # noqa: S608
-        try:
-            return await self._connection.fetchval(one, *args)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise(error)
-
-    @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """`async with db.savepoint():` a part of the transaction that is undone alone when its block raises.
-
-        The exception leaves the savepoint: catch it around `async with db.savepoint()`, not inside.
-        """
-        async with self._connection.savepoint(lambda: self._connection is _LEFT):
-            self._savepoints += 1
-            try:
-                yield
-            finally:
-                self._savepoints -= 1
-
-
-class _Left:
-    """Stands for the connection of a `Scoped` whose block was left: it is another request's by now."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError("used after its block was left")
-
-
-_LEFT: Final = _Left()
-
-
-def leave(block: Scoped, *, whole: bool = False) -> None:
-    """Take the connection from a `Scoped`: no statement can be run with it any more.
-
-    whole   raise RuntimeError if one of its savepoints is still open, as in a task that was left behind
-    """
-    block._connection = _LEFT
-    if whole and block._savepoints:
-        raise RuntimeError("a savepoint was still open at the end of the block, so nothing was committed")
-
-
-def _raise(error: Exception) -> NoReturn:
-    """Raise what a handler gets for a failed statement."""
-    if (refused := refusal(error)) is None:
-        raise error
-    raise refused from None

@@ -9,7 +9,7 @@ from ..http.errors import Conflict, Forbidden, Unavailable, Unprocessable
 # Classes that mean "not now": connection, resources, operator intervention, system, rollback, read-only.
 NOT_NOW: Final = ("08", "53", "57", "58", "40", "25", "F0", "XX", "55")
 # Classes whose messages name objects of the schema and types, never a value of a row.
-_NAMES_ONLY: Final = ("42", "3F", "0A")
+_NAMES_ONLY: Final = ("42", "3F", "0A", "21")
 _RAISED: Final = "exec_stmt_raise"
 """The function of Postgres that a RAISE in PL/pgSQL comes from: its message is a product's own, and can hold anything."""
 _SCANNER: Final = "scanner_yyerror"

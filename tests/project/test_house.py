@@ -68,7 +68,7 @@ PUBLIC_INTERFACE = {
     "caller_of", "calls_tools", "check_if_match", "checked_origin", "client_address", "client_network",
     "content_disposition", "describe", "entity_tag", "event_stream", "hookimpl", "identity_of", "is_foreign_origin",
     "is_local", "is_plain_text", "limited", "nearest_name", "openapi_document", "page", "public", "query", "raw_body", "read", "requires",
-    "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix",
+    "revocation_failed", "row_id", "scoped", "service", "signed_in", "socket", "tools_of", "with_org_prefix", "write",
 }  # fmt: skip
 
 

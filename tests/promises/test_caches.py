@@ -6,16 +6,20 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from kits.app import build_app, caller
 
-from server.database.statements import one_statement
+from server.database.one_write import one_write
+from server.database.statements import SETTINGS, one_statement
 from server.routing.resolver import Resolver
 
 
 def test_the_statement_that_is_remembered_holds_no_caller() -> None:
-    """Its key is the handler's SQL and the number of arguments; the caller is three further arguments."""
+    """Its key is the handler's SQL and the number of arguments; the caller is further arguments."""
     text = one_statement("SELECT name FROM data WHERE user_id = $1", 1)
     assert one_statement("SELECT name FROM data WHERE user_id = $1", 1) is text
     assert [f"'gatepost.{name}', ${n}" in text for n, name in enumerate(("user_id", "org_id", "admin_org_id"), 2)] == [True] * 3
     assert one_statement("SELECT name FROM data WHERE user_id = $1", 2) != text
+    delete = "DELETE FROM data WHERE user_id = $1 RETURNING id"
+    assert one_write(delete, 1, 1.0) is one_write(delete, 1, 1.0)
+    assert [f"'{name}', ${n}" in one_write(delete, 1, 1.0) for n, name in enumerate(SETTINGS, 2)] == [True] * 5
 
 
 def test_what_is_derived_belongs_to_one_identity() -> None:

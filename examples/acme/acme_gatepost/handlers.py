@@ -8,7 +8,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from server import answer, body, identity_of, page, read, requires, scoped
+from server import answer, body, identity_of, page, read, requires, write
 
 routes = web.RouteTableDef()
 
@@ -38,9 +38,7 @@ async def list_todos(request: web.Request) -> web.Response:
 @requires(organization="org_id", user=True)
 async def create_todo(request: web.Request) -> web.Response:
     new, caller = await body(request, NewTodo), identity_of(request)
-    async with scoped(request) as db:
-        row = await db.row(INSERT, caller.org_id, caller.user_id, new.title)
-    return answer(row, 201)
+    return answer(await write(request, INSERT, caller.org_id, caller.user_id, new.title), 201)
 
 
 @routes.post("/api/orgs/{org_id}/todos/{id}/complete")
@@ -50,8 +48,7 @@ async def complete_todo(request: web.Request) -> web.Response:
         todo = UUID(request.match_info["id"])
     except ValueError:
         raise web.HTTPNotFound from None
-    async with scoped(request) as db:
-        row = await db.row(COMPLETE, identity_of(request).org_id, todo)
+    row = await write(request, COMPLETE, identity_of(request).org_id, todo)
     if row is None:
         raise web.HTTPNotFound
     return answer(row)

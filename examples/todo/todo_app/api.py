@@ -8,7 +8,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from server import answer, body, describe, hookimpl, identity_of, page, read, requires, scoped
+from server import answer, body, describe, hookimpl, identity_of, page, read, requires, write
 
 routes = web.RouteTableDef()
 
@@ -58,9 +58,7 @@ async def list_todos(request: web.Request) -> web.Response:
 @describe(body=NewTodo, answers={201: Todo}, summary="Add a to-do")
 async def add_todo(request: web.Request) -> web.Response:
     new, caller = await body(request, NewTodo), identity_of(request)
-    async with scoped(request) as db:
-        row = await db.row(INSERT, caller.org_id, caller.user_id, new.title)
-    return answer(row, 201)
+    return answer(await write(request, INSERT, caller.org_id, caller.user_id, new.title), 201)
 
 
 @routes.patch("/api/orgs/{org_id}/todos/{id}")
@@ -68,9 +66,7 @@ async def add_todo(request: web.Request) -> web.Response:
 @describe(body=Change, returns=Todo, summary="Tick a to-do off, or on again")
 async def change_todo(request: web.Request) -> web.Response:
     todo, change = id_of(request), await body(request, Change)
-    async with scoped(request) as db:
-        row = await db.row(UPDATE, identity_of(request).org_id, todo, change.done)
-    return found(row)
+    return found(await write(request, UPDATE, identity_of(request).org_id, todo, change.done))
 
 
 @routes.delete("/api/orgs/{org_id}/todos/{id}")
@@ -78,9 +74,7 @@ async def change_todo(request: web.Request) -> web.Response:
 @describe(returns=Deleted, summary="Delete a to-do")
 async def delete_todo(request: web.Request) -> web.Response:
     todo = id_of(request)
-    async with scoped(request) as db:
-        row = await db.row(DELETE, identity_of(request).org_id, todo)
-    return found(row)
+    return found(await write(request, DELETE, identity_of(request).org_id, todo))
 
 
 def id_of(request: web.Request) -> UUID:
