@@ -23,7 +23,6 @@ from server import (
     read,
     requires,
     row_id,
-    scoped,
     write,
 )
 
