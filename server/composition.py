@@ -26,7 +26,7 @@ from .gate.route_limits import route_limits
 from .gate.slow_clients import holder
 from .http import connection_server
 from .http.backlog import BACKLOG, Backlog
-from .http.body_bytes import BODY_LIMITS
+from .http.body_bytes import BODY_LIMITS, LATE_BODY
 from .http.client_address import ADDRESSES, ClientAddress
 from .http.cors import Cors
 from .http.error_bodies import ErrorBodies
@@ -143,6 +143,7 @@ def add_gate(app: web.Application) -> None:
         route_limits=route_limits(rules, limits),
         redeem=tickets.redeem,
     )
+    app[LATE_BODY] = app[_GATE].still_admitted.check_late_body
 
 
 def add_dispatcher(app: web.Application) -> None:

@@ -34,6 +34,7 @@ from .idempotency import respond
 from .identification import Identification, NoCredential, Redeem, no_tickets
 from .refusals import REPORTED
 from .slow_clients import releaser
+from .still_admitted import StillAdmitted
 
 Refusal: TypeAlias = ApiError | web.HTTPException
 
@@ -67,7 +68,7 @@ class Gate:
         self._recall, self._identify = identification.recall, identification.identify
         self._nothing_is_read, self._shown_by_choice = identification.nothing_is_read, identification.shown_by_choice
         self._by_ticket = identification.by_ticket
-        self.challenges = identification.challenges
+        self.challenges, self.still_admitted = identification.challenges, StillAdmitted(revocations, identification)
         self._parties = {one.name: frozenset(one.authorized_parties) for one in providers}
         self._revocations = revocations
         self._authentications, self._limited = metrics.authentications, metrics.limited
@@ -112,7 +113,7 @@ class Gate:
             turns = self._concurrency if rule.bounds is None else await self._route_limits[match.route].count(request, caller)
             check(rule.access, identity, match)
             if not turns.enter(caller):
-                await self._wait_for_turn(turns, identity, caller)
+                await self._wait_for_turn(turns, request, identity, caller)
         except (ApiError, web.HTTPException) as error:
             if rule is None or not rule.optional or not isinstance(error, NoCredential):
                 self._refused(request, rule, identity, error, started)
@@ -154,11 +155,10 @@ class Gate:
         if self._address_limit is not None and self._address_limit.full:
             self._address_limit.demand(self._addresses.of(request))
 
-    async def _wait_for_turn(self, turns: Concurrency | Turns, identity: Identity, caller: str) -> None:
+    async def _wait_for_turn(self, turns: Concurrency | Turns, request: web.Request, identity: Identity, caller: str) -> None:
         await turns.wait(caller)
         try:
-            if self._revocations.denies(identity):  # access may have ended while the request waited
-                raise Unauthorized("session-revoked")
+            await self.still_admitted.check(request, identity)
         except BaseException:
             turns.leave(caller)
             raise

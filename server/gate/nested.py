@@ -59,7 +59,7 @@ class NestedGate(Gate):
                 turns = await self._route_limits[match.route].count_within(request, caller)
             check(rule.access, identity, match)
             if turns is not None and not turns.enter(caller):
-                await self._wait_for_turn(turns, identity, caller)
+                await self._wait_for_turn(turns, request, identity, caller)
         except (ApiError, web.HTTPException) as error:
             if isinstance(error, TooManyRequests):
                 self._limited[error.reason or "caller"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -14,6 +15,8 @@ from .stamp import OPENED
 
 BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
 """(maximum body size in bytes, maximum time in seconds, maximum depth of the JSON, maximum number of values in it)"""
+LATE_BODY: Final[web.AppKey[Callable[[web.Request], Awaitable[None]]]] = web.AppKey("late_body")
+"""Raises an ApiError if the caller's access has ended while a body was awaited that came after the head."""
 UNPROVEN_BYTES: Final = 256 * 1024
 """The largest body, in bytes, that is read from a caller without a verified credential, unless the route has its own bound."""
 
@@ -21,7 +24,8 @@ UNPROVEN_BYTES: Final = 256 * 1024
 async def raw_body(request: web.Request) -> bytes:
     """The request's body as the bytes that were sent, of any content type: for example to verify a signature over it.
 
-    Raises an ApiError, which becomes the response: 411, 413, 415 (a content encoding), 408 as `body` does, and 400.
+    Raises an ApiError, which becomes the response: 411, 413, 415 (a content encoding), 408 as `body` does, and 400; 401 if
+    the caller's access ended while the body was still coming.
     """
     return await read_body(request, *body_limits(request), any_type=True)
 
@@ -46,11 +50,20 @@ async def read_body(request: web.Request, limit: int, seconds: float, *, any_typ
         async with asyncio.timeout(seconds):
             if hdrs.EXPECT in request.headers:
                 await send_continue(request)
-            return await _collected(request, limit)
+            late = is_late(request)
+            received = await _collected(request, limit)
     except TimeoutError:
         raise RequestTimeout from None
     except web.RequestPayloadError:
         raise BadRequest(for_log="body-malformed") from None
+    if late:
+        await request.app[LATE_BODY](request)
+    return received
+
+
+def is_late(request: web.Request) -> bool:
+    """Is a part of the body still to come?"""
+    return request._read_bytes is None and not request.content.is_eof()
 
 
 def check_head(request: web.Request, limit: int) -> None:

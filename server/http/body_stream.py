@@ -8,11 +8,13 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .body_bytes import body_limits, check_head, send_continue
+from .body_bytes import LATE_BODY, body_limits, check_head, is_late, send_continue
 from .describe import description_of
 from .errors import BadRequest, ContentTooLarge, RequestTimeout, UnsupportedMediaType
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+_CHECK_SECONDS: Final = 0.5
+"""How often it is checked, while the body arrives, whether the caller's access has ended."""
 
 
 async def body_stream(request: web.Request) -> AsyncIterator[bytes]:
@@ -38,13 +40,16 @@ async def body_stream(request: web.Request) -> AsyncIterator[bytes]:
         yield request._read_bytes
         return
     await send_continue(request)
-    received = 0
+    received, late, checked = 0, is_late(request), asyncio.get_running_loop().time()
     try:
         while True:
             started = asyncio.get_running_loop().time()
             async with asyncio.timeout(seconds):
                 piece = await request.content.readany()
             seconds -= asyncio.get_running_loop().time() - started
+            if late and (not piece or started - checked >= _CHECK_SECONDS):
+                await request.app[LATE_BODY](request)
+                checked = started
             if not piece:
                 break
             received += len(piece)
