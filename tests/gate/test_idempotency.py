@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server import Identity, answer, answers_secret, body, identity_of, public, raw_body, read, requires, scoped, signed_in
+from server.auth import cleanup
 from server.database import request_transaction as joined
 from server.gate.idempotency import MOST_BYTES, _name
 from tests.conftest import (
@@ -861,15 +862,13 @@ async def test_pruning(kept: list[tuple[str, str]], db: TestDatabase) -> None:
     assert [row["org_id"] for row in await db.rows("SELECT org_id FROM idempotency_keys")] == ["org_a"]
 
 
-async def test_the_feed_prunes_step_by_step(serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server.auth import revocation_feed
-
-    for name, value in (("PRUNE_SECONDS", 0.05), ("PRUNE_ROWS", 2), ("INTERVAL_SECONDS", 0.02), ("SHORTEST_SECONDS", 0.01)):
-        monkeypatch.setattr(revocation_feed, name, value)
+async def test_the_clean_up_prunes_step_by_step(serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PRUNE_SECONDS", 0.05), ("BATCH_ROWS", 2), ("SWEEP_SECONDS", 0.02), ("PAUSE_SECONDS", 0.01)):
+        monkeypatch.setattr(cleanup, name, value)
     await db.rows("INSERT INTO idempotency_keys (hash, fingerprint, user_id, status, body, expires_at)"
                   " SELECT sha256(n::text::bytea), sha256('x'), 'u', 200, '', now() FROM generate_series(1, 9) AS n")  # fmt: skip
     await start(serve)
-    for _ in range(100):
+    for _ in range(1000):
         if await db.count("idempotency_keys") == 0:
             break
         await asyncio.sleep(0.02)
