@@ -13,7 +13,7 @@ from ..auth.identity import IDENTITY
 from ..http.backlog import Backlog
 from ..http.cors import Cors
 from ..http.error_bodies import STANDARD, ErrorBodies
-from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable
+from ..http.errors import RETRIED, ApiError, BadRequest, ServiceUnavailable, Unavailable
 from ..http.files import answer_errors, discard_body
 from ..http.response import JsonResponse
 from ..http.stamp import OPENED, REQUEST_ID, forbid_storing, new_request_id, stamp
@@ -27,7 +27,7 @@ from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 from .challenges import Challenges
 from .denials import admission, by_handler
-from .refusals import REPORTED, log_error, log_response
+from .refusals import REPORTED, failure_of, log_error, log_response
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 
@@ -77,8 +77,8 @@ class Dispatcher:
             else:
                 request._match_info = match
                 response = await self._gate.admit(request, match)
-        except Exception as error:
-            response = self._response_to(request, error, started)
+        except BaseException as error:
+            response = self._response_to(request, failure_of(error), started)
         if type(response) is not JsonResponse or response._eof_sent or response._payload_writer is not None:
             response = self._sendable(response, request)
         match = request._match_info
@@ -94,7 +94,7 @@ class Dispatcher:
             self._report(request, response, rule, seconds)
         return response
 
-    def _response_to(self, request: web.Request, error: Exception, started: float) -> web.StreamResponse:
+    def _response_to(self, request: web.Request, error: BaseException, started: float) -> web.StreamResponse:
         """The response to whatever was raised further in. `started`: when the request was received, by time.perf_counter."""
         if isinstance(error, ApiError):
             if error.status == 403:
@@ -134,6 +134,8 @@ class Dispatcher:
 
     def _log_error(self, request: web.Request, rule: RouteRule | None, response: web.StreamResponse, started: float) -> None:
         """Report and log an error response whose cause has not been reported: one that a handler returned."""
+        if response.status in RETRIED and type(response) is not JsonResponse and not response.prepared:
+            response.headers.setdefault(hdrs.RETRY_AFTER, "1")
         if response.status == 403:
             self._gate.report(request, by_handler(response), started)
         log_response(request, rule, response)

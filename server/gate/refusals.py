@@ -31,6 +31,16 @@ _CAUSES: Final = {
 _HANDLER: Final = "handler"
 
 
+def failure_of(error: BaseException) -> BaseException:
+    """Returns `error` if it is a failure of the handler; SystemExit, as of a library's parser of arguments, is one too.
+
+    Raises `error` if it ends more than the handler: a cancellation or KeyboardInterrupt.
+    """
+    if isinstance(error, Exception | SystemExit):
+        return error
+    raise error
+
+
 def log_error(request: web.Request, rule: RouteRule | None, error: ApiError) -> None:
     """Log an error that was raised, unless the gate has reported it. `rule`: that of the request's route, if it has one."""
     if REPORTED in request:

@@ -86,7 +86,6 @@ def install(
         # The timeouts are ours, not the runner's defaults (AppRunner keeps idle connections for an hour).
         kwargs = {name: value for name, value in kwargs.items() if name not in ("access_log_class", "access_log_format")}
         kwargs |= {"access_log": None, "keepalive_timeout": idle_seconds, "lingering_time": 1.0, "debug": False}
-        kwargs["auto_decompress"] = False  # an encoded body is a 415, whatever the encoding: nothing is decompressed
         kwargs |= {"head_bytes": head_bytes, "head_seconds": head_seconds, "max_headers": headers}
         kwargs |= {"most": room_for(connections, descriptors), "backlog": backlog, "hold": hold, "errors": errors}
         bound_accept_errors()

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from ..telemetry.log import log_failure
 from .error_shape import ErrorDetails, checked
-from .errors import ApiError
+from .errors import RETRIED, ApiError
 from .response import JSON, NO_STORE, JsonResponse, _head, phrase
 
 PROBLEM: Final = "application/problem+json"
@@ -129,7 +129,7 @@ def _said(raised: web.HTTPException) -> str | None:
 def _kept(raised: web.HTTPException) -> dict[str, str]:
     kept = {name: raised.headers[name] for name in _KEPT if name in raised.headers}
     kept = {name: value for name, value in kept.items() if not _CONTROL.search(value)}
-    if raised.status == 503:
+    if raised.status in RETRIED:
         kept.setdefault("Retry-After", "1")
     if raised.status == 401:
         kept.setdefault("WWW-Authenticate", "Bearer")

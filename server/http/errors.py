@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from .error_texts import bounded, plain_text
 from .response import JsonResponse, phrase
+
+RETRIED: Final = frozenset({429, 503})
+"""The statuses of which every response says with `Retry-After` when to try again; 1 second if nothing else is known."""
 
 
 class ApiError(Exception):
@@ -45,7 +48,7 @@ class ApiError(Exception):
         self.reason = reason
         self.detail = plain_text(detail) if detail else None
         self.fields = None if fields is None else bounded(fields)
-        self.headers = headers
+        self.headers = _with_time(headers) if self.status in RETRIED else headers
         self.more = more
         self.for_log = for_log
 
@@ -168,7 +171,7 @@ class Unprocessable(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """429. Set the header `Retry-After`, in seconds."""
+    """429. Set the header `Retry-After`, in seconds; it is 1 otherwise."""
 
     status = 429
 
@@ -183,6 +186,11 @@ class ServiceUnavailable(ApiError):
 def challenge(reason: str) -> str:
     """The `WWW-Authenticate` of a 401. Without a credential it contains no error code (RFC 6750 3.1)."""
     return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
+
+
+def _with_time(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    given = headers or {}
+    return given if any(name.lower() == "retry-after" for name in given) else {**given, "Retry-After": "1"}
 
 
 @lru_cache(maxsize=256)
