@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, overload
@@ -15,7 +14,7 @@ from ..http.protocol import Handler
 from ..http.stamp import OPENED
 from .identity import ADMIN, IDENTITY, Identity
 from .names import with_org_prefix
-from .required import one_word, several, token_types
+from .required import check_handler, one_word, several, token_types
 from .reverification import Reverification, level_and_minutes, step_up
 
 H = TypeVar("H", bound=Handler)
@@ -196,12 +195,7 @@ def requires(
 def _declare(access: Access, handler: H) -> H:
     if access_of(handler) is not None:
         raise TypeError(f"{getattr(handler, '__qualname__', handler)}: its access is declared twice")
-    if not inspect.iscoroutinefunction(handler):
-        raise TypeError(f"{getattr(handler, '__qualname__', handler)}: a handler is an `async def` function")
-    try:
-        inspect.signature(handler).bind("the request")
-    except TypeError:  # a method, most often: its wrapper would be called without the object
-        raise TypeError(f"{getattr(handler, '__qualname__', handler)}: a handler takes the request and nothing else") from None
+    check_handler(handler)
 
     @functools.wraps(handler)
     async def checked(request: web.Request) -> web.StreamResponse:

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     widths = max(len(key) for key, _, _ in rows), min(48, max(len(value) for _, value, _ in rows))
     for key, value, source in rows:
         print(f"{key:{widths[0]}}  {value:{widths[1]}}  {source}")
-    print(f"providers: {', '.join(one.name for one in app[PROVIDERS])}; routes: {len(app[TABLE].rows)}")
+    served = [row for row in app[TABLE].rows if row.method != "HEAD"]
+    print(f"providers: {', '.join(one.name for one in app[PROVIDERS])}; routes: {len(served)}")
     if found.capacity is not None:
         print(found.capacity.line())
     if not found.looked:

@@ -12,6 +12,7 @@ import asyncpg
 
 from ..http.errors import Unavailable, Unprocessable
 from . import json_values
+from .error_details import details_of
 from .urls import refused_by_driver
 from .violations import NOT_NOW, StatementError, error_for_argument, error_for_state
 
@@ -183,8 +184,7 @@ def translate_error(error: Exception) -> Exception:
             return Unavailable(f"database: {name} ({state})")
         if isinstance(error, asyncpg.DataError) and error.severity is None:
             return error_for_argument(str(error), error.__cause__)
-        where = {"constraint": error.constraint_name, "function": error.server_source_function, "position": error.position}
-        return error_for_state(state, name, error.message or "", **where)
+        return error_for_state(state, name, error.message or "", **details_of(error))
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return refused_by_driver(str(error))
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):

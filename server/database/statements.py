@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ..http.pagination import LARGEST_LIMIT, page_bytes_of
+from .error_details import READ_BEGINS, ROWS_BEGIN
 from .violations import StatementError
 
 SCOPE_SETTINGS: Final = ("gatepost.user_id", "gatepost.org_id", "gatepost.admin_org_id")
@@ -112,10 +113,9 @@ def one_statement(sql: str, arguments: int, first: str = "", page_bytes: int = 0
     if single and page_bytes:
         raise ValueError("a page may have several rows")
     # No column has the name of the alias (row_to_json would use the column); the line break ends a comment in the SQL.
-    rows = f"(\n{sql.strip().rstrip(';')}\n) AS gatepost_row"
+    rows = f"{ROWS_BEGIN}{sql.strip().rstrip(';')}\n) AS gatepost_row"
     return (
-        "SELECT CASE WHEN "
-        f"{first and f'{first} IS NOT NULL AND '}{scope}"
+        f"{READ_BEGINS}{first and f'{first} IS NOT NULL AND '}{scope}"
         f" THEN {_single(rows) if single else f'({_up_to(page_bytes, rows) if page_bytes else _all(rows)})'} END"
     )
 

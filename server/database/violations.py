@@ -29,6 +29,7 @@ class UniqueViolation(Conflict):
     def __init__(self, constraint: str | None = None) -> None:
         super().__init__()
         self.constraint = constraint
+        self.log_text = f"unique constraint {constraint}"
 
 
 class ForeignKeyViolation(Conflict):
@@ -40,6 +41,7 @@ class ForeignKeyViolation(Conflict):
     def __init__(self, constraint: str | None = None) -> None:
         super().__init__()
         self.constraint = constraint
+        self.log_text = f"foreign key {constraint}"
 
 
 class CheckViolation(Unprocessable):
@@ -48,6 +50,15 @@ class CheckViolation(Unprocessable):
     def __init__(self, constraint: str | None = None) -> None:
         super().__init__([])
         self.constraint = constraint
+        self.log_text = f"CHECK constraint {constraint}"
+
+
+class _ValueRefused(Unprocessable):
+    """A value that does not fit its column or type: a 422. `log_text` names the error, and a column if one is known."""
+
+    def __init__(self, log_text: str) -> None:
+        super().__init__([])
+        self.log_text = log_text
 
 
 class StatementError(Exception):
@@ -66,6 +77,7 @@ def error_for_state(
     constraint: str | None = None,
     function: str | None = None,
     position: str | None = None,
+    column: str | None = None,
 ) -> Exception:
     """The exception for an error that Postgres reports.
 
@@ -75,6 +87,7 @@ def error_for_state(
     constraint   the constraint that it names
     function     the function of Postgres that reported it; unlike the words it is the same in every language
     position     the character of the statement that it points at
+    column       the column that it names, as for a NULL that it must not have
     """
     if state in ("23505", "23P01"):
         return UniqueViolation(constraint)
@@ -87,7 +100,7 @@ def error_for_state(
     if state == "25P02":
         return StatementError("a statement failed and the block went on: put one that may fail into db.savepoint()")
     if state.startswith(("22", "23", "54")):
-        return Unprocessable([])
+        return _ValueRefused(f"{name} ({state})" + (f": column {column}" if column else ""))
     if state.startswith(NOT_NOW):
         return Unavailable(f"database: {name} ({state})")
     words = _words(state, message, function, position)

@@ -46,7 +46,8 @@ def log_error(request: web.Request, rule: RouteRule | None, error: ApiError) -> 
     if REPORTED in request:
         return
     cause = error.reason or error.for_log or _CAUSES.get(error.status, _HANDLER)
-    more: dict[str, Any] = {"why": error.for_log} if error.for_log and error.for_log != cause else {}
+    why = error.for_log or getattr(error, "log_text", "")  # the latter names what of the schema a statement breaks
+    more: dict[str, Any] = {"why": why} if why and why != cause else {}
     if error.fields:
         more["fields"] = len(error.fields)  # their names can be the client's
     _log(request, rule, error.status, cause, more, known=bool(error.for_log) or error.status in _NOT_UNDERSTOOD)

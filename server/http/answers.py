@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from inspect import isawaitable
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from pydantic import BaseModel
 
 from .describe import hold_to
 from .errors import PreconditionFailed
@@ -62,9 +64,12 @@ class Rows(str):
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "values")):  # the latter: a row of `db.fetch`
         return dict(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    hint = ": is an `await` missing?" if isawaitable(value) else ""
+    raise TypeError(f"{type(value).__name__} has no JSON form{hint}")
 
 
 encode_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -72,7 +77,8 @@ encode_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 def answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, for_log: str = "") -> JsonResponse:
-    """A JSON response. `str` and `bytes` are sent as they are: `read` and `scoped` return JSON text. Anything else is encoded.
+    """A JSON response. `str` and `bytes` are sent as they are: `read` and `scoped` return JSON text. Anything else is encoded,
+    rows of `db.fetch` and pydantic models (by their aliases) included.
 
     A `memoryview` is sent as it is, too, and is not counted as held for the client: for content that all responses share.
 

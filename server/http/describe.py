@@ -19,6 +19,7 @@ _OPERATION_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTENT_TYPE: Final = re.compile(r"(?:\*/\*|[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+))\Z")
 _TOOL: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")  # the names that the Model Context Protocol recommends
 _NOTHING: Final[Mapping[int, Any]] = MappingProxyType({})
+_EXAMPLES: Final = {"answers": "{201: Todo}", "refusals": "{409: 'The name is taken.'}"}
 _SWITCHING: Final = 101  # RFC 9110 15.2.2: the connection becomes a WebSocket
 
 
@@ -105,6 +106,9 @@ def describe(
     """
     if returns is not None and answers is not None:
         raise TypeError("@describe: either returns= or answers=, not both")
+    for name, value in (("answers", answers), ("refusals", refusals)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"@describe({name}={value!r}): must be a dictionary of statuses, such as {_EXAMPLES[name]}")
     given = dict(answers) if answers is not None else {200: returns} if returns is not None else {}
     _live(events, given, page, content_type)
     if if_none_match:
@@ -117,6 +121,8 @@ def describe(
         raise TypeError("@describe: headers= and tags= are lists of words")
     if body_optional and body is None:
         raise TypeError("@describe: body_optional= without body=")
+    if isinstance(query, Mapping | list | set):
+        raise TypeError(f"@describe(query={query!r}): must be a pydantic model, whose fields are the parameters")
     names = set(parameters_of(query)) if query is not None else set()
     if page and (taken := sorted(PAGE_PARAMETERS & names)):
         raise TypeError(f"@describe(query=...): with page=True, {taken[0]!r} is the page's and no parameter of the model")

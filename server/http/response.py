@@ -53,12 +53,14 @@ _SET_BY_US: Final = frozenset(
 
 @lru_cache(maxsize=128)
 def phrase(status: int) -> str:
-    """The reason phrase of a status (RFC 9110 15), or `Error` for an unknown status."""
+    """The reason phrase of a status (RFC 9110 15), or `Error` for an unknown status. Raises TypeError for what is no number."""
     if status in _PHRASES:
         return _PHRASES[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:
+        if not isinstance(status, int):
+            raise TypeError(f"a status is a number such as 201, not {status!r}") from None
         return "Error"
 
 

@@ -7,7 +7,7 @@ by themselves, apart from those of all other plugins, and begin with the plugin'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import pydantic
@@ -74,8 +74,8 @@ class _Group:
             return
         try:
             adapter = pydantic.TypeAdapter(kind)
-        except pydantic.PydanticUserError as error:
-            raise _no_schema(where, error) from error
+        except Exception as error:  # a value in place of a type can make pydantic raise anything
+            raise _no_schema(where, error, kind) from error
         self._adapters.append((str(len(self._adapters)), mode, kind, adapter))
         self._where.append(where)
 
@@ -119,11 +119,11 @@ class _Group:
 
     def _blame(self) -> None:
         """Raise ConfigError for the first type that has no schema, naming its handler."""
-        for where, (_, mode, _, adapter) in zip(self._where, self._adapters, strict=True):
+        for where, (_, mode, kind, adapter) in zip(self._where, self._adapters, strict=True):
             try:
                 adapter.json_schema(mode=mode)
             except pydantic.PydanticUserError as error:
-                raise _no_schema(where, error) from error
+                raise _no_schema(where, error, kind) from error
 
     def _key(self, kind: Any, mode: Mode) -> tuple[str, Mode] | None:
         matching: Iterable[tuple[str, Mode]] = ((n, m) for n, m, other, _ in self._adapters if m == mode and other == kind)
@@ -147,6 +147,13 @@ def _untitled(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "title"}
 
 
-def _no_schema(where: str, error: Exception) -> ConfigError:
+def _no_schema(where: str, error: Exception, kind: object) -> ConfigError:
+    if isinstance(kind, str):
+        return ConfigError(f"{where}: @describe names {kind!r} as a text: write the type itself, without quotes")
+    if isinstance(kind, pydantic.BaseModel | Mapping | list | tuple | int):
+        what = f"a {type(kind).__name__}, not a type"
+        return ConfigError(
+            f"{where}: @describe is given {what}: write the model's class, or list[Model], dict[str, int] and the like"
+        )
     first = str(error).strip().partition("\n")[0]
     return ConfigError(f"{where}: @describe names a type without a JSON Schema: {first}")

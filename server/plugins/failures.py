@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import traceback
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
 
+from aiohttp import web
+
+from ..auth.access import public, requires, signed_in
+from ..http.describe import describe
+from ..http.limited import limited
 from ..messages import error_line, nearest_name, one_line
 from ..settings.near import with_variables
 from ..settings.setting import Setting
+from . import hookspecs
 
+_DECORATORS: Final[Mapping[str, Callable[..., Any]]] = {
+    one.__name__: one for one in (public, signed_in, requires, limited, describe)
+} | {"answers_secret": signed_in}
+"""The decorators of the public interface by name. `answers_secret` takes what `signed_in` takes: the handler alone."""
+_SERVING: Final = (web.Application, web.StaticDef, web.AbstractResource)
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -34,7 +46,60 @@ def unknown_hook(error: Exception, known: Collection[str]) -> str:
     text = one_line(error)
     name = re.search(r"unknown hook '(\w+)'", text)
     near = nearest_name(name[1], known) if name else None
+    text = re.sub(r"in plugin <module '([\w.]+)' from .*>", r"in the module \1", text)
     return text + (f"; did you mean {near}?" if near else "")
+
+
+def where_to_name(unknown: str) -> str:
+    """Returns what to do about an unknown name among `providers` or `handlers`."""
+    if re.search(r"[\s;|]", unknown.strip()):
+        return ". Write commas between the names"
+    return ". What is not built in comes with a plugin, which 'plugins' must name"
+
+
+def registration_error(error: Exception) -> str:
+    """Returns pluggy's objection to a plugin in one line; for a hook with unknown parameters, which it has and which exist."""
+    text = one_line(error)
+    wrong = re.search(r"hook '(\w+)' .*Argument\(s\) \{(.*?)\} are declared", text)
+    if wrong is None:
+        return text
+    known = ", ".join(inspect.signature(getattr(hookspecs, wrong[1])).parameters)
+    unknown = wrong[2].replace("'", "")
+    return f"{wrong[1]} has no argument {unknown}: " + (f"it may take {known}" if known else "it takes none")
+
+
+def import_error(error: BaseException) -> str:
+    """Returns what an import raised in one line; a decorator of ours that is called wrongly, with how to write it."""
+    used = re.match(r"(\w+)\(\) (.*)", str(error)) if isinstance(error, TypeError) else None
+    decorator = _DECORATORS.get(used[1]) if used else None
+    if used is None or decorator is None:
+        return error_line(error)
+    known = [
+        name for name, parameter in inspect.signature(decorator).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", used[2]):
+        near = nearest_name(unknown[1], known)
+        return f"@{used[1]} has no argument {unknown[1]!r}" + (
+            f"; did you mean {near}?" if near else f": it takes {', '.join(known)}"
+        )
+    if "missing" in used[2]:
+        return f"@{used[1]} is written without parentheses"
+    return f"@{used[1]} needs its arguments by name, in parentheses, such as @{used[1]}({known[0]}=...)"
+
+
+def wrong_result(given: object) -> str:
+    """Returns what a hook has returned in place of what it must, and the probable slip."""
+    if inspect.iscoroutine(given):
+        given.close()
+        return "it is `async def`: write `def`, hooks are not awaited"
+    each = given if isinstance(given, list | tuple) else [given]
+    if any(isinstance(one, _SERVING) for one in each):
+        return "no static routes, no applications"
+    if given is None:
+        return "it returned None: is its `return` missing?"
+    if any(callable(one) for one in each):
+        return "it returned functions: put each into a route, as in web.get(path, handler)"
+    return f"it returned a {type(given).__name__}"
 
 
 def explained(error: Exception, known: Mapping[str, Setting]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Final
 
-from ..messages import error_line
 from ..settings.setting import ConfigError
-from .failures import where_raised
+from .failures import import_error, where_raised
 
 _MODULE: Final = "module:"
 _NOT_ON_PATH: Final = ": `python -m server` finds modules of the working folder, `gatepost` only installed ones and PYTHONPATH"
@@ -26,6 +26,9 @@ def load_module(name: str) -> object:
 def not_installed(name: str, group: str) -> ConfigError:
     """Returns the error for a name that no installed package has under `group`."""
     what = f"plugins: {name!r} is not installed (no entry point of that name in the group {group!r})"
+    meant = name.removesuffix(".py")
+    if meant.isidentifier() and find_spec(meant) is not None:
+        return ConfigError(f"{what}; for the module {meant}.py or the package {meant} write {_MODULE}{meant}")
     return ConfigError(
         f"{what}: install its package into this environment, or write {_MODULE}<import path> for your own module"
     )
@@ -36,7 +39,7 @@ def load(name: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except (Exception, SystemExit) as error:
-        why = f"{error_line(error)}{where_raised(error)}"
+        why = f"{import_error(error)}{where_raised(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name:
             itself = f"{name.removeprefix(_MODULE)}.".startswith(f"{error.name}.") and name.startswith(_MODULE)
             why += _NOT_ON_PATH if itself else ": install it into this environment"

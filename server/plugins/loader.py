@@ -14,12 +14,12 @@ from typing import Any, Final
 import pluggy
 from aiohttp import web
 
-from ..messages import error_line, one_line
+from ..messages import error_line
 from ..settings.core import OPTIONAL, SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .failures import explained, unknown_hook, where_raised
+from .failures import explained, registration_error, unknown_hook, where_raised, where_to_name, wrong_result
 from .hookspecs import Command, House, ProviderFactory, ServiceOffer
 from .imports import load, load_module, not_installed
 from .providers import LoadedProvider
@@ -27,7 +27,6 @@ from .services import is_context_manager
 
 GROUP: Final = "gatepost.plugins"
 DISTRIBUTION: Final = "gatepost"
-_NAME_IT: Final = ". What is not built in comes with a plugin, which 'plugins' must name"
 
 
 @dataclass(slots=True)
@@ -72,7 +71,7 @@ class Plugins:
         served = self._settings.words("handlers") or [name for name in self.builtin if name not in OPTIONAL]
         for unknown in set(served) - set(self.builtin):
             known = ", ".join(sorted(self.builtin))
-            raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {known}{_NAME_IT}")
+            raise ConfigError(f"handlers: no built-in plugin is named {unknown!r}; known: {known}{where_to_name(unknown)}")
         for name, given in self._each("register_handlers"):
             if name not in self.builtin or name in served:
                 offers.routes += [(name, route) for route in _routes(name, given)]
@@ -89,7 +88,7 @@ class Plugins:
         """Create the provider `name` with the settings of its plugin. Raises ConfigError."""
         if name not in offers.providers:
             offered = ", ".join(sorted(offers.providers))
-            raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {offered}{_NAME_IT}")
+            raise ConfigError(f"providers: no loaded plugin offers {name!r}; offered: {offered}{where_to_name(name)}")
         plugin, factory = offers.providers[name]
         try:
             provider = factory(self._settings.table(self._tables[plugin]))
@@ -154,7 +153,7 @@ class Plugins:
         try:
             self._manager.register(plugin, name=name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise ConfigError(f"plugin {name!r}: {one_line(error)}") from error
+            raise ConfigError(f"plugin {name!r}: {registration_error(error)}") from error
         if not self._manager.get_hookcallers(plugin):
             raise ConfigError(
                 f"plugin {name!r}: it has no hook marked with @hookimpl, which goes above `def register_handlers()`"
@@ -193,7 +192,8 @@ class Plugins:
 
 def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in given.items()):
-        raise ConfigError(f"plugin {plugin!r}: {hook} must return a mapping of names to {kind.__name__}")
+        values = "" if kind is object else f" to {kind.__name__}"
+        raise ConfigError(f"plugin {plugin!r}: {hook} must return a mapping of names{values}: {wrong_result(given)}")
     return given
 
 
@@ -203,7 +203,8 @@ def _routes(plugin: str, given: object) -> list[web.RouteDef]:
     except Exception as error:  # a generator runs only now
         raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {error_line(error)}{where_raised(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
-        raise ConfigError(f"plugin {plugin!r}: register_handlers must return web.RouteDefs: no static routes, no applications")
+        slip = wrong_result(given if routes == [None] else routes)
+        raise ConfigError(f"plugin {plugin!r}: register_handlers must return web.RouteDefs: {slip}")
     return routes  # type: ignore[return-value]
 
 

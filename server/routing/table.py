@@ -18,6 +18,7 @@ from ..http.streaming import streams
 from ..settings.core import DEFAULT_PUBLIC
 from ..settings.setting import ConfigError
 from ..telemetry.metrics import Metrics, Tally
+from .mistakes import how_to_open, mistake_in, registration_error
 from .patterns import Pattern, PatternError, shadows
 from .trie import Trie, beginning, shape_of
 
@@ -134,6 +135,8 @@ def _compile(text: str) -> Pattern:
 def _checked(plugin: str, route: web.RouteDef) -> Access:
     """The access of a valid route. Raises ConfigError."""
     where = f"plugin {plugin!r}: {route.method} {route.path}"
+    if mistake := mistake_in(route.method, route.path):
+        raise ConfigError(f"{where}: {mistake}")
     if route.method not in METHODS:
         raise ConfigError(f"{where}: the method must be one of {', '.join(sorted(METHODS))}")
     if inspect.isclass(route.handler) or not inspect.iscoroutinefunction(route.handler):
@@ -157,7 +160,7 @@ def _register(router: web.UrlDispatcher, plugin: str, route: web.RouteDef) -> li
         resource = router.add_resource(route.path, name=route.kwargs.get("name"))
         return [resource.add_route(method, route.handler) for method in methods]
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {error}") from error
+        raise ConfigError(f"plugin {plugin!r}: {route.method} {route.path}: {registration_error(error)}") from error
 
 
 def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[str], is_open: bool) -> list[str]:
@@ -167,7 +170,7 @@ def _warnings(plugin: str, route: web.RouteDef, declared: bool, opening: list[st
     if declared and not is_open:
         return [
             f"{where} is declared @public, but no pattern in public_routes covers it (the default ones "
-            "open built-in routes only): it stays locked"
+            f"open built-in routes only): it stays locked{how_to_open(route.path)}"
         ]
     return []
 

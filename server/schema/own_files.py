@@ -32,6 +32,8 @@ _TODO: Final = {
     "23505": _ROWS, "23502": _ROWS, "23514": _ROWS, "23503": _ROWS,
     "55P03": _LOCKED, "40P01": _LOCKED,
 }  # fmt: skip
+_ARGUMENTS: Final = 'its arguments are organization, author, "user" and admin_deletes'
+_RESERVED: Final = "SQL reserves the word user: write \"user\" => 'user_id', in double quotes"
 _RESET: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 _FORGET: Final = f"{_RESET}; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP"
 
@@ -147,6 +149,10 @@ def failed(where: str, error: Exception, after: str = "; rolled back", *, is_our
         return translate_error(error)
     # The operator's own SQL and rights: here, and only here, Postgres's own message is shown.
     todo = _TODO.get(state) if not is_ours or state in _RIGHTS_AND_LOCKS else None
+    if state == "42883" and "gatepost_tenant(" in str(error):
+        todo = _ARGUMENTS
+    elif state == "42601" and '"=>"' in str(error):
+        todo = _RESERVED
     return StartFailed(f"migrate: {where}: {one_line(error)}{after}{f': {todo}' if todo else ''}")
 
 

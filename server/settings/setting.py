@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ class Setting:
     choices    the only values of a `str`, or the only words of a `list`
 
     A value outside the bounds or choices prevents startup. None, where nothing is set, is never checked. Raises ValueError
-    for an unknown kind, and for bounds or choices that the kind cannot have.
+    for an unknown kind, for bounds or choices that the kind cannot have, and for a default that is not allowed.
     """
 
     kind: str = "str"
@@ -49,6 +49,10 @@ class Setting:
             raise ValueError(f"a setting of the kind {self.kind!r} cannot have at_least, more_than or at_most")
         if self.choices and self.kind not in ("str", "list"):
             raise ValueError(f"a setting of the kind {self.kind!r} cannot have choices")
+        if self.default is not None and not _is_of(self.kind, self.default):
+            raise ValueError(f"a setting of the kind {self.kind!r} cannot have the default {self.default!r}")
+        if not self.allows(self.default):
+            raise ValueError(f"a setting's default must be {self.allowed}, not {self.default!r}")
 
     @property
     def allowed(self) -> str:
@@ -71,6 +75,15 @@ class Setting:
             and (self.more_than is None or value > self.more_than)
             and (self.at_most is None or value <= self.at_most)
         )
+
+
+def _is_of(kind: str, value: object) -> bool:
+    """Is this a value of the kind? A number without a fraction is a float, too; a bool is no number."""
+    types: Mapping[str, tuple[type, ...]] = {
+        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
+        "list": (list, tuple), "table": (Mapping,), "tables": (list, tuple),
+    }  # fmt: skip
+    return isinstance(value, types[kind]) and (kind == "bool" or not isinstance(value, bool))
 
 
 def env_name(key: str, setting: Setting) -> str:

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kits.product import at_work, labels
+from pydantic import BaseModel, Field
 
-from server import read, scoped
+from server import answer, read, scoped
 from tests.conftest import ALICE, Serve, TestDatabase
+
+
+
+class Named(BaseModel):
+    from_: datetime.date = Field(serialization_alias="from")
+
 
 TODAY = datetime.date(2026, 1, 1)
 VALUE = "hidden-value"
@@ -158,3 +165,73 @@ async def test_one_transaction_in_two_tasks_is_a_mistake_too(serve: Serve, db: T
     assert (await client.get("/work", ALICE)).status == 500
     assert "another operation is in progress" in lines(caplog)[0]["why"]
     assert (await client.get("/api/data", ALICE)).status == 200
+
+
+@pytest.mark.parametrize("how", ["read", "scoped"])
+@pytest.mark.parametrize(
+    ("sql", "args", "why"),
+    [
+        ("SELECT %s AS x", ("x",), "syntax error at character 8: arguments are written $1, $2"),
+        ("SELECT :name AS x", (), "syntax error at character 8: arguments are written $1, $2"),
+        ("SELECT 1 AS x FORM labels", (), "syntax error at character 15"),
+    ],
+)
+async def test_the_place_of_a_syntax_error_is_in_the_handlers_own_sql(
+    serve: Serve, db: TestDatabase, how: str, sql: str, args: tuple[Any, ...], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(request: web.Request) -> Any:
+        if how == "read":
+            return await read(request, sql, *args)
+        async with scoped(request) as db:
+            return await db.fetch(sql, *args)
+
+    client = await serve(extra={"acme": at_work(work)})
+    assert (await client.get("/work", ALICE)).status == 500
+    assert lines(caplog)[0]["why"].endswith(why)
+
+
+@pytest.mark.parametrize(
+    ("sql", "status", "why"),
+    [
+        ("INSERT INTO labels (organization_id, name) VALUES ('org_a', 'a'), ('org_a', 'a')", 409, "unique constraint labels_name"),
+        ("INSERT INTO labels (organization_id, name, parent) VALUES ('org_a', 'a', 77)", 409, "foreign key labels_parent_fkey"),
+        ("INSERT INTO labels (organization_id, name, size) VALUES ('org_a', 'a', 0)", 422, "CHECK constraint labels_size"),
+        ("INSERT INTO labels (organization_id, name) VALUES ('org_a', NULL)", 422, "NotNullViolationError (23502): column name"),
+        ("SELECT 100000::smallint", 422, "NumericValueOutOfRangeError (22003)"),
+    ],
+)
+async def test_the_log_names_what_of_the_schema_a_statement_breaks(
+    serve: Serve, db: TestDatabase, sql: str, status: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(request: web.Request) -> Any:
+        async with scoped(request) as db:
+            return await db.execute(sql)
+
+    caplog.set_level("INFO")
+    client = await serve(extra={"acme": at_work(work)})
+    got = await client.get("/work", ALICE)
+    assert got.status == status
+    assert "labels" not in str(got.json()), "the client does not see it"
+    shown = [record.fields for record in caplog.records if "refused" in record.getMessage()]  # type: ignore[attr-defined]
+    assert [line["why"] for line in shown] == [why]
+
+
+async def test_rows_and_models_are_sent_and_a_forgotten_await_is_named(serve: Serve, db: TestDatabase) -> None:
+    async def rows(request: web.Request) -> Any:
+        async with scoped(request) as db:
+            return [*await db.fetch("SELECT 1 AS one, 'x' AS two"), Named(from_=TODAY)]
+
+    client = await serve(extra={"acme": at_work(rows)})
+    assert (await client.get("/work", ALICE)).json()["result"] == [{"one": 1, "two": "x"}, {"from": "2026-01-01"}]
+
+    async def not_awaited() -> None: ...
+
+    forgotten = not_awaited()
+    with pytest.raises(TypeError, match=r"^coroutine has no JSON form: is an `await` missing\?"):
+        answer({"rows": forgotten})
+    forgotten.close()
+
+
+async def test_a_status_that_is_no_number_is_the_handlers_mistake() -> None:
+    with pytest.raises(TypeError, match="a status is a number such as 201, not '201'"):
+        answer({}, "201")  # type: ignore[arg-type]

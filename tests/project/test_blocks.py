@@ -43,7 +43,7 @@ PYTHON = {
     "docs/guides/testing.md": (3, "test_blocks.py::test_the_page_of_testing_is_true"),
     "docs/reference/idempotency.md": (2, "test_blocks.py::test_the_loop_that_repeats"),
     "docs/guides/errors.md": (2, "test_errors_page.py::test_the_handler_of_the_page"),
-    "docs/guides/files.md": (3, "test_files_page.py::test_a_large_file_on_disk"),
+    "docs/guides/files.md": (4, "test_files_page.py::test_a_large_file_on_disk"),
     "docs/guides/lists.md": (3, "test_lists_page.py::test_filters"),
     "docs/guides/projects.md": (1, "test_projects_page.py::test_names_states_and_partial_updates"),
     "docs/guides/openapi.md": (1, "test_blocks.py::test_fragments_of_handlers_are_handlers"),

@@ -43,8 +43,9 @@ async def client(serve: Serve, table: None, tmp_path: Path) -> Client:
     for block in blocks("python", page=PAGE):
         exec(compile(block.text, PAGE, "exec", dont_inherit=True), scope)
     scope["FOLDER"] = tmp_path
+    scope["PAGES"] = tmp_path
     scope["PIECE"] = 1000  # so that a small attachment has several
-    return await serve(extra={"acme": SimpleNamespace(register_handlers=hookimpl(lambda: scope["routes"], specname="register_handlers"))})
+    return await serve({"public_routes": ["/shop", "/shop/:name"]}, extra={"acme": SimpleNamespace(register_handlers=hookimpl(lambda: scope["routes"], specname="register_handlers"))})
 
 
 async def test_a_large_file_on_disk(client: Client, tmp_path: Path) -> None:
@@ -172,3 +173,15 @@ async def test_a_name_with_quotes_and_letters_comes_back(client: Client) -> None
     said = (await client.get(path, BOB)).headers["Content-Disposition"]
     assert said == "attachment; filename=\"Angebot _M_rz_.pdf\"; filename*=UTF-8''Angebot%20%22M%C3%A4rz%22.pdf"
     assert said in (ROOT / PAGE).read_text("utf-8")
+
+
+async def test_a_public_page_with_its_files(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text('<!doctype html><link rel="stylesheet" href="/shop/shop.css">')
+    (tmp_path / "shop.css").write_text("body {}")
+    (tmp_path / "secret.txt").write_text("secret")
+    page, css = await client.get("/shop"), await client.get("/shop/shop.css")
+    assert (page.status, page.headers["Content-Type"]) == (200, "text/html")
+    assert "style-src 'self'" in page.headers["Content-Security-Policy"]
+    assert (css.status, css.headers["Content-Type"], css.headers["Cache-Control"]) == (200, "text/css", "public, max-age=3600")
+    for name in ("secret.txt", "index.html", "none.css", "..%2fsecret.txt"):
+        assert (await client.get(f"/shop/{name}")).status in (400, 404)

@@ -220,3 +220,48 @@ async def test_migrate_does_not_wait_behind_a_long_transaction_if_its_role_has_a
         assert "canceling statement due to lock timeout" in said.err, said.err
         assert await command("migrate") == 0
         assert await admin.fetchval("SELECT 'api_keys_live_by_user'::regclass::oid") == index
+
+
+FORGOTTEN = {
+    "an organisation's": ("organization_id text", "organization => 'organization_id'"),
+    "a user's": ("user_id text", "\"user\" => 'user_id'"),
+    "of both": ("user_id text, org_id text", "organization => 'org_id'"),
+    "of neither": ("owner text", "organization => 'COLUMN'"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGOTTEN)
+async def test_a_table_with_neither_policies_nor_grants_is_a_warning_with_the_line_to_add(
+    settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    columns, argument = FORGOTTEN[kind]
+    own = tmp_path / "own.sql"
+    own.write_text(f"CREATE TABLE IF NOT EXISTS things (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), {columns});")
+    warning = "no request can use the table public.things: it has no policy, and nothing is granted to"
+    line = f"SELECT gatepost_tenant('public.things', {argument})"
+    assert await command("migrate", "--schema", "own.sql") == 0
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1 and warning in err and line in err
+    assert await command("check") == 0
+    assert warning in capsys.readouterr().out
+    own.write_text(own.read_text() + line.replace("COLUMN", "owner") + ";")
+    for more in ("", "\nDROP TABLE things; CREATE TABLE things (id int); REVOKE ALL ON things FROM PUBLIC;"):
+        own.write_text(own.read_text() + more)
+        assert await command("migrate", "--schema", "own.sql") == 0
+        assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "todo"),
+    [
+        ("gatepost_tenant('things', user => 'u')", "write \"user\" => 'user_id', in double quotes"),
+        ("gatepost_tenant('things', org => 'u')", 'its arguments are organization, author, "user" and admin_deletes'),
+        ("gatepost_tenant('things', organisation => 'u')", 'its arguments are organization, author, "user" and admin_deletes'),
+    ],
+)
+async def test_a_wrong_argument_of_gatepost_tenant_says_which_there_are(
+    settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], call: str, todo: str
+) -> None:
+    (tmp_path / "own.sql").write_text(f"CREATE TABLE things (id int, u text);\nSELECT {call};")
+    assert await command("migrate", "--schema", "own.sql") == 1
+    assert todo in capsys.readouterr().err
