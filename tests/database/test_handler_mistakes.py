@@ -16,7 +16,6 @@ from server import answer, read, scoped
 from tests.conftest import ALICE, Serve, TestDatabase
 
 
-
 class Named(BaseModel):
     from_: datetime.date = Field(serialization_alias="from")
 

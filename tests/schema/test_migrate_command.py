@@ -241,7 +241,9 @@ async def test_a_table_with_neither_policies_nor_grants_is_a_warning_with_the_li
     line = f"SELECT gatepost_tenant('public.things', {argument})"
     assert await command("migrate", "--schema", "own.sql") == 0
     err = capsys.readouterr().err
-    assert err.count("warning: ") == 1 and warning in err and line in err
+    assert err.count("warning: ") == 1
+    assert warning in err
+    assert line in err
     assert await command("check") == 0
     assert warning in capsys.readouterr().out
     own.write_text(own.read_text() + line.replace("COLUMN", "owner") + ";")
