@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from typing import Final
 
 LONGEST: Final = 500
-"""How many characters of a text from elsewhere a message includes, unless told otherwise."""
+"""How many characters of a text from elsewhere a message includes by default."""
 # Up to the last `@`: a password that is not percent-encoded may have `@` and `/` in it, and is then what the text is about.
 _CREDENTIALS: Final = re.compile(r"://(?:[^/\s:]*:\S*|[^/\s@]*)@")
 
 
 def one_line(text: object, most: int = LONGEST) -> str:
-    """Returns a text of somebody else's, such as an exception's, as one line of at most `most` characters.
+    """Returns a text from elsewhere, such as an exception's, as one line of at most `most` characters.
 
     Blanks are collapsed, user and password of a URL are hidden, and what a terminal could obey is escaped (`\\x1b`).
     """

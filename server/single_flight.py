@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[K, T]):
-    """Shares calls by key: while one is under way, everyone who asks for its key waits for it and gets its outcome.
+    """Shares calls by key: while a call is in progress, every other caller with its key waits for it and gets its outcome.
 
     The call runs in a task of its own, so a waiter that is cancelled cancels neither the call nor the other waiters. Nothing
     is remembered once it has ended: the next `run` with that key starts another.
@@ -31,7 +31,7 @@ class SingleFlight(Generic[K, T]):
         return key in self._calls
 
     async def run(self, key: K, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The outcome of the call under way with this key, or of `call()`, which is started where there is none.
+        """The outcome of the call in progress with this key, or of `call()`, which is started where there is none.
 
         Raises what the call raises, for every waiter; RuntimeError where `close` cancelled it.
         """
@@ -45,7 +45,7 @@ class SingleFlight(Generic[K, T]):
         return task.result()
 
     async def close(self) -> None:
-        """Cancel the calls under way and wait for their end."""
+        """Cancel the calls in progress and wait for their end."""
         tasks = list(self._calls.values())
         for task in tasks:
             task.cancel()

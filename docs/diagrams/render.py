@@ -29,7 +29,7 @@ mermaid.render("diagram", document.getElementById("source").textContent).then(ma
 
 
 def mark(text: str) -> str:
-    """What the picture of this text bears."""
+    """The mark that the picture of this text contains."""
     return f"<!-- {hashlib.sha256(text.encode()).hexdigest()} -->"
 
 

@@ -42,7 +42,7 @@ class ClerkProvider:
     namespaces = ("",)  # Clerk's ids have no prefix; the server refuses another provider without one
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
-        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for mistakes."""
+        """`table` is the plugin's table of the settings; `clock` returns Unix seconds. Raises ValueError for mistakes."""
         self._set, self._settings = frozenset(key for key, value in table.items() if value), ClerkSettings.read(table)
         self._clock = clock
         self._headers = jws.HeaderReader(RSA, types=(None, "JWT", *ACCESS_TOKEN_TYPES))

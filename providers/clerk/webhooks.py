@@ -43,7 +43,7 @@ class Receiver:
     """Takes deliveries. Without a valid signature it does not use the database. Only the log states the reason."""
 
     def __init__(self, table: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
-        """`table` is the plugin's table of the settings; `clock` gives Unix seconds. Raises ValueError for a bad secret."""
+        """`table` is the plugin's table of the settings; `clock` returns Unix seconds. Raises ValueError for a bad secret."""
         self._hooks = [Webhook(key) for key in secrets(table.get("webhook_signing_secret"))]
         self._revoke_for = revoke_for(table)
         self._clock = clock

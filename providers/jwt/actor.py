@@ -19,7 +19,7 @@ def read_actor(claims: Mapping[str, Any]) -> Actor | None:
     """Returns the current actor of a verified payload; None without `act`.
 
     An `act` inside `act` names an earlier actor, and RFC 8693 4.1 forbids deciding by it: it stays in the claims. Raises
-    CredentialRejected("token-claims") for an `act` that names nobody: the audit log could not say who acted.
+    CredentialRejected("token-claims") for an `act` without a subject: the audit log could not name who acted.
     """
     if "act" not in claims:
         return None

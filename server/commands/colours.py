@@ -10,12 +10,12 @@ _CODES: Final = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
 
 
 def coloured(stream: TextIO) -> bool:
-    """Are colours wanted on this stream? Only on a terminal that knows them, and without NO_COLOR (https://no-color.org)."""
+    """Does this stream get colours? Only on a terminal that knows them, and without NO_COLOR (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and (os.environ.get("TERM") or "dumb") != "dumb"
 
 
 def paint(text: str, style: str | None, stream: TextIO | None = None) -> str:
-    """Returns the text in a style (red, green, yellow, dim, bold; None: as it is) if colours are wanted on the stream.
+    """Returns the text in a style (red, green, yellow, dim, bold; None: as it is) if the stream gets colours.
 
     stream  where it will be printed; None: standard output
     """

@@ -60,7 +60,7 @@ class Gate:
     ) -> None:
         """`denied` receive every request that is refused. `route_limits` has the routes with limits of their own.
 
-        `redeem(ticket, path)` returns the caller whom a ticket for a live answer stands for.
+        `redeem(ticket, path)` returns the caller whom a ticket for a live answer represents.
         """
         self.rules, self._route_limits = dict(rules), route_limits
         identification = Identification(providers, provider_seconds, metrics, redeem)

@@ -25,7 +25,7 @@ _ADDED_BY_BROWSERS: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
 """The schemes of `Authorization` for which a browser keeps a login, and sends it with requests of any page."""
 
 Redeem: TypeAlias = Callable[[str | None, str], Coroutine[Any, Any, Identity | None]]
-"""(ticket, path) -> the caller whom this ticket stands for on this path, once; None for any other ticket."""
+"""(ticket, path) -> the caller whom this ticket represents on this path, once; None for any other ticket."""
 
 
 async def no_tickets(ticket: str | None, path: str) -> Identity | None:
@@ -151,7 +151,7 @@ class Identification:
         raise NoCredential
 
     async def by_ticket(self, request: web.Request, shown: int, check_address: Callable[[web.Request], None]) -> Identity:
-        """The caller whom the request's ticket stands for, as that caller is now. The ticket leaves the request's target.
+        """The caller whom the request's ticket represents, as known now. The ticket leaves the request's target.
 
         `shown`: as in `identify`. `check_address` raises where the client must wait, before the ticket is looked up.
         Raises BadRequest for another credential beside it, Unauthorized, ServiceUnavailable.

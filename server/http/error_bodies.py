@@ -1,4 +1,4 @@
-"""The form of all error bodies of one application: the standard one, that of RFC 9457, or one that a plugin gives them."""
+"""The form of all error bodies of one application: the standard one, that of RFC 9457, or a plugin's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEM: Final = "application/problem+json"
 _KEPT: Final = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authenticate")
 """The headers of an HTTPException that its error response keeps."""
 _AIOHTTPS: Final = {status.value: status.phrase for status in HTTPStatus}
-"""The reason phrases that aiohttp gives its exceptions, and makes their text of."""
+"""The reason phrases of aiohttp's exceptions, from which it makes their texts."""
 _AIOHTTPS_TEXTS: Final = (
     "Maximum request body size",
     "No WebSocket UPGRADE hdr",

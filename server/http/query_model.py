@@ -22,7 +22,7 @@ class QueryParameter(NamedTuple):
     repeated: bool
     """May it be given more than once? Then the attribute is a list, a set or a tuple."""
     words: Mapping[str, Any]
-    """Values of a Literal or an Enum that are not strings, by the text that stands for them: `{"1": 1, "true": True}`."""
+    """Values of a Literal or an Enum that are not strings, by their text: `{"1": 1, "true": True}`."""
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from ..settings.setting import ConfigError
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
-"""RFC 9728 3: what stands before the path of a resource in the URL of its metadata."""
+"""RFC 9728 3: what precedes the path of a resource in the URL of its metadata."""
 LONGEST_PATH: Final = 512
 """A challenge names the resource at the request's path up to this length (characters); beyond it, the whole API."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})

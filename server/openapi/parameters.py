@@ -34,7 +34,7 @@ def _parameter(name: str, schema: dict[str, Any], required: bool) -> dict[str, A
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """No text in a URL stands for null: an optional parameter is left out."""
+    """No text in a URL means null: an optional parameter is left out."""
     left = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if len(left) == len(schema.get("anyOf", ())):
         return schema

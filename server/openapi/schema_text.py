@@ -16,7 +16,7 @@ def plain(schema: Any, places: Mapping[str, str]) -> Any:
     """The same schema for generators; `places` maps each `$ref` (and mapping of a discriminator) to the new one.
 
     Without `default`: generators make such a member required, or send it, and a PATCH would set what the user did not change.
-    A `$ref` stands alone: beside other members it moves into `allOf`, since many tools ignore its neighbours.
+    A `$ref` has no other members beside it: otherwise it moves into `allOf`, since many tools ignore its neighbours.
     An enumeration of several types becomes one for each type, and a tuple says what its items are, as tools expect it.
     """
     if not isinstance(schema, dict):

@@ -17,7 +17,7 @@ from ..settings.setting import ConfigError
 TOKEN_TYPES: Final = "x-gatepost-token-types"
 """Extension of a scheme: the token types that its credentials can have. Without it: any type."""
 BEARER: Final = "bearerAuth"
-"""The scheme that stands for the bearer tokens of all providers."""
+"""The one scheme for the bearer tokens of all providers."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+\Z")  # OpenAPI 3.1.1, 4.8.7.2
 _NEEDS: Final = {
     "apiKey": ("name", "in"),

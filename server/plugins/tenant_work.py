@@ -33,5 +33,5 @@ def work_of(
                          " colon, and 1 to 200 characters of printable text without blanks")  # fmt: skip
     kind = found[1]
     if kind in _TAKEN or kind in providers or any(prefix and actor.startswith(prefix) for prefix in namespaces):
-        raise ValueError(f"actor must not begin with {kind!r}, which stands for a caller or for the server itself")
+        raise ValueError(f"actor must not begin with {kind!r}, which names a caller or the server itself")
     return (user_id or "", org_id or "", ""), (actor, ""), f"work/{kind}"

@@ -18,7 +18,7 @@ _TWICE: Final = "never be executed"
 def mistake_in(method: str, path: str) -> str | None:
     """Returns what is wrong with a route's method or path and how to write it, in one sentence; None if nothing is."""
     if method == "*":
-        return "the method must be one of GET, POST and so on: make a route for each of a view's methods, as web.get(path, handler)"
+        return "the method must be one of GET, POST and so on: a view needs a route for each, as web.get(path, handler)"
     if not path.startswith("/"):
         return f"the path must begin with /: write /{path}"
     for name, word in _PARAMETER.findall(path):

@@ -118,7 +118,7 @@ def build(
     for text, _ in public:
         if text not in used:
             if text not in DEFAULT_PUBLIC:
-                raise ConfigError(f"public_routes: the pattern {text!r} covers no route; a typing mistake?")
+                raise ConfigError(f"public_routes: the pattern {text!r} covers no route: check its spelling")
             table.unused.append(text)
     _refuse_shadows(router)
     table.rows.sort(key=lambda row: (row.template, row.method))
@@ -194,7 +194,7 @@ def _refuse_shadows(router: web.UrlDispatcher) -> None:
             groups[route.method, beginning(template)].append(template)
     for (method, _), templates in groups.items():
         for later, earlier in _shadowed(templates):
-            raise ConfigError(f"{method} {later}: it can never be reached, {earlier} takes every such path first")
+            raise ConfigError(f"{method} {later}: it can never be reached: {earlier} comes first and matches every such path")
 
 
 def _shadowed(templates: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -180,7 +180,7 @@ def trouble_with(found: Mark | None, mine: Mark) -> str | None:
 async def _by_hand(
     connection: Connection, serving_role: str, *, connects: bool, first: bool, without: Sequence[str]
 ) -> list[str]:
-    """What a migration cannot or must not do itself, without what is done. What it cannot see is said at the `first` only.
+    """What a migration cannot or must not do itself and is not done yet. What it cannot check is listed at the `first` only.
 
     `without`: the roles of other programs that can no longer connect to this database.
     """

@@ -66,7 +66,7 @@ class Migration:
     def __init__(
         self, connect: Mapping[str, Any], serving_role: str, progress: Callable[[str], None], wait: float = 0.0
     ) -> None:
-        """`connect`: asyncpg's arguments for the owner; `progress` is told in a sentence what is done.
+        """`connect`: asyncpg's arguments for the owner; `progress` is called with a sentence for each step.
 
         A database that cannot be reached is waited for, at most `wait` seconds.
         """

@@ -29,9 +29,9 @@ def stripped(text: str, name: str) -> str:
     if assigned is not None and assigned[1] == own:
         raise ConfigError(f"{name}: its value begins with {own}=: leave the name out of it")
     if _is_quoted(text):
-        raise ConfigError(f"{name}: has quotes around its value, which no shell has removed: leave them out")
+        raise ConfigError(f"{name}: its value is in quotes, which no shell has removed: leave them out")
     if _REFERENCE.fullmatch(text):
-        raise ConfigError(f"{name}: its value is a reference to a variable, which no shell has replaced")
+        raise ConfigError(f"{name}: its value is a reference to a variable, which no shell has replaced by its value")
     if "\0" in text:
         raise ConfigError(f"{name}: has a NUL character in its value")
     return text

@@ -57,7 +57,7 @@ class Changes:
     async def __anext__(self) -> Change:
         """Returns the next change. Raises ChangesNotTold if the table reports none."""
         if self._waiter is not None:
-            raise RuntimeError("the next change is being waited for already")
+            raise RuntimeError("another task is already waiting for the next change")
         while not self._closed:
             if self._ready:
                 return self._ready.popleft()

@@ -1,4 +1,4 @@
-"""Why a live answer ends: the reason that the client is told, and the close code of a WebSocket."""
+"""Why a live answer ends: the reason that is sent to the client, and the close code of a WebSocket."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Tickets:
     async def issue(self, identity: Identity, path: str) -> tuple[str, int]:
         """Returns (a new ticket for this path, for how many seconds it is valid).
 
-        A ticket is not valid for longer than the credential that it stands for. Raises TooManyRequests,
+        A ticket is not valid for longer than the credential that it represents. Raises TooManyRequests,
         Unauthorized if the credential has just expired, and Unavailable.
         """
         left = SECONDS if identity.expires_at is None else min(SECONDS, int(identity.expires_at - time.time()))
