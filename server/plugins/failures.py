@@ -23,6 +23,7 @@ _DECORATORS: Final[Mapping[str, Callable[..., Any]]] = {
     one.__name__: one for one in (public, signed_in, requires, limited, describe)
 } | {"answers_secret": signed_in}
 """The decorators of the public interface by name. `answers_secret` takes what `signed_in` takes: the handler alone."""
+_ONLY_ROUTES: Final = "no static routes, no applications"
 _SERVING: Final = (web.Application, web.StaticDef, web.AbstractResource)
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -94,12 +95,12 @@ def wrong_result(given: object) -> str:
         return "it is `async def`: write `def`, hooks are not awaited"
     each = given if isinstance(given, list | tuple) else [given]
     if any(isinstance(one, _SERVING) for one in each):
-        return "no static routes, no applications"
+        return _ONLY_ROUTES
     if given is None:
         return "it returned None: is its `return` missing?"
     if any(callable(one) for one in each):
         return "it returned functions: put each into a route, as in web.get(path, handler)"
-    return f"it returned a {type(given).__name__}"
+    return _ONLY_ROUTES if any(hasattr(one, "path") for one in each) else f"it returned a {type(given).__name__}"
 
 
 def explained(error: Exception, known: Mapping[str, Setting]) -> str:

@@ -96,8 +96,8 @@ def test_in_the_settings_file(folder: Path, capsys: pytest.CaptureFixture[str], 
     (HEAD + "@hookimpl\ndef register_handler():\n    return routes\n", "; did you mean register_handlers?"),
     (HEAD + "@hookimpl\ndef register_handlers():\n    return 1 / 0\n", "register_handlers failed: ZeroDivisionError: division by zero (app.py, line 6)"),
     (HEAD + ROUTE + "async def x(request): ...\n" + HOOK, "no access is declared. Put @public, @signed_in or @requires(...) on the handler, below @routes"),
-    (HEAD + ROUTE + "@requires(rol='a')\nasync def x(request): ...\n", "requires() got an unexpected keyword argument 'rol' (app.py, line 5)"),
-    (HEAD + 2 * (ROUTE + "@signed_in\nasync def x(request): ...\n") + HOOK, "GET /api/x: Added route will never be executed, method GET is already registered"),
+    (HEAD + ROUTE + "@requires(rol='a')\nasync def x(request): ...\n", "@requires has no argument 'rol'; did you mean role? (app.py, line 5)"),
+    (HEAD + 2 * (ROUTE + "@signed_in\nasync def x(request): ...\n") + HOOK, "GET /api/x: a route with this method and path exists already"),
 ])  # fmt: skip
 def test_in_a_module(folder: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
     (folder / "gatepost.toml").write_text("plugins = ['module:app']\nhandlers = ['health']\n")

@@ -163,6 +163,8 @@ MISTAKES: list[tuple[dict[str, Any], object | None]] = [
     ({"plugins": ["acme"]}, None),
     ({}, SimpleNamespace()),
     ({}, plugin(web.get("/api/acme", bare))),
+    ({}, plugin(web.get("/api/acme/{id:int}", known))),
+    ({}, SimpleNamespace(register_handlers=hookimpl(lambda: None, specname="register_handlers"))),
     ({}, plugin(SimpleNamespace(path="/api/acme"))),  # type: ignore[arg-type]
     ({}, plugin(web.get("/api/acme", web.View))),
     ({}, plugin(web.get("/api/health", known))),
