@@ -26,15 +26,15 @@ SELECT format('%I.%I', nspname, relname) AS name, quote_ident(nspname) AS schema
  GROUP BY c.oid, nspname, relname, n.oid
  ORDER BY 1
 """
-# Tables without a policy on which no GRANT and no REVOKE was ever run, in schemas that the role ($1) may use, without those
-# of extensions and of Alembic. `kinds`: the columns that name a tenant (of $2).
+# Tables without a policy on which no GRANT and no REVOKE was ever run, in schemas that the role ($1) may use, without ours
+# and those of extensions and Alembic. `kinds`: the columns that name a tenant (of $2).
 _FORGOTTEN: Final = r"""
 SELECT format('%I.%I', nspname, relname) AS name, quote_ident($1) AS role,
        ARRAY(SELECT attname::text FROM pg_attribute
               WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attname = ANY ($2) ORDER BY attnum) AS kinds
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
  WHERE relkind IN ('r', 'p') AND NOT relispartition AND relpersistence <> 't' AND relacl IS NULL
-   AND nspname <> 'information_schema' AND nspname !~ '^pg_' AND relname <> 'alembic_version'
+   AND nspname <> 'information_schema' AND nspname !~ '^pg_' AND relname <> 'alembic_version' AND relname !~ '^gatepost_'
    AND EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AND has_schema_privilege($1, n.oid, 'USAGE')
    AND NOT has_any_column_privilege($1, c.oid, 'SELECT, INSERT, UPDATE')
    AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)

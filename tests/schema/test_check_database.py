@@ -235,7 +235,7 @@ async def test_a_table_without_its_grant_is_a_warning_with_the_statement_to_run(
 
 async def test_a_table_that_is_not_meant_for_the_server_needs_no_grant(spoilt: TestDatabase, capsys: Any) -> None:
     await execute(spoilt, f"""
-        CREATE TABLE plain (user_id text); CREATE TABLE theirs (user_id text);
+        CREATE TABLE plain (user_id text); REVOKE ALL ON plain FROM PUBLIC; CREATE TABLE theirs (user_id text);
         ALTER TABLE theirs {LOCKED}; CREATE POLICY s ON theirs TO @GUEST USING (user_id = {OWN});
         CREATE TABLE open (x text); ALTER TABLE open {LOCKED}; CREATE POLICY s ON open USING (true)""")  # fmt: skip
     assert await check(capsys) == (0, [], [])
