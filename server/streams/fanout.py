@@ -14,8 +14,6 @@ PENDING: Final = 256
 """The most ids that wait for one stream; beyond it the client must load everything again."""
 NOTIFIED_AT_ONCE: Final = 64
 """How many streams are notified before the event loop does anything else: the rows of the first are read meanwhile."""
-TOLD_AT_ONCE: Final = 64
-"""How many streams are notified before the event loop does anything else: the first rows are read while others are notified."""
 PENDING_IN_ALL: Final = 100_000
 """The most ids that wait for all streams of a process."""
 _EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
