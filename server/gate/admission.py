@@ -166,9 +166,7 @@ class Gate:
     def _refused(
         self, request: web.Request, rule: RouteRule | None, identity: Identity | None, error: Refusal, started: float
     ) -> None:
-        """Count a refused request, and report it to the listeners. A 401 gets the challenges of the providers."""
-        if self.challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
-            error.add_challenge(self.challenges)
+        """Count a refused request, and report it to the listeners."""
         if isinstance(error, NoCredential):
             self._authentications["none", "missing"] += 1
         elif isinstance(error, TooManyRequests):

@@ -34,6 +34,13 @@ class Challenges:
         response.headers[hdrs.WWW_AUTHENTICATE] = _completed(challenge.removesuffix(beside), scopes, metadata) + beside
 
 
+def with_providers(response: web.Response, challenges: str) -> web.Response:
+    """Returns the response, with the providers' challenges if its own is a bare `Bearer`: that of a handler's 401."""
+    if challenges and response.headers.get(hdrs.WWW_AUTHENTICATE) == "Bearer":
+        response.headers[hdrs.WWW_AUTHENTICATE] = f"Bearer, {challenges}"
+    return response
+
+
 def _completed(challenge: str, scopes: Iterable[str], metadata: str) -> str:
     """Returns a challenge with both parameters. A parameter that a handler has set itself is kept."""
     parameters = []

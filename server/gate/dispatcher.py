@@ -13,7 +13,7 @@ from ..auth.identity import IDENTITY
 from ..http.backlog import Backlog
 from ..http.cors import Cors
 from ..http.error_bodies import STANDARD, ErrorBodies
-from ..http.errors import RETRIED, ApiError, BadRequest, ServiceUnavailable, Unavailable
+from ..http.errors import RETRIED, ApiError, BadRequest, ServiceUnavailable, Unauthorized, Unavailable
 from ..http.files import answer_errors, discard_body
 from ..http.response import JsonResponse
 from ..http.stamp import OPENED, REQUEST_ID, forbid_storing, new_request_id, stamp
@@ -25,7 +25,7 @@ from ..telemetry.decisions import Listener
 from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
-from .challenges import Challenges
+from .challenges import Challenges, with_providers
 from .denials import admission, by_handler
 from .refusals import REPORTED, failure_of, log_error, log_response
 
@@ -102,7 +102,7 @@ class Dispatcher:
             return self._refusal(request, error)
         if isinstance(error, web.HTTPException):
             self._gate.report(request, error, started)
-            return self._challenged(request, self._errors.of_http(error))
+            return self._challenged(request, with_providers(self._errors.of_http(error), self._gate.challenges))
         if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
             return self._refusal(request, BadRequest(for_log="body-malformed"))
         request[REPORTED] = True
@@ -128,7 +128,9 @@ class Dispatcher:
         self._served(admission(request, rule, identity, response.status, seconds))
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
-        """The response to an error, which is logged; the gate has logged its own refusals."""
+        """The response to an error, which is logged; the gate has logged its own refusals. A 401 has the providers' challenges."""
+        if isinstance(error, Unauthorized) and self._gate.challenges and not error.has_own_challenge:
+            error.add_challenge(self._gate.challenges)
         log_error(request, self._gate.rule_of(request), error)
         return self._challenged(request, self._errors.response(error))
 

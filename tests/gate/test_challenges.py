@@ -12,6 +12,7 @@ from kits.oidc_provider import oidc_provider
 
 from server import CredentialRejected, Forbidden, Identity, hookimpl, public, requires, signed_in
 from server.commands.explain import explain
+from server.http.errors import Unauthorized
 from server.settings.setting import ConfigError
 from tests.conftest import ALICE, MakeApp, Serve, plugin
 
@@ -164,6 +165,26 @@ class Acme:
 def with_acme(*routes: web.RouteDef) -> object:
     hooks = {"register_providers": lambda: {"acme": lambda settings: Acme()}, "register_handlers": lambda: routes}
     return SimpleNamespace(**{name: hookimpl(hook, specname=name) for name, hook in hooks.items()})
+
+
+@signed_in
+async def ended(request: web.Request) -> web.Response:
+    raise Unauthorized("session-revoked")
+
+
+@signed_in
+async def unauthorized(request: web.Request) -> web.Response:
+    raise web.HTTPUnauthorized
+
+
+async def test_a_401_after_admission_has_the_challenges_of_providers_too(serve: Serve) -> None:
+    for settings in ({}, {"resource.url": URL}):
+        own = with_acme(web.get("/ended", ended), web.get("/plain", unauthorized))
+        client = await serve({"providers": ["acme", "stub"], **settings}, extra={"acme": own})
+        for path, error in {"/ended": 'error="invalid_token"', "/plain": ""}.items():
+            (challenge,) = (await client.get(path, ALICE)).headers.getall("WWW-Authenticate")
+            usual = ", ".join(filter(None, [error, f'resource_metadata="{URL}{WELL_KNOWN}{path}"' if settings else ""]))
+            assert challenge == f"Bearer {usual}".rstrip() + ', Acme algs="A1"'
 
 
 async def test_a_provider_adds_its_challenge_to_every_401(serve: Serve) -> None:
