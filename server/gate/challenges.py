@@ -7,6 +7,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from ..http.errors import ApiError, Unauthorized
 from ..http.resource import Resource
 from ..routing.table import RouteRule
 
@@ -32,6 +33,12 @@ class Challenges:
         # A 403 for missing scopes names them itself.
         scopes = rule.access.scopes if response.status == 401 and rule is not None else ()
         response.headers[hdrs.WWW_AUTHENTICATE] = _completed(challenge.removesuffix(beside), scopes, metadata) + beside
+
+
+def add_providers(error: ApiError, challenges: str) -> None:
+    """Add the providers' challenges to an Unauthorized, unless it has a provider's own."""
+    if challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
+        error.add_challenge(challenges)
 
 
 def with_providers(response: web.Response, challenges: str) -> web.Response:

@@ -13,9 +13,10 @@ from ..auth.identity import IDENTITY
 from ..http.backlog import Backlog
 from ..http.cors import Cors
 from ..http.error_bodies import STANDARD, ErrorBodies
-from ..http.errors import RETRIED, ApiError, BadRequest, ServiceUnavailable, Unauthorized, Unavailable
+from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable
 from ..http.files import answer_errors, discard_body
 from ..http.response import JsonResponse
+from ..http.retry_after import RETRIED, set_retry_after
 from ..http.stamp import OPENED, REQUEST_ID, forbid_storing, new_request_id, stamp
 from ..http.targets import malformed
 from ..rate_limits.callers import LEASE, mark
@@ -25,7 +26,7 @@ from ..telemetry.decisions import Listener
 from ..telemetry.log import LOG, log_failure
 from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
-from .challenges import Challenges, with_providers
+from .challenges import Challenges, add_providers, with_providers
 from .denials import admission, by_handler
 from .refusals import REPORTED, failure_of, log_error, log_response
 
@@ -128,16 +129,15 @@ class Dispatcher:
         self._served(admission(request, rule, identity, response.status, seconds))
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
-        """The response to an error, which is logged; the gate has logged its own refusals. A 401 has the providers' challenges."""
-        if isinstance(error, Unauthorized) and self._gate.challenges and not error.has_own_challenge:
-            error.add_challenge(self._gate.challenges)
+        """The response to an error, which is logged; the gate has logged its own refusals."""
+        add_providers(error, self._gate.challenges)
         log_error(request, self._gate.rule_of(request), error)
         return self._challenged(request, self._errors.response(error))
 
     def _log_error(self, request: web.Request, rule: RouteRule | None, response: web.StreamResponse, started: float) -> None:
         """Report and log an error response whose cause has not been reported: one that a handler returned."""
-        if response.status in RETRIED and type(response) is not JsonResponse and not response.prepared:
-            response.headers.setdefault(hdrs.RETRY_AFTER, "1")
+        if response.status in RETRIED:
+            set_retry_after(response)
         if response.status == 403:
             self._gate.report(request, by_handler(response), started)
         log_response(request, rule, response)

@@ -14,8 +14,9 @@ from multidict import CIMultiDict
 
 from ..telemetry.log import log_failure
 from .error_shape import ErrorDetails, checked
-from .errors import RETRIED, ApiError
+from .errors import ApiError
 from .response import JSON, NO_STORE, JsonResponse, _head, phrase
+from .retry_after import RETRIED
 
 PROBLEM: Final = "application/problem+json"
 _KEPT: Final = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authenticate")

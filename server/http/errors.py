@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from .error_texts import bounded, plain_text
 from .response import JsonResponse, phrase
-
-RETRIED: Final = frozenset({429, 503})
-"""The statuses of which every response says with `Retry-After` when to try again; 1 second if nothing else is known."""
+from .retry_after import RETRIED, with_retry_after
 
 
 class ApiError(Exception):
@@ -48,7 +46,7 @@ class ApiError(Exception):
         self.reason = reason
         self.detail = plain_text(detail) if detail else None
         self.fields = None if fields is None else bounded(fields)
-        self.headers = _with_time(headers) if self.status in RETRIED else headers
+        self.headers = with_retry_after(headers) if self.status in RETRIED else headers
         self.more = more
         self.for_log = for_log
 
@@ -186,11 +184,6 @@ class ServiceUnavailable(ApiError):
 def challenge(reason: str) -> str:
     """The `WWW-Authenticate` of a 401. Without a credential it contains no error code (RFC 6750 3.1)."""
     return "Bearer" if reason == "credential-missing" else 'Bearer error="invalid_token"'
-
-
-def _with_time(headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    given = headers or {}
-    return given if any(name.lower() == "retry-after" for name in given) else {**given, "Retry-After": "1"}
 
 
 @lru_cache(maxsize=256)

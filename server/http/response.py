@@ -127,6 +127,10 @@ class JsonResponse(web.Response):
         else:
             put(self.dictionary, lines)
 
+    def has_line(self, name: str) -> bool:
+        """Was this header added? Only while `headers` was not used."""
+        return f"\r\n{name}:".lower().encode() in (b"\r\n" + self._lines).lower()
+
     def replace_lines(self, change: Callable[[bytes], bytes]) -> None:
         """Replace the added header lines by what `change` returns for them. Only while `headers` was not used."""
         self._lines = change(self._lines)
