@@ -23,8 +23,10 @@ BATCH_ROWS: Final = 1000
 SWEEP_ROWS: Final = 200
 SWEEP_SECONDS: Final = 60.0
 """How often ended accesses are looked for when no revocation was read: another process may have left some."""
+WORK_SECONDS: Final = 0.2
+"""Batches follow each other for this long, then there is a pause: a ban can leave tens of thousands of ends, one a batch."""
 PAUSE_SECONDS: Final = 0.05
-"""Between two batches. Another process may be working on the only end that is left."""
+"""Also after a batch that left no fewer ends: another process may be working on the only one."""
 REPEAT_SECONDS: Final = 60.0
 """How often a failure that lasts is logged."""
 
@@ -59,11 +61,14 @@ class Cleanup:
 
     async def sweep(self) -> None:
         """Revoke the keys and memberships of ended accesses, in batches. Raises what `call` raises."""
+        until = time.monotonic() + WORK_SECONDS
         while True:
-            self.pending = (await self._call("sweep_ended", SWEEP_ROWS))[0]["sweep_ended"]
+            before, self.pending = self.pending, (await self._call("sweep_ended", SWEEP_ROWS))[0]["sweep_ended"]
             if not self.pending or self._closing:
                 return
-            await asyncio.sleep(PAUSE_SECONDS)
+            if self.pending >= before or time.monotonic() >= until:
+                await asyncio.sleep(PAUSE_SECONDS)
+                until = time.monotonic() + WORK_SECONDS
 
     async def prune(self) -> None:
         """Delete expired events, revocations and repeatable responses, in batches. Raises what `call` raises."""

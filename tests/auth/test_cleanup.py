@@ -13,6 +13,7 @@ from kits.live import until
 
 from server import Unavailable
 from server.app import SERVER_DATABASE
+from server.auth import cleanup as cleanup_module
 from server.auth.cleanup import BATCH_ROWS, Cleanup
 from server.auth.revocation import Revocations
 from server.database.connections import Database
@@ -146,3 +147,19 @@ async def test_an_outage_is_logged_once_and_the_work_goes_on(caplog: pytest.LogC
         await until(lambda: len(calls) > done, 60)
         await cleanup.close()
     assert cleanup.pending == 0
+
+
+async def test_many_ends_are_swept_without_a_pause_after_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ban leaves one for each key. A pause comes only where a batch left no fewer of them, or after a while."""
+    monkeypatch.setattr(cleanup_module, "WORK_SECONDS", 3600.0)
+    monkeypatch.setattr(cleanup_module, "PAUSE_SECONDS", 3600.0)
+    left = iter([*range(20_000, 0, -1), 0])
+
+    async def call(function: str, *_: Any) -> Any:
+        return [{function: next(left)}]
+
+    cleanup = Cleanup(Revocations(max_staleness=10), call)
+    cleanup.pending = 20_001
+    async with asyncio.timeout(300):
+        await cleanup.sweep()
+    assert (cleanup.pending, list(left)) == (0, [])
