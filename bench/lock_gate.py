@@ -72,7 +72,7 @@ class Open:
         self._identity, self._seen = identity, seen
         self.rule_of = gate.rule_of
 
-    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo, started: float) -> web.StreamResponse:
         request[IDENTITY] = self._identity
         if self._seen is not None:
             self._seen.append(request)
@@ -97,7 +97,7 @@ async def the_gate(stage: Stage, app: web.Application, client: Client, tokens: l
         await client.must(request("/api/me", token), b"200")
     [seen] = await captured(app, client, [request(_BARE, tokens[0])])
     gate, tally, revocations, match = front._gate, Tally(), app[SERVER_DATABASE].revocations, seen.match_info
-    await gate.admit(seen, match)
+    await gate.admit(seen, match, 0.0)
     identity, handler = identity_of(seen), match.handler
     access: Any = access_of(handler)
     unwrapped: Any = handler.__wrapped__  # type: ignore[attr-defined]
@@ -157,14 +157,14 @@ async def credentials(stage: Stage, app: web.Application, client: Client, tokens
         async def step() -> None:
             one = next(requests)
             with contextlib.suppress(Unauthorized):
-                await ask(one, one.match_info)
+                await ask(one, one.match_info, 0.0)
 
         return step
 
-    async def let_in(request: web.Request, match: Any) -> None:
+    async def let_in(request: web.Request, match: Any, started: float) -> None:
         await match.handler(request)
 
-    async def turned_away(request: web.Request, match: Any) -> None:
+    async def turned_away(request: web.Request, match: Any, started: float) -> None:
         """What the counting itself costs."""
 
     fresh = [stage.issuer.token(n) for n in range(repetitions * batch)]

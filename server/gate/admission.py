@@ -75,16 +75,18 @@ class Gate:
         self._denied, self._concurrency, self.release = denied, concurrency, releaser(concurrency)
         self._addresses, self._caller_limit, self._address_limit = addresses, caller_limit, address_limit
 
-    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo) -> web.StreamResponse:
-        """The response of the route's handler, if this caller may call it. Raises the refusal (ApiError, HTTPException)."""
+    async def admit(self, request: web.Request, match: web.UrlMappingMatchInfo, started: float) -> web.StreamResponse:
+        """The response of the route's handler, if this caller may call it. Raises the refusal (ApiError, HTTPException).
+
+        `started`: when the request was received, by time.perf_counter.
+        """
         rule = self.rules.get(match._route)
         live = rule is not None and rule.streams
         if rule is not None and rule.public and not (rule.optional and self._may_be_known(request, live)):
             if rule.bounds is not None:
-                return await self._within_bounds(request, match, rule, time.perf_counter())
+                return await self._within_bounds(request, match, rule, started)
             request[OPENED] = True  # the credentials of a public route are never read
             return await match.handler(request)
-        started = time.perf_counter()
         identity: Identity | None = None
         try:
             shown = self._shown(request)

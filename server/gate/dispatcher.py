@@ -15,7 +15,7 @@ from ..http.cors import Cors
 from ..http.error_bodies import STANDARD, ErrorBodies
 from ..http.errors import ApiError, BadRequest, ServiceUnavailable, Unavailable
 from ..http.files import answer_errors, discard_body
-from ..http.response import JsonResponse
+from ..http.response import NO_STORE, JsonResponse
 from ..http.retry_after import RETRIED, set_retry_after
 from ..http.stamp import OPENED, REQUEST_ID, forbid_storing, new_request_id, stamp
 from ..http.targets import malformed
@@ -66,18 +66,17 @@ class Dispatcher:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The response to a request, also when its handler fails or returns something that is not a response."""
         started = time.perf_counter()
-        request_id = new_request_id()
-        request._state[REQUEST_ID] = request_id
+        request_id = request._state[REQUEST_ID] = new_request_id()
         backlog = self._backlog
         try:
             if backlog.bodies + backlog.responses > backlog.most:
                 raise ServiceUnavailable(for_log="overload")
             match = self._lookup.at_once(request)
             if match is None or request._version not in _VERSIONS:
-                response = await self._resolve_and_admit(request)
+                response = await self._resolve_and_admit(request, started)
             else:
                 request._match_info = match
-                response = await self._gate.admit(request, match)
+                response = await self._gate.admit(request, match, started)
         except BaseException as error:
             response = self._response_to(request, failure_of(error), started)
         if type(response) is not JsonResponse or response._eof_sent or response._payload_writer is not None:
@@ -113,13 +112,13 @@ class Dispatcher:
         log_failure("handler failed", error, request_id=request[REQUEST_ID], route=self._gate.template_of(request))
         return self._errors.of(500)
 
-    async def _resolve_and_admit(self, request: web.Request) -> web.StreamResponse:
+    async def _resolve_and_admit(self, request: web.Request, started: float) -> web.StreamResponse:
         if request.version not in _VERSIONS or malformed(request.raw_path):
             raise BadRequest(for_log="target-malformed" if request.version in _VERSIONS else "http-version")
         if request.method == hdrs.METH_OPTIONS and (preflight := self._cors.preflight(request)) is not None:
             return preflight
         match = request._match_info = await self._lookup.resolve(request)
-        return await self._gate.admit(request, match)
+        return await self._gate.admit(request, match, started)
 
     def _report(self, request: web.Request, response: web.StreamResponse, rule: RouteRule, seconds: float) -> None:
         """Pass an admitted request to the listener `served`."""
@@ -171,7 +170,9 @@ class Dispatcher:
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
         state = request._state
         public = rule is not None and rule.public
-        replaced = stamp(response, request_id, public=public and state.get(IDENTITY) is None)
+        replaced = False  # as nearly always: a locked route's JSON, whose handler has set nothing about caches
+        if public or type(response) is not JsonResponse or response.stamp(request_id, NO_STORE) != "":
+            replaced = stamp(response, request_id, public=public and state.get(IDENTITY) is None)
         if public and rule.optional and IDENTITY in state:  # type: ignore[union-attr]
             forbid_storing(response)  # the handler's Cache-Control is meant for callers who are not known
         elif replaced and rule is not None:
@@ -205,8 +206,7 @@ class Dispatcher:
     def _faulty(self, request: web.Request, event: str, **fields: str) -> web.StreamResponse:
         """Log what is wrong with a handler's result. Returns the 500."""
         request[REPORTED] = True
-        fields |= {"request_id": request[REQUEST_ID], "route": self._gate.template_of(request)}
-        LOG.error(event, extra={"fields": fields})
+        LOG.error(event, extra={"fields": fields | {"request_id": request[REQUEST_ID], "route": self._gate.template_of(request)}})
         return self._errors.of(500)
 
 

@@ -45,12 +45,11 @@ class NestedGate(Gate):
         self, request: web.Request, match: web.UrlMappingMatchInfo, identity: Identity, fault: ApiError | None
     ) -> web.StreamResponse:
         """The response of the route's handler, if this caller may call it. Raises the refusal, and after all checks `fault`."""
-        rule = self.rules[match.route]
+        rule, started = self.rules[match.route], time.perf_counter()
         if rule.public and not rule.optional:  # it knows no caller
             if fault is not None:
                 raise fault
-            return await self.admit(request, match)
-        started = time.perf_counter()
+            return await self.admit(request, match, started)
         caller, turns = caller_key(identity), None
         try:
             if self._revocations.denies(identity):
