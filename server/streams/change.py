@@ -27,11 +27,11 @@ RESYNC: Final = Change("resync", None, None)
 class Outlet(Protocol):
     """Sends the changes of one stream without waking its task."""
 
-    def is_open(self) -> bool:
-        """Has the stream not ended?"""
+    def pass_on(self, ready: deque[Change]) -> bool | None:
+        """Send these changes, oldest first, and remove each that is sent.
 
-    def pass_on(self, ready: deque[Change]) -> bool:
-        """Send these changes, oldest first, and remove each that is sent. Returns False if the client is or falls behind."""
+        Returns False if the client is or falls behind, and None if the stream has ended.
+        """
 
     async def wait(self) -> None:
         """Wait while the client is behind."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 from aiohttp import web
@@ -116,9 +117,10 @@ class Changes:
         subscription, outlet = self._subscription, self._outlet
         if self._waiter is None or self._reading or subscription is None or self._closed:
             return
-        if outlet is not None and not outlet.is_open():
-            return  # the task is being cancelled
-        if self._failed is not None or not (outlet.pass_on(self._ready) if outlet is not None else not self._ready):
+        sent = not self._ready if outlet is None else outlet.pass_on(self._ready)
+        if sent is None:
+            return  # the stream has ended: the task is being cancelled
+        if self._failed is not None or not sent:
             self._wake()
         elif subscription.resync:
             subscription.resync = False
@@ -132,8 +134,10 @@ class Changes:
         assert self._table is not None
         table = self._live.tables.find(self._table.name) or self._table  # it may have new columns
         self._taken = taken = subscription.take(IDS)
+        asked: Collection[str] = taken
         # A row of two tenants can be gone for one and still be there for the other: only reading tells.
-        asked = [id for id, event in taken.items() if event != "deleted" or len(subscription.keys) > 1]
+        if "deleted" in taken.values() and len(subscription.keys) < 2:
+            asked = [id for id, event in taken.items() if event != "deleted"]
         if asked:
             self._reading = True
             self._live.reader.ask(table, self._scope, asked, self._done)
@@ -146,10 +150,10 @@ class Changes:
         subscription, taken = self._subscription, self._taken
         if self._closed or subscription is None:
             return
-        if isinstance(outcome, Unprocessable):  # an id that no row of this table can have: it is not from gatepost_changed
-            subscription.require_resync()
-            return
         if isinstance(outcome, BaseException):
+            if isinstance(outcome, Unprocessable):  # an id that no row of this table can have: it is not from gatepost_changed
+                subscription.require_resync()
+                return
             subscription.put_back(taken)
             self._failed = outcome
         else:

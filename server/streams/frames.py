@@ -21,7 +21,7 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     no JSON form, and for bytes.
     """
     if type(data) is RowJson:
-        return _frame_of_row(data, event, id)
+        return frame_of_row(data, event, id)
     if isinstance(data, bytes | bytearray | memoryview):
         raise TypeError("send takes text, or anything that has a JSON form, not bytes")
     text = data if isinstance(data, str) else encode_json(data).decode()
@@ -32,8 +32,8 @@ def encode(data: Any, event: str | None = None, id: str | None = None) -> bytes:
     return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
 
-def _frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
-    """The streams that receive the same change send the same row one after the other: it is encoded once."""
+def frame_of_row(row: RowJson, event: str | None, id: str | None) -> bytes:
+    """Returns the event with a row. The streams that receive the same change send it one after the other: it is made once."""
     sent = row.sent
     if sent is None or sent[0] != event or sent[1] != id:
         sent = row.sent = (event, id, encode(row.text, event, id))

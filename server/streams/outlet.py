@@ -8,7 +8,7 @@ from aiohttp import web
 
 from .change import Change
 from .ends import GONE
-from .frames import encode, frame_without_row, in_a_chunk
+from .frames import frame_of_row, frame_without_row, in_a_chunk
 from .lease import Lease
 from .registry import Streams
 
@@ -27,17 +27,16 @@ class DirectOutlet:
         self._protocol, self._writer = request.protocol, request.writer
         self._chunked: bool = self._writer.chunked  # type: ignore[attr-defined]
 
-    def is_open(self) -> bool:
-        """Has the stream not ended?"""
-        return self._lease.end is None
+    def pass_on(self, ready: deque[Change]) -> bool | None:
+        """Send these changes, oldest first, and remove each that is sent.
 
-    def pass_on(self, ready: deque[Change]) -> bool:
-        """Send these changes, oldest first, and remove each that is sent. Returns False if the client is or falls behind."""
+        Returns False if the client is or falls behind, and None if the stream has ended.
+        """
         protocol, lease = self._protocol, self._lease
-        while ready and not protocol.writing_paused and lease.end is None:
+        while ready and lease.end is None and not protocol.writing_paused:
             frame = frame_of(ready.popleft())
             self._write(in_a_chunk(frame) if self._chunked else frame)
-        return not protocol.writing_paused
+        return not protocol.writing_paused if lease.end is None else None
 
     def _write(self, data: bytes) -> None:
         lease = self._lease
@@ -60,5 +59,5 @@ class DirectOutlet:
 def frame_of(change: Change) -> bytes:
     """Returns the event that tells a client of a change: with the row, or `{"id": …}` of a deleted one; `{}` for `resync`."""
     if change.row is not None:
-        return encode(change.row, change.event, change.id)
+        return frame_of_row(change.row, change.event, change.id)
     return frame_without_row(change.event, change.id)

@@ -107,18 +107,16 @@ class RowReader:
         (table, _), batches = next(iter(self._waiting.items()))
         single = len(batches[0].ids) == 1
         most = self._together if single else min(self._together, TOGETHER // 4)
-        keys = []
-        for key, batches in itertools.islice(self._waiting.items(), 2 * most):
-            if key[0] is table and (len(batches[0].ids) == 1) is single:
-                keys.append(key)
-                if len(keys) == most:
+        group: _Group = []
+        for key, batches in list(itertools.islice(self._waiting.items(), 2 * most)):
+            batch = batches[0]
+            if key[0] is table and (len(batch.ids) == 1) is single:
+                group.append((key[1], batch))
+                del self._waiting[key]
+                if len(batches) > 1:  # the scope's next read takes its turn behind those of the others
+                    self._waiting[key] = batches[1:]
+                if len(group) == most:
                     break
-        group = []
-        for key in keys:
-            batches = self._waiting.pop(key)
-            group.append((key[1], batches.pop(0)))
-            if batches:
-                self._waiting[key] = batches
         return table, single, group
 
     async def _run_together(self, table: ChangeTable, group: _Group, *, single: bool) -> bool:
