@@ -15,6 +15,7 @@ from aiohttp import web
 from kits.live import Events, events, registry, until
 
 from server import event_stream, signed_in
+from server.streams.change import Change
 from server.streams.fanout import PENDING
 from server.streams.live_changes import CHANGES
 from server.testing.clerk import LoopbackClerk
@@ -214,6 +215,23 @@ async def test_a_drain_in_the_middle_of_a_batch(client: Client, own: TestDatabas
         streams_of.drain()
         for stream in streams:
             assert await stream.end() == "draining"
+
+
+async def test_nothing_is_read_for_a_stream_that_ends_while_it_is_sent_to(client: Client, own: TestDatabase) -> None:  # noqa: F811
+    """Its connection is found to be closing by the first of two changes: no read begins for the second."""
+    async with watching(client, ANN):
+        live = client.app[CHANGES]
+        await until(lambda: len(live.fanout) == 1)
+        (lease,), (subscription,) = registry(client)._clock.leases(), live.fanout._all
+        changes = subscription.notify.__self__  # type: ignore[union-attr]
+        await until(lambda: changes._waiter is not None)
+        lease.transport.close()
+        subscription.pending["2"], live.fanout.held = "created", 1
+        changes._ready.append(Change("deleted", "1", None))
+        changes._go_on()
+        assert (lease.end.reason, dict(live.reader._waiting), list(live.reader._workers)) == ("client", {}, [])
+    await until(lambda: len(live.fanout) == 0)
+    assert live.fanout.held == 0
 
 
 async def test_a_client_that_reads_nothing(client: Client, own: TestDatabase) -> None:  # noqa: F811
