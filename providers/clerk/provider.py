@@ -182,11 +182,8 @@ class ClerkProvider:
             return None
         try:
             # The issuer matters only if another provider has issuers too; otherwise nothing is read before verification.
-            if (
-                self._house is not None
-                and self._house.has_issuers_beside(NAME)
-                and foreign.is_anothers(segments, self._house, NAME)
-            ):
+            house = self._house
+            if house is not None and house.has_issuers_beside(NAME) and foreign.is_anothers(segments, house, NAME):
                 return None
             self._check_peer(request)
             header, generation = await verify(segments, keys, self._headers)
