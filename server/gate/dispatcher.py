@@ -66,8 +66,8 @@ class Dispatcher:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The response to a request, also when its handler fails or returns something that is not a response."""
         started = time.perf_counter()
-        request_id = request._state[REQUEST_ID] = new_request_id()
-        backlog = self._backlog
+        request_id, backlog = new_request_id(), self._backlog
+        request._state[REQUEST_ID] = request_id
         try:
             if backlog.bodies + backlog.responses > backlog.most:
                 raise ServiceUnavailable(for_log="overload")
@@ -168,8 +168,7 @@ class Dispatcher:
         discard_body(response)
 
     def _finish(self, request: web.Request, response: web.StreamResponse, request_id: str, rule: RouteRule | None) -> None:
-        state = request._state
-        public = rule is not None and rule.public
+        state, public = request._state, rule is not None and rule.public
         replaced = False  # as nearly always: a locked route's JSON, whose handler has set nothing about caches
         if public or type(response) is not JsonResponse or response.stamp(request_id, NO_STORE) != "":
             replaced = stamp(response, request_id, public=public and state.get(IDENTITY) is None)
@@ -206,7 +205,8 @@ class Dispatcher:
     def _faulty(self, request: web.Request, event: str, **fields: str) -> web.StreamResponse:
         """Log what is wrong with a handler's result. Returns the 500."""
         request[REPORTED] = True
-        LOG.error(event, extra={"fields": fields | {"request_id": request[REQUEST_ID], "route": self._gate.template_of(request)}})
+        of_request = {"request_id": request[REQUEST_ID], "route": self._gate.template_of(request)}
+        LOG.error(event, extra={"fields": fields | of_request})
         return self._errors.of(500)
 
 
