@@ -154,6 +154,6 @@ async def test_an_audited_write_is_planned_for_good(cluster: Server, filled: str
             await update.fetch(row, f"y {n}")
             await delete.fetch(row)
             counts.append(planned.count("PLANNER STATISTICS"))
-        noted = await admin.fetch("SELECT action, target, changed FROM audit_log WHERE row_id = $1 ORDER BY id", str(row))
+        noted = await admin.fetch("SELECT action, target, changed FROM audit_log WHERE row_id = $1 ORDER BY created_at", str(row))
     assert counts[12:] == [0] * 12
     assert [tuple(one) for one in noted] == [("insert", "data", None), ("update", "data", ["name", "updated_at"]), ("delete", "data", None)]

@@ -1,5 +1,7 @@
 """The header Vary lists every header that can hold a credential, so that a shared cache never mixes up callers."""
 
+from uuid import uuid4
+
 from aiohttp import web
 from kits.app import ask, build_app, provider_plugin, routes_plugin, serving
 
@@ -30,7 +32,7 @@ async def test_vary_lists_the_headers_that_the_providers_read() -> None:
     async with serving(app) as port:
         for target, key, status in (
             ("/api/me", "good", 200), ("/api/text", "good", 200), ("/api/public/text", "good", 200), ("/api/health", "good", 200),
-            ("/api/me", "bad", 401), ("/api/text", "", 401), ("/api/data/1", "good", 503), ("/nowhere", "good", 404),
+            ("/api/me", "bad", 401), ("/api/text", "", 401), (f"/api/data/{uuid4()}", "good", 503), ("/nowhere", "good", 404),
         ):  # fmt: skip
             got = await ask(port, "GET", target, *([("X-Acme-Key", key)] if key else []))
             assert (target, got.status, got.headers["vary"]) == (target, status, f"{BUILT_IN}, X-Acme-Key")

@@ -55,7 +55,7 @@ async def house(serve: Serve, db: TestDatabase) -> AsyncIterator[House]:
 
 async def audited(db: TestDatabase) -> list[dict[str, Any]]:
     return await db.rows(
-        "SELECT org_id, user_id, actor, impersonator, action, target, request_id FROM audit_log WHERE action <> 'denied' ORDER BY id"
+        "SELECT org_id, user_id, actor, impersonator, action, target, request_id FROM audit_log WHERE action <> 'denied' ORDER BY created_at"
     )
 
 

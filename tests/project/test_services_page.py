@@ -190,7 +190,7 @@ async def test_the_queue_of_jobs(serve: Serve, db: TestDatabase, queue: str) -> 
     await db.rows("INSERT INTO jobs.nightly VALUES ('org_b') RETURNING 1")
     await reports.every_night(None)
     assert (await rows(2))[1] == {"organization_id": "org_b", "total": 1}
-    audit = await db.rows("SELECT org_id, actor, user_id, target FROM audit_log WHERE target = 'reports' ORDER BY id")
+    audit = await db.rows("SELECT org_id, actor, user_id, target FROM audit_log WHERE target = 'reports' ORDER BY created_at")
     assert audit == [{"org_id": org, "actor": "job:report", "user_id": None, "target": "reports"} for org in ("org_a", "org_b")]
 
     # A job whose tenant is another's in the payload alone does nothing to others; what cannot be a tenant fails and is kept.

@@ -19,7 +19,7 @@ from kits.app import ask, build_app, routes_plugin, serving
 from kits.redis import Redis
 
 from server import answer, body, caller_of, limited, public, raw_body, requires, signed_in
-from server.app import LIMITS, METRICS, SERVER_DATABASE, TABLE, build
+from server.app import LIMITS, METRICS, SERVER_DATABASE, TABLE, build, warn
 from server.commands.explain import explain
 from server.http.limited import Bounds, bounds_of
 from server.openapi.document import DOCUMENT
@@ -301,14 +301,13 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_the_start_warns_of_routes_whose_clients_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
-    clerk(**PRODUCTION)
+    warn(clerk(**PRODUCTION))
     lines = warned(caplog)
     assert {line.partition(":")[0] for line in lines} == {"POST /open/login", "GET /open/search", "GET /open/export", "GET /open/download"}
     assert all("trusted_proxies" in line for line in lines)
     caplog.clear()
-    clerk()
-    clerk(**PRODUCTION, trusted_proxies=["10.0.0.0/8"])
-    clerk(**PRODUCTION, limits__address="10/minute")
+    for app in (clerk(), clerk(**PRODUCTION, trusted_proxies=["10.0.0.0/8"]), clerk(**PRODUCTION, limits__address="10/minute")):
+        warn(app)
     assert warned(caplog) == []
 
 

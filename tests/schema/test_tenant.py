@@ -213,7 +213,7 @@ async def test_a_change_moves_updated_at_and_is_audited(seeded: Any, run: Any, a
         assert await app.fetchval("UPDATE todos SET done = true WHERE title = 'a' RETURNING updated_at > created_at")
         await app.execute("DELETE FROM todos WHERE title = 'b'")
     async with cluster.as_admin(database) as admin:
-        entries = await admin.fetch("SELECT action, actor, org_id, changed FROM audit_log WHERE request_id = 'r1' ORDER BY id")
+        entries = await admin.fetch("SELECT action, actor, org_id, changed FROM audit_log WHERE request_id = 'r1' ORDER BY created_at")
         assert [tuple(entry) for entry in entries] == [("update", "ada", "red", ["done", "updated_at"]), ("delete", "ada", "red", None)]
         await admin.execute("ALTER TABLE todos DROP COLUMN updated_at")
     await run(TENANT.format(""))
@@ -360,7 +360,7 @@ async def test_a_partitioned_table(run: Any, app: asyncpg.Connection, cluster: S
             assert await refused(app, f"SELECT * FROM kept.{part}")
     assert await safety.problems(app) == []
     async with cluster.as_admin(database) as admin:
-        entries = await admin.fetch("SELECT target, row_id, action, changed FROM audit_log ORDER BY id")
+        entries = await admin.fetch("SELECT target, row_id, action, changed FROM audit_log ORDER BY created_at")
         assert [tuple(entry) for entry in entries] == [
             ("kept.events", str(made), "insert", None), ("kept.events", str(made), "update", ["updated_at", "what"])]
     # A partition of later has no grants; if it is given some, that is told, and the line closes it.

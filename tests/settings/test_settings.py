@@ -437,7 +437,7 @@ def test_blanks_and_line_ends_around_a_variable_are_removed(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["'s3cret'", '"s3cret"', '"s3cret"\n'])
 def test_quotes_around_a_variable_are_named_and_its_value_is_not(text: str) -> None:
-    with pytest.raises(ConfigError, match="DATABASE_URL: has quotes") as caught:
+    with pytest.raises(ConfigError, match="DATABASE_URL: its value is in quotes") as caught:
         Settings(environ={"DATABASE_URL": text}, given={}).get("database.url")
     assert "s3cret" not in str(caught.value)
 

@@ -18,6 +18,7 @@ from kits.oidc import AUDIENCE, Issuer
 
 from providers.oidc.provider import OidcProvider
 from server import CredentialRejected
+from server.app import warn
 from tests.conftest import MakeApp, Serve
 
 HOLDER = Holder()
@@ -100,7 +101,7 @@ def test_processes_that_share_nothing(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, mode: str, workers: int, warned: bool
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        make_app(given("https://login.example", mode, workers=workers))
+        warn(make_app(given("https://login.example", mode, workers=workers)))
     assert ("DPoP proofs are remembered by each" in caplog.text) == warned
 
 
