@@ -15,8 +15,9 @@ from .issuer import Issuer
 
 # RFC 7235 2.1: a token68, which is what a bearer token is (RFC 6750 2.1).
 _SHAPE: Final = re.compile(r"[A-Za-z0-9._~+/-]{1,4096}={0,2}")
-# Credentials of other providers. An issuer sees one that begins so only if its `prefix` says that it is the issuer's.
-_FOREIGN: Final = ("ak_", "mt_", "oat_")
+# Credentials of other providers, and this server's tickets for live answers (server/streams/tickets.py). An issuer sees one of
+# these only if its `prefix` says that it is the issuer's.
+_FOREIGN: Final = re.compile(r"ak_|mt_|oat_|st_[A-Za-z0-9_-]{43}\Z")
 
 
 class OpaqueTokens:
@@ -33,14 +34,14 @@ class OpaqueTokens:
     def issuer_of(self, token: str) -> Issuer | None:
         """Returns the issuer with the longest matching prefix; None for a token that no issuer is asked about.
 
-        That is whatever is no bearer token, an API key, another provider's token, and anything with the header of a JWT: a JWT
-        is verified here or not at all.
+        That is whatever is no bearer token, an API key, a ticket, another provider's token, and anything with the header of a
+        JWT: a JWT is verified here or not at all.
         """
         if not _SHAPE.fullmatch(token) or token.startswith(API_KEY_PREFIX) or is_structured(token):
             return None
         for prefix, issuer in self._issuers:
             if token.startswith(prefix):
-                return issuer if prefix or not token.startswith(_FOREIGN) else None
+                return issuer if prefix or not _FOREIGN.match(token) else None
         return None
 
 

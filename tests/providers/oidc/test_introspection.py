@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -252,6 +253,7 @@ async def test_a_revocation_here_ends_an_opaque_token(serve: Serve, issuer: Issu
 
 UNSENT = {
     "an API key": "gp_test_abc_def", "Clerk's key": "ak_123", "Clerk's M2M token": "mt_123", "Clerk's OAuth token": "oat_123",
+    "a ticket for a live answer": f"st_{secrets.token_urlsafe(32)}",
     "an unsigned JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.", "a JWE": "eyJhbGciOiJkaXIifQ..aaaa.bbbb.cccc",
     "two segments": "eyJhbGciOiJSUzI1NiJ9.e30", "another issuer's JWT": oidc_kit.sign({"alg": "RS256"}, '{"iss":"https://b.example"}', key("RS256")),
     "no token68": "a{b}c", "a space": "a b", "too long": "a" * 4097, "quotes": 'a"b', "a colon": "a:b", "percent": "a%20b",
@@ -262,6 +264,11 @@ UNSENT = {
 async def test_no_issuer_sees_what_is_not_its_own(client: Client, issuer: Issuer, what: str) -> None:
     assert reason(await me(client, UNSENT[what])) == (401, "credential-rejected")
     assert issuer.asked == []
+
+
+async def test_a_token_that_begins_like_a_ticket_and_is_none_may_be_the_issuers(client: Client, issuer: Issuer) -> None:
+    issuer.opaque(token := "st_" + 44 * "x")
+    assert (await me(client, token)).status == 200
 
 
 async def test_a_jwt_of_the_issuer_is_verified_here(client: Client, issuer: Issuer) -> None:
