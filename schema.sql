@@ -1787,13 +1787,15 @@ REVOKE ALL ON FUNCTION public.gatepost_serving_role(), public.gatepost_must_be_o
 
 -- Tell every server, after the commit, which rows of which tenant a statement has changed: their ids, and no other value. A message
 -- is a JSON array on the channel gatepost_changes:
---   [table, "organization" or "user", its id, "i", "u" or "d", [ids]]      rows that were inserted, updated or deleted
+--   [table, "organization" or "user", its id, "u", [ids]]                  rows that were updated
+--   [table, "organization" or "user", its id, "i" or "d", [ids], number]   rows that were inserted or deleted
 --   [table, "organization" or "user", its id]                              too many rows of one tenant to report one by one
 --   [table]                                                                the same, of every tenant
 -- The arguments are the columns of the row's id, its organisation and its user ('': there is none). A row that moves to another
 -- tenant, or whose id changes, is deleted where it was and inserted where it is now. At most 1000 rows of a transaction, with ids of
--- at most 1000 bytes, are reported one by one; Postgres sends equal messages of a transaction once. NOTIFY takes fewer than 8000
--- bytes: no row may hold a value that makes its own write fail.
+-- at most 1000 bytes, are reported one by one; Postgres sends equal messages of a transaction once, where the first of them was. A
+-- row that was inserted, deleted and inserted again would then seem to be gone: so those messages have a number, and are never equal.
+-- NOTIFY takes fewer than 8000 bytes: no row may hold a value that makes its own write fail.
 CREATE OR REPLACE FUNCTION public.gatepost_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1835,11 +1837,13 @@ BEGIN
             kind := CASE place WHEN 1 THEN 'organization' ELSE 'user' END;
             moved := (old_row->>TG_ARGV[place], old_row->>TG_ARGV[0]) IS DISTINCT FROM (new_row->>TG_ARGV[place], new_row->>TG_ARGV[0]);
             IF old_row->>TG_ARGV[place] <> '' AND moved THEN
-                messages := messages || json_build_array(relation, kind, old_row->>TG_ARGV[place], 'd', ARRAY[old_row->>TG_ARGV[0]])::text;
+                messages := messages || json_build_array(relation, kind, old_row->>TG_ARGV[place], 'd', ARRAY[old_row->>TG_ARGV[0]], told)::text;
             END IF;
             IF new_row->>TG_ARGV[place] <> '' THEN
-                messages := messages || json_build_array(relation, kind, new_row->>TG_ARGV[place], CASE WHEN moved THEN 'i' ELSE 'u' END,
-                                                         ARRAY[new_row->>TG_ARGV[0]])::text;
+                messages := messages || CASE
+                    WHEN moved THEN json_build_array(relation, kind, new_row->>TG_ARGV[place], 'i', ARRAY[new_row->>TG_ARGV[0]], told)
+                    ELSE json_build_array(relation, kind, new_row->>TG_ARGV[place], 'u', ARRAY[new_row->>TG_ARGV[0]])
+                END::text;
             END IF;
         END LOOP;
         IF octet_length(messages::text) <= 1000 * cardinality(messages) + 2 THEN
@@ -1881,8 +1885,10 @@ BEGIN
                 PERFORM pg_notify('gatepost_changes', json_build_array(relation, each.kind, each.tenant)::text);
             ELSE
                 FOR place IN 1 .. cardinality(each.ids) BY at_once LOOP
-                    PERFORM pg_notify('gatepost_changes', json_build_array(relation, each.kind, each.tenant, each.what,
-                                                                           each.ids[place : place + at_once - 1])::text);
+                    PERFORM pg_notify('gatepost_changes', CASE WHEN each.what = 'u'
+                        THEN json_build_array(relation, each.kind, each.tenant, each.what, each.ids[place : place + at_once - 1])
+                        ELSE json_build_array(relation, each.kind, each.tenant, each.what, each.ids[place : place + at_once - 1], told)
+                    END::text);
                 END LOOP;
             END IF;
         END LOOP;

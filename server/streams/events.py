@@ -34,7 +34,9 @@ class Stream:
         self._request, self._registry = request, request.app[STREAMS]
         self._lease: Lease | None = None
         self.response = web.StreamResponse(headers=_HEADERS)
-        self.last_event_id: str | None = request.headers.get("Last-Event-ID") or None
+        # Bytes that are not UTF-8 are lone surrogates here, which no JSON can contain: the handler may send the id back.
+        last = request.headers.get("Last-Event-ID", "").encode("utf-8", "replace").decode()
+        self.last_event_id: str | None = last or None
 
     async def send(self, data: Any, *, event: str | None = None, id: str | None = None) -> None:
         """Send one event, and wait while the client is behind.

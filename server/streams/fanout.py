@@ -145,7 +145,7 @@ class Fanout:
         """Pass on a message of gatepost_changed (schema.sql). After an unknown one, every stream must load everything again."""
         try:
             match json.loads(payload):
-                case [str(table), str(kind), str(tenant), str(what), [*ids]] if what in _EVENTS and all(
+                case [str(table), str(kind), str(tenant), str(what), [*ids], *_] if what in _EVENTS and all(
                     type(id) is str for id in ids
                 ):
                     for subscription in list(self._by_key.get((table, kind, tenant), ())):

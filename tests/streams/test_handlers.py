@@ -72,6 +72,20 @@ async def test_events_arrive_as_they_were_sent(serve: Serve) -> None:
     assert registry(client).ended == {"finished": 1}
 
 
+async def test_a_last_event_id_that_is_not_utf_8_can_be_sent_back(serve: Serve) -> None:
+    @signed_in
+    async def last(request: web.Request) -> web.StreamResponse:
+        async with event_stream(request) as stream:
+            await stream.send({"last": stream.last_event_id})
+        return stream.response
+
+    client = await serve(extra={"live": plugin(web.get("/api/last/json", last))})
+    async with client.wire() as wire:
+        head = f"GET /api/last/json HTTP/1.1\r\nHost: localhost\r\nAuthorization: {ALICE['Authorization']}\r\n"
+        wire.writer.write(head.encode() + b"Last-Event-ID: 7\xff\r\n\r\n")
+        assert b'data: {"last":"7?"}\n\n' in await wire.reader.readuntil(b"\n\n")
+
+
 # Failing -----------------------------------------------------------------------------------------------------------------
 
 

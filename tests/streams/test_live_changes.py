@@ -151,6 +151,26 @@ async def test_a_row_that_moves_is_reported_to_both_tenants(client: Client, own:
         await nothing(ann, bea)
 
 
+async def test_a_row_that_comes_and_goes_in_one_transaction(client: Client, own: TestDatabase) -> None:
+    """The stream is told how it ends, however often the same happened before."""
+    moves = "UPDATE todos SET organization_id = '{}'"
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
+        ((row,)) = await own.rows("INSERT INTO todos (organization_id) VALUES ('blue') RETURNING id")
+        id = str(row["id"])
+        assert (await change(bea))[0] == "created"
+        async with own.server.as_admin(own.name) as admin, admin.transaction():
+            for organization in ("red", "blue", "red"):
+                await admin.execute(moves.format(organization))
+        event, seen = await change(ann)
+        assert (event, seen["id"], await change(bea)) == ("created", id, ("deleted", {"id": id}))
+        async with own.server.as_admin(own.name) as admin, admin.transaction():
+            for organization in ("blue", "red", "blue"):
+                await admin.execute(moves.format(organization))
+        assert (await change(bea))[0] == "created"
+        assert await change(ann) == ("deleted", {"id": id})
+        await nothing(ann, bea)
+
+
 async def test_rows_of_a_user_and_of_an_organization(client: Client, own: TestDatabase) -> None:
     """A user hears of rows in every organisation; others of the organisation see only what their scope shows."""
     admin = stub("ada", org_id="red", org_role="org:admin")
