@@ -42,6 +42,7 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
     web.Server: ("_connections", "_kwargs", "_loop"),
     web.TCPSite: ("_server",),
     web.UrlMappingMatchInfo: ("_apps", "_current_app", "_frozen", "_route"),
+    web.WebSocketResponse: ("_close_transport", "_reader", "_req"),
 }  # fmt: skip
 """By class, the names of attributes that are read, set or replaced on it or on an instance."""
 

@@ -13,6 +13,7 @@ from aiohttp import ClientConnectionResetError, WSMsgType, hdrs, web
 
 from ..http.errors import ApiError, BadRequest
 from ..http.streaming import asks_for_websocket, opens_stream
+from ..http.web_socket import TellingSocket
 from .changes import Changes, changes_of
 from .ends import End
 from .events import STREAMS, begun, leave
@@ -29,7 +30,7 @@ class UpgradeRequired(ApiError):
     status = 426
 
 
-class LiveSocket(web.WebSocketResponse):
+class LiveSocket(TellingSocket):
     """aiohttp's WebSocketResponse, which sends nothing once its lease has ended."""
 
     def __init__(self, lease: Lease, **kwargs: Any) -> None:
@@ -87,7 +88,8 @@ class Opening:
         self._demand_upgrade()
         self._lease = lease = self._registry.open(self._request, "socket")
         heartbeat = self._registry.bounds.heartbeat
-        self._socket = LiveSocket(lease, heartbeat=heartbeat, max_msg_size=self._max_bytes, protocols=self._protocols)
+        most = self._max_bytes + 1  # aiohttp refuses a message of this size already
+        self._socket = LiveSocket(lease, heartbeat=heartbeat, max_msg_size=most, protocols=self._protocols)
         lease.finish = self._finish
         await begun(self._registry, lease, self._socket)
         return self._socket
@@ -100,6 +102,8 @@ class Opening:
         if self._closing is not None:  # the client has a moment to confirm
             with suppress(Exception):
                 await asyncio.wait({self._closing}, timeout=_CLOSE_SECONDS)
+        if self._socket is not None:
+            await self._socket.client_has_read()
         return ours
 
     def _finish(self, end: End) -> None:

@@ -78,7 +78,7 @@ async def test_the_installed_aiohttp_has_them_all() -> None:
     async def handler(request: web.Request) -> web.Response:
         met.extend([request, request.protocol, request.protocol._manager, request.app, request.match_info, request.match_info.route])
         met.extend([StreamReader(request.protocol, 1, loop=asyncio.get_running_loop()), request._payload_writer])
-        met.extend([web.FileResponse(__file__), web.Response(text="x")])
+        met.extend([web.WebSocketResponse(), web.FileResponse(__file__), web.Response(text="x")])
         return met[-1]  # type: ignore[no-any-return]
 
     app = web.Application()

@@ -256,6 +256,58 @@ async def test_a_message_that_is_too_large_closes_the_socket(serve: Serve) -> No
         assert ws.close_code == 1009
 
 
+async def test_a_message_of_the_largest_size_is_accepted(serve: Serve) -> None:
+    client = await serve(extra=LIVE)
+    async with websocket(client, "/api/echo", ALICE, max_msg_size=0) as ws:
+        await ws.send_str("x" * 65_536)
+        assert len(await ws.receive_str()) == 65_541
+        await ws.send_str("x" * 65_537)
+        await asyncio.wait_for(ws.receive(), 5)
+        assert ws.close_code == 1009
+
+
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+REFUSED = [
+    (b"\x82\xff" + (4_000_000).to_bytes(8) + b"mask", 1009),  # the frame of a message of 4 MB
+    (b"\x81\x82\0\0\0\0\xff\xff", 1007),  # text that is not UTF-8
+    (b"\x83\xfe\0\x04mask", 1002),  # an unknown kind of frame
+]
+
+
+@pytest.mark.parametrize(("frame", "code"), REFUSED)
+async def test_a_client_that_is_still_sending_learns_why_its_message_is_refused(serve: Serve, frame: bytes, code: int) -> None:
+    """A connection that is closed while something arrives is reset, and takes the close frame with it."""
+    client = await serve(extra=LIVE)
+    async with client.wire() as wire:
+        await wire.send("GET /api/echo", ALICE, UPGRADE)
+        assert (await wire.answer())[0] == 101
+        wire.writer.write(frame)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            wire.writer.write(b"x" * 200_000)  # raises nothing, as the connection is still there
+            await wire.writer.drain()
+        assert await asyncio.wait_for(wire.reader.read(), 5) == b"\x88\x02" + code.to_bytes(2)
+    await until(lambda: registry(client)._clock.number == 0)
+
+
+async def test_a_client_that_goes_on_sending_after_a_refusal_is_disconnected(serve: Serve) -> None:
+    client = await serve(extra=LIVE)
+    async with client.wire() as wire:
+        await wire.send("GET /api/echo", ALICE, UPGRADE)
+        assert (await wire.answer())[0] == 101
+        wire.writer.write(REFUSED[0][0])
+
+        async def go_on() -> None:
+            while True:
+                wire.writer.write(b"x" * 1000)
+                await wire.writer.drain()
+                await asyncio.sleep(0.02)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(go_on(), 10)
+    await until(lambda: registry(client)._clock.number == 0)
+
+
 async def test_a_post_opens_a_stream_but_not_with_an_idempotency_key(serve: Serve) -> None:
     """Its transaction would hold a connection as long as the stream lasts."""
     client = await serve({"database.pool_size": 1}, extra=LIVE)
