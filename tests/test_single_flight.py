@@ -74,7 +74,7 @@ async def test_every_waiter_gets_the_exception_and_the_next_call_is_a_new_one() 
     assert await flights.run("a", call) == 7
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_reported_by_the_loop() -> None:
+async def test_a_failure_without_a_waiter_is_not_reported_by_the_loop() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
@@ -92,7 +92,7 @@ async def test_a_failure_that_nobody_waits_for_is_not_reported_by_the_loop() -> 
     assert not reported
 
 
-async def test_close_cancels_the_call_and_its_waiters_are_told() -> None:
+async def test_close_cancels_the_call_and_its_waiters_get_an_error() -> None:
     flights: SingleFlight[str, int] = SingleFlight("fetch")
     waiting = [asyncio.create_task(flights.run("a", Service())) for _ in range(2)]
     await asyncio.sleep(0)

@@ -1,5 +1,5 @@
--- Run once by Patroni (bootstrap.post_init). Contains passwords: mode 0600. The superuser serves nobody.
---   gatepost_owner  owns the database and migrates it; CREATEROLE, since schema.sql makes roles that nobody can be
+-- Run once by Patroni (bootstrap.post_init). Contains passwords: mode 0600. The server never uses the superuser.
+--   gatepost_owner  owns the database and migrates it; CREATEROLE, since schema.sql makes roles that no one can log in as
 --   gatepost_app    serves; owns nothing, and schema.sql gives it what it needs
 CREATE ROLE gatepost_owner LOGIN CREATEROLE PASSWORD '${OWNER_PASSWORD}';
 CREATE ROLE gatepost_app LOGIN PASSWORD '${APP_PASSWORD}';

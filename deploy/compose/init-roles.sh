@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once by Postgres's image, on a new volume: the two roles and the database. The superuser serves nobody.
-#   gatepost_owner  owns the database and migrates it; CREATEROLE, since schema.sql makes two roles that nobody can be
+# Run once by Postgres's image, on a new volume: the two roles and the database. The server never uses the superuser.
+#   gatepost_owner  owns the database and migrates it; CREATEROLE, since schema.sql makes roles that no one can log in as
 #   gatepost_app    serves; owns nothing, and schema.sql gives it what it needs
 set -eu
 secrets=${SECRETS_FOLDER:-/run/secrets}

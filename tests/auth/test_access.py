@@ -192,7 +192,7 @@ def _type_for(access: Access) -> str:
     return "session_token" if "session_token" in access.accepts else min(access.accepts)
 
 
-def test_nobody_is_a_401_whatever_is_asked() -> None:
+def test_without_a_caller_every_check_is_a_401() -> None:
     for access in (Access(), declared(role="org:admin"), declared(allow_pending=True), declared(user=True)):
         error = refusal(access, None)
         assert isinstance(error, Unauthorized)
@@ -336,7 +336,7 @@ async def test_a_locked_public_handler_runs_for_a_known_caller() -> None:
     assert await called(public, caller()) == 200
 
 
-def test_identity_of_nobody_is_a_401() -> None:
+def test_identity_of_without_a_caller_is_a_401() -> None:
     with pytest.raises(Unauthorized):
         identity_of(make_mocked_request("GET", "/api/public/x"))
 

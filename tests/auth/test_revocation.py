@@ -121,7 +121,7 @@ def test_beyond_the_bound_a_kept_entry_hides_no_revocation_that_was_dropped() ->
         assert not known.denies(identity(org_id=org_id, org_role=None, issued_at=201.0, session_id="sess_new"))
 
 
-def test_before_the_first_reading_nobody_with_a_session_passes() -> None:
+def test_before_the_first_reading_no_session_passes() -> None:
     known = Revocations(max_staleness=10)
     assert known.age == math.inf
     with pytest.raises(Unavailable):

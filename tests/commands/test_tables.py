@@ -142,7 +142,7 @@ async def test_beside_a_running_server(tmp_path: Path) -> None:
         assert (status, "there is no table 'nothing'" in err) == (2, True)
 
 
-async def test_changes_are_told_by_all_triggers_or_not_at_all(own: TestDatabase, capsys: Any) -> None:
+async def test_changes_are_reported_by_all_triggers_or_not_at_all(own: TestDatabase, capsys: Any) -> None:
     assert json.loads((await tables(capsys, "articles", "--json"))[1])["changes"] is True
     async with own.server.as_admin(own.name) as admin:
         await admin.execute("ALTER TABLE articles DISABLE TRIGGER changed_delete")

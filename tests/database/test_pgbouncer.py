@@ -290,7 +290,7 @@ async def _start(app: web.Application) -> None:
         await runner.cleanup()
 
 
-async def test_a_pooler_that_nobody_told_us_of_stops_the_start(make_app: MakeApp, db: TestDatabase) -> None:
+async def test_an_undeclared_pooler_prevents_startup(make_app: MakeApp, db: TestDatabase) -> None:
     with pytest.raises(StartFailed, match="is a pooler in between"):
         await _start(make_app({"database.pooler": "none"}))
     with pgbouncer(db.server, 1, "ignore_startup_parameters = statement_timeout,idle_in_transaction_session_timeout") as quiet:
@@ -299,7 +299,7 @@ async def test_a_pooler_that_nobody_told_us_of_stops_the_start(make_app: MakeApp
             await _start(make_app({"database.pooler": "none", "database.url": url}))
 
 
-async def test_a_direct_url_to_another_database_stops_the_start(make_app: MakeApp, db: TestDatabase) -> None:
+async def test_a_direct_url_to_another_database_prevents_startup(make_app: MakeApp, db: TestDatabase) -> None:
     other = await db.server.fresh()
     with pytest.raises(ConfigError, match="a different database"):
         await _start(make_app({"database.direct_url": url_of(db.server, db.server.serving_role, other)}))
@@ -345,7 +345,7 @@ async def test_check_and_migrate_behind_it(
         await db.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
 
 
-async def test_what_asyncpg_would_do_without_being_told(db: TestDatabase) -> None:
+async def test_what_asyncpg_does_by_default(db: TestDatabase) -> None:
     """Shows that the tests above would notice: with more than one connection, named statements do get lost."""
     with pgbouncer(db.server, 4) as wide:
         url = wide.url(db.server.serving_role, db.name)

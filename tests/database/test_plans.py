@@ -95,7 +95,7 @@ async def test_a_page_is_read_in_the_order_of_an_index(
 
 
 @pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
-async def test_a_page_of_keys_reads_nobody_elses(serving: asyncpg.Connection, mode: str) -> None:
+async def test_a_page_of_keys_reads_no_other_owners_keys(serving: asyncpg.Connection, mode: str) -> None:
     """A user's keys and the organisation's come from two indexes, so they are sorted; a tenant has few of them."""
     tenant = "light_7"
     arguments = f"'{tenant}', '{tenant}', {END}, 21, '{tenant}', '{tenant}', '{tenant}'"

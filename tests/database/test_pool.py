@@ -100,7 +100,7 @@ async def test_never_more_than_the_size() -> None:
 
 
 @pytest.mark.parametrize("fault", ["closed", "in_transaction", "busy"])
-async def test_what_is_not_clean_is_thrown_away_and_replaced(fault: str) -> None:
+async def test_an_unclean_connection_is_discarded_and_replaced(fault: str) -> None:
     pool, lines = make(1)
     line = await pool.acquire()
     waiting = asyncio.create_task(pool.acquire())

@@ -237,7 +237,7 @@ async def test_one_row(app: asyncpg.Connection) -> None:
     await nothing_left(app)
 
 
-async def test_nobody_sees_nothing(app: asyncpg.Connection) -> None:
+async def test_without_a_caller_no_row_is_visible(app: asyncpg.Connection) -> None:
     """Without an identity, as NULL and as an empty text, in every form of the query; also over another caller's settings."""
     for nobody in (("", "", ""), (None, None, None)):
         for form in FORMS:
@@ -337,7 +337,7 @@ async def test_a_table_partitioned_by_the_policys_column_is_empty_but_never_a_le
     assert seen == {0, ROWS}
 
 
-async def test_two_tenants_and_nobody_interleaved_on_one_connection(app: asyncpg.Connection) -> None:
+async def test_two_tenants_and_no_caller_interleaved_on_one_connection(app: asyncpg.Connection) -> None:
     """Thousands of random operations by several callers, including errors and writes that are rolled back."""
     rng = random.Random(4)
     whole, page = QUERIES["whole"], QUERIES["join"]

@@ -284,7 +284,7 @@ async def test_a_key_set_of_100_megabytes_is_not_read() -> None:
     assert grown < 64 * 2**20
 
 
-async def test_memory_is_bounded_whatever_strangers_show(db: TestDatabase, tmp_path: Path) -> None:
+async def test_memory_is_bounded_under_floods_of_unknown_credentials(db: TestDatabase, tmp_path: Path) -> None:
     """Distinct forged tokens, key ids and keys from 16,000 addresses: the same number again costs no more memory."""
     async with LoopbackClerk() as clerk:
         environment = {"GATEPOST_PROVIDERS": "clerk,api_key", "GATEPOST_TRUSTED_PROXIES": "127.0.0.0/8", "GATEPOST_LIMITS_ADDRESS": "1000/minute", "CLERK_SECRET_KEY": clerk.secret_key,
@@ -346,7 +346,7 @@ def caches(thing: Any, levels: int = 4) -> Mapping[str, int]:
     return found
 
 
-async def test_no_container_of_a_provider_grows_with_strangers() -> None:
+async def test_no_container_of_a_provider_grows_with_unknown_credentials() -> None:
     """Seen from within: forged tokens, opaque tokens and unknown key ids leave nothing in any container."""
     async with LoopbackClerk() as clerk:
         given = {key.replace(".", "__"): value for key, value in clerk.settings().items()}

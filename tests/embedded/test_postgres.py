@@ -207,7 +207,7 @@ async def test_data_is_durable_unless_asked_otherwise(shared: Path) -> None:
         assert await ask(pg.socket, "SHOW max_connections") == "200"
 
 
-async def test_a_second_process_is_told_who_has_the_folder_and_may_connect(shared: Path) -> None:
+async def test_a_second_process_learns_which_process_uses_the_folder_and_may_connect(shared: Path) -> None:
     with owner(shared) as process:
         with pytest.raises(PostgresError, match=rf"in use by process {process.pid}: stop it, or use another data_folder$"):
             EmbeddedPostgres(shared).start()

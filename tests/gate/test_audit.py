@@ -413,7 +413,7 @@ async def test_the_owner_cannot_be_the_helper(log: TestDatabase) -> None:
 
 # Denials -----------------------------------------------------------------------------------------------------------------
 
-async def test_denials_of_known_callers_arrive_and_strangers_leave_none(client: Client, log: TestDatabase) -> None:
+async def test_denials_of_known_callers_are_recorded_and_those_of_unknown_ones_are_not(client: Client, log: TestDatabase) -> None:
     first = await client.delete(f"/api/data/{'0' * 8}-0000-4000-8000-{'0' * 12}", ALICE)
     assert first.status == 403
     assert (await client.get("/api/orgs/org_b/data", ROBOT_A)).status == 403
@@ -434,7 +434,7 @@ async def test_denials_of_known_callers_arrive_and_strangers_leave_none(client: 
     assert (await client.get(AUDIT_B, ADMIN_B)).json() == []
 
 
-async def test_a_revoked_session_is_a_stranger(client: Client, log: TestDatabase) -> None:
+async def test_a_revoked_session_leaves_no_entry(client: Client, log: TestDatabase) -> None:
     """401 session-revoked leaves no entry, although the session's owner is known."""
     await log.rows("INSERT INTO revocations (kind, subject, expires_at) VALUES ('user', 'alice', now() + interval '1 hour')")
     await log.rows("NOTIFY gatepost_revocations")
@@ -565,7 +565,7 @@ async def test_a_batch_that_postgres_refuses_is_dropped_and_said(base: Database,
     assert [entry["actor"] for entry in await entries(log)] == ["u2"]
 
 
-async def test_an_outage_keeps_denials_and_delays_nobody(served: Any, log: TestDatabase) -> None:
+async def test_an_outage_keeps_denials_and_delays_no_request(served: Any, log: TestDatabase) -> None:
     client = await served()
     async with log.server.as_admin() as admin:
         await admin.execute(f'ALTER DATABASE "{log.name}" ALLOW_CONNECTIONS false')
@@ -641,7 +641,7 @@ async def test_a_running_server_forgets(served: Any, log: TestDatabase, monkeypa
     assert len(await entries(log)) == 9
 
 
-async def test_the_last_week_stays_whoever_asks(base: Database, log: TestDatabase) -> None:
+async def test_the_last_week_is_kept_for_any_argument(base: Database, log: TestDatabase) -> None:
     await log.rows(AGED)
     for days in (7, 1, 0, -100_000):
         await base.call("audit_prune", days, 1000)

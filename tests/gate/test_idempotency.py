@@ -636,7 +636,7 @@ async def test_a_task_that_waits_while_its_block_closes_belongs_to_the_block_aro
 
 
 @pytest.mark.parametrize("chaos", ["", "fails"])
-async def test_a_task_that_is_left_behind_harms_nobody(acme: Client, db: TestDatabase, chaos: str) -> None:
+async def test_a_task_that_is_left_behind_harms_no_other_request(acme: Client, db: TestDatabase, chaos: str) -> None:
     tasks: list[asyncio.Task[None]] = []
     acme.app._state[TASKS] = tasks
     for round in range(3):
@@ -649,7 +649,7 @@ async def test_a_task_that_is_left_behind_harms_nobody(acme: Client, db: TestDat
     assert (await acme.get("/api/data", BOB)).status == 200
 
 
-async def test_a_task_that_does_not_end_is_not_waited_for_and_harms_nobody(
+async def test_a_task_that_does_not_end_is_not_waited_for_and_harms_no_other_request(
     serve: Serve, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It still holds a savepoint, so its connection must never be used by another caller."""

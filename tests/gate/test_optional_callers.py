@@ -347,7 +347,7 @@ async def test_a_provider_without_reads_is_always_asked() -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(Unavailable("down"), 503), (RuntimeError("x"), 503), (CredentialRejected("credential-missing"), 401)]
 )
-async def test_a_provider_that_fails_or_refuses_does_not_make_a_stranger(error: Exception, status: int) -> None:
+async def test_a_provider_that_fails_or_refuses_makes_no_anonymous_caller(error: Exception, status: int) -> None:
     app = build_app({"acme": routes_plugin(*routes), "p": provider_plugin(asked=Asked(error))}, providers=["asked"], public_routes=PATTERNS)
     async with serving(app) as port:
         assert (await ask(port, "GET", "/open/who", ("Authorization", "x"))).status == status
@@ -379,7 +379,7 @@ async def test_errors_are_not_cached_for_anyone(open_client: Client) -> None:
 # Rows, repeated requests, limits -------------------------------------------------------------------------------------------
 
 
-async def test_rows_are_those_of_the_caller_and_nobodys_are_none(open_client: Client) -> None:
+async def test_rows_are_those_of_the_caller_and_without_a_caller_there_are_none(open_client: Client) -> None:
     for caller in (ALICE, BOB):
         name = "alice" if caller is ALICE else "bob"
         assert (await open_client.post("/open/rows", caller, {"name": name})).status == 201
@@ -423,7 +423,7 @@ async def test_refused_credentials_count_against_the_address_and_visitors_go_on(
 
 
 @pytest.mark.parametrize(("caller", "status"), [({}, 413), (ALICE, 201)])
-async def test_a_body_of_nobody_is_bounded(open_client: Client, caller: dict[str, str], status: int) -> None:
+async def test_a_body_without_a_verified_credential_is_bounded(open_client: Client, caller: dict[str, str], status: int) -> None:
     assert (await open_client.post("/open/rows", caller, {"name": "x", "more": "y" * 300_000})).status == status
 
 

@@ -90,7 +90,7 @@ async def test_a_peer_that_is_not_trusted_is_the_client_whatever_it_says(proxies
     (["198.51.100.7, ::ffff:10.1.2.3"], "198.51.100.7"),
     (["198.51.100.7", "198.51.100.7"], "198.51.100.7"),
 ], ids=str)  # fmt: skip
-async def test_behind_a_trusted_proxy_the_rightmost_stranger_is_the_client(values: list[str], client: str) -> None:
+async def test_behind_a_trusted_proxy_the_rightmost_untrusted_address_is_the_client(values: list[str], client: str) -> None:
     async with trusting("127.0.0.0/8", "10.0.0.0/8") as port:
         assert await address(port, *forwarded(*values)) == client
 
@@ -170,7 +170,7 @@ async def test_a_provider_is_asked_with_the_address_by_the_door() -> None:
 
 
 @pytest.mark.parametrize("word", ["10.0.0.1/8", "10.0.0.0/33", "proxy.example.com", "10.0.0.*", "Unix", "::1/129", "1.2.3.4:80"])
-def test_what_is_no_network_stops_the_start(word: str) -> None:
+def test_what_is_no_network_prevents_startup(word: str) -> None:
     with pytest.raises(ConfigError, match="trusted_proxies: ") as caught:
         build_app(trusted_proxies=["10.0.0.0/8", word])
     assert repr(word) in str(caught.value)
@@ -236,7 +236,7 @@ def test_whatever_comes_the_answer_is_an_address_in_its_usual_form(peer: str, va
     assert network_of(found)
 
 
-def test_a_connection_that_is_gone_is_unknown_and_trusted_by_nobody() -> None:
+def test_the_address_of_a_closed_connection_is_unknown_and_never_trusted() -> None:
     addresses = ClientAddress(["0.0.0.0/0", "::/0", "unix"])
     assert addresses.of(request_from(None, "198.51.100.7")) == UNKNOWN
 

@@ -199,7 +199,7 @@ async def test_json_deeper_than_is_allowed_is_a_400(serve: Serve, depth: int, st
 @pytest.mark.parametrize(("key", "value"), [
     ("headers", 0), ("json_depth", 0), ("json_depth", 257), ("connections", 0), ("connections", 1_000_001),
 ])  # fmt: skip
-def test_limits_out_of_range_stop_the_start(key: str, value: int) -> None:
+def test_limits_out_of_range_prevent_startup(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"limits.{key}: must be "):
         build_app(**{f"limits__{key}": value})
 

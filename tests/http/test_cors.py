@@ -61,7 +61,7 @@ async def test_a_preflight_is_the_same_for_every_path(port: int) -> None:
 
 
 @pytest.mark.parametrize("origin", OTHERS)
-async def test_an_origin_that_is_not_listed_gets_no_leave(port: int, origin: str) -> None:
+async def test_an_origin_that_is_not_listed_gets_no_cors_headers(port: int, origin: str) -> None:
     assert cors_headers(await preflight(port, "/api/me", origin)) == {}
     assert cors_headers(await ask(port, "GET", "/api/health", ("Origin", origin))) == {}
     assert cors_headers(await ask(port, "GET", "/api/me", ("Origin", origin), stub())) == {}

@@ -140,7 +140,7 @@ async def test_what_is_no_error_stays_as_it_is() -> None:
             assert head.headers["content-type"] == (PROBLEM if given else "application/json")
 
 
-async def test_a_form_of_ones_own_as_a_problem() -> None:
+async def test_a_custom_form_as_a_problem() -> None:
     async with serving(app_of(envelope, errors__format="problem")) as port:
         reply = await ask(port, "GET", "/api/me")
         assert (reply.headers["content-type"], reply.json["code"]) == (PROBLEM, 401)

@@ -144,7 +144,7 @@ async def test_the_errors_of_the_public_interface(kind: Any, status: int) -> Non
     assert reply.headers["x-own"] == "1"
 
 
-async def test_a_422_has_fields_and_an_error_of_ones_own_has_its_status() -> None:
+async def test_a_422_has_fields_and_a_custom_error_has_its_status() -> None:
     class Locked(ApiError):
         """423: somebody else is changing it."""
 
@@ -159,7 +159,7 @@ async def test_a_422_has_fields_and_an_error_of_ones_own_has_its_status() -> Non
 
 
 @pytest.mark.parametrize("status", [0, 200, 302, 399, 600, 799])
-def test_an_error_of_ones_own_cannot_have_another_status(status: int) -> None:
+def test_a_custom_errors_status_is_400_to_599(status: int) -> None:
     with pytest.raises(TypeError, match="400 to 599"):
         type("Odd", (ApiError,), {"status": status})
 

@@ -111,14 +111,14 @@ listen front
 
 @pytest.mark.parametrize("more", [(), NEWER], ids=["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize("user", ["", OURS], ids=["its own user", "our user"])
-async def test_behind_nginx_with_default_headers_nobody_is_local(tmp_path: Path, more: tuple[str, ...], user: str) -> None:
+async def test_behind_nginx_with_default_headers_no_client_is_local(tmp_path: Path, more: tuple[str, ...], user: str) -> None:
     async with serving(made(tmp_path)) as port:
         front = free_port()
         async with program(front, *nginx(tmp_path, front, f"http://127.0.0.1:{port}", *more, user=user)):
             await refuses_all(front, tmp_path)
 
 
-async def test_behind_nginx_with_kept_connections_nobody_is_local(tmp_path: Path) -> None:
+async def test_behind_nginx_with_kept_connections_no_client_is_local(tmp_path: Path) -> None:
     async with serving(made(tmp_path)) as port:
         front = free_port()
         words = nginx(tmp_path, front, "http://gatepost", *NEWER, user=OURS)
@@ -130,7 +130,7 @@ async def test_behind_nginx_with_kept_connections_nobody_is_local(tmp_path: Path
 
 
 @pytest.mark.parametrize("user", ["", OURS], ids=["its own user", "our user"])
-async def test_a_unix_socket_behind_nginx_is_nobodys_machine(tmp_path: Path, user: str) -> None:
+async def test_a_unix_socket_behind_nginx_is_never_local(tmp_path: Path, user: str) -> None:
     runner = web.AppRunner(made(tmp_path))
     await runner.setup()
     folder = Path(tempfile.mkdtemp())  # where the user of nginx can come
@@ -149,7 +149,7 @@ async def test_a_unix_socket_behind_nginx_is_nobodys_machine(tmp_path: Path, use
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-async def test_behind_haproxy_nobody_is_local(tmp_path: Path, mode: str, address: str) -> None:
+async def test_behind_haproxy_no_client_is_local(tmp_path: Path, mode: str, address: str) -> None:
     async with serving(made(tmp_path)) as port:
         front = free_port()
         (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(mode=mode, address=address, port=front, upstream=port))

@@ -370,7 +370,7 @@ async def test_requests_in_a_row_are_answered_in_a_row() -> None:
         assert [(await client.reply()).json["user"] for _ in range(20)] == [f"user_{n}" for n in range(20)]
 
 
-async def test_a_pipelined_stranger_does_not_inherit_the_caller_before_it() -> None:
+async def test_a_pipelined_request_without_a_credential_does_not_inherit_the_caller_before_it() -> None:
     async with probe() as port, Client(port) as client:
         known = b"GET /api/who HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n" % tuple(part.encode() for part in stub("user_1"))
         await client.send(known + b"GET /api/who HTTP/1.1\r\nHost: localhost\r\n\r\n" + known)

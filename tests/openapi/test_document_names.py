@@ -117,7 +117,7 @@ def test_no_reference_has_neighbours_and_nothing_unused_is_declared() -> None:
     assert small["components"]["parameters"] == {}
 
 
-def test_a_client_is_not_made_to_send_what_nobody_set() -> None:
+def test_a_client_does_not_send_what_was_not_set() -> None:
     made = told("first")
     for schema in made["components"]["schemas"].values():
         assert [one for one in schemas_in(schema) if "default" in one and "properties" not in one] == []

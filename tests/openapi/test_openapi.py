@@ -241,7 +241,7 @@ def test_a_provider_that_says_nothing_does_not_make_routes_look_open() -> None:
         (["acme"], "must be a mapping"),
     ],
 )
-def test_a_scheme_that_is_none_stops_the_start(schemes: Any, said: str) -> None:
+def test_a_scheme_that_is_none_prevents_startup(schemes: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_app({"acme": provider_plugin(acme=Quiet(schemes))}, providers=["stub", "acme"])
 
@@ -273,7 +273,7 @@ def described(**words: Any) -> Any:
     return signed_in(describe(**words)(handler))
 
 
-def test_a_strangers_handlers_appear() -> None:
+def test_a_plugins_handlers_appear() -> None:
     handler = described(body=NewRow, answers={201: list[Error]}, summary="Paint", text="All of *it*.", tags=["paint"], refusals={402: "No paint."})
     told = with_plugin(web.post("/api/paint", handler), web.put("/api/bare/{id}", requires(role="org:painter")(bare)), handlers=["data", "orgs"])
     paint, plain = operations(told)["POST", "/api/paint"], operations(told)["PUT", "/api/bare/{id}"]
@@ -318,7 +318,7 @@ def test_templates_with_patterns() -> None:
 
 
 @pytest.mark.parametrize("odd", [type("Odd", (), {}), Callable[[int], int]], ids=["unknown", "known and without a schema"])
-def test_a_type_without_a_schema_stops_the_start(odd: Any) -> None:
+def test_a_type_without_a_schema_prevents_startup(odd: Any) -> None:
     with pytest.raises(ConfigError, match=r"GET /api/odd: @describe names a type without a JSON Schema"):
         with_plugin(web.get("/api/odd", described(returns=odd)))
 

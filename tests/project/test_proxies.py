@@ -62,7 +62,7 @@ async def test_addresses_request_ids_and_targets(name: str, serve: Serve, tmp_pa
         seen = await proxy.ask("GET", "/api/echo", {**ROBOT_A, **CLAIMED, "Upgrade": "h2c", "Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABk"})
         told = seen.json()
         headers = told["headers"]
-        # What a client claims of its own address is thrown away, and so is an upgrade that is no WebSocket's.
+        # A client's own claim about its address is discarded, and so is an upgrade other than to a WebSocket.
         assert (told["address"], headers["x-forwarded-for"], headers["x-forwarded-proto"]) == ("127.0.0.1", ["127.0.0.1"], ["https"])
         assert headers["host"] == ["api.example.com"]
         assert not {"forwarded", "upgrade"} & set(headers)

@@ -42,7 +42,7 @@ def test_a_page_of_reference_holds_no_address_of_an_object() -> None:
     assert "<class" not in reference_pages.plugin_api()
 
 
-async def test_the_table_of_metrics_is_what_is_told(serve: Serve) -> None:
+async def test_the_table_of_metrics_is_what_is_exported(serve: Serve) -> None:
     """Every metric of a running server is in the table with its kind and labels."""
     client = await serve({"limits.caller": "1/minute"})
     for _ in range(2):

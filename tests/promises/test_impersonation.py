@@ -281,7 +281,7 @@ async def test_a_stored_answer_is_not_for_who_impersonates(client: Client) -> No
     refused(await client.post("/owner", {**ALICE_BY_EVE, **keyed}))
 
 
-def test_refused_whoever_it_is() -> None:
+def test_impersonation_of_the_own_user_is_refused_too() -> None:
     with pytest.raises(Forbidden):
         check(Access(impersonation=False), Identity(provider="p", user_id="alice", impersonator="alice"), {})
 

@@ -258,7 +258,7 @@ async def run(number: int, seed: int, clients: int = 4) -> collections.Counter[s
     return sum(counts, collections.Counter())
 
 
-async def test_a_strangers_success_comes_from_a_public_route() -> None:
+async def test_a_success_without_a_credential_comes_from_a_public_route() -> None:
     counts = await run(2_000, seed=1)
     assert counts["open"] >= 30, "else the corpus proves nothing"
     assert counts["401"] >= 500
@@ -267,7 +267,7 @@ async def test_a_strangers_success_comes_from_a_public_route() -> None:
 
 
 @pytest.mark.long
-async def test_a_strangers_success_comes_from_a_public_route_whatever_he_sends() -> None:
+async def test_a_success_without_a_credential_comes_from_a_public_route_for_any_request() -> None:
     seed = int(os.environ.get("CORPUS_SEED", "2026"))  # another corpus: CORPUS_SEED=$RANDOM make test-long
     counts = await run(120_000, seed=seed)
     print(f"drill: anonymous 2xx: seed {seed}, answered {dict(sorted(counts.items()))}, every 2xx from a declared public route")
@@ -275,7 +275,7 @@ async def test_a_strangers_success_comes_from_a_public_route_whatever_he_sends()
     assert set(counts) <= {"200", "204", "400", "401", "open"}
 
 
-async def test_the_declared_list_is_what_strangers_reach() -> None:
+async def test_the_declared_list_is_what_is_reached_without_a_credential() -> None:
     """The set itself: each route of the table asked once, by its own template."""
     async with server() as (app, port), Client(port) as client:
         for row in app[TABLE].rows:

@@ -190,7 +190,7 @@ EVERY = [pytest.param(method, case, id=f"{method} {key}") for (method, key), cas
 
 
 @pytest.mark.parametrize(("method", "case"), PRIVATE)
-async def test_a_stranger_is_refused(client: Client, rows: None, method: str, case: Case) -> None:
+async def test_a_caller_without_a_credential_is_refused(client: Client, rows: None, method: str, case: Case) -> None:
     for verb in with_head(method):
         head = verb == "HEAD"
         unauthorized(await client.send(verb, case.path, json=case.body), "credential-missing", head=head)
@@ -243,7 +243,7 @@ UNKNOWN = ["/", "/api", "/api/", "/api/nothing", "/api/me/", "/API/me", "/api/he
            "/api/me.json", "/api/orgs//data", "/livez", "/readyz", "/favicon.ico"]  # fmt: skip
 
 
-async def test_an_unknown_path_tells_strangers_nothing_and_known_callers_404(client: Client) -> None:
+async def test_an_unknown_path_is_a_401_without_a_credential_and_a_404_for_known_callers(client: Client) -> None:
     for path in UNKNOWN:
         for method in METHODS:
             unauthorized(await client.send(method, path), "credential-missing", head=method == "HEAD")
@@ -252,7 +252,7 @@ async def test_an_unknown_path_tells_strangers_nothing_and_known_callers_404(cli
         unauthorized(await client.get(path, BAD_CREDENTIALS["unknown key"]), "credential-rejected")
 
 
-async def test_a_wrong_method_tells_strangers_nothing_and_known_callers_which_are_right(client: Client) -> None:
+async def test_a_wrong_method_is_a_401_without_a_credential_and_a_405_for_known_callers(client: Client) -> None:
     methods, paths = defaultdict(set), {}
     for (method, template), case in MATRIX.items():
         methods[template] |= set(with_head(method))
@@ -267,7 +267,7 @@ async def test_a_wrong_method_tells_strangers_nothing_and_known_callers_which_ar
             assert set(re.split(r",\s*", got.headers["Allow"])) == right
 
 
-async def test_options_by_a_stranger_is_401_and_a_preflight_says_the_same_for_every_path(client: Client) -> None:
+async def test_options_without_a_credential_is_a_401_and_a_preflight_says_the_same_for_every_path(client: Client) -> None:
     said = []
     for path in ("/api/me", "/api/health", "/api/nothing"):
         unauthorized(await client.send("OPTIONS", path), "credential-missing")
@@ -296,7 +296,7 @@ OFFERED = ["X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Uri", "X-Forwarded-Pr
            "X-Middleware-Subrequest", "X-Clerk-Auth-Status"]  # fmt: skip
 
 
-async def test_no_header_but_a_credential_says_who_or_where_one_is(client: Client) -> None:
+async def test_no_header_but_a_credential_determines_the_caller_or_the_address(client: Client) -> None:
     for name in OFFERED:
         unauthorized(await client.get("/api/me", {name: "/api/health"}), "credential-missing")
         assert (await client.get("/api/health", {name: "/api/me"})).json() == {"status": "ok"}

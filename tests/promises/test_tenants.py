@@ -60,7 +60,7 @@ def same_but_for_the_request(one: Got, other: Got) -> None:
 # The built-in routes ---------------------------------------------------------------------------------------------------
 
 
-async def test_lists_hold_only_ones_own_rows(client: Client) -> None:
+async def test_lists_hold_only_the_callers_rows(client: Client) -> None:
     await made(client, "/api/data", ALICE, {"name": "alice's"})
     await made(client, "/api/data", BOB, {"name": "bob's"})
     await made(client, "/api/orgs/org_a/data", ALICE, {"name": "a's"})
@@ -76,7 +76,7 @@ async def test_lists_hold_only_ones_own_rows(client: Client) -> None:
     assert await names(client, "/api/invoices", CLERK_B) == ["b's customer"]
 
 
-async def test_profiles_and_members_are_ones_own(client: Client, db: TestDatabase) -> None:
+async def test_profiles_and_members_are_the_callers_own(client: Client, db: TestDatabase) -> None:
     await db.rows("INSERT INTO users (id, first_name, email) SELECT who, who, who || '@secret' FROM unnest($1::text[]) AS who",
                   ["alice", "bob"])  # fmt: skip
     await db.rows("INSERT INTO memberships (organization_id, user_id, id, role, created_at) VALUES"
@@ -187,7 +187,7 @@ async def test_callers_at_the_same_moment_never_mix(serve: Serve) -> None:
     assert seen == [[user] for user in callers for _ in range(5)]
 
 
-async def test_what_a_client_says_of_itself_counts_for_nothing(client: Client) -> None:
+async def test_a_clients_own_claims_about_itself_are_ignored(client: Client) -> None:
     await made(client, "/api/data", ALICE, {"name": "alice's"})
     for path in ("/api/data?user_id=alice", "/api/data?org_id=org_a", "/api/data?user_id=bob&user_id=alice"):
         for more in ({}, {"X-User-Id": "alice", "X-Org-Id": "org_a"}, {"Cookie": "user_id=alice; __session=alice"}):
@@ -368,7 +368,7 @@ async def test_a_row_cannot_be_given_away_or_taken(forgetful: Client, db: TestDa
     assert [await db.rows(f"SELECT * FROM {table} ORDER BY id") for table in TABLES] == before
 
 
-async def test_a_public_handler_sees_no_row_whoever_calls(forgetful: Client) -> None:
+async def test_a_public_handler_sees_no_row_for_any_caller(forgetful: Client) -> None:
     for caller in ({}, ALICE, ADMIN_A, ROBOT_A):
         for table in TABLES:
             assert (await forgetful.get(f"/open/{table}", caller)).json() == {"read": [], "scoped": 0}

@@ -51,14 +51,14 @@ async def flood(port: int, number: int, *headers: tuple[str, str]) -> Counter[in
 # Unknown addresses -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_stranger_behind_an_unlisted_proxy_locks_no_user_out() -> None:
+async def test_an_unknown_client_behind_an_unlisted_proxy_locks_no_user_out() -> None:
     """All clients come from the proxy's address: 3,000 refused credentials of one client do not affect others."""
     async with serving(build_app(**PRODUCTION)) as port:
         assert await flood(port, 3050, BAD) == {401: 3050}
         assert (await ask(port, "GET", "/api/me", token())).status == 200
 
 
-async def test_behind_a_listed_proxy_the_limit_is_the_strangers() -> None:
+async def test_behind_a_listed_proxy_the_limit_applies_to_the_client() -> None:
     app = build_app(**PRODUCTION, trusted_proxies=["127.0.0.1"])
     limit = app[LIMITS].address
     assert limit is not None

@@ -201,7 +201,7 @@ async def test_a_lease_ends_with_its_window() -> None:
     assert sum([await admitted(limit, who) for _ in range(600)]) == 500, "twice the limit around a border, and no more"
 
 
-async def test_a_wall_clock_that_is_set_back_locks_nobody_out() -> None:
+async def test_a_wall_clock_that_is_set_back_locks_no_caller_out() -> None:
     wall, ticks, who = Clock(), Clock(), Identity(provider="p", user_id="u")
     limit = CallerLimit(Rate("caller", 5, 60), Counters(), clock=wall, ticks=ticks)
     assert sum([await admitted(limit, who) for _ in range(9)]) == 5
@@ -300,7 +300,7 @@ async def test_a_start_without_the_storage(serve: Serve, redis: Redis, caplog: p
     assert await statuses(client, 300) == {200: 100, 429: 200}
 
 
-async def test_a_storage_that_hangs_holds_nobody_up_and_mixes_nothing_up(
+async def test_a_storage_that_hangs_delays_no_request_and_mixes_nothing(
     redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never answers while it is stopped, so that each `add` that returns has not waited for it."""
@@ -574,7 +574,7 @@ def test_a_rate_is_read_as_the_limits_library_reads_it(amount: str, per: str, ti
 
 @pytest.mark.parametrize("text", ["", " ", "1/0minute", "6000", "6000/fortnight", "-1/minute", "0/minute", "1/minute;2/hour", "x", "5000000000/day", "9/3year"])
 @pytest.mark.parametrize("name", ["caller", "address"])
-def test_what_is_no_rate_stops_the_start(name: str, text: str) -> None:
+def test_what_is_no_rate_prevents_startup(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"limits.{name}: "):
         build_app(**{f"limits__{name}": text})
 
@@ -583,7 +583,7 @@ def test_what_is_no_rate_stops_the_start(name: str, text: str) -> None:
     "memcached://localhost:11211", f"redis://:{PASSWORD}@localhost", f"redis://:{PASSWORD}@localhost:x/0", "localhost:6379", PASSWORD,
     f"redis://:{PASSWORD}@localhost:6379/0?socket_timeout=x", "",
 ])  # fmt: skip
-def test_what_is_no_storage_stops_the_start_and_is_not_repeated(url: str) -> None:
+def test_what_is_no_storage_prevents_startup_and_is_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match=r"limits\.storage: ") as caught:
         build_app(limits__storage=url)
     assert PASSWORD not in str(caught.value)

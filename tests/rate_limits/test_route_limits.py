@@ -197,7 +197,7 @@ async def test_the_refusal(acme: Client) -> None:
     assert acme.app[METRICS].limited == {"rate": 1}
 
 
-async def test_both_limits_are_told_and_both_hold(serve: Serve) -> None:
+async def test_both_limits_are_announced_and_both_hold(serve: Serve) -> None:
     client = await serve({"public_routes": PATTERNS, "limits.caller": "5/day"}, extra={"acme": plugin(*routes)})
     for left in (2, 1, 0):
         got = await client.get("/mail", ALICE)

@@ -236,7 +236,7 @@ async def test_a_partitioned_table(run: Any, admin: asyncpg.Connection, told: An
     assert sorted(await told()) == [["public.events", "organization", "red", "d", ["a"]], ["public.events", "organization", "red", "i", ["c"]]]
 
 
-async def test_cascades_are_told(run: Any, admin: asyncpg.Connection, told: Any) -> None:
+async def test_cascades_are_reported(run: Any, admin: asyncpg.Connection, told: Any) -> None:
     await run("CREATE TABLE lists (id text PRIMARY KEY); CREATE TABLE items (id text PRIMARY KEY, org text, list text REFERENCES lists ON DELETE CASCADE);"
               "SELECT gatepost_changes('items', organization => 'org')")
     await admin.execute("INSERT INTO lists VALUES ('l'); INSERT INTO items VALUES ('1', 'red', 'l'), ('2', 'red', 'l')")

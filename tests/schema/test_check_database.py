@@ -173,7 +173,7 @@ def cases(table: dict[str, tuple[str, str]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("done", "said"), cases(PROBLEMS))
-async def test_a_spoilt_schema_is_told_and_not_served(
+async def test_an_unsafe_schema_is_reported_and_not_served(
     spoilt: TestDatabase, tmp_path: Path, capsys: Any, done: str, said: str
 ) -> None:
     await execute(spoilt, done)

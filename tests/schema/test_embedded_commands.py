@@ -62,7 +62,7 @@ async def test_from_an_empty_folder_to_a_served_table(tmp_path: Path) -> None:
             await server.wait()
 
 
-async def test_nobody_is_locked_out(tmp_path: Path) -> None:
+async def test_an_unsafe_database_can_be_repaired(tmp_path: Path) -> None:
     """A table without row-level security is rolled back; one that is there all the same is named at the start, and mended."""
     (tmp_path / "open.sql").write_text(OPEN)
     status, out, err = await ended(tmp_path, "migrate", "--schema", "open.sql")

@@ -40,7 +40,7 @@ async def command(*words: str) -> int:
     return await asyncio.to_thread(run, list(words))
 
 
-async def test_the_servers_schema_and_then_ones_own_tables(
+async def test_the_servers_schema_and_then_own_tables(
     settings: str, postgres: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.sql").write_text(OWN)
@@ -88,7 +88,7 @@ async def test_sql_that_fails_says_where_and_what_to_do(
     assert line in said
 
 
-async def test_an_owner_without_rights_is_told_what_it_needs(settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+async def test_the_message_names_the_rights_that_the_owner_needs(settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     guest = f"guest_{postgres.run}"
     if guest not in postgres.roles:
         await postgres.create_role(guest)
@@ -142,7 +142,7 @@ async def test_only_what_is_still_to_do_by_hand_is_printed(settings: str, postgr
             await admin.execute(f'ALTER ROLE "{role}" PASSWORD NULL')
 
 
-async def test_a_url_without_a_role_is_told_which_role_to_name(
+async def test_the_message_on_a_url_without_a_role_names_the_role_to_add(
     settings: str, postgres: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", url_of(postgres, "", settings).replace("//@", "//"))

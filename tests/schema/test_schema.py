@@ -188,7 +188,7 @@ async def test_a_switched_off_row_security_opens_nothing(app: asyncpg.Connection
         assert await refused(app, f"SELECT * FROM {table}")
 
 
-async def test_nobody_else_comes_in(cluster: Server, database: str) -> None:  # noqa: F811
+async def test_no_other_user_can_connect(cluster: Server, database: str) -> None:  # noqa: F811
     """PUBLIC no longer has CONNECT; and even with CONNECT a role can read no table."""
     guest = await cluster.create_role(f"guest_{database}")
     with pytest.raises(DENIED):
@@ -489,7 +489,7 @@ async def test_a_fresh_database_is_safe(cluster: Server, app: asyncpg.Connection
 
 
 @pytest.mark.parametrize(("done", "said"), SABOTAGE.values(), ids=SABOTAGE)
-async def test_sabotage_is_told(cluster: Server, database: str, done: str, said: str) -> None:  # noqa: F811
+async def test_sabotage_is_reported(cluster: Server, database: str, done: str, said: str) -> None:  # noqa: F811
     guest = f"between_{cluster.run}"
     if guest not in cluster.roles:
         await cluster.create_role(guest)
@@ -511,7 +511,7 @@ async def test_sabotage_is_told(cluster: Server, database: str, done: str, said:
     assert any(said in one for one in found), found
 
 
-async def test_a_borrowed_role_is_told(cluster: Server, database: str) -> None:  # noqa: F811
+async def test_a_borrowed_role_is_reported(cluster: Server, database: str) -> None:  # noqa: F811
     """A role assumed with SET ROLE is not a serving role, because the session can leave it again."""
     async with cluster.as_admin(database) as admin:
         await admin.execute(f'SET ROLE "{cluster.serving_role}"')

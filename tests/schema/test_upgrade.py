@@ -112,7 +112,7 @@ async def empty(postgres: Any) -> AsyncIterator[Any]:
     await postgres.drop_database(name)
 
 
-async def test_a_newer_functions_owner_must_be_a_role_that_nobody_can_be(empty: Any, postgres: Any) -> None:
+async def test_a_newer_functions_owner_must_be_a_role_without_login_and_members(empty: Any, postgres: Any) -> None:
     """With a newer mark an unknown function of gatepost_auth is accepted; one of another role, or without a pinned search_path, is not."""
     mine = mark_of(schema_text())
     async with postgres.as_admin(empty.name) as admin:

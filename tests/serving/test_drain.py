@@ -117,7 +117,7 @@ async def test_a_body_that_never_comes_holds_the_process_for_drain_seconds(db: A
         assert 1.8 < await seconds_until_end(process) < 8
 
 
-async def test_answers_that_nobody_reads_hold_the_process_for_drain_seconds(db: Any, tmp_path: Path) -> None:
+async def test_responses_that_no_client_reads_hold_the_process_for_drain_seconds(db: Any, tmp_path: Path) -> None:
     async with running(db, tmp_path, GATEPOST_LIMITS_DRAIN_SECONDS="2") as process:
         url = await url_of(process)
         _reader, writer = await opened(url)

@@ -225,7 +225,7 @@ async def test_development_is_served_on_loopback_only(env: str, preload: list[st
         assert f"gatepost: bind: {env} serves on loopback only, not on 0.0.0.0:" in log.read_text()
 
 
-async def test_behind_nginx_a_stranger_is_nobody(db: TestDatabase, tmp_path: Path) -> None:
+async def test_behind_nginx_development_credentials_are_refused(db: TestDatabase, tmp_path: Path) -> None:
     """gunicorn's unix socket, in development by name, behind an nginx that sends the headers that the stub looks for."""
     nginx, folder = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), Path(tempfile.mkdtemp())
     if nginx is None:

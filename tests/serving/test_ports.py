@@ -16,7 +16,7 @@ def listening() -> Iterator[socket.socket]:
         yield one
 
 
-def test_connections_that_nobody_has_accepted_outlive_the_port(listening: socket.socket) -> None:
+def test_connections_that_are_not_accepted_yet_outlive_the_port(listening: socket.socket) -> None:
     clients = [socket.create_connection(listening.getsockname(), 5) for _ in range(5)]
     for client in clients:
         client.sendall(b"hello")

@@ -99,7 +99,7 @@ async def test_a_taken_port_is_a_mistake_in_the_settings(db: Any, tmp_path: Path
 
 
 @pytest.mark.long
-async def test_a_mistake_that_shows_only_in_the_workers_stops_the_start(db: Any, tmp_path: Path) -> None:
+async def test_a_mistake_that_shows_only_in_the_workers_prevents_startup(db: Any, tmp_path: Path) -> None:
     wrong = db.url.replace("gatepost_app", "nobody_at_all")
     async with running(db, tmp_path, "--workers", "2", DATABASE_URL=wrong) as process:
         await asyncio.wait_for(process.communicate(), 30)

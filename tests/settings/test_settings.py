@@ -178,7 +178,7 @@ def test_a_text_of_another_kind_is_refused_by_its_variable(name: str, text: str)
     assert refusal(environ={name: text}).startswith(f"{name}: must be")
 
 
-def test_a_variable_for_arrays_of_tables_stops_the_start_and_names_the_file() -> None:
+def test_a_variable_for_arrays_of_tables_prevents_startup_and_names_the_file() -> None:
     said = refusal(environ={"GATEPOST_ACME_TABLES": "x"})
     assert said.startswith("GATEPOST_ACME_TABLES: not read from the environment")
     assert "[[acme.tables]]" in said
@@ -193,7 +193,7 @@ def test_a_variable_for_arrays_of_tables_stops_the_start_and_names_the_file() ->
     [("prot = 1", "prot", "port"), ("[limits]\nhead_byte = 1", "limits.head_byte", "limits.head_bytes"), ("[acme]\nan_itn = 1", "acme.an_itn", "acme.an_int"),
      ("[databse]\nurl = 'x'", "databse.url", "database.url"), ("[ops]\nprot = 1", "ops.prot", "ops.port"), ("providres = ['stub']", "providres", "providers")],
 )  # fmt: skip
-def test_an_unknown_key_stops_the_start_and_names_the_nearest(toml: str, key: str, near: str, tmp_path: Path) -> None:
+def test_an_unknown_key_prevents_startup_and_names_the_nearest(toml: str, key: str, near: str, tmp_path: Path) -> None:
     said = refusal(tmp_path, toml + "\n")
     assert f"unknown key '{key}'" in said
     assert said.endswith(f"the nearest known one is '{near}'")
@@ -217,7 +217,7 @@ def test_a_table_of_a_plugin_that_is_not_loaded_is_named_as_such(table: str, tmp
         "database = 'x'\n",
     ],
 )
-def test_a_table_of_nobody_stops_the_start(toml: str, tmp_path: Path) -> None:
+def test_a_table_of_no_loaded_plugin_prevents_startup(toml: str, tmp_path: Path) -> None:
     assert "unknown key" in refusal(tmp_path, toml)
 
 
@@ -230,7 +230,7 @@ def test_an_empty_table_of_the_servers_own_is_harmless(tmp_path: Path) -> None:
     [("GATEPOST_PROT", "GATEPOST_PORT"), ("GATEPOST_DATABASE_POOLSIZE", "GATEPOST_DATABASE_POOL_SIZE"), ("GATEPOST_ACME_ANINT", "GATEPOST_ACME_AN_INT"),
      ("GATEPOST_PROVIDER", "GATEPOST_PROVIDERS"), ("GATEPOST_CONFG", "GATEPOST_CONFIG"), ("GATEPOST_PORT_", "GATEPOST_PORT")],
 )  # fmt: skip
-def test_an_unknown_variable_stops_the_start_and_names_the_nearest(name: str, near: str) -> None:
+def test_an_unknown_variable_prevents_startup_and_names_the_nearest(name: str, near: str) -> None:
     said = refusal(environ={name: "1"})
     assert f"unknown variable {name}" in said
     assert said.endswith(f"the nearest known one is '{near}'")
@@ -287,7 +287,7 @@ def test_the_variable_itself_is_before_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_secrets_file_that_cannot_be_read_stops_the_start(content: bytes | None, tmp_path: Path) -> None:
+def test_a_secrets_file_that_cannot_be_read_prevents_startup(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / CANARY).write_bytes(content)
     said = refusal(environ={"GATEPOST_ACME_TOKEN_FILE": str(tmp_path / CANARY)})
@@ -462,7 +462,7 @@ def test_a_file_that_is_not_text_or_not_there_is_one_line(tmp_path: Path) -> Non
         Settings(environ={"GATEPOST_CONFIG": str(tmp_path / "absent.toml")})
 
 
-def test_a_required_setting_of_a_plugin_that_has_no_value_stops_the_start() -> None:
+def test_a_required_setting_of_a_plugin_that_has_no_value_prevents_startup() -> None:
     settings = Settings(environ={"GATEPOST_ACME_NAME": "x"}, given={})
     settings.declare("acme", {"name": Setting(required=True)})
     with pytest.raises(ConfigError, match=r"plugin 'acme': the setting 'acme.url' \(GATEPOST_ACME_URL\) is missing"):

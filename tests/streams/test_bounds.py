@@ -191,7 +191,7 @@ async def test_a_reader_that_reads_nothing_is_disconnected(serve: Serve, path: s
 
 @linux
 @pytest.mark.parametrize("path", ["/api/flood", "/api/flood/socket"])
-async def test_a_slow_reader_is_told_why(serve: Serve, path: str) -> None:
+async def test_a_slow_reader_receives_the_reason(serve: Serve, path: str) -> None:
     client = await serve(extra=LIVE)
     one = registry(client)
     one._clock._bounds = one.bounds._replace(slow=2.0)

@@ -334,7 +334,7 @@ def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
     assert fanout.held == 0
 
 
-async def test_many_streams_are_told_a_few_at_a_time() -> None:
+async def test_many_streams_are_notified_a_few_at_a_time() -> None:
     """The first rows are read while the other streams are told: the last one hears of a change earlier."""
     fanout, order = Fanout(), list[int]()
     subscriptions = [fanout.subscribe((KEY,)) for _ in range(200)]

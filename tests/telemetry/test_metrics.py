@@ -97,7 +97,7 @@ async def test_authentications_are_counted_by_provider_and_outcome(serve: Serve)
     assert told == {("stub", "known"): 1, ("none", "missing"): 1, ("stub", "rejected"): 1, ("api_key", "rejected"): 1, ("none", "rejected"): 1}
 
 
-async def test_the_pool_and_the_revocations_are_told(serve: Serve) -> None:
+async def test_the_pool_and_the_revocations_are_measured(serve: Serve) -> None:
     client = await serve()
     await client.get("/api/data", CLERK_A)
     text = as_text(await families_of(client.app))

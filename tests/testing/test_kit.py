@@ -78,7 +78,7 @@ async def test_a_reader_and_a_visitor(client_as):
 
 
 KEYS = """
-async def test_a_key_of_ones_own(client_as):
+async def test_a_callers_own_key(client_as):
     alice, stranger = await client_as("alice"), await client_as(None)
     async with alice.post("/api/keys", json={"name": "mine"}) as got:
         secret = (await got.json())["secret"]

@@ -402,7 +402,7 @@ async def test_rotations_that_are_none(keys: Client, sent: dict[str, Any]) -> No
     assert bad(await keys.post(f"/api/keys/{row['id']}/rotate", ALICE, sent)) == set(sent)
 
 
-async def test_nobody_rotates_a_key_beyond_their_rights(keys: Client) -> None:
+async def test_no_caller_rotates_a_key_beyond_their_rights(keys: Client) -> None:
     """A new secret is a new key: what the caller has now counts, not what they had when it was made."""
     admin = stub("anna", org_id="org_a", org_role="org:admin", org_permissions=READ)
     row = await new(keys, admin, org_role="org:admin", org_permissions=[READ], scopes=["read"])
@@ -565,7 +565,7 @@ def test_debts_run_out_and_are_paid_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(book._debts) == ["e", "f", "g"]
 
 
-async def test_strangers_take_few_connections() -> None:
+async def test_unknown_credentials_take_few_connections() -> None:
     book, inside, most = throttle.Throttle(), 0, 0
 
     async def look() -> None:
@@ -616,7 +616,7 @@ async def test_without_the_database_it_is_a_503(keys: Client) -> None:
     assert asked == ["key_by_hash"]
 
 
-async def test_a_client_that_hangs_up_cancels_nobodys_lookup(keys: Client) -> None:
+async def test_a_client_that_hangs_up_cancels_no_other_lookup(keys: Client) -> None:
     row = await new(keys, ALICE)
     provider = next(one.provider for one in keys.app[PROVIDERS] if one.name == "api_key")
     gate, call = asyncio.Event(), provider._managed._house._call

@@ -305,7 +305,7 @@ def test_keys_of_two_instances_are_a_mistake() -> None:
         ({"publishable_key": kit.PUBLISHABLE_KEY}, "production", "authorized parties"),
     ],
 )
-async def test_what_is_not_enough_stops_the_start(table, env, word, tmp_path) -> None:
+async def test_what_is_not_enough_prevents_startup(table, env, word, tmp_path) -> None:
     with pytest.raises(ValueError, match=word):
         await ClerkProvider(table).open(kit.TestHouse(tmp_path, env))
     assert not list(tmp_path.iterdir())

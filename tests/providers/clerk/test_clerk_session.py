@@ -234,7 +234,7 @@ async def test_a_jwt_of_another_providers_issuer_is_not_mine_whatever_it_looks_l
     assert nobodys == ("token-issuer", "iss is not one of ours")
 
 
-async def test_the_clock_that_jumps_is_heeded_on_every_request(tmp_path) -> None:
+async def test_a_clock_that_jumps_counts_on_every_request(tmp_path) -> None:
     clock = [NOW]
     provider = await opened(tmp_path, settings(), clock=lambda: clock[0])
     for at, wanted in [

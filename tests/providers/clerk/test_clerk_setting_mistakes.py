@@ -125,7 +125,7 @@ def test_a_misspelt_variable_is_warned_about_with_the_one_that_was_meant(name: s
     assert advised(KEY, "development", **{name: " "}) == []
 
 
-def test_a_variable_of_nobody_is_warned_about() -> None:
+def test_a_variable_that_nothing_reads_is_warned_about() -> None:
     assert advised(KEY, "development", CLERK_WHATEVER="x") == ["CLERK_WHATEVER is set and not read"]
 
 

@@ -158,7 +158,7 @@ async def test_the_serving_role_only_reads(hooks: Client, serving: asyncpg.Conne
     assert await safety.problems(serving) == []
 
 
-async def test_the_functions_are_nobody_elses(db: TestDatabase) -> None:
+async def test_no_other_role_can_call_the_functions(db: TestDatabase) -> None:
     """Neither PUBLIC's nor the owner's; and the owner sees no row."""
     guest = await db.server.create_role("guest_sync")
     async with db.server.as_admin(db.name) as admin:

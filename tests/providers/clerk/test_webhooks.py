@@ -232,7 +232,7 @@ async def test_rotation(serve: Serve, db: TestDatabase) -> None:
 
 @pytest.mark.parametrize("value", ["", " , ", "whsec_", "whsec_QQ==", "whsec_!!!", "not base64", f"{SECRET} short", "x" * 200,
                                    "whsec_c2VjcmV0LXdpdGgtMjMtYnl0ZXMu"])  # fmt: skip
-async def test_a_bad_secret_stops_the_start(serve: Serve, value: str) -> None:
+async def test_a_bad_secret_prevents_startup(serve: Serve, value: str) -> None:
     with pytest.raises((ConfigError, ValueError), match="clerk.webhook_signing_secret") as raised:
         await serve({"clerk.webhook_signing_secret": value})
     assert len(value) < 8 or value not in str(raised.value)

@@ -381,7 +381,7 @@ async def test_an_odd_member_is_skipped_alone_with_one_line(member, why, caplog)
     await source.keys.close()
 
 
-async def test_a_kid_that_two_usable_keys_share_is_nobodys() -> None:
+async def test_a_kid_that_two_usable_keys_share_is_not_used() -> None:
     source = Source(kit.jwk(K1, "k1"), kit.jwk(K2, "k1"), kit.jwk(K2, "k2"))
     await source.keys.open()
     assert source.keys.get("k1") is None

@@ -421,7 +421,7 @@ async def test_a_revocation_ends_a_known_bound_token(client: Client, issuer: Iss
 # Challenges, CORS, other credentials --------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_knows_nothing_is_told_the_algorithms(client: Client) -> None:
+async def test_the_challenge_names_the_algorithms(client: Client) -> None:
     got = await client.get(PATH)
     assert (got.status, got.json()["reason"]) == (401, "credential-missing")
     challenges = ", ".join(got.headers.getall("WWW-Authenticate"))

@@ -127,7 +127,7 @@ async def test_every_algorithm_where_it_is_allowed(house: tokens.TestHouse, issu
 
 
 @pytest.mark.parametrize("alg", oidc_kit.ALGORITHMS)
-async def test_only_rs256_and_es256_unless_told(house: tokens.TestHouse, issuer: Issuer, alg: str) -> None:
+async def test_only_rs256_and_es256_by_default(house: tokens.TestHouse, issuer: Issuer, alg: str) -> None:
     issuer.keys = {"RS256": key("RS256"), "ES256": key("ES256"), alg: key(alg)}
     async with opened(house, table(issuer)) as provider:
         found = await asked(provider, issuer.token({"alg": alg}))
@@ -693,7 +693,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("row", MISTAKES)
-def test_mistakes_stop_the_start(row: str) -> None:
+def test_mistakes_prevent_startup(row: str) -> None:
     tables, said = MISTAKES[row]
     with pytest.raises(ValueError, match=said):
         OidcProvider({"issuers": tables})
