@@ -24,7 +24,7 @@ every setting, explained and commented out; it never overwrites a file.
 - The first column has the key in the file and, below it, the environment variable. A setting without a variable is set in the file only.
 - A list is an array in the file, and comma-separated in the environment.
 - Every variable can be replaced by `NAME_FILE` with the path of a file; the file's text, stripped of surrounding whitespace, is
-  the value. Blanks, line ends and a byte order mark around a variable's value are removed. Quotes around it, its own name before it
+  the value; both at once prevent startup. Blanks, line ends and a byte order mark around a variable's value are removed. Quotes around it, its own name before it
   (`NAME=value`) and a reference that no shell has replaced (`${NAME}`) prevent startup, in such a file too. An empty variable
   counts as unset; an empty file prevents startup.
 - An unknown key of the file, a table of a plugin that is not loaded and an unknown `GATEPOST_*` variable prevent startup,

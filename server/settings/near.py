@@ -19,7 +19,9 @@ def near_key(key: str, known: Mapping[str, Setting]) -> str:
     """
     table, dot, rest = key.partition(".")
     tables = {one.partition(".")[0] for one in known if "." in one}
-    if table in tables and rest in known:  # in TOML, what follows a heading belongs to its table
+    if key in tables:
+        return f": it is a table: write its keys below [{key}], each as name = value"
+    if rest in known and "." not in rest:  # in TOML, what follows a heading belongs to its table
         return f": {rest!r} belongs above the first [table] of the file"
     if dot and nearest_name(table, tables, cutoff=0.7) is None:
         return f": no plugin that is loaded has a table [{table}]. Is its plugin named in 'plugins'?"

@@ -145,9 +145,12 @@ class Settings:
             return Value(convert(self._given[key], setting, f"--{key.rpartition('.')[2].replace('_', '-')}"), "command line")
         name = env_name(key, setting)
         if setting.kind not in ("table", "tables"):
-            if text := stripped(self._environ.get(name, ""), name):
+            text, path = (stripped(self._environ.get(one, ""), one) for one in (name, f"{name}_FILE"))
+            if text and path:
+                raise ConfigError(f"{name} and {name}_FILE are both set: unset one of them")
+            if text:
                 return Value(convert(text, setting, name), f"environment {name}")
-            if path := stripped(self._environ.get(f"{name}_FILE", ""), f"{name}_FILE"):
+            if path:
                 return Value(convert(read_secret(path, f"{name}_FILE"), setting, name), f"environment {name}_FILE")
         found = _lookup(self._file, key)
         if found is not None:
@@ -174,8 +177,9 @@ def _check_core(settings: Settings) -> None:
     env = settings.get("env")
     if "/" in (host := settings.get("host")) or (":" in host and host.count(":") == 1):
         raise ConfigError(f"host: must be an address or a name, without scheme, path and port, not {host!r}")
-    if settings.get("data_folder").startswith("~"):
-        raise ConfigError("data_folder: begins with ~, which only a shell replaces: give the whole path")
+    if (folder := settings.get("data_folder"))[0] in "~$" or "\0" in folder:
+        why = "has a NUL character" if "\0" in folder else f"begins with {folder[0]}, which only a shell replaces"
+        raise ConfigError(f"data_folder: {why}: give the whole path")
     if not settings.words("providers"):
         raise ConfigError("providers: at least one provider must be named")
     for key in ("providers", "plugins", "handlers"):

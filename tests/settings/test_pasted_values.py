@@ -96,7 +96,8 @@ def test_a_secrets_file_that_is_none_is_named(content: bytes | str | None, said:
     (b"port = 0\n[limits\n", "line 2"), (b"port = 0\nport = 1\n", "given twice"), (b"env = production\n", "needs quotes"), (b"[audit]\ndenials = True\n", "needs quotes"),
     ("port = 0\n".encode("utf-16"), "save it as UTF-8"), (b"# \xfc\n", "save it as UTF-8"), (b"port = 0\0\n", "line 1"), (b'{"port": 0}', "line 1"),
     (b"GATEPOST_PORT = 5\n", "'port'"), (b"DATABASE_URL = 'x'\n", "'database.url'"), (b"[database]\npool-size = 5\n", "'database.pool_size'"),
-    (b"Port = 5\n", "'port'"), (b"host = ''\n", "host: is empty"), (b"[database]\nurl = ''\n", "database.url: is empty"), (b"data_folder = '~/x'\n", "begins with ~"),
+    (b"Port = 5\n", "'port'"), (b"host = ''\n", "host: is empty"), (b"[database]\nurl = ''\n", "database.url: is empty"), (b"data_folder = '~/x'\n", "begins with ~"), (b"data_folder = '$HOME/x'\n", "begins with $"),
+    (b'data_folder = "a\\u0000"\n', "data_folder: has a NUL character"),
     (b"[limits]\ncaller = ''\n", "limits.caller: is empty"), (b"[revocation]\nmax_staleness = 0\n", "revocation.max_staleness: must be at least 0.5"),
     (b"[clerk]\nsecret_key = sk_live_" + CANARY.encode(), "line 2"),
 ])  # fmt: skip

@@ -280,10 +280,12 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
     assert source(settings, "database.url") == "environment DATABASE_URL_FILE"
 
 
-def test_the_variable_itself_is_before_its_file(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("file")
-    environ = {"GATEPOST_ACME_TOKEN": "direct", "GATEPOST_ACME_TOKEN_FILE": str(tmp_path / "token")}
-    assert made(environ=environ).table("acme")["token"] == "direct"
+def test_a_variable_beside_its_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(CANARY)
+    environ = {"GATEPOST_ACME_TOKEN": CANARY, "GATEPOST_ACME_TOKEN_FILE": str(tmp_path / "token")}
+    assert refusal(environ=environ) == "GATEPOST_ACME_TOKEN and GATEPOST_ACME_TOKEN_FILE are both set: unset one of them"
+    assert made(environ=environ | {"GATEPOST_ACME_TOKEN": " \n"}).table("acme")["token"] == CANARY
+    assert made(environ=environ | {"GATEPOST_ACME_TOKEN_FILE": ""}).table("acme")["token"] == CANARY
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
