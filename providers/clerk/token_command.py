@@ -59,6 +59,9 @@ async def run(given: argparse.Namespace, context: CommandContext) -> int:
     """Print one token. Raises ValueError for a mistake."""
     if context.env == "production" or ClerkSettings.read(context.settings).configured:
         raise ValueError("development tokens are accepted only outside production and without any CLERK_ setting")
+    for name in ("user", "org", "role"):
+        if getattr(given, name) == "":
+            raise ValueError(f"--{name} is empty: is the variable set that it is taken from?")
     claims = claims_of(given) if given.type == TYPES[0] else machine_claims_of(given)
     is_new = not (context.folder / development.FILE).exists()
     own = development.signing_key(context.folder)

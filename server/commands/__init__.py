@@ -16,7 +16,7 @@ from ..database.statements import IN_UTC, SET_SCOPE_AND_WRITER
 from ..http.errors import Unavailable
 from ..plugins.hookspecs import Command, CommandContext
 from ..plugins.loader import Plugins
-from ..schema.connection_mistakes import URL, connected
+from ..schema.connection_mistakes import URL, connected, of_a_statement
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -53,6 +53,11 @@ def run(arguments: list[str]) -> int:
         return failed
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (told := of_a_statement(error)) is None:
+            raise
+        print(complaint(told), file=sys.stderr)
+        return 2 if isinstance(told, ConfigError) else 1
 
 
 def _run(arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ _PLACEHOLDER_ALONE: Final = re.compile(
 _NOT_ENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 _ENCODE: Final = "a character must be percent-encoded: in a password # is %23, % is %25, / is %2F, ? is %3F and @ is %40"
+_BRACKET: Final = "a bracket in the password must be percent-encoded: [ is %5B and ] is %5D"
 _ROOTS: Final = "name the file in the URL (sslrootcert=FILE), or trust this system's (sslmode=verify-full&sslrootcert=system)"
 _NO_URL: Final = "not a Postgres URL that can be used, or one of the variables PGSSLMODE, PGPORT … is wrong"
 _SYSTEM: Final = re.compile(r"(?:(?<=\?)|(?<=&))sslrootcert=system(?=&|\Z)")
@@ -34,14 +35,21 @@ def usable(url: str) -> str:
     scheme, colon, rest = url.partition("://")
     if colon and scheme.lower().partition("+")[0] in SCHEMES and "+" in scheme:
         raise UrlMistake(f"write postgresql://, not {scheme}://, which is another library's notation")
+    if re.match(r"postgres(?:ql)?:(?!//)", url, re.IGNORECASE):
+        raise UrlMistake("it must begin with postgresql://, with two slashes")
     if scheme.lower() not in SCHEMES or not colon:
         return url
+    if "%00" in rest:
+        raise UrlMistake("has a NUL character (%00) in it")
+    if "/" in rest.partition("?")[0].rpartition("@")[2].partition("/")[2] and "#" not in rest:
+        raise UrlMistake("the name of the database has a / in it: nothing may follow the name")
     if _has_raw_characters(rest):
         raise UrlMistake(_ENCODE)
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise UrlMistake("the brackets of an IPv6 address are not closed") from None
+        bracket = any(sign in rest.rpartition("@")[0] for sign in "[]")
+        raise UrlMistake(_BRACKET if bracket else "the brackets of an IPv6 address are not closed") from None
     login, _, hosts = parts.netloc.rpartition("@")
     if _PLACEHOLDER_ALONE.fullmatch(unquote(login.partition(":")[2])):
         raise UrlMistake("the placeholder for the password is still in it")

@@ -11,10 +11,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..database import driver
 from ..database.direct import direct_connection
 from ..database.urls import UrlMistake, complaint
-from ..http.errors import Unavailable
-from ..settings.setting import ConfigError
+from ..database.violations import StatementError
+from ..http.errors import ApiError, Unavailable
+from ..messages import one_line
+from ..settings.setting import ConfigError, StartFailed
 from .tls_files import complaint_about_file, trusted_by
 from .waiting import until_reachable
 
@@ -39,6 +42,7 @@ _BY_A_PROXY: Final = (
     ("endpoint id is not specified|project id is not specified", "use the provider's own host name, with sslmode=require"),
     ("insecure|ssl (?:connection )?is required|ssl required|no encryption|ssl off", "add sslmode=require to the URL"),
 )  # fmt: skip
+_NO_SUCH_OBJECT: Final = ("42P01", "42883", "42703")  # a table, function or column
 _HINTS: Final = {
     "ConnectionRefusedError": "is Postgres running there, and is the port right?",
     "FileNotFoundError": "is Postgres running there, and is this the folder of its socket?",
@@ -70,6 +74,25 @@ async def connected(connect: Mapping[str, Any], setting: str, whose: str = "", *
         yield connection
     finally:
         await opened.__aexit__(None, None, None)
+
+
+def of_a_statement(error: Exception) -> Exception | None:
+    """Returns what to raise instead of an error of a statement, so that it is told in one line; None for any other error.
+
+    A ConfigError where the schema is missing or older, else StartFailed. Postgres's words hold no password.
+    """
+    translated = driver.translate_error(error)
+    if driver.is_server_error(error):
+        state = getattr(error, "sqlstate", None)
+        words = f"{type(error).__name__} ({state}): {one_line(str(error).partition(chr(10))[0])}"
+        if state in _NO_SUCH_OBJECT:
+            return ConfigError(f"the database has no schema, or an older one: run `python -m server migrate` ({words})")
+        return StartFailed(f"the database refused a statement: {words}")
+    if isinstance(translated, Unavailable):
+        return StartFailed(unreachable(translated))
+    if isinstance(error, StatementError | ApiError):  # of startup, where they are translated already
+        return StartFailed(f"the database refused a statement: {getattr(error, 'log_text', type(error).__name__)}")
+    return None
 
 
 def explained(error: Exception, connect: Mapping[str, Any], setting: str, whose: str = "") -> Exception:
@@ -114,7 +137,7 @@ def _refused(error: Exception, connect: Mapping[str, Any]) -> tuple[str, str] | 
             return message, todo
     if state not in _REFUSED:
         return None
-    if state == "42501" and "set parameter" in message:
+    if state == "42501" and "permission denied to set" in message:  # a parameter, or a role
         return message, _OPTIONS
     return message, _REFUSED[state] + _missing(state, connect.get("dsn"))
 
@@ -145,8 +168,8 @@ def _place(connect: Mapping[str, Any]) -> str:
         parts = urlsplit(connect["dsn"])
         query = parse_qs(parts.query)
         port = query.get("port", [os.environ.get("PGPORT", "5432")])[0]
-        hosts = parts.netloc.rpartition("@")[2] or query.get("host", ["?"])[0]
+        hosts = parts.netloc.rpartition("@")[2] or query.get("host", [os.environ.get("PGHOST", "localhost")])[0]
     except ValueError:
         return "?"
-    where = ",".join(one if re.search(r":\d+$", one) else f"{one}:{port}" for one in hosts.split(","))
+    where = ",".join(one if re.search(r":\d+$", one) else f"{one.removesuffix(':')}:{port}" for one in hosts.split(","))
     return f"{where}/{unquote(parts.path.lstrip('/'))}"

@@ -1,4 +1,4 @@
-"""What a session begins with and cannot work with: too old a server, a standby, a read-only database, another search_path."""
+"""What a session begins with and cannot work with: too old a server, a standby, a read-only database, or a setting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ SELECT format(fault, current_user, current_setting('search_path'), current_setti
         'Some providers switch it on when the disk is full', NOT pg_is_in_recovery()
         AND current_setting('default_transaction_read_only') = 'on'),
        ('the role %1$I does not see the schema public (its search_path is %2$s): run ALTER ROLE %1$I RESET search_path, '
-        'or add public to it', 'public' <> ALL (current_schemas(false))))
+        'or add public to it', 'public' <> ALL (current_schemas(false))),
+       ('row_security is off for the role %1$I: no table of tenants can be read. Run ALTER ROLE %1$I RESET row_security, or '
+        'reset it for the database', current_setting('row_security') = 'off'),
+       ('standard_conforming_strings is off for the role %1$I: switch it on for the role or the database',
+        current_setting('standard_conforming_strings') = 'off'))
        AS faults (fault, found)
  WHERE found AND current_user = coalesce($1::name, current_user)
 """

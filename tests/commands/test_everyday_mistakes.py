@@ -99,6 +99,8 @@ async def test_a_database_that_cannot_be_served_from_is_refused_in_one_line(
     ("options=endpoint%3Dep-x", 0, "problems: none"),
     ("pgbouncer=true&connection_limit=1&channel_binding=require&connect_timeout=10&keepalives=1&schema=public", 0, "problems: none"),
     ("options=-c%20no_such_parameter%3D1", 2, "correct the parameter `options`"),
+    ("options=-c%20role%3Dpostgres", 2, "correct the parameter `options`"),
+    ("options=-c%20statement_timeout%3D1", 1, "gatepost: the database refused a statement: QueryCanceledError (57014): "),
     ("target_session_attrs=standby", 2, "no host is what target_session_attrs asks for"),
     ("sslmode=verify-ca", 2, "sslrootcert=system"),
     ("ssl=true", 2, "write sslmode=require"),
@@ -109,6 +111,18 @@ async def test_parameters_of_the_url_on_a_live_database(query: str, status: int,
     found, lines = await run(tmp_path, "check", DATABASE_URL=url, HOME=str(tmp_path))
     assert (found, any(said in line for line in lines)) == (status, True), lines[-5:]
     assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.parametrize("words", ["keys list --user u", "keys create --user u --name n", "replay", "revoke --user u"])
+async def test_a_command_on_a_database_without_the_schema_says_what_to_run(words: str, postgres: Any, tmp_path: Path) -> None:
+    name = await postgres.create_database(f"empty_{os.urandom(4).hex()}")
+    try:
+        status, lines = await run(tmp_path, *words.split(), DATABASE_URL=url_of(postgres, postgres.admin, name))
+    finally:
+        await postgres.drop_database(name)
+    assert (status, len(lines)) == (2, 1), lines
+    assert "older" in lines[0]
+    assert "run `python -m server migrate`" in lines[0]
 
 
 @pytest.mark.parametrize(("redirect", "status", "said"), [

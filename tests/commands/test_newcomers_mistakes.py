@@ -47,6 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("--port abc", "argument --port: invalid int value: 'abc'; see `python -m server --help`"),
     ("--port 99999", "port: must be 0 to 65535, not 99999 (command line)"),
     ("routes --config .", ".: cannot be read: Is a directory"),
+    ("token --user=", "--user is empty: is the variable set that it is taken from?"),
     ("migrate --schema nope.sql", "--schema nope.sql: cannot be read (No such file or directory)"),
 ])  # fmt: skip
 def test_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, said: str) -> None:

@@ -474,6 +474,8 @@ SABOTAGE = {
                                   "the function public.gatepost_audited() belongs to"),
     "default actor": ("ALTER ROLE @APP IN DATABASE @THIS SET gatepost.actor = 'ada'", "gatepost.actor has a default value"),
     "read-only": ("ALTER ROLE @APP IN DATABASE @THIS SET default_transaction_read_only = on", "the database is read-only (default_transaction_read_only"),
+    "no row_security": ("ALTER ROLE @APP IN DATABASE @THIS SET row_security = off", "row_security is off for the role"),
+    "strings of another age": ("ALTER ROLE @APP IN DATABASE @THIS SET standard_conforming_strings = off", "standard_conforming_strings is off"),
     "another search_path": ("ALTER ROLE @APP IN DATABASE @THIS SET search_path = other", "does not see the schema public (its search_path is other)"),
     "no usage": ("REVOKE USAGE ON SCHEMA public FROM PUBLIC, @APP", "does not see the schema public"),
     "parameter": ("GRANT SET ON PARAMETER session_replication_role TO @APP", "may change the parameter session_replication_role"),
