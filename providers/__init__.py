@@ -1,1 +1,1 @@
-"""Guests of the house: who may vouch for a caller. Each imports the server only through its door."""
+"""The built-in providers: each authenticates one kind of credential, and imports only the public interface of `server`."""

@@ -105,7 +105,7 @@ def add_document(app: web.Application) -> None:
 
 
 def add_database(app: web.Application, *, beside_parent: bool) -> None:
-    """Add the database, which is not opened yet, and the work that is done in it for the audit log."""
+    """Add the database, which is not opened yet, and the background work for the audit log."""
     get = app[SETTINGS].get
     server_database = app[SERVER_DATABASE] = ServerDatabase(app[SETTINGS], beside_parent=beside_parent)
     app[DATABASE], app[REVOCATION_FAILURES] = server_database.database, Counter()
@@ -147,7 +147,7 @@ def add_gate(app: web.Application) -> None:
 
 
 def add_dispatcher(app: web.Application) -> None:
-    """Make the dispatcher, and what calls tools through it."""
+    """Make the dispatcher, and the tools, whose calls pass through it."""
     get, gate, (resource, prefix) = app[SETTINGS].get, app[_GATE], app[_ADDRESS]
     listener, lookup = RequestLog() if get("log.requests") else None, resolver_of(app, prefix)
     challenges = Challenges(resource, gate.challenges) if resource is not None else None
@@ -159,7 +159,7 @@ def add_dispatcher(app: web.Application) -> None:
 
 
 def add_streams(app: web.Application) -> None:
-    """Make the registry of live answers, and what they receive changed rows from."""
+    """Make the registry of live answers, and the feed from which they receive changed rows."""
     get, providers, server_database = app[SETTINGS].get, app[PROVIDERS], app[SERVER_DATABASE]
     install_streams(app, get, providers, server_database.revocations, app[_GATE], app[LIMITS].client_of)
     install_changes(app, server_database.database, server_database.straight)
@@ -175,7 +175,7 @@ def add_services(app: web.Application, plugins: Plugins) -> None:
 
 
 def add_connections(app: web.Application) -> None:
-    """Make everything that serves `app` use our connections."""
+    """Make everything that serves `app` use the server's own connection class, with its limits."""
     get = app[SETTINGS].get
     connection_server.install(
         app,

@@ -5,7 +5,7 @@
 env        `live` for a key made in production, `test` for any other: for people and scanners; the server does not use it
 id         16 characters of base62 that identify the key in lists and logs; not secret
 secret     43 random characters of base62, more than 256 bits
-checksum   CRC32 of everything before it, in 6 characters of base62: detects typos and false hits of scanners; not for security
+checksum   CRC32 of everything before it, in 6 characters of base62: detects typos and false positives; not for security
 
 A double click selects the whole key, and it is not valid Base64. A leak scanner searches for PATTERN and then calls `parse`
 (or computes the checksum): text that only looks like a key is recognised without a request to the server.

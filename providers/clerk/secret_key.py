@@ -1,4 +1,4 @@
-"""The form of Clerk's secret key, and what usually was written in its place."""
+"""Checks the form of Clerk's secret key, and names what was probably set by mistake in its place."""
 
 from __future__ import annotations
 

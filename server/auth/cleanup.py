@@ -24,9 +24,10 @@ SWEEP_ROWS: Final = 200
 SWEEP_SECONDS: Final = 60.0
 """How often ended accesses are looked for when no revocation was read: another process may have left some."""
 WORK_SECONDS: Final = 0.2
-"""Batches follow each other for this long, then there is a pause: a ban can leave tens of thousands of ends, one a batch."""
+"""How long batches follow each other before a pause. A pause after each batch would be too slow: a ban can leave tens of
+thousands of ended accesses, and a batch may finish only one."""
 PAUSE_SECONDS: Final = 0.05
-"""Also after a batch that left no fewer ends: another process may be working on the only one."""
+"""The pause. There is one also after a batch that finished none: another process may be working on the only one left."""
 REPEAT_SECONDS: Final = 60.0
 """How often a failure that lasts is logged."""
 
@@ -49,7 +50,7 @@ class Cleanup:
         revocations.listeners.append(lambda _: self._due.set())
 
     def open(self) -> None:
-        """Begin: with what earlier processes have left."""
+        """Start the background work, with what earlier processes have left."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Opens the connection of the revocation feed: a patient attempt, and short ones beside it."""
+"""Opens the connection of the revocation feed: one attempt with the full time limit, and short attempts at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 SHORT_SECONDS: Final = 0.5
-"""How often an attempt is made beside the patient one, and how long it may take."""
+"""Seconds between the short attempts, and the time limit of each."""
 
 Connect = Callable[[], AbstractAsyncContextManager[Any]]
 Attempt = asyncio.Task[tuple[AbstractAsyncContextManager[Any], Any]]
@@ -18,9 +18,9 @@ Attempt = asyncio.Task[tuple[AbstractAsyncContextManager[Any], Any]]
 async def soonest(connect: Connect) -> AsyncIterator[Any]:
     """Returns the connection of the attempt that succeeds first. Raises what the patient attempt raises, if all fail.
 
-    During a failover an attempt may hang, in a proxy or at a primary that is gone, for all the time that `connect()` allows,
-    while a new one would reach the new primary at once. A loaded machine may need all that time. So one attempt waits, and
-    beside it another is made every half second: at most two connections at a time.
+    During a failover an attempt may hang, in a proxy or at a primary that is gone, for the whole time limit of `connect()`,
+    while a new one would reach the new primary at once. But a loaded machine may need that whole time. So one patient attempt
+    waits, and meanwhile a short one is made every half second: at most two connections at a time.
     """
     patient = asyncio.create_task(_attempt(connect))
     attempts = {patient}

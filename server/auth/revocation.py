@@ -80,7 +80,7 @@ class Revocations:
         self.become(fresh)
 
     def successor(self) -> Revocations:
-        """An empty set with the same bounds, for `become`: it is filled while this one is asked."""
+        """Returns an empty set with the same bounds, for `become`: it is filled while this one is still in use."""
         return Revocations(max_staleness=self._max_staleness, clock=self._clock, most=self._most)
 
     def become(self, other: Revocations) -> None:

@@ -22,19 +22,19 @@ _MOST_KEPT: Final = 256
 _MOST_WORDS: Final = 300
 _UNDO_SECONDS: Final = 1.0
 COMMIT_SECONDS: Final = 60.0
-"""How long a COMMIT that was given up keeps its connection: longer than a standby is waited for, as a rule. Connections that
-are closed earlier go on waiting in Postgres, where nothing bounds their number."""
+"""How many seconds a COMMIT may keep its connection after its request has given up: usually longer than the wait for a
+synchronous standby. A connection that is closed earlier continues to wait in Postgres, where nothing bounds their number."""
 _MISUSE: Final = ("the server expects", "the number of query arguments", "cannot perform operation: another operation")
-"""How asyncpg's words begin where a handler has used it wrongly. They hold no value; its exception has no other mark."""
+"""How asyncpg's messages about a handler's mistake begin. They contain no value; the exception has no other mark."""
 _savepoints: Final = count(1)
 
 
 class Connection(asyncpg.Connection):
-    """A connection that keeps what `read` has prepared, by its text: asyncpg's own way from a text to its statement takes
-    a twentieth of a request.
+    """A connection that keeps the statements that `read` has prepared, by their text: asyncpg's own lookup takes a twentieth
+    of a request.
 
-    A kept statement is dropped when Postgres says that the schema has changed under it, with the connection, and when
-    there are too many (tests/database/test_driver.py).
+    A kept statement is dropped when Postgres says that the schema has changed, when there are too many, and with the
+    connection (tests/database/test_driver.py).
     """
 
     __slots__ = ("_kept", "unfinished")
@@ -43,8 +43,8 @@ class Connection(asyncpg.Connection):
         super().__init__(*args, **more)
         self._kept: dict[str, Any] = {}
         self.unfinished: float | None = None
-        """Set while a COMMIT may be running, which must not be cancelled: Postgres would report it as done although no standby
-        has it, and show its rows to others. Seconds to wait for its end; then the connection is closed."""
+        """Seconds to wait for the end of a COMMIT that may be running. Then the connection is closed. None: there is none.
+        A COMMIT must not be cancelled: Postgres would report success and show its rows although no standby has them."""
 
     def _cancel_current_command(self, waiter: Any, *more: Any) -> None:
         """asyncpg calls this when a statement is given up, to have Postgres cancel it."""

@@ -17,7 +17,7 @@ _NOT_SET: Final = "set_config('the scope of this statement was not set', '', tru
 
 @lru_cache(maxsize=1024)
 def one_write(sql: str, arguments: int, lock_seconds: float, first: str = "") -> str:
-    """The caller's write, run after its scope is set, in one statement, which is then a transaction of its own.
+    """Returns the SQL that sets the caller's scope and then runs their write: one statement, which is its own transaction.
 
     sql            one INSERT, UPDATE, DELETE or MERGE with RETURNING, which may begin with WITH and SELECTs
     arguments      how many arguments `sql` has; the scope's three values and the writer's two follow them
@@ -26,15 +26,15 @@ def one_write(sql: str, arguments: int, lock_seconds: float, first: str = "") ->
 
     The result is the JSON of the row, or NULL if no row was written. Raises ValueError for SQL that is not a write.
 
-    Why it is sound: Postgres runs a write in WITH when its first row is asked for, or after the main query if none is
-    (nodeCtescan.c; ExecPostprocessPlan in execMain.c). Its row is asked for by a subquery that CASE evaluates only after its
-    condition, and the condition sets the scope (set_config is volatile: it is never evaluated early). Its triggers run later
-    still, those that are deferred in the COMMIT, which the settings outlast. If a condition were not true, the statement would
-    raise, so nothing would be committed. A second row raises too, before a third one is written.
+    Why it is sound: Postgres runs a write in WITH when the main query reads its first row, or after the main query if it reads
+    none (nodeCtescan.c; ExecPostprocessPlan in execMain.c). Here a subquery reads the row, and CASE evaluates that subquery
+    only after its condition, which sets the scope (set_config is volatile: it is never evaluated early). The triggers run
+    later, deferred ones in the COMMIT, while the settings still hold. If a condition were not true, the statement would raise,
+    so nothing would be committed. A second row raises too, before a third one is written.
 
     Postgres's documentation does not promise that order, so tests/database/test_write_soundness.py tests it with every plan
-    shape that could be forced. A Postgres that wrote earlier would refuse the row: a connection from the pool has no scope,
-    and without one the policies let nothing be written.
+    shape that could be forced. If a Postgres wrote earlier, it would refuse the row: a connection from the pool has no scope,
+    and without a scope the policies allow no write.
     """
     conditions = [*([first] if first else []), *are_set(SETTINGS, arguments + 1), f"{lock_limit(lock_seconds)} IS NOT NULL"]
     return f"{_with(sql, arguments)} SELECT CASE WHEN {' AND '.join(conditions)} THEN {_ROW} ELSE {_NOT_SET} END"
@@ -42,7 +42,7 @@ def one_write(sql: str, arguments: int, lock_seconds: float, first: str = "") ->
 
 @lru_cache(maxsize=1024)
 def one_write_in_transaction(sql: str, arguments: int) -> str:
-    """As `one_write`, for a transaction whose scope is set already."""
+    """Like `one_write`, for a transaction whose scope is set already."""
     return f"{_with(sql, arguments)} SELECT {_ROW}"
 
 

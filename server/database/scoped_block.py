@@ -72,7 +72,7 @@ class Scoped:
 
 
 class _Left:
-    """Stands for the connection of a `Scoped` whose block was left: it is another request's by now."""
+    """Replaces the connection of a `Scoped` after its block: another request may use the connection by then."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise RuntimeError("used after its block was left")
@@ -82,9 +82,9 @@ _LEFT: Final = _Left()
 
 
 def leave(block: Scoped, *, whole: bool = False) -> None:
-    """Take the connection from a `Scoped`: no statement can be run with it any more.
+    """Take the connection away from a `Scoped`: it can run no further statement.
 
-    whole   raise RuntimeError if one of its savepoints is still open, as in a task that was left behind
+    whole   raise RuntimeError if one of its savepoints is still open, for example in a task that is still running
     """
     block._connection = _LEFT
     if whole and block._savepoints:

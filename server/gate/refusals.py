@@ -16,7 +16,7 @@ from ..telemetry.log import LOG
 REPORTED: Final = web.RequestKey("reported", bool)
 """Set on a request whose error has its line in the log, or was left out there because there are too many of its kind."""
 _NOT_UNDERSTOOD: Final = frozenset({400, 408, 411, 413, 415, 422})
-"""The errors about what a request says or brings."""
+"""The statuses of errors in the request's own content: its body, its parameters, their size."""
 _CAUSES: Final = {
     404: "not-found",
     408: "body-time",
@@ -32,7 +32,7 @@ _HANDLER: Final = "handler"
 
 
 def failure_of(error: BaseException) -> BaseException:
-    """Returns `error` if it is a failure of the handler; SystemExit, as of a library's parser of arguments, is one too.
+    """Returns `error` if it is a failure of the handler, such as a SystemExit, which for example argparse raises.
 
     Raises `error` if it ends more than the handler: a cancellation or KeyboardInterrupt.
     """

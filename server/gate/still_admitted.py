@@ -25,7 +25,7 @@ class StillAdmitted:
         """Raise Unauthorized if access has ended since the request was admitted; Unavailable if that is unknown."""
         if self._revocations.denies(identity):
             raise Unauthorized("session-revoked")
-        # Its provider alone knows of the end of a key. Neither a ticket nor a tool's request shows one.
+        # Only its provider knows whether a key has ended. A request with a ticket, or of a tool call, contains no key.
         if identity.token_type != "api_key" or TICKET in request or NESTED in request:
             return
         if self._recall(request) is not identity:
@@ -34,7 +34,7 @@ class StillAdmitted:
                 raise Unauthorized("session-revoked")
 
     async def check_late_body(self, request: web.Request) -> None:
-        """The same for a request whose body came after its head; without a known caller there is nothing to check."""
+        """As `check`, for a request whose body arrived after its head. Does nothing without a known caller."""
         identity = request.get(IDENTITY)
         if identity is not None:
             await self.check(request, identity)

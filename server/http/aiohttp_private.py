@@ -48,5 +48,5 @@ PRIVATE_NAMES: Final[Mapping[type, tuple[str, ...]]] = {
 
 
 def replace_handler(route: web.AbstractRoute, handler: Handler) -> None:
-    """Let `route` call another handler, for a server that is asked and does nothing."""
+    """Let `route` call another handler: for a server that shows how its gate decides and runs no real handler."""
     route._handler = handler  # type: ignore[assignment]

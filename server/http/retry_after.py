@@ -10,7 +10,7 @@ from aiohttp import web
 from .response import JsonResponse
 
 RETRIED: Final = frozenset({429, 503})
-"""The statuses of which every response says with `Retry-After` when to try again; 1 second if nothing else is known."""
+"""The statuses whose responses always have `Retry-After`; 1 second if nothing else is known."""
 
 
 def with_retry_after(headers: Mapping[str, str] | None) -> Mapping[str, str]:
@@ -20,7 +20,7 @@ def with_retry_after(headers: Mapping[str, str] | None) -> Mapping[str, str]:
 
 
 def set_retry_after(response: web.StreamResponse) -> None:
-    """Set `Retry-After` to 1 second in a response of 429 or 503 that does not have it."""
+    """Add `Retry-After: 1` to a 429 or 503 that does not have the header."""
     if response.prepared:
         return
     if type(response) is not JsonResponse or response.dictionary is not None:

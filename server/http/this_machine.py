@@ -53,7 +53,7 @@ class _Burst:
         self._sockets, self._until = sockets, time.monotonic() + _BURST_SECONDS
 
     def has(self, inode: int) -> bool:
-        """Was this socket among them, a moment ago? The kernel gives no inode to a second socket so soon."""
+        """Whether this socket was among them a moment ago. The kernel does not reuse an inode so soon."""
         return inode in self._sockets and time.monotonic() < self._until
 
 
@@ -64,7 +64,7 @@ def is_direct(transport: asyncio.BaseTransport) -> bool:
     """Whether a loopback TCP connection comes straight from a program that this process's user runs, and not from a proxy.
 
     The client's socket must belong to the same user, and its process must not be a proxy: one that listens beyond
-    loopback, or that other processes are connected to, whichever process has accepted the connection. Our own process is no
+    loopback, or that has connections from other processes, even if another process accepted them. Our own process is no
     proxy. A process that cannot be examined counts as one. Each connection is judged once.
 
     True where the kernel shows no sockets, as outside Linux: there the caller's other checks must do.
@@ -102,7 +102,7 @@ def _judge(server: Any, client: Any) -> bool:
         sockets = _read()
         end = sockets.ends.get((theirs, ours))
         if end is None:
-            # Gone already. Where not even our own sockets are shown, nothing is.
+            # The connection has ended. True only if the tables do not even show our own sockets: then they show none.
             return own.isdisjoint([one.inode for one in sockets.ends.values()] + [inode for _, inode in sockets.listening])
     if end.inode in own:  # a client within the server, as in tests
         return True

@@ -1,4 +1,4 @@
-"""Says which file of certificates or keys prevents a TLS connection to Postgres, where the error itself does not name it."""
+"""Names the certificate or key file that prevents a TLS connection to Postgres, if the error itself does not name it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ELSEWHERE: Final = "HOME is {home}: if that is another user's, set it to your o
 
 
 def complaint_about_file(error: BaseException | None, dsn: str) -> str | None:
-    """The file that the TLS settings of `dsn` name and why it cannot be used, in one line; None for any other error."""
+    """Returns the file of the TLS settings in `dsn` and why it cannot be used, in one line; None for any other error."""
     if isinstance(error, PermissionError):
         unreadable = [error.filename] if isinstance(error.filename, str) else list(filter(_is_locked, _files(dsn).values()))
         return f"{unreadable[0]}: {error.strerror}{_whose(unreadable[0])}" if unreadable else None
@@ -37,13 +37,13 @@ def complaint_about_file(error: BaseException | None, dsn: str) -> str | None:
 
 
 def trusted_by(dsn: str) -> str:
-    """Which certificates the server's own is compared with."""
+    """Returns which certificates Postgres's own certificate is checked against: a file's, or this system's."""
     roots = _files(dsn)["sslrootcert"]
     return "this system's certificates" if roots == "system" else roots
 
 
 def _files(dsn: str) -> dict[str, str]:
-    """The file of each parameter."""
+    """Returns the file of each parameter of _DEFAULTS."""
     query = parse_qs(urlsplit(dsn).query)
     home = Path(os.path.expanduser("~")) / ".postgresql"
     return {
@@ -53,13 +53,13 @@ def _files(dsn: str) -> dict[str, str]:
 
 
 def _names(dsn: str, parameters: tuple[str, ...]) -> str:
-    """Those of the files that are there."""
+    """Returns the files of these parameters that exist; if none does, the first one."""
     files = _files(dsn)
     return " and ".join(files[name] for name in parameters if os.path.exists(files[name])) or files[parameters[0]]
 
 
 def _is_locked(file: str) -> bool:
-    """Whether this user must not read the file, or not even see whether it is there."""
+    """Whether this user lacks the right to read the file, or to see whether it exists."""
     try:
         os.stat(file)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""The rows that a scope sees, made of what Postgres has returned for their ids."""
+"""Parses what Postgres returned for the ids of changed rows: the rows that a scope sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..http.pagination import LARGEST_LIMIT
 from ..http.row_json import RowJson
 
 BYTES: Final = 262_144
-"""Bytes of rows after which one statement returns one row more and stops."""
+"""Once its rows have this many bytes, a statement returns one more row and stops."""
 _UNIT: Final = 1024
 
 
@@ -34,7 +34,7 @@ NOTHING: Final = Read({}, frozenset())
 
 
 def parse(ids: list[str], rows: Rows) -> Read:
-    """The rows by id. The statement stops at BYTES (server.database.statements), so the last ids may not have been reached."""
+    """Returns the rows by id. The statement stops at BYTES (server.database.statements), so it may not reach the last ids."""
     most = BYTES // _UNIT + LARGEST_LIMIT + 1
     found: dict[str, RowJson] = {}
     units = 0
