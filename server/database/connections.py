@@ -5,7 +5,6 @@ Every statement of a handler runs under its caller's scope, which is set for tha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
@@ -18,6 +17,7 @@ from .hosts import Hosts
 from .limits import Limits
 from .one_write import one_write, one_write_in_transaction
 from .pool import Pool
+from .resets import RESET_SECONDS, Resets
 from .scoped_block import Scoped, leave
 from .statements import IN_UTC, call_of, statement_of
 from .together import Together
@@ -28,7 +28,6 @@ NO_SCOPE: Final[Scope] = ("", "", "")
 Writer: TypeAlias = tuple[str, str]
 """(actor, request id): what the audit log records about a write; empty texts if there is none."""
 NO_WRITER: Final[Writer] = ("", "")
-_RESET_SECONDS: Final = 1.0
 _IGNORED: Final = "the server at this URL ignores start-up parameters, as a pooler does; see database.pooler"
 
 
@@ -44,7 +43,8 @@ class Database:
         self._set_time_zone = IN_UTC if pooled else ""
         self._pool: Pool[Any] | None = None
         self._together: Together | None = None  # not behind a pooler, where nothing stays prepared
-        self._resets, self._uncertain = set[asyncio.Task[None]](), set[Any]()
+        self._uncertain: set[Any] = set()
+        self._resets: Resets | None = None
         self._hosts: Hosts[Any] | None = None
 
     async def open(self, connect: Mapping[str, Any], renewed: Callable[[], str | None] = lambda: None) -> None:
@@ -57,6 +57,7 @@ class Database:
             driver.connect_for_handlers, arguments, self._acquire * 0.9, elsewhere=driver.another_host_may_do, renewed=renewed
         )
         self._pool, self._hosts = Pool(hosts.open, self._size, must_discard=driver.must_discard), hosts
+        self._resets = Resets(self._pool.release, None if self.pooled else hosts.open)
         if not self.pooled:
             self._together = Together(self._pool, self._wait_for_one, self._release, self._release_after)
         async with self.connection() as connection:
@@ -66,7 +67,8 @@ class Database:
     async def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
-        await asyncio.gather(*self._resets, return_exceptions=True)
+        if self._resets is not None:
+            await self._resets.wait()
 
     @property
     def pool(self) -> Pool[Any] | None:
@@ -163,13 +165,12 @@ class Database:
 
     def _release(self, connection: Any) -> None:
         """Return a connection to the pool; one in an unknown state is reset first, in the background."""
-        if connection not in self._uncertain or connection.is_closed():
+        if connection in self._uncertain:
             self._uncertain.discard(connection)
-            self._opened.release(connection)
-            return
-        task = asyncio.get_running_loop().create_task(self._reset(connection))
-        self._resets.add(task)
-        task.add_done_callback(self._resets.discard)
+            if self._resets is not None and not connection.is_closed():
+                self._resets.start(connection)
+                return
+        self._opened.release(connection)
 
     def _leave_server(self, connection: Any) -> None:
         """Close a connection to a server that can no longer be used, and all idle connections.
@@ -180,13 +181,6 @@ class Database:
         if self._hosts is not None and not self._hosts.is_new(connection):
             connection.terminate()
             self._opened.expire()
-
-    async def _reset(self, connection: Any) -> None:
-        try:
-            await driver.reset(connection, _RESET_SECONDS)
-        finally:
-            self._uncertain.discard(connection)
-            self._opened.release(connection)
 
     @asynccontextmanager
     async def scoped(self, scope: Scope, writer: Writer = NO_WRITER, caller: str | None = None) -> AsyncIterator[Scoped]:
@@ -206,7 +200,7 @@ class Database:
             leave(block)
             if isinstance(error, Exception) and not driver.is_still_cancelling(connection) and connection.is_in_transaction():
                 with suppress(Exception):  # if this fails, it is closed or still in the transaction, and is not used again
-                    await connection.execute("ROLLBACK", timeout=_RESET_SECONDS)
+                    await connection.execute("ROLLBACK", timeout=RESET_SECONDS)
             raise self._release_after(connection, error) from None
         self._release(connection)
 

@@ -363,7 +363,7 @@ async def test_random_reads_return_their_own_callers_rows_and_leave_nothing(db: 
         running.clear()
     assert not [one for one in results if isinstance(one, Exception)]
     assert results.count(1) > 600
-    await asyncio.gather(*database._resets)
+    await database._resets.wait()
     pool = database.pool
     assert pool is not None
     assert (pool.lent, pool.opening, len(pool._waiting.queues), pool._shares._counts) == (0, 0, 0, {})

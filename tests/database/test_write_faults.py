@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kits.faults import Fragile
+from kits.faults import Fragile, link
 
 from server import Unavailable
 from server.database.statements import SETTINGS
@@ -115,7 +115,7 @@ async def test_a_cancelled_wait_for_a_standby_goes_on(client: Client, db: TestDa
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)  # Postgres is asked twice whether it still runs it
         await waiting(db, 1)
         assert await names(db) == []
         assert opened(client)._opened.lent == 1
@@ -124,6 +124,29 @@ async def test_a_cancelled_wait_for_a_standby_goes_on(client: Client, db: TestDa
     await waiting(db, 0)
     assert await names(db) == ["given up"]
     await in_order(client)
+
+
+async def test_a_write_that_postgres_no_longer_runs_gives_its_connection_back(serve: Serve, db: TestDatabase) -> None:  # noqa: F811
+    """The network swallows what Postgres sends, as after a failover: all connections of the pool wait for an end that never comes."""
+    async with link(db.server) as network:
+        url = f"postgresql://{db.server.serving_role}@127.0.0.1:{network.port}/{db.name}?sslmode=disable"
+        client = await serve({"database.url": url, "database.pool_size": 2, "database.acquire_seconds": 20.0, "database.statement_seconds": 20.0})
+        await write(client, INSERT, "old")
+        async with locked(db) as admin:
+            tasks = [write(client, UPDATE, name) for name in ("one", "two")]
+            backends = await running(db, "UPDATE data", 2)
+            network.swallow()
+            for task in tasks:
+                task.cancel()
+            assert [type(one) for one in await asyncio.gather(*tasks, return_exceptions=True)] == [asyncio.CancelledError] * 2
+            network.open()
+            await asyncio.sleep(2.5)
+            assert opened(client)._opened.lent == 2  # Postgres still runs them
+            for process in backends:
+                await admin.execute("SELECT pg_terminate_backend($1)", process)
+        await returned(client)
+        assert await names(db) == ["old"]
+        await in_order(client)
 
 
 async def test_a_lock_that_another_has(serve: Serve, db: TestDatabase) -> None:  # noqa: F811
