@@ -353,7 +353,7 @@ async def test_a_deadlock_is_a_503_for_one_of_two(serve_sql: Any, db: TestDataba
     one, two = [(await client.post("/api/data", ALICE, {"name": n})).json()["id"] for n in "ab"]
     lock = "SELECT 1 FROM data WHERE id = '{}' FOR UPDATE"
     both = await asyncio.gather(*(
-        client.post("/sql", ALICE, [lock.format(first), "SELECT pg_sleep(0.1)", lock.format(last)])
+        client.post("/sql", ALICE, [lock.format(first), "SELECT pg_sleep(1)", lock.format(last)])
         for first, last in ((one, two), (two, one))
     ))  # fmt: skip
     assert sorted(got.status for got in both) == [200, 503]

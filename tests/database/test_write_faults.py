@@ -211,7 +211,7 @@ async def test_a_postgres_that_is_killed_in_the_middle(client: Client, db: TestD
     if how == "the session":
         await db.rows("SELECT pg_terminate_backend($1)", pid)
     else:
-        fragile.send(signal.SIGKILL)
+        await asyncio.to_thread(fragile.down, signal.SIGKILL)
     with pytest.raises(Unavailable):
         await task
     fragile.up()
