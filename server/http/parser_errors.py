@@ -64,7 +64,10 @@ class OrderedErrors(RequestTasks):
     def _parse(self, data: bytes) -> tuple[Sequence[Any], bool, bytes]:
         """Returns the complete messages, whether the last one asks for another protocol, and what follows it."""
         try:
-            return self._parser.feed_data(data)  # type: ignore[union-attr]
+            messages, upgraded, tail = self._parser.feed_data(data)  # type: ignore[union-attr]
+            if messages and messages[-1][0].upgrade and not upgraded:
+                _close_behind(messages, data)
+            return messages, upgraded, tail
         except Exception as error:  # not only HttpProcessingError: the URL parser itself fails on `http://[::1]@/`
             text = error.message if isinstance(error, HttpProcessingError) else ""
             return [(_ErrInfo(status=400, exc=error, message=text), EMPTY_PAYLOAD)], False, b""
@@ -119,6 +122,18 @@ class OrderedErrors(RequestTasks):
             fruitless += self._request_count == seen
         if start < len(data):
             self._feed(data[start:])
+
+
+def _close_behind(messages: list[Any], data: bytes) -> None:
+    """Close the connection after the response to a request that asks for a protocol that aiohttp does not know, such as h2c.
+
+    aiohttp's parser drops what follows it in the same bytes, or its body: the rest would be taken for a request of its own.
+    """
+    message, payload = messages[-1]
+    end = data.find(END_OF_HEAD)
+    ends_here = END_OF_HEAD.endswith(data) if end < 0 else end + len(END_OF_HEAD) == len(data)
+    if payload is not EMPTY_PAYLOAD or not ends_here:
+        messages[-1] = message._replace(should_close=True), payload
 
 
 def log_refused(status: int, error: str) -> str:

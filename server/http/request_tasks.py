@@ -12,7 +12,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, RequestHandler, _ErrInfo
 
@@ -82,6 +82,8 @@ class RequestTasks(RequestHandler):
                 self._keepalive = bool(response._keep_alive)
                 if payload is not EMPTY_PAYLOAD:
                     await self._drop(payload)
+                    if message.chunked and message.version < HttpVersion11:
+                        self.close()  # a proxy of HTTP/1.0 may see another end of this body (RFC 9112 6.1)
                 keeps = True
         except ConnectionError:
             pass  # the client has left

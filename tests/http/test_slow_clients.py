@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -320,6 +321,48 @@ async def test_a_malformed_request_behind_a_refused_upgrade_costs_no_response(ba
         else:
             await client.send(upgrade + good + bad + good)
         assert [(await client.reply()).status for _ in range(3)] == [200, 200, 400]
+        assert await client.closed_by_server()
+
+
+H2C = [("Host", LOCAL), stub(), ("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "AAMAAABk")]
+
+
+@pytest.mark.parametrize("body", [None, b"{}"])
+async def test_nothing_behind_an_upgrade_to_an_unknown_protocol_is_taken_for_a_request(body: bytes | None) -> None:
+    """aiohttp's parser drops the bytes behind it: what comes later would be the beginning of a request that nobody has sent."""
+    inner = request_bytes("GET", "/small", [("Host", LOCAL), stub()])
+    head = b"POST /taken HTTP/1.1\r\nX-Value: "
+    framed = H2C if body is None else [*H2C, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    upgrade = request_bytes("GET" if body is None else "POST", "/small" if body is None else "/taken", framed)
+    async with serving(app_of()) as port:
+        for first, rest in ((upgrade + (body or b"") + head, inner), (upgrade, (body or b"") + head + inner)):
+            if body is None and first == upgrade:
+                continue  # the head stands alone, and what follows is parsed as it is
+            async with Client(port) as client:
+                await client.send(first)
+                await asyncio.sleep(0.1)
+                with contextlib.suppress(ConnectionError):
+                    await client.send(rest)
+                assert (await client.reply()).status in (200, 422)
+                assert await client.closed_by_server()
+
+
+async def test_a_connection_is_kept_behind_an_upgrade_to_an_unknown_protocol_alone() -> None:
+    async with serving(app_of()) as port, Client(port) as client:
+        for _ in range(2):
+            await client.send(request_bytes("GET", "/small", H2C))
+            assert (await client.reply()).status == 200
+        await client.send(request_bytes("GET", "/small", [("Host", LOCAL), stub()]))
+        assert (await client.reply()).status == 200
+
+
+async def test_a_connection_of_http_1_0_is_closed_behind_a_chunked_body() -> None:
+    """RFC 9112 6.1: a proxy of HTTP/1.0 may see the end of the request elsewhere."""
+    async with serving(app_of()) as port, Client(port) as client:
+        head = b"POST /taken HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.send(head + b"0\r\n\r\n")
+        await client.send(request_bytes("GET", "/small", [("Host", LOCAL), stub()]))
+        assert (await client.reply()).status == 401  # the test stub takes no credential over HTTP/1.0
         assert await client.closed_by_server()
 
 
