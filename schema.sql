@@ -447,6 +447,9 @@ CREATE INDEX IF NOT EXISTS memberships_by_user ON memberships (user_id);
 -- API keys created at this time or earlier have ended for good: by a ban, even if it is lifted, or by the loss of a membership,
 -- even if the user comes back. Kept beside the state, so that ending keys is one write, however many there are.
 ALTER TABLE users       ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
+-- When another issuer than Clerk last reported the account as disabled, and as enabled. Such a user may have no more than these.
+ALTER TABLE users       ADD COLUMN IF NOT EXISTS disabled_at   timestamptz;
+ALTER TABLE users       ADD COLUMN IF NOT EXISTS enabled_at    timestamptz;
 ALTER TABLE memberships ADD COLUMN IF NOT EXISTS keys_ended_at timestamptz;
 CREATE INDEX IF NOT EXISTS memberships_page ON memberships (organization_id, created_at DESC, id DESC);
 
@@ -571,7 +574,7 @@ DROP POLICY IF EXISTS auth_select ON organizations;
 CREATE POLICY auth_select ON organizations FOR SELECT TO gatepost_auth USING (true);
 DROP POLICY IF EXISTS auth_select ON memberships;
 CREATE POLICY auth_select ON memberships FOR SELECT TO gatepost_auth USING (true);
-GRANT SELECT (id, banned, deleted_at, keys_ended_at) ON users TO gatepost_auth;
+GRANT SELECT (id, banned, deleted_at, keys_ended_at, disabled_at, enabled_at) ON users TO gatepost_auth;
 GRANT SELECT (id, deleted_at) ON organizations TO gatepost_auth;
 GRANT SELECT (organization_id, user_id, role, permissions, deleted_at, keys_ended_at) ON memberships TO gatepost_auth;
 
@@ -737,11 +740,12 @@ SET LOCAL ROLE gatepost_auth;
 
 -- Whether the owner with these ids has ended, for one of its keys that was created at `made`. A tombstone counts as ended; no
 -- row means that nothing is known (keys need no webhooks). NULL for `made`: a key of the settings, which the operator vouches
--- for.
+-- for: it has ended while the user is banned or the account disabled.
 CREATE OR REPLACE FUNCTION public.gatepost_owner_ended(whose text, org text, made timestamptz) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
     SELECT EXISTS (SELECT FROM public.users AS u WHERE u.id = whose
-                      AND (u.banned OR u.deleted_at IS NOT NULL OR made <= u.keys_ended_at))
+                      AND (u.banned OR u.deleted_at IS NOT NULL OR made <= u.keys_ended_at
+                           OR (made IS NULL AND u.disabled_at >= coalesce(u.enabled_at, '-infinity'))))
         OR EXISTS (SELECT FROM public.organizations AS o WHERE o.id = org AND o.deleted_at IS NOT NULL)
         OR EXISTS (SELECT FROM public.memberships AS m WHERE m.organization_id = org AND m.user_id = whose
                       AND (m.deleted_at IS NOT NULL OR made <= m.keys_ended_at))
@@ -796,11 +800,19 @@ SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
       FROM found AS f
 $$;
 
--- Whether the owner of a key in the settings has ended, by what is recorded now.
+-- Whether the owner of a key in the settings has ended, by what is recorded now; and whether a membership of the owner is recorded,
+-- with its role and permissions.
+DO $do$
+BEGIN
+    IF pg_get_function_result(to_regprocedure('public.key_owner_ended(text, text)')) NOT LIKE '%permissions%' THEN
+        DROP FUNCTION public.key_owner_ended(text, text);      -- an older version, with fewer columns
+    END IF;
+END $do$;
 CREATE OR REPLACE FUNCTION public.key_owner_ended(user_id text, org_id text)
-RETURNS TABLE (ended boolean, read_at timestamptz)
+RETURNS TABLE (ended boolean, read_at timestamptz, member boolean, role text, permissions text[])
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
-    SELECT public.gatepost_owner_ended($1, $2, NULL), now()
+    SELECT public.gatepost_owner_ended($1, $2, NULL), now(), m.user_id IS NOT NULL, m.role, m.permissions
+      FROM (VALUES (1)) AS one LEFT JOIN public.memberships AS m ON m.organization_id = $2 AND m.user_id = $1
 $$;
 
 -- What a key depends on, whichever key creates or rotates it: read from the keys themselves. Raises program_limit_exceeded
@@ -899,21 +911,28 @@ SET LOCAL ROLE gatepost_sync;
 -- Revoke a subject's credentials issued at `before` or earlier (NULL: all of them), until `until`, and tell every worker.
 -- Two revocations of one subject combine into the stronger one, in whichever order they arrive. An `of_owner` with `most`
 -- rows of a kind gets one wider row in their place: tokens of the user, or in the organisation, issued until now. Clients
--- fetch fresh ones.
+-- fetch fresh ones. A row that two owners have caused is neither's: the wider row would not take its place for the other one.
 DROP FUNCTION IF EXISTS public.gatepost_revoke(text, text, timestamptz, timestamptz);
 CREATE OR REPLACE FUNCTION public.gatepost_revoke(of_kind text, whom text, before timestamptz, until timestamptz,
                                                   of_owner text DEFAULT NULL, most integer DEFAULT 50)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
+DECLARE
+    latest timestamptz;
+    ends   timestamptz;
 BEGIN
     IF until <= now() THEN                          -- replayed: what it applied to expired long ago
         RETURN;
     END IF;
     IF of_owner IS NOT NULL AND most <= (SELECT count(*) FROM (SELECT FROM public.revocations AS r
                                           WHERE r.kind = of_kind AND r.owner = of_owner LIMIT most) AS rows) THEN
-        DELETE FROM public.revocations AS r WHERE r.kind = of_kind AND r.owner = of_owner;
+        WITH gone AS (DELETE FROM public.revocations AS r WHERE r.kind = of_kind AND r.owner = of_owner
+                       RETURNING r.issued_before, r.expires_at)
+        SELECT max(g.issued_before), max(g.expires_at) INTO latest, ends FROM gone AS g;
+        -- None of them ends sooner by this: the issuer's clock may be ahead, and a replayed event is remembered for less time.
         PERFORM public.gatepost_revoke(
             CASE of_kind WHEN 'session' THEN 'user' WHEN 'keys' THEN 'keys' ELSE 'organization' END,
-            CASE of_kind WHEN 'keys' THEN 'organization:' ELSE '' END || of_owner, clock_timestamp(), until);
+            CASE of_kind WHEN 'keys' THEN 'organization:' ELSE '' END || of_owner,
+            greatest(clock_timestamp(), before, latest), greatest(until, ends));
         RETURN;
     END IF;
     INSERT INTO public.revocations AS r (kind, subject, issued_before, expires_at, owner)
@@ -921,7 +940,8 @@ BEGIN
     ON CONFLICT (kind, subject) DO UPDATE
         SET issued_before = CASE WHEN r.issued_before IS NOT NULL AND excluded.issued_before IS NOT NULL
                                  THEN greatest(r.issued_before, excluded.issued_before) END,
-            expires_at = greatest(r.expires_at, excluded.expires_at), changed_in = pg_current_xact_id();
+            expires_at = greatest(r.expires_at, excluded.expires_at), changed_in = pg_current_xact_id(),
+            owner = CASE WHEN r.owner = excluded.owner THEN r.owner END;
     PERFORM pg_notify('gatepost_revocations', '');
 END $$;
 
@@ -1045,8 +1065,9 @@ BEGIN
                 (excluded.external_id, excluded.username, excluded.first_name, excluded.last_name, excluded.image_url,
                  excluded.email, excluded.email_verified, excluded.banned, excluded.locked, excluded.public_metadata,
                  excluded.created_at, excluded.updated_at, excluded.last_event_at, excluded.last_event_id)
-          WHERE u.deleted_at IS NULL AND (u.updated_at, u.last_event_at, u.last_event_id)
-                                      <= (excluded.updated_at, excluded.last_event_at, excluded.last_event_id);
+          WHERE u.deleted_at IS NULL
+            AND (u.last_event_at IS NULL OR (u.updated_at, u.last_event_at, u.last_event_id)
+                                         <= (excluded.updated_at, excluded.last_event_at, excluded.last_event_id));
         IF NOT FOUND THEN
             RETURN 'stale';
         END IF;
@@ -1154,14 +1175,15 @@ END $$;
 
 -- Accept one logout token or security event of an issuer: record it in the inbox and end what it names, all or nothing. Returns
 -- 'applied', or 'repeated' if it is already there. `ends` is an array of objects: `kind` and `subject` of a revocation, its
--- `owner`, `at` (RFC 3339: credentials issued by then; null: all of them), and `keys` (whether the user's API keys end too). The
--- issuer and all ids are checked and in the issuer's namespace already. Revocations of one subject combine in any order, so
--- these events need not be applied one at a time.
+-- `owner`, `at` (RFC 3339: credentials issued by then; null: all of them), and `keys` (whether the user's API keys end too). One of
+-- the kind `enabled` ends nothing: the user's account is no longer disabled since `at`. The issuer and all ids are checked and in
+-- the issuer's namespace already. Events of one subject combine in any order, so they need not be applied one at a time.
 CREATE OR REPLACE FUNCTION public.apply_sign_out(event_id text, event_type text, event_at timestamptz, from_issuer text, ends jsonb,
                                                  keep_for interval, revoke_for interval)
 RETURNS text LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS $$
 DECLARE
-    one jsonb;
+    one    jsonb;
+    moment timestamptz;
 BEGIN
     INSERT INTO public.webhook_inbox (id, provider, type, event_at, payload, expires_at)
     VALUES (event_id, 'oidc', event_type, event_at, jsonb_build_object('issuer', from_issuer, 'ends', ends),
@@ -1172,11 +1194,22 @@ BEGIN
     END IF;
     PERFORM set_config('gatepost.actor', 'issuer:' || from_issuer, true);          -- for the audit log: no caller did this
     FOR one IN SELECT e FROM jsonb_array_elements(ends) AS e ORDER BY e->>'kind', e->>'subject' LOOP
+        moment := coalesce((one->>'at')::timestamptz, clock_timestamp());
+        IF one->>'kind' = 'enabled' THEN
+            INSERT INTO public.users AS u (id, enabled_at) VALUES (one->>'subject', moment)
+            ON CONFLICT (id) DO UPDATE SET enabled_at = greatest(u.enabled_at, excluded.enabled_at);
+            IF EXISTS (SELECT FROM public.users AS u WHERE u.id = one->>'subject' AND u.disabled_at IS NOT NULL) THEN
+                PERFORM public.gatepost_keys_changed(one->>'subject', NULL);
+            END IF;
+            CONTINUE;
+        END IF;
         PERFORM public.gatepost_revoke(one->>'kind', one->>'subject', (one->>'at')::timestamptz, now() + revoke_for, one->>'owner');
-        IF (one->>'keys')::boolean THEN
+        IF (one->>'keys')::boolean THEN                                               -- a late repeat ends no newer key
+            INSERT INTO public.users AS u (id, keys_ended_at, disabled_at) VALUES (one->>'subject', moment, moment)
+            ON CONFLICT (id) DO UPDATE SET keys_ended_at = greatest(u.keys_ended_at, excluded.keys_ended_at),
+                                           disabled_at = greatest(u.disabled_at, excluded.disabled_at);
             PERFORM public.gatepost_keys_changed(one->>'subject', NULL);
-            INSERT INTO public.endings (kind, subject, ended_at)                      -- a late repeat ends no newer key
-            VALUES ('ban', one->>'subject', coalesce((one->>'at')::timestamptz, clock_timestamp()));
+            INSERT INTO public.endings (kind, subject, ended_at) VALUES ('ban', one->>'subject', moment);
         END IF;
     END LOOP;
     RETURN 'applied';

@@ -17,6 +17,7 @@ from server import BoundedDict, CredentialRejected, House, Identity, SingleFligh
 
 from .key_format import Key
 from .owners import REMEMBERED, STATIC, StaticKeys, changed
+from .rights import within
 from .throttle import Throttle
 
 UNKNOWN: Final = 5.0
@@ -65,9 +66,10 @@ class ManagedKeys:
             self._changed(found)  # a stale feed is an outage for a new key too
         if found.expires_at <= time.time():
             raise CredentialRejected("key-expired", f"key {found.key_id}")
-        if found.identity is None or not await self._makers_live(found):
+        caller = await self._within_makers(found)
+        if caller is None:
             raise CredentialRejected(found.reason, f"key {found.key_id or 'unknown'}")
-        return found.identity
+        return caller
 
     async def recheck(self, identity: Identity) -> Identity:
         """Returns the caller of a live answer as the key is now. Raises CredentialRejected, Unavailable.
@@ -80,11 +82,12 @@ class ManagedKeys:
             self._worked.put(digest, None)
             found = await self._flight.run(digest, lambda: self._look(digest, ""))
             self._changed(found)  # a stale feed is an outage
-        if found is None or found.identity is None or not await self._makers_live(found):
+        caller = None if found is None else await self._within_makers(found)
+        if found is None or caller is None:
             raise CredentialRejected("key-revoked", f"key {identity.key_id}")
         if found.expires_at <= time.time():
             raise CredentialRejected("key-expired", f"key {identity.key_id}")
-        return found.identity
+        return caller
 
     def recall(self, digest: bytes) -> Identity | None:
         """Returns the caller of a cached key that is still valid; None: `identity` must be called, which states what is wrong.
@@ -110,12 +113,18 @@ class ManagedKeys:
         """Whether anything that this key depends on has changed since it was read. Raises Unavailable on a stale feed."""
         return changed(self._house, found.watched, found.read_at)
 
-    async def _makers_live(self, found: Found) -> bool:
-        """Whether the static keys that it depends on are valid. The database checks the managed ones. Raises Unavailable."""
+    async def _within_makers(self, found: Found) -> Identity | None:
+        """Returns the caller, with no more rights than the static keys that the key depends on; None if one is invalid.
+
+        The database has checked the managed ones. Raises Unavailable.
+        """
+        identity = found.identity
         for key_id in found.statics:
-            if not await self._statics.holds(key_id):
-                return False
-        return True
+            maker = await self._statics.identity(key_id)
+            if identity is None or maker is None:
+                return None
+            identity = within(identity, maker, maker.scopes or ())
+        return identity
 
     async def _look(self, digest: bytes, client: str) -> Found:
         if digest in self._worked:

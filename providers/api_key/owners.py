@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from server import House, Unavailable
+from server import House, Identity, Unavailable
 
+from .rights import within_membership
 from .static import StaticKey
 
 REMEMBERED: Final = 60.0
@@ -34,9 +35,10 @@ def changed(house: House, owners: Iterable[str], read_at: float) -> bool:
 
 
 class State(NamedTuple):
-    """Whether the owner of a static key has ended, at the time of reading."""
+    """What the recorded state of its owner leaves of a static key, at the time of reading."""
 
-    ended: bool
+    identity: Identity | None
+    """The key's caller, with the rights of the recorded membership at most; None if the owner has ended."""
     read_at: float
     """Unix seconds by the database's clock."""
     forget_at: float
@@ -51,10 +53,23 @@ class StaticKeys:
         self._keys = {key.id: key for key in keys}
         self._states: dict[str, State] = {}
 
-    def remembered(self, key: StaticKey) -> bool | None:
-        """Whether this key is valid, from memory; None if the state must be read first. False for an expired key."""
-        if key.expires_at is not None and key.expires_at <= time.time():
-            return False
+    def recall(self, key: StaticKey) -> Identity | None:
+        """Returns the caller of a key that is valid, from memory; None: `identity` must be called."""
+        state = None if _is_expired(key) else self._remembered(key)
+        return None if state is None else state.identity
+
+    async def identity(self, key_id: str) -> Identity | None:
+        """Returns the caller of this key; None if there is no such key, it has expired, or its owner has ended.
+
+        During an outage of the database the state read last applies; Unavailable is raised if none was read.
+        """
+        key = self._keys.get(key_id)
+        if key is None or _is_expired(key):
+            return None
+        return (self._remembered(key) or await self._read(key)).identity
+
+    def _remembered(self, key: StaticKey) -> State | None:
+        """The state that was read last; None if it must be read again."""
         state = self._states.get(key.id)
         if state is None or self._clock() >= state.forget_at:
             return None
@@ -63,24 +78,22 @@ class StaticKeys:
                 return None
         except Unavailable:  # the state read last applies: a static key works without the feed
             pass
-        return not state.ended
+        return state
 
-    async def holds(self, key_id: str) -> bool:
-        """Whether this key exists, has not expired, and its owner has not ended.
-
-        During an outage of the database the state read last applies; Unavailable is raised if none was read.
-        """
-        key = self._keys.get(key_id)
-        if key is None:
-            return False
-        known = self.remembered(key)
-        if known is not None:
-            return known
+    async def _read(self, key: StaticKey) -> State:
         try:
             [row] = await self._house.query("key_owner_ended", key.identity.user_id, key.identity.org_id)
         except Unavailable:
-            if key_id not in self._states:
+            if key.id not in self._states:
                 raise
-            return not self._states[key_id].ended
-        self._states[key_id] = State(row["ended"], row["read_at"].timestamp(), self._clock() + REMEMBERED)
-        return not row["ended"]
+            return self._states[key.id]
+        identity = None
+        if not row["ended"]:
+            known = row.get("member")  # without a recorded membership the stored rights apply
+            identity = within_membership(key.identity, row["role"], row["permissions"]) if known else key.identity
+        state = self._states[key.id] = State(identity, row["read_at"].timestamp(), self._clock() + REMEMBERED)
+        return state
+
+
+def _is_expired(key: StaticKey) -> bool:
+    return key.expires_at is not None and key.expires_at <= time.time()

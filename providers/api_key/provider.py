@@ -84,7 +84,7 @@ class ApiKeyProvider:
         digest = digest_of(secret)
         static = self._static.get(digest)
         if static is not None:
-            return static.identity if self._statics.remembered(static) else None
+            return self._statics.recall(static)
         identity = self._managed.recall(digest)
         if identity is not None:
             self._usage.note(str(identity.key_id))
@@ -97,10 +97,11 @@ class ApiKeyProvider:
         static = next((one for one in self._static.values() if one.id == identity.key_id), None)
         if static is None or DIGEST in identity.derived:
             return await self._managed.recheck(identity)
-        if not await self._statics.holds(static.id):
+        now = await self._statics.identity(static.id)
+        if now is None:
             expired = static.expires_at is not None and static.expires_at <= time.time()
             raise CredentialRejected("key-expired" if expired else "key-revoked", f"key {static.id}")
-        return static.identity
+        return now
 
     async def authenticate(self, request: web.Request) -> Identity | None:
         secret = credential(request)
@@ -114,9 +115,10 @@ class ApiKeyProvider:
                 raise CredentialRejected("key-expired", f"key {static.id}")
             if self._statics is None:
                 raise Unavailable("the provider is not open")
-            if not await self._statics.holds(static.id):
+            caller = await self._statics.identity(static.id)
+            if caller is None:
                 raise CredentialRejected("key-revoked", f"key {static.id}")
-            return static.identity
+            return caller
         return await self._find(secret, client_network(request))
 
     async def _find(self, secret: str, network: str) -> Identity:

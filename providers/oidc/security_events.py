@@ -24,12 +24,15 @@ ACCOUNT_ENDS: Final = frozenset(
     _SCHEMAS + name for name in ("risc/event-type/account-disabled", "risc/event-type/account-purged")
 )
 """The events that also end the user's API keys."""
+ACCOUNT_BEGINS: Final = _SCHEMAS + "risc/event-type/account-enabled"
+"""The event after which the user's keys in the settings work again."""
 USER_ENDS: Final = ACCOUNT_ENDS | {
     _SCHEMAS + "risc/event-type/credential-compromise",
     _SCHEMAS + "risc/event-type/sessions-revoked",
     _SCHEMAS + "oauth/event-type/tokens-revoked",
 }
 ENDS: Final = SESSION_ENDS | USER_ENDS
+TAKEN: Final = ENDS | {ACCOUNT_BEGINS}
 _MOST_EVENTS: Final = 20
 _LOG: Final = logging.getLogger("gatepost.oidc")
 
@@ -74,7 +77,7 @@ class SecurityEventReceiver:
             raise _answer(refused) from None
         outcome = "ignored"
         if ends:
-            kind = ",".join(sorted(ENDS.intersection(events)))  # the other names may be any text
+            kind = ",".join(sorted(TAKEN.intersection(events)))  # the other names may be any text
             outcome = await self._ending.apply(request, signed, kind, jti, issued, list(dict.fromkeys(ends)))
         fields = {"issuer": signed.issuer.settings.issuer, "events": sorted(events), "outcome": outcome}
         _LOG.debug("security event taken", extra={"fields": fields})
@@ -135,7 +138,9 @@ def _checked(signed: Signed) -> tuple[float, str, dict[str, dict[str, Any]]]:
 
 
 def _ends(signed: Signed, name: str, event: dict[str, Any], issued: float) -> list[End]:
-    """Returns what ends by this event: nothing for one of another kind, such as the verification of a stream."""
+    """Returns what changes by this event: nothing for one of another kind, such as the verification of a stream."""
+    if name == ACCOUNT_BEGINS:
+        return _begins(signed, event, issued)
     if name not in ENDS:
         return []
     settings, at = signed.issuer.settings, _moment(signed, event, issued)
@@ -145,6 +150,17 @@ def _ends(signed: Signed, name: str, event: dict[str, Any], issued: float) -> li
             raise Refused("invalid_request", "the subject names no user")
         return ends_of(settings, subject.user, None, at, keys=name in ACCOUNT_ENDS)
     return _of_session(settings, subject, at)
+
+
+def _begins(signed: Signed, event: dict[str, Any], issued: float) -> list[End]:
+    """As `_ends` for an account that was enabled. An unreadable subject is no reason to refuse: nothing of it goes on."""
+    settings = signed.issuer.settings
+    try:
+        subject = subject_of(event.get("subject", signed.claims.get("sub_id")), settings.issuer)
+        found = ends_of(settings, subject.user, None, _moment(signed, event, issued))
+    except Refused:
+        return []
+    return [one._replace(kind="enabled") for one in found]
 
 
 def _of_session(settings: IssuerSettings, subject: Subject, at: float) -> list[End]:

@@ -53,7 +53,8 @@ class Signed(NamedTuple):
 class End(NamedTuple):
     """What is to end.
 
-    kind      `session`, `user`, or `subject`: the tokens of a user that name no session
+    kind      `session`, `user`, or `subject`: the tokens of a user that name no session. Or `enabled`: nothing ends, the
+              user's account is no longer disabled
     id        of the session or the user, in the issuer's namespace
     owner     the user whose session it is, or None
     at        tokens issued at this time (Unix seconds) or earlier end; None: all of them

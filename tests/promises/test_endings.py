@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from kits.webhooks import SETTINGS, deliver, empty, membership, organization_deleted, session, sweep, user, user_deleted
+from kits.webhooks import SETTINGS, deliver, empty, membership, organization_deleted, session, sweep, take, user, user_deleted
 
 from server.app import SERVER_DATABASE
 from server.auth import revocation_feed
@@ -174,6 +174,30 @@ async def test_a_static_key_is_held_against_the_state_of_its_owner(two: tuple[Cl
     assert [await status_of(later, key) for key in (STATIC, bearer(below))] == [401, 401]
 
 
+async def test_a_static_key_and_what_it_made_have_the_rights_of_the_recorded_membership(serve: Serve, db: TestDatabase) -> None:
+    """Also when the revocation has run out, and by a server that starts afterwards; a promotion gives them back."""
+    await empty(db)
+    await db.rows("DELETE FROM api_keys")
+    rights = {"org_id": "org_a", "org_role": "org:admin", "org_permissions": ["org:invoices:read", "org:invoices:create"]}
+    settings = {**SETTINGS, "api_key.keys": [{**STATIC_KEYS[0], **rights}]}
+    client = await serve(settings)
+    below = bearer(await make(client, STATIC, owner="organization", org_role="org:admin", org_permissions=["org:invoices:read"]))
+    assert (await client.get("/api/orgs/org_a/audit", STATIC)).status == 200  # nothing is recorded: the stored rights apply
+    assert (await deliver(client, membership("created", 0, role="org:admin"))).status == 204
+    assert (await deliver(client, membership("updated", 5, role="org:member"))).status == 204
+    await db.rows("DELETE FROM revocations")
+    later = await serve(settings)
+    for key, permissions in ((STATIC, ["org:invoices:read"]), (below, ["org:invoices:read"])):
+        assert (await later.get("/api/orgs/org_a/audit", key)).status == 403
+        got = (await later.get("/api/me", key)).json()
+        assert (got["org_role"], got["org_permissions"]) == (None, permissions)
+    assert (await later.get("/api/orgs/org_a/data", STATIC)).status == 200
+    assert (await deliver(later, membership("updated", 9, role="org:admin"))).status == 204
+    await db.rows("DELETE FROM revocations")
+    again = await serve(settings)
+    assert [(await again.get("/api/orgs/org_a/audit", key)).status for key in (STATIC, below)] == [200, 200]
+
+
 async def test_a_static_key_of_a_deleted_organisation(serve: Serve, db: TestDatabase) -> None:
     await empty(db)
     keys = [{**STATIC_KEYS[0], "org_id": "org_a"}]
@@ -210,6 +234,28 @@ async def test_what_a_tenant_does_leaves_a_bounded_number_of_revocations(two: tu
         assert (await deliver(two[0], session("ended", number, id=f"sess_{number}"))).status == 204
     rows = await db.rows("SELECT kind, count(*) AS n FROM revocations GROUP BY kind")
     assert {row["kind"]: row["n"] for row in rows} == {"keys": 1, "user": 1, "session": 120 - 2 * 51}
+
+
+async def test_the_end_of_a_key_is_not_lost_among_the_changes_of_memberships(two: tuple[Client, Client], db: TestDatabase) -> None:
+    """One row stands for those of many memberships. It is about the organisation: a key of the user alone is not in it."""
+    mine = bearer(row := await make(two[0], ALICE_ALONE))
+    await take(two[0], membership("created", 1))
+    assert (await two[0].delete(f"/api/keys/{row['id']}", ALICE_ALONE)).status == 204
+    fill = "INSERT INTO revocations (kind, subject, expires_at, owner) SELECT 'keys', 'user:' || n, now() + interval '1 hour', 'org_a'"
+    await db.rows(f"{fill} FROM generate_series(1, 500) AS n")
+    await take(two[0], membership("created", 2, id="orgmem_2", who="ben"))
+    kept = {row["subject"] for row in await db.rows("SELECT subject FROM revocations WHERE kind = 'keys'")}
+    assert kept == {"user:alice", "organization:org_a"}
+    await end_within_a_second(two, mine)
+
+
+async def test_one_row_for_many_lasts_as_long_as_they_did(two: tuple[Client, Client], db: TestDatabase) -> None:
+    fill = "INSERT INTO revocations (kind, subject, issued_before, expires_at, owner) SELECT 'membership', n || ' org_a',"
+    await db.rows(f"{fill} now() + interval '3 seconds', now() + interval '9 days', 'org_a' FROM generate_series(1, 500) AS n")
+    await take(two[0], membership("deleted", 5))
+    [row] = await db.rows("SELECT kind, issued_before > now() AS ahead, expires_at > now() + interval '8 days' AS long FROM revocations"
+                          " WHERE kind IN ('membership', 'organization')")  # fmt: skip
+    assert (row["kind"], row["ahead"], row["long"]) == ("organization", True, True)
 
 
 def test_more_entries_than_can_be_held_refuse_what_is_older() -> None:

@@ -69,7 +69,7 @@ class Keys:
         if self.down:
             raise Unavailable("the database is away")
         if function == "key_owner_ended":
-            return [{"ended": False, "read_at": datetime.now(UTC)}]
+            return [{"ended": False, "read_at": datetime.now(UTC), "member": False, "role": None, "permissions": None}]
         user = self.known.get(args[0]) if function == "key_by_hash" else None
         if user is None:
             return []

@@ -782,7 +782,8 @@ async def test_the_serving_role_cannot_speak_for_the_triggers(db: TestDatabase, 
 
 async def test_the_helper_reads_no_more_than_it_needs(db: TestDatabase) -> None:
     wanted: dict[str, Callable[[str], bool]] = {
-        "users": {"id", "banned", "deleted_at", "keys_ended_at"}.__contains__, "organizations": {"id", "deleted_at"}.__contains__,
+        "users": {"id", "banned", "deleted_at", "keys_ended_at", "disabled_at", "enabled_at"}.__contains__,
+        "organizations": {"id", "deleted_at"}.__contains__,
         "memberships": {"organization_id", "user_id", "role", "permissions", "deleted_at", "keys_ended_at"}.__contains__,
         "api_keys": lambda column: column not in ("name", "created_by", "rotated_by_key"), "data": lambda _: False, "org_data": lambda _: False,
         "invoices": lambda _: False, "revocations": lambda _: False, "webhook_inbox": lambda _: False}  # fmt: skip

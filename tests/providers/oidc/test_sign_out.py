@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import random
@@ -401,6 +402,36 @@ async def test_a_disabled_account_ends_its_api_keys(serve: Serve, issuer: Issuer
     await asyncio.sleep(0.7)
     assert (await client.get("/api/me", new)).status == 200
     assert (await client.get("/api/me", others)).status == 200
+
+
+async def test_a_disabled_account_ends_keys_of_the_settings_until_it_is_enabled(serve: Serve, issuer: Issuer, db: TestDatabase) -> None:
+    """Also when the revocation has run out, and by a server that starts afterwards. No look-up waits for the clean-up."""
+    static, of_bob = {"X-API-Key": "gp_the-static-key-of-alice"}, {"X-API-Key": "gp_the-static-key-of-bob"}
+    keys = [
+        {"id": one, "hash": "sha256:" + hashlib.sha256(key["X-API-Key"].encode()).hexdigest(), "user_id": f"n0|{one}"}
+        for one, key in (("alice", static), ("bob", of_bob))
+    ]
+    settings = {**signals.table(issuer), "api_key.keys": keys}
+    client = await serve(settings)
+    below = {"X-API-Key": (await client.post("/api/keys", static, {"name": "k"})).json()["secret"]}
+    of_org = {"X-API-Key": await made_key(db, "n0|alice")}
+    await db.rows("UPDATE api_keys SET created_at = now() - interval '1 minute'")
+    assert [(await client.get("/api/me", key)).status for key in (static, of_bob, below, of_org)] == [200] * 4
+    assert (await push(client, signals.security_event(issuer, {DISABLED: {}}))).status == 202
+    await db.rows("DELETE FROM endings")
+    await db.rows("DELETE FROM revocations")
+    later = await serve(settings)
+    assert [(await later.get("/api/me", key)).status for key in (static, of_bob, below, of_org)] == [401, 200, 401, 401]
+    assert (await later.get("/api/me/profile", {"X-API-Key": await made_key(db, "n0|alice")})).status == 404  # it is not Clerk's user
+    early, enabled = {"event_timestamp": int(time.time()) - 60}, {"event_timestamp": int(time.time()) + 1}
+    for event, status in ((early, 401), (enabled, 200)):
+        await asyncio.sleep(1)  # a time in the future counts as now
+        got = await push(later, signals.security_event(issuer, {SCHEMAS + "risc/event-type/account-enabled": event}))
+        assert got.status == 202
+        await db.rows("DELETE FROM revocations WHERE kind = 'user'")
+        again = await serve(settings)
+        assert (await again.get("/api/me", static)).status == status
+    assert [(await again.get("/api/me", key)).status for key in (of_bob, below, of_org)] == [200, 401, 401]
 
 
 async def made_key(db: TestDatabase, user: str) -> str:
