@@ -21,6 +21,7 @@ _LOAD_SECONDS: Final = 60.0
 """How often the catalogs are read."""
 _BETWEEN_SECONDS: Final = 1.0
 """The shortest time between two reads of the catalogs."""
+_MOST_UNKNOWN: Final = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 _STEADY_SECONDS: Final = 10.0
 """After a connection that lasted this long, the next pause is short again."""
@@ -52,6 +53,11 @@ class ChangeFeed:
         self._reloaded: asyncio.Future[None] | None = None
         """Done when the catalogs have been read again; None if nothing waits for that."""
         self._wake = asyncio.Event()
+        self._unknown: set[str] = set()
+        """Tables of messages that were in no catalog when it was read last."""
+        self._outdated = False
+        """Has a message named a table that was not known?"""
+        fanout.missed = self._missed
         self._interrupted_at: float | None = None
         self.connections = 0
         """How many connections have listened so far."""
@@ -88,6 +94,13 @@ class ChangeFeed:
             self._reloaded = asyncio.get_running_loop().create_future()
             self._wake.set()
         await asyncio.shield(self._reloaded)
+
+    def _missed(self, table: str) -> None:
+        """Read the catalogs soon if a message names an unknown table: it may be the new name of one that streams wait for."""
+        if self._tables.find(table) is None and table not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown.add(table)
+            self._outdated = True
+            self._wake.set()
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -138,14 +151,18 @@ class ChangeFeed:
                 return "the connection was closed"
             if await connection.fetchval("SELECT pg_is_in_recovery()", timeout=_ANSWER_SECONDS):
                 return "the server is a standby"
-            if self._reloaded is not None:
+            if self._reloaded is not None or self._outdated:
                 await asyncio.sleep(self._loaded_at + _BETWEEN_SECONDS - time.monotonic())
-            if self._reloaded is not None or time.monotonic() >= self._loaded_at + _LOAD_SECONDS:
+            if self._reloaded is not None or self._outdated or time.monotonic() >= self._loaded_at + _LOAD_SECONDS:
                 await self._load(connection)
 
     async def _load(self, connection: Any) -> None:
-        await self._tables.load(connection)
+        self._outdated = False
+        changed = await self._tables.load(connection)
         self._loaded_at = time.monotonic()
+        self._unknown = {one for one in self._unknown if self._tables.find(one) is None}
+        if changed:
+            self._fanout.resync_tables(changed)
         if self._reloaded is not None:
             self._reloaded.set_result(None)
             self._reloaded = None

@@ -60,9 +60,15 @@ class ChangeTables:
         """Returns the table with this name, with or without its schema (default `public`); None if it is unknown."""
         return self._by_name.get(name)
 
-    async def load(self, connection: Any) -> None:
-        """Read the catalogs again, on a connection of the serving role."""
-        self._by_name = dict(_named(await connection.fetch(_TABLES, timeout=5)))
+    async def load(self, connection: Any) -> set[str]:
+        """Read the catalogs again, on a connection of the serving role.
+
+        Returns the names, as in the messages, of tables whose streams cannot go on as before: a table has been renamed or
+        dropped, it reports no changes any more, or reports them to others than before.
+        """
+        before, self._by_name = self._by_name, dict(_named(await connection.fetch(_TABLES, timeout=5)))
+        after = self._by_name
+        return {one.name for one in before.values() if one.name not in after or after[one.name].kinds != one.kinds}
 
 
 def _named(rows: Iterable[Any]) -> Iterable[tuple[str, ChangeTable]]:

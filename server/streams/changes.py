@@ -99,6 +99,11 @@ class Changes:
         self._subscription = self._live.fanout.subscribe(tuple(keys))
         self._subscription.notify = self._go_on
 
+    def _is_outdated(self) -> bool:
+        """Does the table report no changes any more, or to others than when this subscribed?"""
+        found, known = self._live.tables.find(self._name), self._table
+        return found is None or known is None or (found.name, found.kinds) != (known.name, known.kinds)
+
     async def _wait(self) -> None:
         """Read, and wait until there is something to do for this task."""
         self._waiter = waiter = asyncio.get_running_loop().create_future()
@@ -121,6 +126,10 @@ class Changes:
         if sent is None:
             return  # the stream has ended: the task is being cancelled
         if self._failed is not None or not sent:
+            self._wake()
+        elif subscription.resync and self._is_outdated():
+            subscription.close()
+            self._subscription = None  # the task subscribes anew, or raises ChangesNotTold
             self._wake()
         elif subscription.resync:
             subscription.resync = False

@@ -92,6 +92,8 @@ class Fanout:
         self._scheduled = False
         self.held = 0
         """How many ids wait for all streams together."""
+        self.missed: Callable[[str], None] | None = None
+        """Called with the table of each message that concerns no stream."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -148,19 +150,28 @@ class Fanout:
                 case [str(table), str(kind), str(tenant), str(what), [*ids], *_] if what in _EVENTS and all(
                     type(id) is str for id in ids
                 ):
-                    for subscription in list(self._by_key.get((table, kind, tenant), ())):
+                    subscriptions = self._by_key.get((table, kind, tenant))
+                    if subscriptions is None:
+                        if self.missed is not None:
+                            self.missed(table)
+                        return
+                    for subscription in list(subscriptions):
                         subscription.add(ids, _EVENTS[what])
                 case [str(table), str(kind), str(tenant)]:
                     for subscription in list(self._by_key.get((table, kind, tenant), ())):
                         subscription.require_resync()
                 case [str(table)]:
-                    for subscription in [one for one in self._all if any(key[0] == table for key in one.keys)]:
-                        subscription.require_resync()
+                    self.resync_tables({table})
                 case _:
                     raise ValueError
         except (ValueError, RecursionError):
             LOG.warning("a change was announced in a form that is not known", extra={"fields": {"bytes": len(payload)}})
             self.resync_all()
+
+    def resync_tables(self, tables: set[str]) -> None:
+        """Have every client of these tables load everything again."""
+        for subscription in [one for one in self._all if any(key[0] in tables for key in one.keys) or not one.keys]:
+            subscription.require_resync()
 
     def resync_all(self) -> None:
         """Have every client load everything again: any change may have been missed."""

@@ -16,6 +16,7 @@ from kits.live import Events, events, until
 
 from server import event_stream, requires, signed_in
 from server.schema.migrate import apply
+from server.streams import change_feed
 from server.streams.fanout import PENDING, Fanout
 from server.streams.live_changes import CHANGES
 from tests.conftest import Client, Serve, TestDatabase, plugin, stub
@@ -69,6 +70,15 @@ async def all_lists(request: web.Request) -> web.StreamResponse:
 @signed_in
 async def any_table(request: web.Request) -> web.StreamResponse:
     return await told(request, request.match_info["table"])
+
+
+@routes.get("/api/{table}/direct")
+@signed_in
+async def any_table_direct(request: web.Request) -> web.StreamResponse:
+    async with event_stream(request) as stream:
+        await stream.send("", event="ready")
+        await stream.send_changes(request.match_info["table"])
+    return stream.response
 
 
 LIVE = {"live": plugin(*routes)}
@@ -249,6 +259,45 @@ async def test_a_new_column_is_part_of_the_row(client: Client, own: TestDatabase
             await admin.execute("INSERT INTO todos (organization_id, title) VALUES ('red', 'a')")
         event, row = await change(ann)
         assert (event, row["notes"], "cost" in row) == ("created", "n", False)
+
+
+async def by_owner(own: TestDatabase, sql: str) -> None:
+    async with own.server.connected(own.server.owner_role, own.name) as owner:
+        await owner.execute(f"SET client_min_messages = error; {sql}")
+
+
+@pytest.mark.parametrize("path", ["told", "direct"])
+async def test_a_table_that_is_renamed_ends_its_streams(serve: Serve, own: TestDatabase, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They would wait for ever: the changes are reported under the new name from then on."""
+    client = await serve({"database.url": own.url}, extra=LIVE)
+    async with hearing(client, f"/api/todos/{path}", ANN) as ann, hearing(client, f"/api/lists/{path}", ANN) as other:
+        await by_owner(own, "ALTER TABLE todos RENAME TO tasks")
+        await own.rows("INSERT INTO tasks (organization_id) VALUES ('red')")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await ann.next(10)
+        assert "the table 'todos' reports no changes" in caplog.text + str([getattr(one, "fields", "") for one in caplog.records])
+        async with hearing(client, f"/api/tasks/{path}", ANN) as ann_too:
+            await own.rows("INSERT INTO tasks (organization_id) VALUES ('red')")
+            assert (await change(ann_too))[0] == "created"
+        await nothing(other)
+
+
+@pytest.mark.parametrize("path", ["told", "direct"])
+async def test_a_table_that_reports_to_others_from_now_on(serve: Serve, own: TestDatabase, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is open receives what it would receive if it were opened now."""
+    monkeypatch.setattr(change_feed, "_LOAD_SECONDS", 0.1)
+    await by_owner(own, "SELECT gatepost_changes('lists', organization => 'org_id')")
+    client = await serve({"database.url": own.url}, extra=LIVE)
+    client.app[CHANGES].feed._beat = 0.1
+    async with hearing(client, f"/api/lists/{path}", ALONE) as ann, hearing(client, f"/api/todos/{path}", ANN) as other:
+        await by_owner(own, "SELECT gatepost_changes('lists', \"user\" => 'user_id', organization => 'org_id')")
+        assert (await ann.next())["event"] == "resync"
+        await own.rows("INSERT INTO lists (user_id) VALUES ('ann')")
+        assert (await change(ann))[0] == "created"
+        await by_owner(own, "ALTER TABLE lists DISABLE TRIGGER changed_update")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await ann.next(10)
+        await nothing(other)
 
 
 async def test_the_listening_connection_is_killed(client: Client, own: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
