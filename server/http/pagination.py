@@ -15,9 +15,11 @@ import msgspec
 from aiohttp import web
 
 from .answers import Rows, answer
-from .describe import hold_to
+from .describe import description_of, hold_to
+from .error_texts import MOST_FIELDS
 from .errors import Unprocessable
 from .query_model import PAGE_PARAMETERS
+from .query_values import validated
 
 DEFAULT_LIMIT: Final = 50
 LARGEST_LIMIT: Final = 200
@@ -98,13 +100,31 @@ def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
     """Read `?limit` (1 to 200 rows, default 50) and `?cursor`. Without a cursor, the page is the first one.
 
     `key` converts the id in the cursor and raises ValueError for an invalid one: UUID, int or str.
-    Raises Unprocessable (422) for an invalid limit or cursor, and TypeError if the handler is described (`describe`)
+    Raises Unprocessable (422) for an invalid limit or cursor, with the other invalid query parameters if the handler is
+    described with a model of them, and TypeError if the handler is described (`describe`)
     without `page`.
     """
     hold_to(request, "page", True)
+    limit, position, bad = _read(request, key)
+    if bad:
+        description = description_of(request.match_info.handler)
+        if description is not None and description.query is not None:
+            bad += validated(request, description.query)[1]
+        raise Unprocessable(bad[:MOST_FIELDS])
+    created_at, after = position
+    return Page(request, limit, created_at, after)
+
+
+def page_faults(request: web.Request) -> list[dict[str, str]]:
+    """What is invalid in `?limit` and `?cursor`, whatever kind of id the cursor has."""
+    return _read(request, str)[2]
+
+
+def _read(request: web.Request, key: Callable[[Any], Any]) -> tuple[int, tuple[datetime, Any], list[dict[str, str]]]:
+    """Returns (the limit, the cursor's position, what is invalid in them)."""
     query = request.query
     bad: list[dict[str, str]] = []
-    limit, created_at, after = DEFAULT_LIMIT, _END_OF_TIME, None
+    limit, position = DEFAULT_LIMIT, (_END_OF_TIME, None)
     if "limit" in query:
         texts = query.getall("limit")
         limit = int(texts[0]) if len(texts) == 1 and texts[0].isascii() and texts[0].isdigit() and len(texts[0]) < 5 else 0
@@ -112,12 +132,10 @@ def page(request: web.Request, key: Callable[[Any], Any] = UUID) -> Page:
             bad.append({"field": "limit", "message": f"must be a whole number from 1 to {LARGEST_LIMIT}"})
     if "cursor" in query:
         try:
-            created_at, after = _decode(query.getall("cursor"), key)
+            position = _decode(query.getall("cursor"), key)
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):  # UUID(5), a time out of range
             bad.append({"field": "cursor", "message": "must be the cursor of a Link header"})
-    if bad:
-        raise Unprocessable(bad)
-    return Page(request, limit, created_at, after)
+    return limit, position, bad
 
 
 def _others(request: web.Request) -> str:

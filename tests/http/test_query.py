@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
 from server import answer, describe, identity_of, page, query, read, requires, signed_in
-from server.http.query import MOST_PARAMETERS
+from server.http.query_values import MOST_PARAMETERS
 from server.openapi.document import DOCUMENT
 from tests.conftest import ALICE, ALICE_ALONE, Client, Got, Serve, TestDatabase, plugin
 
@@ -216,6 +216,28 @@ async def test_the_next_page_of_a_filtered_list_is_filtered(serve: Serve, db: Te
         path = following(got) if "Link" in got.headers else ""
         assert "localhost" not in path
     assert sorted(seen) == sorted([odd, "b"] * 3)
+
+
+@pytest.mark.parametrize("page_first", [True, False])
+async def test_faults_of_the_page_are_listed_with_the_others(serve: Serve, page_first: bool) -> None:
+    """A 422 lists every bad field, whichever of the two the handler reads first."""
+
+    @signed_in
+    @describe(query=Named, page=True)
+    async def rows(request: web.Request) -> web.Response:
+        for read_it in (page, lambda it: query(it, Named))[:: 1 if page_first else -1]:
+            read_it(request)
+        return answer({})
+
+    client = await serve(extra={"acme": plugin(web.get("/api/rows", rows))})
+    for text, fields in (
+        ("limit=0&cursor=x&other=1", {"limit", "cursor", "other"}),
+        ("limit=0&name=a", {"limit"}),
+        ("limit=5&other=1", {"other"}),
+    ):
+        got = await client.get(f"/api/rows?{text}", ALICE)
+        assert (got.status, sorted(one["field"] for one in got.json()["fields"])) == (422, sorted(fields)), text
+    assert (await client.get("/api/rows?limit=5&name=a&name=b", ALICE)).status == 200
 
 
 async def test_a_built_in_list_keeps_what_it_does_not_know(client: Client, db: TestDatabase) -> None:
