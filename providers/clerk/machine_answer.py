@@ -13,6 +13,7 @@ from server import CredentialRejected, Identity, is_plain_text
 from ..jwt.actor import read_actor
 from ..jwt.strict_json import freeze, read_object
 from .audience import MachineAudience
+from .session import own_id
 
 # Clerk's documents say milliseconds, its types for OAuth tokens say seconds. No token expires in 1973 or in 5138.
 _MILLISECONDS_FROM: Final = 1e11
@@ -58,6 +59,7 @@ def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tupl
     if members.get("object") != kind.object:
         raise _odd("the response is about another kind of object")
     key_id, subject = _text(members, "id"), _text(members, "subject")
+    own_id(subject)
     if not key_id.startswith(kind.prefix):
         raise _odd("the response's id is not of this kind")
     if not subject.startswith(kind.subjects):
@@ -79,7 +81,7 @@ def read(kind: Kind, body: bytes, now: float, audience: MachineAudience) -> tupl
         expires_at=expires,
         key_id=key_id,
         token_id=key_id,
-        impersonator=actor.subject if actor is not None else None,
+        impersonator=own_id(actor.subject) if actor is not None else None,
     )
     audience.observe(trouble, now)
     return identity, expires

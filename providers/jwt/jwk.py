@@ -109,7 +109,7 @@ class ReadSet(NamedTuple):
 def read_set(raw: bytes, algorithms: Collection[str]) -> ReadSet:
     """Returns what a key set's JSON contains (RFC 7517 5). Raises Malformed if it is not a key set.
 
-    If usable members share a kid, none of them is used: the set does not say which one is meant.
+    If usable members with different keys share a kid, none of them is used: the set does not say which one is meant.
     """
     members = read_object(raw, "key set").get("keys")
     if not isinstance(members, list):
@@ -123,7 +123,7 @@ def read_set(raw: bytes, algorithms: Collection[str]) -> ReadSet:
             key = from_jwk(member, algorithms)
             if key.kid is None:
                 raise OddKey("it has no kid")
-            if key.kid in keys:
+            if key.kid in keys and keys[key.kid].material != key.material:
                 twice.add(key.kid)
                 raise OddKey("another key has the same kid, and neither is used")
             keys[key.kid] = key

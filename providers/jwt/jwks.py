@@ -42,7 +42,7 @@ class KeySet:
     has left the set, or whose key cannot be used, is "no such key" without a fetch for `cooldown` after the last one.
 
     Keys are used for at most `max_stale` after the last successful fetch. A key that a successful fetch no longer contains is
-    dropped at once. Members with the same kid are all dropped: the set does not say which is meant.
+    dropped at once. Different keys with the same kid are all dropped: the set does not say which is meant.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from aiohttp import web
 from ..http.errors import Unavailable
 from ..telemetry.log import LOG, log_failure
 from .identity import Identity
+from .names import with_org_prefix
 
 MOST_ENTRIES: Final = 500_000
 """Beyond this number the older half is replaced by one rule: every credential issued until now is refused."""
@@ -163,7 +164,8 @@ class Revocations:
             return False
         if self.revoked("organization", org, issued) or (user and self.revoked("membership", f"{user} {org}", issued)):
             return True
-        return identity.org_role is not None and self.revoked("role", identity.org_role, issued)
+        role = identity.org_role  # a credential may have it without its prefix; a revocation names it in full
+        return isinstance(role, str) and self.revoked("role", with_org_prefix(role), issued)
 
     def _subject_ended(self, identity: Identity) -> bool:
         subject, issued = identity.derived[SUBJECT], identity.issued_at

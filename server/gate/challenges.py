@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,6 +14,7 @@ from ..routing.table import RouteRule
 
 _OURS: Final = frozenset({"bearer", "dpop"})
 """The schemes for tokens: RFC 6750 3 and RFC 9449 7.1 have the same parameters."""
+_DPOP: Final = re.compile(r'(?:\A|, )DPoP ([a-z_]+="[^"]*"(?:, [a-z_]+="[^"]*")*)', re.IGNORECASE)
 
 
 class Challenges:
@@ -35,10 +37,18 @@ class Challenges:
         response.headers[hdrs.WWW_AUTHENTICATE] = _completed(challenge.removesuffix(beside), scopes, metadata) + beside
 
 
-def add_providers(error: ApiError, challenges: str) -> None:
-    """Add the providers' challenges to an Unauthorized, unless it has a provider's own."""
-    if challenges and isinstance(error, Unauthorized) and not error.has_own_challenge:
+def add_providers(request: web.Request, error: ApiError, challenges: str) -> None:
+    """Add the providers' challenges to an Unauthorized, unless it has a provider's own.
+
+    If the request's token was sent under the scheme `DPoP`, the challenge of that scheme states the error (RFC 9449 7.1).
+    """
+    if not challenges:
+        return
+    if isinstance(error, Unauthorized) and not error.has_own_challenge:
         error.add_challenge(challenges)
+    challenge = (error.headers or {}).get(hdrs.WWW_AUTHENTICATE, "")
+    if challenge.startswith("Bearer ") and request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")[0].lower() == "dpop":
+        error.headers = {**(error.headers or {}), hdrs.WWW_AUTHENTICATE: _under_dpop(challenge, challenges)}
 
 
 def with_providers(response: web.Response, challenges: str) -> web.Response:
@@ -46,6 +56,14 @@ def with_providers(response: web.Response, challenges: str) -> web.Response:
     if challenges and response.headers.get(hdrs.WWW_AUTHENTICATE) == "Bearer":
         response.headers[hdrs.WWW_AUTHENTICATE] = f"Bearer, {challenges}"
     return response
+
+
+def _under_dpop(challenge: str, challenges: str) -> str:
+    """Returns the challenge of a refusal under the scheme `DPoP` instead of `Bearer`, if one of `challenges` has it."""
+    own = _DPOP.search(challenges)
+    if own is None:
+        return challenge
+    return f"DPoP {challenge.removeprefix('Bearer ').removesuffix(f', {challenges}')}, {own[1]}"
 
 
 def _completed(challenge: str, scopes: Iterable[str], metadata: str) -> str:

@@ -129,7 +129,7 @@ class Dispatcher:
 
     def _refusal(self, request: web.Request, error: ApiError) -> web.StreamResponse:
         """The response to an error, which is logged; the gate has logged its own refusals."""
-        add_providers(error, self._gate.challenges)
+        add_providers(request, error, self._gate.challenges)
         log_error(request, self._gate.rule_of(request), error)
         return self._challenged(request, self._errors.response(error))
 

@@ -65,6 +65,11 @@ def test_who_is_denied(kind: str, subject: str, before: float | None, denied: bo
     assert revoked(kind, subject, before).denies(identity()) is denied
 
 
+@pytest.mark.parametrize(("role", "denied"), [("admin", True), ("org:org:admin", True), ("org:", False), ("Admin", False), (None, False)])
+def test_a_role_is_denied_however_the_credential_writes_it(role: str | None, denied: bool) -> None:
+    assert revoked("role", "org:admin", 100).denies(identity(org_role=role)) is denied
+
+
 @pytest.mark.parametrize(
     ("kind", "subject", "before", "denied"),
     [

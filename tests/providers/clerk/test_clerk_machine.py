@@ -131,6 +131,8 @@ SLUG_ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("prefix in another place", {"subject": "xuser_1"}, PRE, "subject is not of an expected kind"),
     ("list subject", {"subject": [USER]}, PRE, "subject is missing"),
     ("subject with newline", {"subject": "user_1\n"}, PRE, "subject is missing"),
+    ("a subject like another issuer's", {"subject": "user_1|alice"}, "token-claims", "an id of Clerk's has no '|'"),
+    ("an actor like another issuer's", {"act": {"sub": "acme|alice"}}, "token-claims", "an id of Clerk's has no '|'"),
     ("no id", {"id": None}, PRE, "id is missing"),
     ("id of another kind", {"id": "inv_1"}, PRE, "id is not of this kind"),
     ("number id", {"id": 5}, PRE, "id is missing"),

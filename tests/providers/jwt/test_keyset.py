@@ -389,6 +389,20 @@ async def test_a_kid_that_two_usable_keys_share_is_not_used() -> None:
     await source.keys.close()
 
 
+async def test_the_same_key_twice_is_one_key() -> None:
+    source = Source(kit.jwk(K1, "k1"), kit.jwk(K1, "k1", x5t="another member"), kit.jwk(K2, "k2"))
+    await source.keys.open()
+    assert source.keys.get("k1") is not None
+    assert source.keys.get("k2") is not None
+    await source.keys.close()
+    # Another key between or after the two is still not chosen from.
+    for order in ((K1, K2, K1), (K1, K1, K2), (K2, K1, K1)):
+        source = Source(*(kit.jwk(one, "k1") for one in order), kit.jwk(K2, "k2"))
+        await source.keys.open()
+        assert source.keys.get("k1") is None
+        await source.keys.close()
+
+
 def test_a_key_serves_its_own_algorithms_alone() -> None:
     key = from_jwk(kit.jwk(K1, "k1", alg="RS256"), RSA)
     signatures = {alg: kit.sign(K1, b"message", alg) for alg in ("RS256", "RS384", "PS256")}

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 from joserfc.jwk import OctKey
 from kits import oidc as oidc_kit
 from kits.dpop import SECRET, Holder, ath_of
@@ -18,7 +19,9 @@ from kits.tokens import b64
 
 from providers.oidc.dpop_nonce import SECONDS, Nonces
 from providers.oidc.dpop_proof import InvalidProof, ProofReader
-from tests.conftest import Client, Serve, TestDatabase
+from server import requires, signed_in
+from server.http.errors import Unauthorized
+from tests.conftest import Client, Serve, TestDatabase, plugin
 
 ALGS = "ES256 ES384 ES512 Ed25519 EdDSA PS256 RS256"
 PATH = "/api/me"
@@ -415,10 +418,65 @@ async def test_a_revocation_ends_a_known_bound_token(client: Client, issuer: Iss
         while (got := await client.get(PATH, HOLDER.headers(token, "GET", url(client)))).status == 200:
             await asyncio.sleep(0.05)
     assert (got.status, got.json()["reason"]) == (401, "session-revoked")
-    assert f'DPoP algs="{ALGS}"' in got.headers["WWW-Authenticate"]
+    assert got.headers["WWW-Authenticate"] == f'DPoP error="invalid_token", algs="{ALGS}"'
 
 
 # Challenges, CORS, other credentials --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["DPoP", "dpop"])
+async def test_the_error_of_a_refusal_is_in_the_challenge_of_the_scheme(serve: Serve, issuer: Issuer, scheme: str) -> None:
+    """RFC 9449 7.1: whoever refuses a token that was sent under `DPoP`, the provider, the gate or the handler."""
+
+    @requires(scopes=["a", "b"])
+    async def scopes(request: web.Request) -> web.Response:
+        return web.Response()
+
+    @requires(accepts=["session_token"])
+    async def sessions(request: web.Request) -> web.Response:
+        return web.Response()
+
+    @requires(reverification="strict")
+    async def verified(request: web.Request) -> web.Response:
+        return web.Response()
+
+    @signed_in
+    async def handlers_own(request: web.Request) -> web.Response:
+        raise Unauthorized("session-revoked")
+
+    routes = {"/scopes": scopes, "/sessions": sessions, "/verified": verified, "/own": handlers_own}
+    bad = 'error="invalid_token"'
+    refusals = {
+        "/scopes": (403, "scope", 'error="insufficient_scope", scope="a b"'),
+        "/sessions": (401, "token-type", bad),
+        "/verified": (403, "reverification", 'error="insufficient_user_authentication", max_age=600'),
+        "/own": (401, "session-revoked", bad),
+    }
+    for settings in ({}, {"resource.url": "https://api.acme.example"}):
+        client = await serve({**given(issuer), **settings}, extra={"acme": plugin(*(web.get(path, one) for path, one in routes.items()))})
+        known = HOLDER.token(issuer)
+        strange = [(PATH, token, (401, "credential-rejected", bad)) for token in ("x", "gp_nobody-knows-this-key", HOLDER.token(issuer, iss="https://other.example"))]
+        for path, token, (status, reason, error) in [*((path, known, refusal) for path, refusal in refusals.items()), *strange]:
+            address = f"{settings['resource.url']}{path}" if settings else url(client, path)
+            headers = HOLDER.headers(token, "GET", address)
+            got = await client.get(path, {**headers, "Authorization": f"{scheme} {token}"})
+            assert (got.status, got.json()["reason"]) == (status, reason)
+            (challenge,) = got.headers.getall("WWW-Authenticate")
+            metadata = f', resource_metadata="https://api.acme.example/.well-known/oauth-protected-resource{path}"' if settings else ""
+            assert challenge == f'DPoP {error}, algs="{ALGS}"{metadata}'
+        # Under `Bearer` the error stays in the challenge of that scheme.
+        got = await client.get("/scopes", {"Authorization": f"Bearer {issuer.token()}"})
+        assert got.headers["WWW-Authenticate"].startswith('Bearer error="insufficient_scope", scope="a b"')
+        got = await client.get(PATH, {"Authorization": "Bearer x"})
+        assert got.headers["WWW-Authenticate"].startswith(f"Bearer {bad}")
+        assert got.headers["WWW-Authenticate"].endswith(f', DPoP algs="{ALGS}"')
+
+
+async def test_where_no_issuer_takes_proofs_the_scheme_has_no_challenge(serve: Serve, issuer: Issuer) -> None:
+    client = await serve(given(issuer, "off"))
+    token = HOLDER.token(issuer)
+    got = await client.get(PATH, HOLDER.headers(token, "GET", url(client)))
+    assert (got.status, got.headers["WWW-Authenticate"]) == (401, 'Bearer error="invalid_token"')
 
 
 async def test_the_challenge_names_the_algorithms(client: Client) -> None:
