@@ -1387,8 +1387,9 @@ END $do$;
 SET LOCAL ROLE gatepost_audit;
 
 -- One entry for each row that is written, in the same transaction: TG_ARGV names the column of the organisation ('' for none)
--- and that of the row's id; a third one says that the table is partitioned, so that its name is looked up. The entry has names of columns, and no values but those two. The settings that name the caller
--- count within a request only: a command sets the scope of the owner whose rows it works on, and is not that user. If no
+-- and that of the row's id; a third one says that the table is partitioned, so that its name is looked up. The entry has names
+-- of columns, and no values but those two. The settings that name the caller count within a request only: a command sets the
+-- scope of the owner whose rows it works on, and is not that user. If no
 -- actor is set, the actor is `anonymous` in a request; outside of one it is `system` for the serving role, and `operator` for
 -- any other role. The impersonator is in the same setting as the actor, which every transaction of a request sets, so that no
 -- request pays for one more setting, and none can inherit what an earlier user of its connection left there.
@@ -1971,8 +1972,8 @@ BEGIN
      WHERE i.indrelid = of_table AND i.indisprimary;
     id := found.name;
     fault := coalesce(fault, CASE
-        WHEN found.columns = 0 THEN 'it has no primary key: a change is told by the id of its row'
-        WHEN found.columns > 1 THEN 'its primary key has several columns: a change is told by one id'
+        WHEN found.columns = 0 THEN 'it has no primary key: a change is reported with the id of its row'
+        WHEN found.columns > 1 THEN 'its primary key has several columns: a change is reported with one id'
         WHEN found.type <> ALL (ARRAY['uuid', 'text', 'varchar', 'smallint', 'integer', 'bigint']::regtype[])
             THEN format('its primary key %I is %s: an id is uuid, text or a whole number', id, format_type(found.type, NULL))
     END);

@@ -73,7 +73,7 @@ def _no_secret_is_logged() -> Iterator[None]:
 
 
 def stub(user_id: str, **more: str) -> dict[str, str]:
-    """The header of a caller in whom the stub provider believes: `stub("alice", org_id="a", org_role="org:admin")`."""
+    """The header with which the stub provider identifies a caller: `stub("alice", org_id="a", org_role="org:admin")`."""
     said = {"user_id": user_id, **more}
     return {"Authorization": "Stub " + ", ".join(f'{name}="{value}"' for name, value in said.items())}
 
@@ -114,7 +114,7 @@ BAD_CREDENTIALS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class TestDatabase:
-    """A migrated database, seen with the eyes of the superuser, whom row-level security does not bind."""
+    """A migrated database, as a superuser sees it, who bypasses row-level security."""
 
     __test__ = False
     server: Server

@@ -77,7 +77,7 @@ async def connected(connect: Mapping[str, Any], setting: str, whose: str = "", *
 
 
 def of_a_statement(error: Exception) -> Exception | None:
-    """Returns what to raise instead of an error of a statement, so that it is told in one line; None for any other error.
+    """Returns what to raise instead of an error of a statement, so that it is one line; None for any other error.
 
     A ConfigError where the schema is missing or older, else StartFailed. Postgres's words hold no password.
     """

@@ -71,7 +71,7 @@ class Table:
     security   row-level security: `forced`, `not forced` or `off`
     grants     rights of the serving role: columns by command, None for the whole table
     audit      None, or the columns of the trigger: `{"organization": …, "id": …}`, each possibly None
-    changes    whether every insert, update and delete is told to streams (gatepost_changes)
+    changes    whether every insert, update and delete is reported to streams (gatepost_changes)
     """
 
     name: str

@@ -33,8 +33,8 @@ _KEEPALIVE: Final = """SELECT set_config('tcp_keepalives_idle', '30', false), se
 class ChangeFeed:
     """Listens for messages of gatepost_changed, and passes them to a Fanout.
 
-    Changes may be missed while there is no connection. So every subscription is told to load everything again as soon as the
-    next connection listens: what is loaded then includes whatever was missed, and later changes are received.
+    Changes may be missed while there is no connection. So every subscription gets a `resync` as soon as the next connection
+    listens: what the client then loads includes whatever was missed, and later changes are received.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Cleaning up behind ended accesses: in batches, and never in the way of reading revocations."""
+"""Cleaning up after ended accesses: in batches, and without delaying the reading of revocations."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_a_locked_table_does_not_delay_the_reading_of_revocations(serve: S
 
 
 async def test_a_start_reads_all_revocations_once(serve: Serve, db: TestDatabase) -> None:
-    """The connection that has read them at startup goes on reading what is new."""
+    """The connection that has read them at startup then reads the new ones."""
     async with LoopbackClerk() as clerk:
         client = await serve({**clerk.settings(), "database.url": db.url})
         known, feeds = client.app[SERVER_DATABASE].revocations, await pids(db, FEEDS)
@@ -150,7 +150,7 @@ async def test_an_outage_is_logged_once_and_the_work_goes_on(caplog: pytest.LogC
 
 
 async def test_many_ends_are_swept_without_a_pause_after_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ban leaves one for each key. A pause comes only where a batch left no fewer of them, or after a while."""
+    """A ban leaves one for each key. There is a pause only after a batch that finished none of them, or after a while."""
     monkeypatch.setattr(cleanup_module, "WORK_SECONDS", 3600.0)
     monkeypatch.setattr(cleanup_module, "PAUSE_SECONDS", 3600.0)
     left = iter([*range(20_000, 0, -1), 0])

@@ -1,4 +1,4 @@
-"""A COMMIT that waits for a standby: no client is told that it is done, or shown its rows, before the standby has it.
+"""A COMMIT that waits for a standby: no client gets a success, or sees its rows, before the standby has it.
 
 Postgres ends the wait when a statement is cancelled, reports success with a warning, and shows the row to everybody, although a
 failover would lose it. So a COMMIT is never cancelled.

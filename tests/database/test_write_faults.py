@@ -107,7 +107,7 @@ async def test_a_client_that_goes_away(client: Client, db: TestDatabase) -> None
 
 
 async def test_a_cancelled_wait_for_a_standby_goes_on(client: Client, db: TestDatabase, fragile: Fragile) -> None:  # noqa: F811
-    """The row is shown to nobody before the standby has it."""
+    """No caller sees the row before the standby has it."""
     await standby(fragile, "nowhere")
     try:
         task = write(client, INSERT, "given up")

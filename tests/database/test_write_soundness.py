@@ -197,7 +197,7 @@ async def test_a_write_before_the_scope_is_refused(app: asyncpg.Connection) -> N
 
 
 async def test_another_callers_row(app: asyncpg.Connection) -> None:
-    """A write that names another user is refused, or finds no row; whoever's settings are in effect before it."""
+    """A write that names another user is refused, or finds no row, whichever caller's settings are in effect before it."""
     for before, values in (("SELECT", ()), (SET_SCOPE_AND_WRITER, someone(5))):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await _undone(app, before, values, statement_of(WRITES["insert"]), ("user_5", *someone(3)))

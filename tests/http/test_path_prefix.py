@@ -1,4 +1,4 @@
-"""An API below a path: what clients send below it is served, what they are told leads back to it, and nothing else is opened."""
+"""An API below a path: requests below it are served, URLs in responses have it, and nothing else is opened."""
 
 from __future__ import annotations
 

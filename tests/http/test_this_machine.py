@@ -34,7 +34,7 @@ def credentials(folder: Path) -> list[tuple[str, str]]:
 
 
 async def say(port: int, credential: tuple[str, str], version: str = "HTTP/1.1", *more: tuple[str, str]) -> Reply:
-    """What a stranger sends who knows what the server looks for, from this process."""
+    """A request from this process by a client that knows what the server checks."""
     lines = [f"GET /api/me {version}", "Host: 127.0.0.1", f"{credential[0]}: {credential[1]}", *(f"{name}: {value}" for name, value in more)]
     async with Client(port) as client:
         await client.send("\r\n".join([*lines, "", ""]).encode())
@@ -42,7 +42,7 @@ async def say(port: int, credential: tuple[str, str], version: str = "HTTP/1.1",
 
 
 async def refuses_all(port: int, folder: Path) -> None:
-    """Whatever a stranger sends, as a program of its own; our own process would be no stranger."""
+    """Sends such requests from another program, because this process itself counts as local."""
     for credential in credentials(folder):
         for version in ("HTTP/1.1", "HTTP/1.0"):
             assert await status(port, credential, version=version) == 401, (credential[1][:5], version)

@@ -55,7 +55,7 @@ class Backend:
 
 
 def unreachable() -> Backend:
-    """A backend that nobody has started."""
+    """A backend that does not run."""
     return Backend(free_port(), free_port())
 
 

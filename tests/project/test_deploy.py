@@ -349,7 +349,7 @@ SERVING: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("file", SERVING)
 def test_every_server_names_its_proxies(file: str, tmp_path: Path) -> None:
-    """Else the limit by address would be off, or everybody would share the proxy's."""
+    """Without that the limit by address would be off, or all clients would share the proxy's."""
     env, proxy = SERVING[file]
     app = build(known_settings(env, tmp_path))
     assert app[LIMITS].warnings == []

@@ -221,7 +221,7 @@ async def drained(process: asyncio.subprocess.Process, url: str, ops: str, withi
 
 @pytest.fixture
 async def schema(world: World) -> None:
-    """The migrate service of compose has run; again does no harm."""
+    """The migrate service of compose has run; it can run again."""
     env = service("migrate", ENV_FILE)["environment"]
     assert (await run(world.files(env, "/run/secrets"), "migrate")).splitlines()[-1] == "migrated"
 

@@ -35,7 +35,7 @@ PEOPLE = {
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """An environment without a word of this one's settings."""
+    """An environment without any of this one's settings."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     return kept | {"HOME": str(folder), "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 

@@ -266,6 +266,6 @@ def _get(url: str, headers: dict[str, str] | None = None) -> Any:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """An environment without a word of this one's settings."""
+    """An environment without any of this one's settings."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     return kept | {"HOME": str(home)}

@@ -290,7 +290,7 @@ def test_impersonation_of_the_own_user_is_refused_too() -> None:
 
 
 async def test_two_callers_have_their_own_idempotency_keys(client: Client, db: TestDatabase) -> None:
-    """Else who impersonates could use up a key, and the user's own request would be answered without an effect."""
+    """Otherwise an impersonator could use up a key, and the user's own request would be answered without an effect."""
     before, seen = await db.count("data"), []
     for caller in (ALICE_BY_EVE, ALICE, stub("alice", org_id="org_a", org_role="org:member", impersonator="mallory")) * 2:
         got = await client.post("/api/data", {**caller, "Idempotency-Key": "same"}, {"name": "n"})

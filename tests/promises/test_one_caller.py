@@ -1,4 +1,4 @@
-"""One caller cannot fill the database: requests for one row, and requests that wait for its lock, leave others unharmed."""
+"""One caller cannot fill the database: requests for one row, and requests that wait for its lock, do not affect other callers."""
 
 from __future__ import annotations
 

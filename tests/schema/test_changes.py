@@ -51,7 +51,7 @@ async def admin(cluster: Server, database: str) -> AsyncIterator[asyncpg.Connect
 
 @pytest.fixture
 async def told(cluster: Server, database: str) -> AsyncIterator[Callable[..., Any]]:  # noqa: F811
-    """What the serving role has been told since the last call, in order."""
+    """The notifications that the serving role has received since the last call, in order."""
     payloads: list[str] = []
     async with cluster.connected(cluster.serving_role, database) as app:
         await app.add_listener("gatepost_changes", lambda *args: payloads.append(args[3]))
@@ -182,7 +182,7 @@ async def test_odd_names_and_values(run: Any, admin: asyncpg.Connection, told: A
 
 
 async def test_no_value_makes_its_own_write_fail(run: Any, admin: asyncpg.Connection, told: Any) -> None:
-    """NOTIFY takes fewer than 8000 bytes: what is longer is told for the whole tenant, or for the whole table."""
+    """NOTIFY takes fewer than 8000 bytes: a longer change is reported for the whole tenant, or for the whole table."""
     await run("CREATE TABLE notes (id text PRIMARY KEY, org text); SELECT gatepost_changes('notes', organization => 'org')")
     long, longer = "\x01" * 1400, "ü" * 2000
     for org, id, heard in (("red", longer, [["public.notes", "organization", "red"]]), (longer, "1", [["public.notes"]]), (long, "2", [["public.notes"]]),
@@ -196,7 +196,7 @@ async def test_no_value_makes_its_own_write_fail(run: Any, admin: asyncpg.Connec
 
 
 async def test_bulk(run: Any, admin: asyncpg.Connection, told: Any) -> None:
-    """A few hundred rows are told one by one; of very many, that there are many."""
+    """A few hundred rows are reported one by one; of very many only that there are many."""
     await run(TODOS)
     some = "INSERT INTO todos (organization_id) SELECT 'org_' || i % {1} FROM generate_series(1, {0}) AS i"
     await admin.execute(some.format(1000, 2))
@@ -226,7 +226,7 @@ async def test_many_statements_in_one_transaction(run: Any, admin: asyncpg.Conne
 
 
 async def test_a_partitioned_table(run: Any, admin: asyncpg.Connection, told: Any) -> None:
-    """It is told as the whole, also where an update moves a row to another partition."""
+    """Changes are reported under the partitioned table's name, also if an update moves a row to another partition."""
     await run("""CREATE TABLE events (id text PRIMARY KEY, org text) PARTITION BY LIST (id);
                  CREATE TABLE events_a PARTITION OF events FOR VALUES IN ('a'); CREATE TABLE events_rest PARTITION OF events DEFAULT;
                  SELECT gatepost_changes('events', organization => 'org')""")

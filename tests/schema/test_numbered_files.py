@@ -308,7 +308,7 @@ async def test_a_file_that_runs_each_time_is_judged_as_well(empty: Any, capsys: 
 
 
 async def test_a_database_that_is_unsafe_already_is_mended_step_by_step(empty: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that mends one of two problems is applied; what remains is said, with status 2, until the last is gone."""
+    """A file that fixes one of two problems is applied; the rest is reported, with status 2, until no problem is left."""
     role = empty.server.serving_role
     assert await command("migrate") == 0
     async with empty.server.connected(empty.server.owner_role, empty.name) as owner:

@@ -48,7 +48,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]
 async def test_postgres_restarts(
     serve: Serve, fragile: Fragile, mortal: TestDatabase, how: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is told while it is down; then a resync, and what is written after it. The log has a line for the outage, and
+    """No event is sent while it is down; then a resync, and what is written after it. The log has a line for the outage, and
     another for its end."""
     caplog.set_level("INFO")
     client = await serve({"database.url": mortal.url}, extra=LIVE)

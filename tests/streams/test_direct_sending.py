@@ -235,7 +235,7 @@ async def test_nothing_is_read_for_a_stream_that_ends_while_it_is_sent_to(client
 
 
 async def test_a_client_that_reads_nothing(client: Client, own: TestDatabase) -> None:  # noqa: F811
-    """What waits for it is bounded, no row is read for it, and others are not delayed; it is told `resync` if it reads again."""
+    """What waits for it is bounded, no row is read for it, and others are not delayed; it receives `resync` if it reads again."""
     bounds = registry(client).bounds
     with socket.create_connection(("127.0.0.1", client.port)) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

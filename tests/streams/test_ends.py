@@ -1,4 +1,4 @@
-"""A live answer ends when what opened it ends: in every process, within a second, and the client is told why."""
+"""A live answer ends when the access that opened it ends: in every process, within a second, and the client gets the reason."""
 
 from __future__ import annotations
 

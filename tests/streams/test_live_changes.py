@@ -1,4 +1,4 @@
-"""Changes: which rows a stream hears of, what it is told of them, and that nothing is missed without a word."""
+"""Changes: which rows a stream receives and with which events, and that a missed change is always reported as such."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def change(stream: Events) -> tuple[str, Any]:
 
 
 async def nothing(*streams: Events) -> None:
-    """None of these streams is told anything for a moment."""
+    """None of these streams receives an event for a moment."""
     for stream in streams:
         with pytest.raises(TimeoutError):
             pytest.fail(str(await stream.next(0.3)))
@@ -162,7 +162,7 @@ async def test_a_row_that_moves_is_reported_to_both_tenants(client: Client, own:
 
 
 async def test_a_row_that_comes_and_goes_in_one_transaction(client: Client, own: TestDatabase) -> None:
-    """The stream is told how it ends, however often the same happened before."""
+    """The stream receives the final state, however often the row came and went."""
     moves = "UPDATE todos SET organization_id = '{}'"
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", BEA) as bea:
         ((row,)) = await own.rows("INSERT INTO todos (organization_id) VALUES ('blue') RETURNING id")
@@ -301,7 +301,7 @@ async def test_a_table_that_reports_to_others_from_now_on(serve: Serve, own: Tes
 
 
 async def test_the_listening_connection_is_killed(client: Client, own: TestDatabase, caplog: pytest.LogCaptureFixture) -> None:
-    """Streams stay, are told that something may have been missed, and hear again."""
+    """Streams stay open, receive `resync`, and then further changes."""
     live = client.app[CHANGES]
     async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/lists/events", BEA) as bea:
         for number in range(2, 4):
@@ -384,7 +384,7 @@ def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
 
 
 async def test_many_streams_are_notified_a_few_at_a_time() -> None:
-    """The first rows are read while the other streams are told: the last one hears of a change earlier."""
+    """The first rows are read while the other streams are notified, so the last stream receives a change earlier."""
     fanout, order = Fanout(), list[int]()
     subscriptions = [fanout.subscribe((KEY,)) for _ in range(200)]
     for number, one in enumerate(subscriptions):

@@ -1,4 +1,4 @@
-"""Webhooks as strangers and as Clerk send them: what is taken, what is refused, and that each event is applied once."""
+"""Webhooks sent by Clerk and by other clients: what is taken, what is refused, and that each event is applied once."""
 
 from __future__ import annotations
 

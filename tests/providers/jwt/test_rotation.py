@@ -109,7 +109,7 @@ async def test_the_service_is_down_during_the_rotation(world: World, monkeypatch
 
 
 async def test_5000_forged_key_ids_during_a_rotation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They cost the budget, a good token never waits for them, and the new key is let in, or told when it will be."""
+    """They cost the budget, a good token never waits for them, and a token of the new key is accepted, or gets a 503 that says when to retry."""
     keys = next(iter(_key_sets(world.client)))
     monkeypatch.setattr(keys._budget, "_refill", 1.0)
     monkeypatch.setattr(keys._budget, "_ahead", 3.0)
