@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from server.plugins.loader import Plugins
-from server.settings.core import BUILT_IN, DEFAULT_PUBLIC, SERVER_TABLES
+from server.settings.core import BUILT_IN, DEFAULT_PUBLIC, OPTIONAL, SERVER_TABLES
 from server.settings.setting import Setting
 from server.settings.sources import Settings, env_name
 
@@ -90,7 +90,7 @@ def page() -> str:
     parts = [TOP, *_rows(own)]
     for table in tables:
         parts += [f"\n## `[{table}]`\n", *_rows({key: s for key, s in settings.items() if key.startswith(f"{table}.")})]
-    handlers = ", ".join(f"`{name}`" for name in BUILT_IN if name not in BUILT_IN_PROVIDERS)
+    handlers = ", ".join(f"`{name}`" for name in (*BUILT_IN, *sorted(OPTIONAL)) if name not in BUILT_IN_PROVIDERS)
     public = ", ".join(f"`{pattern}`" for pattern in DEFAULT_PUBLIC)
     return "\n".join(parts) + "\n" + RULES.replace("@HANDLERS@", handlers).replace("@PUBLIC@", public)
 

@@ -174,7 +174,9 @@ CORE: Final[Mapping[str, Setting]] = {
         3600.0, "how long an event stream or WebSocket may last; its client reconnects", at_least=1
     ),
     "limits.storage": Setting(
-        default="memory", secret=True, help="where both are counted: memory, valkey://host:port/db or redis://host:port/db"
+        default="memory",
+        secret=True,
+        help="where caller and address are counted: memory, valkey://host:port/db or redis://host:port/db",
     ),
 }
 SERVER_TABLES: Final = frozenset(key.partition(".")[0] for key in CORE if "." in key)
