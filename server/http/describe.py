@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from .query_model import PAGE_PARAMETERS, parameters_of
 
@@ -121,7 +122,7 @@ def describe(
         raise TypeError("@describe: headers= and tags= are lists of words")
     if body_optional and body is None:
         raise TypeError("@describe: body_optional= without body=")
-    if isinstance(query, Mapping | list | set):
+    if isinstance(query, Mapping | list | set | BaseModel):
         raise TypeError(f"@describe(query={query!r}): must be a pydantic model, whose fields are the parameters")
     names = set(parameters_of(query)) if query is not None else set()
     if page and (taken := sorted(PAGE_PARAMETERS & names)):

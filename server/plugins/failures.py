@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import re
@@ -23,6 +24,8 @@ _DECORATORS: Final[Mapping[str, Callable[..., Any]]] = {
     one.__name__: one for one in (public, signed_in, requires, limited, describe)
 } | {"answers_secret": signed_in}
 """The decorators of the public interface by name. `answers_secret` takes what `signed_in` takes: the handler alone."""
+FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
+"""What a plugin's code raises where it fails. It must neither end the process without a word nor leave a traceback."""
 _ONLY_ROUTES: Final = "no static routes, no applications"
 _SERVING: Final = (web.Application, web.StaticDef, web.AbstractResource)
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -96,6 +99,8 @@ def wrong_result(given: object) -> str:
     each = given if isinstance(given, list | tuple) else [given]
     if any(isinstance(one, _SERVING) for one in each):
         return _ONLY_ROUTES
+    if isinstance(given, web.RouteDef):
+        return "it returned one route: put it into a list"
     if given is None:
         return "it returned None: is its `return` missing?"
     if any(callable(one) for one in each):
@@ -103,7 +108,7 @@ def wrong_result(given: object) -> str:
     return _ONLY_ROUTES if any(hasattr(one, "path") for one in each) else f"it returned a {type(given).__name__}"
 
 
-def explained(error: Exception, known: Mapping[str, Setting]) -> str:
+def explained(error: BaseException, known: Mapping[str, Setting]) -> str:
     """Returns the error in one line; behind the settings that it names, their environment variables.
 
     A ValueError that begins with one of the `known` settings is for the operator, and needs no name of its type.

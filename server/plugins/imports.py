@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Final
 
+from ..installation import DISTRIBUTION
 from ..settings.setting import ConfigError
 from .failures import import_error, where_raised
 
@@ -42,5 +43,7 @@ def load(name: str, load: Callable[[], object]) -> object:
         why = f"{import_error(error)}{where_raised(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name:
             itself = f"{name.removeprefix(_MODULE)}.".startswith(f"{error.name}.") and name.startswith(_MODULE)
-            why += _NOT_ON_PATH if itself else ": install it into this environment"
+            ours = error.name.partition(".")[0] == DISTRIBUTION
+            what = "its package is named `server`: write `from server import …`" if ours else "install it into this environment"
+            why += _NOT_ON_PATH if itself else f": {what}"
         raise ConfigError(f"plugin {name!r} cannot be imported: {why}") from error

@@ -19,7 +19,7 @@ from ..settings.core import OPTIONAL, SERVER_TABLES
 from ..settings.setting import ConfigError, Setting
 from ..settings.sources import Settings
 from . import hookspecs
-from .failures import explained, registration_error, unknown_hook, where_raised, where_to_name, wrong_result
+from .failures import FAILURES, explained, registration_error, unknown_hook, where_raised, where_to_name, wrong_result
 from .hookspecs import Command, House, ProviderFactory, ServiceOffer
 from .imports import load, load_module, not_installed
 from .providers import LoadedProvider
@@ -96,7 +96,7 @@ class Plugins:
             raise ConfigError(f"provider {name!r}: the setting {missing} is missing") from missing
         except ConfigError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             raise ConfigError(f"provider {name!r} cannot be created: {explained(error, self._settings.declared())}") from error
         if not inspect.iscoroutinefunction(getattr(provider, "authenticate", None)):
             raise ConfigError(f"provider {name!r}: it has no `async def authenticate(self, request)`")
@@ -183,7 +183,7 @@ class Plugins:
                     raise
                 except KeyError as missing:
                     raise ConfigError(f"plugin {name!r}: the setting {missing} is missing") from missing
-                except Exception as error:
+                except FAILURES as error:
                     why = explained(error, self._settings.declared())
                     raise ConfigError(
                         f"plugin {name!r}: {hook} failed: {why}{where_raised(error, self._settings.declared())}"
@@ -200,7 +200,7 @@ def _mapping(plugin: str, given: object, kind: type, hook: str) -> Mapping[str, 
 def _routes(plugin: str, given: object) -> list[web.RouteDef]:
     try:
         routes = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [None]
-    except Exception as error:  # a generator runs only now
+    except FAILURES as error:  # a generator runs only now
         raise ConfigError(f"plugin {plugin!r}: register_handlers failed: {error_line(error)}{where_raised(error)}") from error
     if not all(isinstance(route, web.RouteDef) for route in routes):
         slip = wrong_result(given if routes == [None] else routes)

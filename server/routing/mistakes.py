@@ -21,12 +21,14 @@ def mistake_in(method: str, path: str) -> str | None:
         return "the method must be one of GET, POST and so on: a view needs a route for each, as web.get(path, handler)"
     if not path.startswith("/"):
         return f"the path must begin with /: write /{path}"
+    if "?" in (plain := _BRACES.sub("{}", path)) or "#" in plain:
+        return "a path has no ? and no #: describe query parameters by @describe(query=Model), and read them by query(...)"
     for name, word in _PARAMETER.findall(path):
         if word.lower() in _CONVERTERS:
             return (
                 f"{{{name}:{word}}} matches only the text {word!r}, as a regular expression follows the colon: write {{{name}}}"
             )
-    for segment in _BRACES.sub("{}", path).split("/"):
+    for segment in plain.split("/"):
         if foreign := _FOREIGN.match(segment):
             return f"the segment {segment} is plain text, not a parameter: write {{{foreign[1] or foreign[2]}}}"
     return None
