@@ -24,7 +24,7 @@ _RUNNING: Final = """
 
 
 class Resets:
-    """The resets of one pool that are going on."""
+    """The resets of one pool that are in progress."""
 
     def __init__(self, release: Callable[[Any], None], another: Callable[[], Awaitable[Any]] | None) -> None:
         """`release(connection)` returns one to the pool.
