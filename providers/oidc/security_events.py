@@ -153,7 +153,7 @@ def _ends(signed: Signed, name: str, event: dict[str, Any], issued: float) -> li
 
 
 def _begins(signed: Signed, event: dict[str, Any], issued: float) -> list[End]:
-    """As `_ends` for an account that was enabled. An unreadable subject is ignored, not refused: it could only restore access."""
+    """As `_ends`, for an account that was enabled. An unreadable subject is ignored: the event could only restore access."""
     settings = signed.issuer.settings
     try:
         subject = subject_of(event.get("subject", signed.claims.get("sub_id")), settings.issuer)

@@ -20,7 +20,7 @@ from server import hookimpl, signed_in
 from server.app import build
 from server.plugins import hookspecs
 from server.plugins.loader import Plugins
-from server.settings.core import BUILT_IN
+from server.settings.core import BUILT_IN, OPTIONAL
 from server.settings.setting import ConfigError
 from server.settings.sources import Settings
 from tests.conftest import plugin
@@ -56,7 +56,7 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_the_page_of_settings_names_every_built_in_handler() -> None:
     rule = settings_page.page().partition("- `handlers` lists")[2].partition("\n- ")[0]
-    assert set(re.findall(r"`(\w+)`", rule)) == set(BUILT_IN)
+    assert set(re.findall(r"`(\w+)`", rule)) == {*BUILT_IN, *OPTIONAL}
 
 
 def switched_on() -> str:
