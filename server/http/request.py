@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, cast
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.web_protocol import RequestHandler
@@ -49,8 +49,17 @@ class Request(web.Request):
 
     @property
     def http_range(self) -> slice:
-        """The part that `Range` asks for; the whole where it must be ignored. Raises ValueError for no valid part."""
-        return slice(None, None, 1) if WHOLE in self._state else super().http_range
+        """The part that `Range` asks for; the whole where it must be ignored. Raises ValueError for no valid part.
+
+        Several parts are ignored too, as RFC 9110 14.2 permits: the client gets the whole, and not an error for what is valid.
+        """
+        wanted = self._headers.get(hdrs.RANGE, "")
+        if WHOLE in self._state or "," in wanted:
+            return slice(None, None, 1)
+        found = super().http_range
+        if found.start == 0 and "=-" in wanted:  # RFC 9110 14.1.2: the last 0 bytes cannot be sent
+            raise ValueError("a part of no bytes")
+        return found
 
 
 def maker(app: web.Application) -> Make:

@@ -155,7 +155,7 @@ async def test_a_file_that_its_handler_begins_itself_is_no_exception(port: int) 
     ("wanted", "status", "part"),
     [("bytes=0-9", 206, PDF[:10]), ("bytes=-5", 206, PDF[-5:]), (f"bytes={len(PDF) - 1}-", 206, PDF[-1:]), ("bytes=0-", 206, PDF),
      (f"bytes=0-{len(PDF) * 2}", 206, PDF), (f"bytes={len(PDF)}-", 416, None), ("bytes=9-1", 416, None), ("bytes=a-b", 416, None),
-     ("items=0-5", 200, PDF), ("Bytes=0-9", 206, PDF[:10])],
+     ("items=0-5", 200, PDF), ("Bytes=0-9", 206, PDF[:10]), ("bytes=-0", 416, None), ("bytes=0-1,4-5", 200, PDF), ("bytes=0-1, -2", 200, PDF)],
 )  # fmt: skip
 async def test_parts_of_a_file(port: int, wanted: str, status: int, part: bytes | None) -> None:
     for prefix in ("/x", "/open"):
