@@ -16,7 +16,7 @@ from ..database.statements import IN_UTC, SET_SCOPE_AND_WRITER
 from ..http.errors import Unavailable
 from ..plugins.hookspecs import Command, CommandContext
 from ..plugins.loader import Plugins
-from ..schema.connection_mistakes import URL, connected, of_a_statement
+from ..schema.connection_mistakes import URL, connected, of_a_statement, unreachable
 from ..schema.startup import StartFailed, beside_running_server
 from ..settings.setting import ConfigError
 from ..settings.sources import Settings
@@ -44,8 +44,12 @@ def run(arguments: list[str]) -> int:
     except (ConfigError, ValueError) as error:
         print(complaint(error), file=sys.stderr)
         return 2
-    except (StartFailed, Unavailable) as error:
+    except StartFailed as error:
         print(complaint(error), file=sys.stderr)
+        return 1
+    except Unavailable as error:
+        lost = str(error).startswith("database: ")  # a connection that a command had
+        print(complaint(unreachable(error) if lost else error), file=sys.stderr)
         return 1
     except OSError as error:
         if (failed := streams.report(error)) is None:

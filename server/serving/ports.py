@@ -34,6 +34,8 @@ def cannot_bind(what: str, host: str, port: int, error: OSError, setting: str = 
     what     the key of the setting and what it is for
     setting  how another port is chosen
     """
+    if isinstance(error, socket.gaierror):
+        return ConfigError(f"{what} on {host}:{port}: the host is not known: give an address of this machine")
     why = os.strerror(error.errno) if error.errno else str(error)
     todo = {
         errno.EADDRINUSE: f": another program has this port; choose another with {setting}",

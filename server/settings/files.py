@@ -54,7 +54,11 @@ def read_file(file: Path | None, environ: Mapping[str, str]) -> tuple[str, dict[
     named = file or (Path(given) if given else None)
     path = named or Path("gatepost.toml")
     try:
-        return str(path), tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        with path.open("rb") as opened:
+            read = opened.read(_MOST_BYTES + 1)
+        if len(read) > _MOST_BYTES:
+            raise ConfigError(f"{path}: is larger than 1 MiB: is it the settings file?")
+        return str(path), tomllib.loads(read.decode("utf-8-sig").replace("\r\n", "\n"))
     except OSError as error:
         if named is None and isinstance(error, FileNotFoundError) and not path.is_symlink():
             return "gatepost.toml", {}

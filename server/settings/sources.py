@@ -14,7 +14,7 @@ from .core import CORE, SERVER_TABLES
 from .files import read_file, read_secret, stripped
 from .near import near_key, near_variable
 from .setting import ConfigError, Setting, env_name
-from .values import convert, in_file_alone, shown
+from .values import convert, in_file_alone, is_host, shown
 
 __all__ = ["ConfigError", "Settings", "Value", "env_name"]
 
@@ -112,7 +112,7 @@ class Settings:
         known = {env_name(key, setting) for key, setting in self._declared.items()} | {"GATEPOST_CONFIG"}
         free = tuple(f"GATEPOST_{plugin.upper()}_" for plugin in self._free_tables)
         for name in self._environ:
-            if not name.startswith("GATEPOST_") or name in known or name.removesuffix("_FILE") in known:
+            if not name.startswith("GATEPOST_") or name in known or name.removesuffix("_FILE") in known - {"GATEPOST_CONFIG"}:
                 continue
             link = _SERVICE_LINK.match(name) or (
                 name.endswith("_PORT") and self._environ[name].startswith(("tcp://", "udp://"))
@@ -175,8 +175,9 @@ def _flatten(file: Mapping[str, Any], known: Mapping[str, Setting], tables: Coll
 def _check_core(settings: Settings) -> None:
     """The rules that one setting's bounds and choices cannot express. Production must name what development can do without."""
     env = settings.get("env")
-    if "/" in (host := settings.get("host")) or (":" in host and host.count(":") == 1):
-        raise ConfigError(f"host: must be an address or a name, without scheme, path and port, not {host!r}")
+    for key in ("host", "ops.host"):
+        if not is_host(host := settings.get(key)):
+            raise ConfigError(f"{key}: must be an address or a name, without scheme, path and port, not {host!r}")
     if (folder := settings.get("data_folder"))[0] in "~$" or "\0" in folder:
         why = "has a NUL character" if "\0" in folder else f"begins with {folder[0]}, which only a shell replaces"
         raise ConfigError(f"data_folder: {why}: give the whole path")

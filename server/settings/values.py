@@ -72,6 +72,14 @@ def _scalar(value: Any, kind: str, where: str, secret: bool) -> Any:
     return number
 
 
+def is_host(text: str) -> bool:
+    """Whether the text may be the address or the name of a machine: no URL, no port behind it, no brackets, no blank."""
+    try:
+        return not re.search(r"[\s/\[\]]", text) and text.count(":") != 1 and bool(text.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _are_tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(table, dict) for table in value)
 

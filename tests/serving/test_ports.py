@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.serving.ports import take_waiting
+from server.serving.ports import hold_port, take_waiting
+from server.settings.setting import ConfigError
 
 
 @pytest.fixture
@@ -37,3 +38,9 @@ def test_connections_that_are_not_accepted_yet_outlive_the_port(listening: socke
 def test_a_port_that_is_closed_already_is_no_error(listening: socket.socket) -> None:
     listening.close()
     assert take_waiting([listening]) == []
+
+
+@pytest.mark.parametrize("host", ["no-such.invalid", "256.1.1.1"])
+def test_a_host_that_is_not_known_is_named(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"^port: cannot serve on {host}:0: the host is not known: give an address of this machine"):
+        hold_port(host, 0)

@@ -127,6 +127,9 @@ def test_a_settings_file_that_is_named_and_missing_is_refused(tmp_path: Path, mo
     assert refusal(environ={"GATEPOST_CONFIG": "nope.toml\r\n"}) == "nope.toml: cannot be read: No such file or directory (GATEPOST_CONFIG names it)"
     assert "quotes" in refusal(environ={"GATEPOST_CONFIG": '"nope.toml"'})
     assert made(environ={"GATEPOST_CONFIG": " \n"}).get("port") == 8080
+    assert refusal(environ={"GATEPOST_CONFIG": "/dev/zero"}) == "/dev/zero: is larger than 1 MiB: is it the settings file?"
+    with pytest.raises(ConfigError, match="unknown variable GATEPOST_CONFIG_FILE; the nearest known one is 'GATEPOST_CONFIG'$"):
+        Plugins(Settings(environ={"GATEPOST_CONFIG_FILE": "x"}))
     (tmp_path / "gatepost.toml").symlink_to("nowhere")
     assert refusal() == "gatepost.toml: cannot be read: No such file or directory"
     os.unlink("gatepost.toml")
