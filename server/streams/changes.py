@@ -15,13 +15,15 @@ from ..database.violations import StatementError
 from ..http.errors import Unavailable, Unprocessable
 from .change import RESYNC, Change, Outlet
 from .change_tables import ChangesNotTold, ChangeTable
-from .fanout import Key, Subscription
+from .fanout import RECREATED, Key, Subscription
 from .live_changes import CHANGES
 from .row_reader import IDS
 from .rows_read import NOTHING, Read
 
 _RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY: Final = 5.0
+_SEEN: Final = {"deleted": "updated", RECREATED: "created"}
+"""The event of a row that was deleted for one of its tenants at least, if the caller can see it now; `deleted` if not."""
 
 
 class Changes:
@@ -172,9 +174,9 @@ class Changes:
                 subscription.put_back({id: taken.pop(id) for id in rest})
             for id, event in taken.items():
                 if (row := rows.get(id)) is not None:
-                    self._ready.append(Change("updated" if event == "deleted" else event, id, row))
-                elif event == "deleted":
-                    self._ready.append(Change(event, id, None))
+                    self._ready.append(Change(_SEEN.get(event, event), id, row))
+                elif event in _SEEN:
+                    self._ready.append(Change("deleted", id, None))
         self._go_on()
 
     async def _wait_and_retry(self, error: BaseException) -> None:

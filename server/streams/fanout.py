@@ -18,6 +18,9 @@ PENDING_IN_ALL: Final = 100_000
 """The most ids that wait for all streams of a process."""
 _EVENTS: Final = {"i": "created", "u": "updated", "d": "deleted"}
 
+RECREATED: Final = "recreated"
+"""Deleted and then created: for the client `created` if it sees the row, and `deleted` if not."""
+
 Key = tuple[str, str, str]
 """(table, `organization` or `user`, its id)."""
 
@@ -180,5 +183,12 @@ class Fanout:
 
 
 def _merged(before: str, event: str) -> str:
-    """Returns the event of two in a row: created and then updated is created; otherwise the later one counts."""
+    """Returns the event of two in a row: created and then updated is created, and there again after `deleted` is RECREATED.
+
+    That a row was deleted is not forgotten: if the caller cannot see the row that is there again, they must hear of it.
+    """
+    if event == "deleted":
+        return event
+    if before in ("deleted", RECREATED):
+        return RECREATED if event == "created" else before
     return "created" if before == "created" and event == "updated" else event

@@ -181,6 +181,21 @@ async def test_a_row_that_comes_and_goes_in_one_transaction(client: Client, own:
         await nothing(ann, bea)
 
 
+async def test_a_row_that_comes_back_hidden_is_deleted(client: Client, own: TestDatabase) -> None:
+    """It was told to have left the organisation: a stream that cannot see it any more must hear that."""
+    async with hearing(client, "/api/todos/events", ANN) as ann, hearing(client, "/api/todos/events", ABE) as abe:
+        ((row,)) = await own.rows("INSERT INTO todos (organization_id, created_by) VALUES ('red', 'abe') RETURNING id")
+        id = str(row["id"])
+        assert ((await change(ann))[0], (await change(abe))[0]) == ("created", "created")
+        async with own.server.as_admin(own.name) as admin, admin.transaction():
+            await admin.execute("UPDATE todos SET organization_id = 'blue'")
+            await admin.execute("UPDATE todos SET organization_id = 'red', private = true")
+        assert await change(ann) == ("deleted", {"id": id})
+        event, seen = await change(abe)
+        assert (event, seen["private"]) == ("created", True)
+        await nothing(ann, abe)
+
+
 async def test_rows_of_a_user_and_of_an_organization(client: Client, own: TestDatabase) -> None:
     """A user hears of rows in every organisation; others of the organisation see only what their scope shows."""
     admin = stub("ada", org_id="red", org_role="org:admin")
@@ -372,7 +387,8 @@ KEY = ("public.todos", "organization", "red")
 
 
 @pytest.mark.parametrize(("heard", "expected"), [
-    ("iu", "created"), ("iud", "deleted"), ("id", "deleted"), ("uu", "updated"), ("ud", "deleted"), ("di", "created"), ("du", "updated"), ("diu", "created"),
+    ("iu", "created"), ("iud", "deleted"), ("id", "deleted"), ("uu", "updated"), ("ud", "deleted"), ("di", "recreated"), ("diu", "recreated"),
+    ("did", "deleted"), ("didi", "recreated"), ("du", "deleted"),
 ])  # fmt: skip
 def test_changes_of_one_row_become_one(heard: str, expected: str) -> None:
     fanout = Fanout()
