@@ -28,7 +28,7 @@ from ..telemetry.metrics import NO_ROUTE, Metrics
 from .admission import Gate
 from .challenges import Challenges, add_providers, with_providers
 from .denials import admission, by_handler
-from .refusals import REPORTED, failure_of, log_error, log_response
+from .refusals import REPORTED, failure_of, is_of_the_body, log_error, log_response
 
 _VERSIONS = frozenset({(1, 0), (1, 1)})
 
@@ -103,7 +103,7 @@ class Dispatcher:
         if isinstance(error, web.HTTPException):
             self._gate.report(request, error, started)
             return self._challenged(request, with_providers(self._errors.of_http(error), self._gate.challenges))
-        if isinstance(error, web.RequestPayloadError):  # a handler that reads the body by aiohttp's own means
+        if is_of_the_body(request, error):  # a handler that reads the body by aiohttp's own means
             return self._refusal(request, BadRequest(for_log="body-malformed"))
         request[REPORTED] = True
         if isinstance(error, Unavailable):

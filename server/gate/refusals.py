@@ -41,6 +41,13 @@ def failure_of(error: BaseException) -> BaseException:
     raise error
 
 
+def is_of_the_body(request: web.Request, error: BaseException) -> bool:
+    """Whether `error` was raised because the request's body is malformed, or the client closed the connection within it."""
+    if isinstance(error, ConnectionResetError):
+        return error is request._payload.exception()
+    return isinstance(error, web.RequestPayloadError)
+
+
 def log_error(request: web.Request, rule: RouteRule | None, error: ApiError) -> None:
     """Log an error that was raised, unless the gate has reported it. `rule`: that of the request's route, if it has one."""
     if REPORTED in request:

@@ -17,6 +17,8 @@ BODY_LIMITS: Final = web.AppKey("body_limits", tuple)
 """(maximum body size in bytes, maximum time in seconds, maximum depth of the JSON, maximum number of values in it)"""
 LATE_BODY: Final[web.AppKey[Callable[[web.Request], Awaitable[None]]]] = web.AppKey("late_body")
 """Raises an ApiError if the caller's access has ended while a body was awaited that came after the head."""
+CUT_SHORT: Final = (web.RequestPayloadError, ConnectionResetError)
+"""Raised while a body is read: its framing is wrong, or the client closes the connection before its end."""
 UNPROVEN_BYTES: Final = 256 * 1024
 """The largest body, in bytes, that is read from a caller without a verified credential, unless the route has its own bound."""
 
@@ -54,7 +56,7 @@ async def read_body(request: web.Request, limit: int, seconds: float, *, any_typ
             received = await _collected(request, limit)
     except TimeoutError:
         raise RequestTimeout from None
-    except web.RequestPayloadError:
+    except CUT_SHORT:
         raise BadRequest(for_log="body-malformed") from None
     if late:
         await request.app[LATE_BODY](request)

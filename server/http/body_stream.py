@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .body_bytes import LATE_BODY, body_limits, check_head, is_late, send_continue
+from .body_bytes import CUT_SHORT, LATE_BODY, body_limits, check_head, is_late, send_continue
 from .describe import description_of
 from .errors import BadRequest, ContentTooLarge, RequestTimeout, UnsupportedMediaType
 
@@ -58,7 +58,7 @@ async def body_stream(request: web.Request) -> AsyncIterator[bytes]:
             yield piece
     except TimeoutError:
         raise RequestTimeout from None
-    except web.RequestPayloadError:
+    except CUT_SHORT:
         raise BadRequest(for_log="body-malformed") from None
     request.content.set_exception(RuntimeError("the body was taken by body_stream and cannot be read again"))
 

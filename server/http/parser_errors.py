@@ -23,12 +23,14 @@ _MOST_FRUITLESS: Final = 32
 class OrderedErrors(RequestTasks):
     """aiohttp's connection, with one error response for a malformed request, after the responses to the requests before it."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_malformed", "_rest")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rest = b""
         """Bytes behind a full queue of requests. aiohttp calls `data_received(b"")` when the queue has space."""
+        self._malformed = False
+        """Whether bytes were no request: what follows is dropped, because the connection closes after the error response."""
 
     def data_received(self, data: bytes) -> None:
         if self._rest:
@@ -57,7 +59,7 @@ class OrderedErrors(RequestTasks):
         if self._upgraded or self._payload_parser is not None:
             super().data_received(data)
             return
-        if self._force_close or self._close or self._parser is None:
+        if self._force_close or self._close or self._malformed or self._parser is None:
             return
         self._accept(*self._parse(data))
 
@@ -69,6 +71,8 @@ class OrderedErrors(RequestTasks):
                 _close_behind(messages, data)
             return messages, upgraded, tail
         except Exception as error:  # not only HttpProcessingError: the URL parser itself fails on `http://[::1]@/`
+            self._malformed = True
+            error.__traceback__ = error.__context__ = error.__cause__ = None  # their frames hold the bytes, in a cycle with it
             text = error.message if isinstance(error, HttpProcessingError) else ""
             return [(_ErrInfo(status=400, exc=error, message=text), EMPTY_PAYLOAD)], False, b""
 
