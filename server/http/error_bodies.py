@@ -79,6 +79,7 @@ class ErrorBodies:
         A status below 400, such as a redirect, keeps its headers and cookies but not its text. An error becomes JSON: its text
         is the `detail`, and of its headers only those of _KEPT stay.
         """
+        raised.__traceback__ = None  # the router's match may hold this error: a cycle that would keep the request and its body
         if raised.status >= 400:
             return self.response(_Plain(raised.status, _said(raised), _kept(raised)))
         about_the_text = ("content-type", "content-length")

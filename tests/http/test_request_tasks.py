@@ -8,6 +8,7 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiohttp import web
@@ -15,6 +16,7 @@ from kits.app import Client, build_app, routes_plugin, serving
 
 from server import answer, public
 from server.http.request import Request
+from tests.conftest import ALICE, Serve
 
 LEFT: contextvars.ContextVar[str] = contextvars.ContextVar("left", default="nothing")
 SEEN: list[Any] = []
@@ -185,3 +187,35 @@ async def test_nothing_of_a_request_is_kept_while_its_connection_waits(caplog: p
         gc.collect()
         assert left() is None
     assert "never retrieved" not in caplog.text
+
+
+async def test_a_request_leaves_no_reference_cycle(serve: Serve) -> None:
+    """Otherwise the request stays in memory, with what has arrived of its body, until the next run of the cyclic collector."""
+    client = await serve({})
+    row = (await client.post("/api/data", ALICE, {"name": "x"})).json()["id"]
+    json_body = {**ALICE, "Content-Type": "application/json"}
+    asked: list[tuple[str, str, dict[str, str], bytes | None, int]] = [
+        ("GET", "/api/data", ALICE, None, 200), ("GET", f"/api/data/{row}", ALICE, None, 200), ("GET", "/api/data", {}, None, 401),
+        ("GET", "/api/me", {"Authorization": "Bearer x.y.z"}, None, 401), ("GET", "/api/orgs/org_b/data", ALICE, None, 403),
+        ("POST", "/api/nothing", json_body, b"x" * 9999, 404), ("PUT", "/api/data", json_body, b"x" * 9999, 405),
+        ("POST", "/api/data", json_body, b'{"name": "y"}', 201), ("POST", "/api/data", json_body, b'{"name": 5}', 422),
+        ("POST", "/api/data", json_body, b"{", 400), ("POST", "/api/data", ALICE, b"{}", 415), ("GET", "/api/data?limit=x", ALICE, None, 422),
+        ("GET", "/api/public/docs", {}, None, 200), ("GET", "/api/health", {}, None, 200), ("GET", f"/api/data/{uuid4()}", ALICE, None, 404),
+    ]  # fmt: skip
+    for method, path, headers, data, status in asked:
+        await client.send(method, path, headers, data=data)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            got = await client.send(method, path, headers, data=data)
+            await asyncio.sleep(0.02)
+            gc.collect()
+            # The router's own error and its match hold each other, and nothing else.
+            kept = [one for one in gc.garbage if not isinstance(one, web.HTTPException)]
+            left = [type(one).__name__ for one in kept if isinstance(one, web.BaseRequest | web.Response)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        assert (method, path, got.status, left) == (method, path, status, [])
