@@ -11,8 +11,10 @@ from server import answer, describe, hookimpl, identity_of, page, read, requires
 
 routes = web.RouteTableDef()
 
+# A row that another issuer's report about the account has made holds no profile.
 PROFILE = """SELECT id, external_id, username, first_name, last_name, image_url, email, email_verified, public_metadata,
-                    created_at, updated_at FROM users WHERE id = $1 AND deleted_at IS NULL AND created_at IS NOT NULL"""
+                    created_at, updated_at FROM users WHERE id = $1 AND deleted_at IS NULL
+                AND num_nonnulls(created_at, external_id, username, first_name, last_name, email) > 0"""
 # Of other members only names and pictures are shown: no e-mail address and no metadata.
 PAGE = """SELECT m.id, m.organization_id, m.user_id, m.role, m.permissions, u.username, u.first_name, u.last_name, u.image_url,
                  m.created_at, m.updated_at
