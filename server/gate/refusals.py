@@ -44,7 +44,7 @@ def failure_of(error: BaseException) -> BaseException:
 def is_of_the_body(request: web.Request, error: BaseException) -> bool:
     """Whether `error` was raised because the request's body is malformed, or the client closed the connection within it."""
     if isinstance(error, ConnectionResetError):
-        return error is request._payload.exception()
+        return error is request.content.exception()
     return isinstance(error, web.RequestPayloadError)
 
 
