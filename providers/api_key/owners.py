@@ -55,7 +55,7 @@ class StaticKeys:
 
     def recall(self, key: StaticKey) -> Identity | None:
         """Returns the caller of a key that is valid, from memory; None: `identity` must be called."""
-        state = None if _is_expired(key) else self._remembered(key)
+        state = None if key.has_expired else self._remembered(key)
         return None if state is None else state.identity
 
     async def identity(self, key_id: str) -> Identity | None:
@@ -64,7 +64,7 @@ class StaticKeys:
         During an outage of the database the state read last applies; Unavailable is raised if none was read.
         """
         key = self._keys.get(key_id)
-        if key is None or _is_expired(key):
+        if key is None or key.has_expired:
             return None
         return (self._remembered(key) or await self._read(key)).identity
 
@@ -93,7 +93,3 @@ class StaticKeys:
             identity = within_membership(key.identity, row["role"], row["permissions"]) if known else key.identity
         state = self._states[key.id] = State(identity, row["read_at"].timestamp(), self._clock() + REMEMBERED)
         return state
-
-
-def _is_expired(key: StaticKey) -> bool:
-    return key.expires_at is not None and key.expires_at <= time.time()

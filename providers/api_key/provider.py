@@ -6,7 +6,6 @@ import hmac
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -99,8 +98,7 @@ class ApiKeyProvider:
             return await self._managed.recheck(identity)
         now = await self._statics.identity(static.id)
         if now is None:
-            expired = static.expires_at is not None and static.expires_at <= time.time()
-            raise CredentialRejected("key-expired" if expired else "key-revoked", f"key {static.id}")
+            raise CredentialRejected("key-expired" if static.has_expired else "key-revoked", f"key {static.id}")
         return now
 
     async def authenticate(self, request: web.Request) -> Identity | None:
@@ -111,7 +109,7 @@ class ApiKeyProvider:
         digest = digest_of(secret)
         static = self._static.get(digest)
         if static is not None and hmac.compare_digest(static.digest, digest):
-            if static.expires_at is not None and static.expires_at <= time.time():
+            if static.has_expired:
                 raise CredentialRejected("key-expired", f"key {static.id}")
             if self._statics is None:
                 raise Unavailable("the provider is not open")

@@ -28,6 +28,10 @@ class StaticKey:
     def id(self) -> str:
         return str(self.identity.key_id)
 
+    @property
+    def has_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= time.time()
+
 
 def static_keys(tables: Iterable[Mapping[str, Any]] | None) -> dict[bytes, StaticKey]:
     """Returns the keys by their digests. Raises ValueError for an invalid or duplicate one."""

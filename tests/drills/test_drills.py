@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ import pytest
 from aiohttp import web
 from kits import tokens as kit
 from kits.app import LOCAL, Client, Reply, build_app, routes_plugin, serving, stub
+from kits.pages import free_port
 
 from providers.api_key.key_format import make
 from server import raw_body, signed_in
@@ -175,12 +175,6 @@ async def test_a_killed_worker_costs_what_it_had_in_hand(db: TestDatabase, tmp_p
     assert load.ends["refused"] == 0
     assert last < 1, "later than with the worker that died"
     assert set(load.ends) <= {200, "lost"}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 async def take(request: web.Request) -> web.Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from kits import doc_page
 from kits.agents import installed
 from kits.mcp_clients import FOLDER, node_program
 from kits.oidc_provider import oidc_provider
+from kits.pages import free_port
 from kits.todo import EXAMPLE, todo_table
 from yarl import URL
 
@@ -42,12 +42,6 @@ def todo_app() -> Iterator[ModuleType]:
     exec(compile(source, "todo_app_as_tools", "exec"), module.__dict__)
     yield module
     del sys.modules[module.__name__]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 async def test_the_agent_signs_in_and_works(serve: Serve, db: TestDatabase, todo_app: ModuleType, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from kits.app import Client, Reply, ask, build_app, serving, stub
+from kits.pages import free_port
 
 from providers.clerk import development_key
 from server.http import sock_diag, this_machine
@@ -46,12 +47,6 @@ async def refuses_all(port: int, folder: Path) -> None:
     for credential in credentials(folder):
         for version in ("HTTP/1.1", "HTTP/1.0"):
             assert await status(port, credential, version=version) == 401, (credential[1][:5], version)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @asynccontextmanager

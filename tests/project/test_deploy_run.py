@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from kits.deploy import DEPLOY, environment, service
+from kits.pages import free_port
 from kits.postgres import Cluster, bin_folders
 from kits.tokens import claims, mint, pem, rsa_key
 from yarl import URL
@@ -60,12 +60,6 @@ if [ -n "$tmp" ]; then mount -t tmpfs -o size=1m,mode=1777,noexec,nosuid,nodev t
 unset closed base spare tmp
 exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
 """
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 # The database ------------------------------------------------------------------------------------------------------------

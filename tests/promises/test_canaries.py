@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from kits import ROOT, canaries
 from kits.app import Client
 from kits.canaries import BODY_SECONDS, World
+from kits.pages import free_port
 
 from server.app import SERVER_DATABASE, SETTINGS, build
 from server.plugins.providers import PROVIDERS
@@ -124,12 +124,6 @@ async def hammer(port: int, line: str, number: int) -> list[tuple[int, str]]:
 
 def request(path: str, world: World, odd: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.good}{odd}\r\n\r\n".encode()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 async def command(db: TestDatabase, folder: Path, *words: str, **more: str) -> tuple[int | None, str]:

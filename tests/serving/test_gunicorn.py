@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import aiohttp
 import psutil
 import pytest
 from kits import ROOT
+from kits.pages import free_port
 
 from tests.conftest import ALICE, TestDatabase
 
@@ -76,12 +76,6 @@ async def pid(request):
 def register_handlers():
     return routes
 '''
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kits import ROOT
 from kits.app import build_app, provider_plugin, serving
+from kits.pages import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import Identity
@@ -192,12 +192,6 @@ def get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[in
             return got.status, got.read(), got.headers["Content-Type"]
     except urllib.error.HTTPError as error:
         return error.code, error.read(), error.headers["Content-Type"]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -426,7 +426,7 @@ async def test_a_revocation_ends_a_known_bound_token(client: Client, issuer: Iss
 
 @pytest.mark.parametrize("scheme", ["DPoP", "dpop"])
 async def test_the_error_of_a_refusal_is_in_the_challenge_of_the_scheme(serve: Serve, issuer: Issuer, scheme: str) -> None:
-    """RFC 9449 7.1: whoever refuses a token that was sent under `DPoP`, the provider, the gate or the handler."""
+    """RFC 9449 7.1: the provider, the gate or a handler refuses a token that was sent under `DPoP`."""
 
     @requires(scopes=["a", "b"])
     async def scopes(request: web.Request) -> web.Response:
